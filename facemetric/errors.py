@@ -1,0 +1,32 @@
+"""What a user can get wrong. Each message says what came, what was needed, what to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FacemetricError(Exception):
+    """A fault the user can mend: the command line prints it as one line and exits with status 2."""
+
+
+class ConfigError(FacemetricError, ValueError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class DataError(FacemetricError, ValueError):
+    """Images, index files or pairs that are missing, broken or too few."""
+
+
+class WeightsError(FacemetricError, ValueError):
+    """A weights folder or checkpoint that is missing, cut short or of another shape."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message for a misspelt name: `": did you mean 'semihard'?"`, or the choices."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f": choose from {shown}"
