@@ -1,0 +1,166 @@
+"""Blocks of the pairwise distance matrix inside a stated memory budget: the one place where pairs are formed.
+
+    best = torch.full((len(x),), torch.inf)
+    for rows, cols, dist in distance_tiles(x, y, budget_mib=4):
+        best[rows] = torch.minimum(best[rows], dist.amin(1))      # nearest y of every x, no M x N matrix
+
+Shapes: M rows of x, N rows of y, D embedding, R and C rows and columns of one tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from facemetric.errors import ConfigError, DataError
+
+# A tile that stays in the cache of a CPU core pair costs no memory traffic; on a GPU launches are the cost.
+CPU_BUDGET_MIB = 4.0
+CUDA_BUDGET_MIB = 512.0
+MIB = 1024 * 1024
+
+
+class Tile(NamedTuple):
+    """One block: `values[i, j]` belongs to row `rows.start + i` of x and row `cols.start + j` of y.
+
+    `values` is a view of a buffer which the next step of the walk overwrites: reduce it, change it in place,
+    or copy it, but do not keep it.
+    """
+
+    rows: slice
+    cols: slice
+    values: Tensor  # (R, C)
+
+
+def default_budget_mib(device: torch.device) -> float:
+    """MiB for the tiles of one walk where the caller states none: 4 on a CPU, 512 on a GPU."""
+    return CPU_BUDGET_MIB if device.type == "cpu" else CUDA_BUDGET_MIB
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays; every other floating dtype is computed in float32."""
+    if not dtype.is_floating_point:
+        raise DataError(f"embeddings are {dtype}, they must be floating point; convert them with .float()")
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tile_shape(
+    n_rows: int,
+    n_cols: int,
+    *,
+    budget_mib: float,
+    buffers: int = 1,
+    itemsize: int = 4,
+    triangle: bool = False,
+    whole_rows: bool = False,
+) -> tuple[int, int]:
+    """Rows and columns of a tile such that `buffers` of them fit in `budget_mib`; never below one row."""
+    if not budget_mib > 0:
+        raise ConfigError(
+            f"the tile budget is {budget_mib} MiB, it must be above 0: 4 suits a CPU, 512 a GPU"
+        )
+    n_rows, n_cols = max(n_rows, 1), max(n_cols, 1)
+    elements = max(int(budget_mib * MIB) // (itemsize * buffers), 1)
+    if triangle:  # balanced, so that the last block is not a sliver
+        side = min(math.isqrt(elements), n_rows)
+        side = math.ceil(n_rows / math.ceil(n_rows / side))
+        return side, side
+    if whole_rows:
+        return min(max(elements // n_cols, 1), n_rows), n_cols
+    rows = min(n_rows, max(math.isqrt(elements), elements // n_cols))
+    return rows, min(n_cols, max(elements // rows, 1))
+
+
+def product_tiles(
+    x_MD: Tensor,
+    y_ND: Tensor | None = None,
+    *,
+    budget_mib: float | None = None,
+    buffers: int = 1,
+    triangle: bool = False,
+    whole_rows: bool = False,
+) -> Iterator[Tile]:
+    """Walk the inner products x @ y.T in tiles, left to right, then down.
+
+    x (M, D) and y (N, D), x itself when y is left out; half precision is computed in float32. `budget_mib`
+    is the memory for tiles (default: see `default_budget_mib`), of which the caller holds `buffers` in all,
+    this walk's own included. `triangle` (y left out) yields only the tiles on and above the diagonal; those on it
+    (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide. Gradients do not flow.
+    Errors: ConfigError for a budget that is not above 0, DataError for shapes that do not meet.
+    """
+    x_MD, y_ND, budget_mib = _check(x_MD, y_ND, budget_mib, triangle)
+    walk = _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows)
+    for rows, cols, out in walk:
+        torch.mm(x_MD[rows], y_ND[cols].T, out=out)
+        yield Tile(rows, cols, out)
+
+
+def distance_tiles(
+    x_MD: Tensor,
+    y_ND: Tensor | None = None,
+    *,
+    budget_mib: float | None = None,
+    buffers: int = 1,
+    triangle: bool = False,
+    whole_rows: bool = False,
+) -> Iterator[Tile]:
+    """Walk the squared Euclidean distances |x_i - y_j|^2 in tiles; the arguments of `product_tiles`.
+
+    Values come from |x|^2 + |y|^2 - 2 x.y: they may fall below zero by rounding, about 1e-7 |x|^2 in float32
+    (clamp before a square root), and near-duplicates keep few digits (take `row_distance` for those).
+    For unit rows they lie in 0..4, and the cosine is 1 - values / 2.
+    """
+    x_MD, y_ND, budget_mib = _check(x_MD, y_ND, budget_mib, triangle)
+    x_sq_M1 = x_MD.square().sum(1, keepdim=True)
+    y_sq_N = x_sq_M1[:, 0] if y_ND is x_MD else y_ND.square().sum(1)
+    for rows, cols, out in _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows):
+        torch.addmm(y_sq_N[cols], x_MD[rows], y_ND[cols].T, alpha=-2, out=out)
+        yield Tile(rows, cols, out.add_(x_sq_M1[rows]))
+
+
+def row_distance(x_PD: Tensor, y_PD: Tensor) -> Tensor:
+    """Squared distance (P,) of paired rows by direct difference: every digit, duplicates give exactly 0."""
+    return (x_PD - y_PD).square_().sum(1)
+
+
+def _check(
+    x_MD: Tensor, y_ND: Tensor | None, budget_mib: float | None, triangle: bool
+) -> tuple[Tensor, Tensor, float]:
+    if y_ND is not None and triangle:
+        raise ConfigError("the triangle walk takes one matrix: leave y out, or set triangle=False")
+    other_ND = x_MD if y_ND is None else y_ND
+    if x_MD.dim() != 2 or other_ND.dim() != 2 or x_MD.shape[1] != other_ND.shape[1]:
+        raise DataError(
+            f"x is {tuple(x_MD.shape)}, y is {tuple(other_ND.shape)}: they must be (M, D) and (N, D) with one D"
+        )
+    dtype = torch.promote_types(compute_dtype(x_MD.dtype), compute_dtype(other_ND.dtype))
+    x_MD = x_MD.detach().to(dtype)
+    other_ND = x_MD if y_ND is None else other_ND.detach().to(dtype)
+    return x_MD, other_ND, default_budget_mib(x_MD.device) if budget_mib is None else budget_mib
+
+
+def _walk(
+    x_MD: Tensor, y_ND: Tensor, budget_mib: float, buffers: int, triangle: bool, whole_rows: bool
+) -> Iterator[Tile]:
+    """The slices and the view of the one buffer for each step."""
+    M, N = len(x_MD), len(y_ND)
+    R, C = tile_shape(
+        M,
+        N,
+        budget_mib=budget_mib,
+        buffers=buffers,
+        itemsize=x_MD.element_size(),
+        triangle=triangle,
+        whole_rows=whole_rows,
+    )
+    buffer = x_MD.new_empty(R * C)
+    for top in range(0, M, R):
+        rows = slice(top, min(top + R, M))
+        for left in range(top if triangle else 0, N, C):
+            cols = slice(left, min(left + C, N))
+            height, width = rows.stop - rows.start, cols.stop - cols.start
+            yield Tile(rows, cols, buffer[: height * width].view(height, width))
