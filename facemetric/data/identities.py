@@ -1,0 +1,148 @@
+"""Lists of identities in text files: to validate on, to leave out, to merge; and the checks before training."""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facemetric.data.index import ImageIndex
+from facemetric.errors import DataError, did_you_mean
+
+
+class Merged(NamedTuple):
+    """The index after a merge, how many identities went into others, and the listed names it does not hold."""
+
+    joined: ImageIndex
+    merged: int
+    unknown: tuple[str, ...]
+
+
+class Enough(NamedTuple):
+    """The images of identities with enough of them, and the names of the others."""
+
+    kept: ImageIndex
+    left_out: tuple[str, ...]
+
+
+def read_identity_list(path: str | Path) -> list[str]:
+    """Names, one a line; blank lines and lines that start with `#` do not count. DataError where it is no text."""
+    names = [line.strip() for line in _lines(path)]
+    return list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
+
+
+def read_merges(path: str | Path) -> list[tuple[str, ...]]:
+    """Groups of names of one person: lines `a,b[,c...]`, or a csv with the columns identity_a and identity_b.
+
+    Other columns of the csv (a distance) are passed over. DataError where a line names fewer than two.
+    """
+    lines = [
+        (n, line)
+        for n, line in enumerate(_lines(path), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    cells = [[cell.strip() for cell in row] for row in csv.reader(line for _, line in lines)]
+    numbers = [n for n, _ in lines]
+    header = cells[0] if cells else []
+    if {"identity_a", "identity_b"} <= set(header):
+        places = [header.index("identity_a"), header.index("identity_b")]
+        cells = [[row[i] for i in places if i < len(row)] for row in cells[1:]]
+        numbers = numbers[1:]
+    groups = [tuple(name for name in row if name) for row in cells]
+    for number, group in zip(numbers, groups, strict=True):
+        if len(group) < 2:
+            raise DataError(
+                f"{path} line {number}: names {len(group)} identity, a merge needs two: write a,b"
+            )
+    return groups
+
+
+def merge_identities(
+    index: ImageIndex, groups: Sequence[Sequence[str]], *, skip_unknown: bool = False
+) -> Merged:
+    """Makes one identity of each group, transitively; it keeps the first of its names in sorted order.
+
+    Merge before splitting: the lists may then go on using any of the names. A name the index does not have is a
+    DataError, or with `skip_unknown` handed back.
+    """
+    parent = np.arange(len(index.identities))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = int(parent[i])
+        return i
+
+    missing: dict[str, None] = {}
+    for group in groups:
+        numbers, unknown = index.identity_numbers(group)
+        missing.update(dict.fromkeys(unknown))
+        for one, other in pairwise(numbers):
+            low, high = sorted((root(one), root(other)))
+            parent[high] = low  # names are sorted, so the root is the first of its group
+    if missing and not skip_unknown:
+        first = next(iter(missing))
+        raise DataError(
+            f"{len(missing)} identities to merge are not in the data, first {first!r}{did_you_mean(first, index.identities)}"
+        )
+    roots = np.array([root(i) for i in range(len(parent))])
+    kept, number = np.unique(roots, return_inverse=True)
+    names = [index.identities[i] for i in kept]
+    aliases = {index.identities[i]: index.identities[r] for i, r in enumerate(roots) if i != r}
+    older = {old: aliases[name] for old, name in index.aliases.items() if name in aliases}
+    joined = index.relabel(number[index.identity], names, {**older, **aliases})
+    return Merged(joined, len(aliases), tuple(missing))
+
+
+def with_at_least(index: ImageIndex, images: int) -> Enough:
+    """The identities that have so many images, and the names of those left out."""
+    enough = index.counts() >= images
+    if enough.all():
+        return Enough(index, ())
+    return Enough(
+        index.select(enough[index.identity]), tuple(index.identities[i] for i in np.flatnonzero(~enough))
+    )
+
+
+def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: bool = False) -> None:
+    """DataError where there are fewer than `least` identities, or two that differ in letter case alone.
+
+    `Anna` and `anna` are one person whose folder was typed twice far more often than two people; trained as two,
+    they teach the model to tell a face from itself. Names that are such codes on purpose: `allow_case_twins`.
+    Unicode's composed and decomposed forms of a letter count as the same.
+    """
+    if len(index.identities) < least:
+        found = ", ".join(map(repr, index.identities))
+        raise DataError(
+            f"{len(index.identities)} identities with images ({found}), at least {least} are needed; the layout is"
+            " identity/image.jpg, one folder for each identity, without a folder around them all"
+        )
+    if allow_case_twins:
+        return
+    seen: dict[str, str] = {}
+    twins: list[str] = []
+    for name in index.identities:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            twins.append(f"{other!r} and {name!r}")
+    if twins:
+        shown = ", ".join(twins[:5]) + (", ..." if len(twins) > 5 else "")
+        raise DataError(
+            f"{len(twins)} identities differ in letter case alone: {shown}; merge them or leave one out"
+        )
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a text file of identities"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is no UTF-8 text; give a text file with one identity a line") from None

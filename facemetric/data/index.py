@@ -1,0 +1,315 @@
+"""The index: which images there are, of whom, and where their bytes lie.
+
+An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any order.
+A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the columns
+`path,identity` (paths below the csv's folder), a plain `.tar` whose members are `identity/image.jpg`, or a folder
+of such tars. Identities of a named source are prefixed with `NAME/`; where several sources are given, an unnamed
+one is prefixed with its file's stem, so that `001` in two sources stays two people. Sources given the same name
+on purpose (`a=x.tar a=y.tar`) share their identities.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facemetric.data.sources import Packed, Rows, Source, SourceFile, parse_source, prefixes, scan
+from facemetric.errors import DataError, did_you_mean
+
+__all__ = ["ImageIndex", "Location", "Source", "Split", "parse_source", "read_index"]
+
+OPEN_FILES = 64  # tars kept open at once
+
+
+class Location(NamedTuple):
+    """The bytes [offset, offset + size) of a file."""
+
+    file: str
+    offset: int
+    size: int
+
+
+class Split(NamedTuple):
+    """An index in two parts by identity, and the listed names it does not hold."""
+
+    rest: ImageIndex
+    picked: ImageIndex
+    unknown: tuple[str, ...]
+
+
+class Store:
+    """What was found, in columns; every index made from one read shares it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.files: tuple[SourceFile, ...] = tuple(rows.files)
+        self.file = np.array(rows.file, np.int32)
+        self.folder = np.array(rows.folder, np.int32)
+        self.offset = np.array(rows.offset, np.int64)
+        self.size = np.array(rows.size, np.int64)
+        self.mtime = np.array(rows.mtime, np.int64)
+        self.leaves = Packed(bytes(rows.leaf), np.array(rows.leaf_end, np.int64))
+        folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
+        self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
+        self._open: dict[int, int] = {}
+
+    def name(self, row: int) -> str:
+        folder = self.folders[self.folder[row]]
+        return f"{folder}/{self.leaves[row]}" if folder else self.leaves[row]
+
+    def location(self, row: int) -> Location:
+        file = self.files[self.file[row]]
+        if file.is_tar:
+            return Location(file.path, int(self.offset[row]), int(self.size[row]))
+        return Location(os.path.join(file.path, self.name(row)[len(file.prefix) :]), 0, int(self.size[row]))
+
+    def read(self, row: int) -> bytes:
+        which = int(self.file[row])
+        if not self.files[which].is_tar:
+            with open(self.location(row).file, "rb") as file:
+                return file.read()
+        size = int(self.size[row])
+        data = os.pread(self._descriptor(which), size, int(self.offset[row]))
+        if len(data) < size:
+            raise OSError(errno.EIO, f"{self.files[which].path} was cut short since it was indexed")
+        return data
+
+    def _descriptor(self, which: int) -> int:
+        if which not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[which] = os.open(self.files[which].path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return self._open[which]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+
+class ImageIndex:
+    """N images of some identities, in the order of (identity, name), whatever the file system's order was.
+
+    `identity` (N,) int32 points into `identities`, sorted names. `aliases` maps a merged name to the one kept.
+    `notes` says in sentences what was passed over, `ignored` how many files that were.
+    """
+
+    def __init__(
+        self, store: Store, rows: np.ndarray, identity: np.ndarray, identities: Sequence[str]
+    ) -> None:
+        self._store = store
+        self._rows = rows  # (N,) int64, rows of the store
+        self.identity = identity
+        self.identities = tuple(identities)
+        self.aliases: Mapping[str, str] = {}
+        self.notes: tuple[str, ...] = ()
+        self.ignored = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<ImageIndex: {len(self)} images of {len(self.identities)} identities>"
+
+    def name(self, i: int) -> str:
+        """`identity/image.jpg`, or the path as the csv has it; with the source's prefix where there is one.
+
+        A merge does not change it.
+        """
+        return self._store.name(self._rows[i])
+
+    def location(self, i: int) -> Location:
+        """Where image i's bytes lie."""
+        return self._store.location(self._rows[i])
+
+    def read(self, i: int) -> bytes:
+        """The bytes of image i. OSError where they are gone or cut short. Safe to call in forked workers."""
+        return self._store.read(self._rows[i])
+
+    def find(self, name: str) -> int | None:
+        """The row of an image's name, or None."""
+        hashes, rows = self._names
+        key = hash(name)
+        at = int(np.searchsorted(hashes, key))
+        while at < len(hashes) and hashes[at] == key:
+            if self.name(rows[at]) == name:
+                return int(rows[at])
+            at += 1
+        return None
+
+    @cached_property
+    def _names(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted hashes of the names, and their rows: 16 bytes an image where a dict would take 200."""
+        hashes = np.fromiter((hash(self.name(i)) for i in range(len(self))), np.int64, len(self))
+        rows = np.argsort(hashes, kind="stable")
+        return hashes[rows], rows
+
+    def counts(self) -> np.ndarray:
+        """(identities,) int64: images of each identity."""
+        return np.bincount(self.identity, minlength=len(self.identities))
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of each image."""
+        return self._store.size[self._rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the columns and names, without the identities' own names."""
+        store = self._store
+        columns = (store.file, store.folder, store.offset, store.size, store.mtime, self._rows, self.identity)
+        packed = sum(len(p.data) + p.bounds.nbytes for p in (store.leaves, store.folders))
+        return packed + sum(column.nbytes for column in columns)
+
+    def select(self, rows: np.ndarray) -> ImageIndex:
+        """The images of a boolean mask (N,) or of row numbers, in that order.
+
+        Identities are numbered anew among those present, names still sorted; the storage is shared.
+        """
+        present, identity = np.unique(self.identity[rows], return_inverse=True)
+        names = [self.identities[i] for i in present]
+        return self._like(self._rows[rows], identity.astype(np.int32), names)
+
+    def relabel(
+        self, identity: np.ndarray, identities: Sequence[str], aliases: Mapping[str, str]
+    ) -> ImageIndex:
+        """The same images under other identities; images are brought into the order of the new identities."""
+        order = np.argsort(identity, kind="stable")
+        index = self._like(self._rows[order], identity[order].astype(np.int32), identities)
+        index.aliases = {**self.aliases, **aliases}
+        return index
+
+    def split_identities(self, names: Sequence[str], *, skip_unknown: bool = False) -> Split:
+        """(rest, picked, unknown): the images of the named identities are `picked`, the others `rest`.
+
+        A merged identity goes whole where any of its names is listed. A name the index does not have is a
+        DataError, unless `skip_unknown`: then it is handed back in `unknown`, for a list that covers more
+        sources than were given.
+        """
+        numbers, unknown = self.identity_numbers(names)
+        if unknown and not skip_unknown:
+            raise DataError(
+                f"{len(unknown)} listed identities are not in the data, first {unknown[0]!r}"
+                f"{did_you_mean(unknown[0], self.identities)}"
+            )
+        wanted = np.zeros(len(self.identities), bool)
+        wanted[numbers] = True
+        mask = wanted[self.identity]
+        return Split(self.select(~mask), self.select(mask), tuple(unknown))
+
+    def identity_numbers(self, names: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Numbers of the identities of these names (through merges), and the names that are unknown."""
+        number = {name: i for i, name in enumerate(self.identities)}
+        kept = [self.aliases.get(name, name) for name in names]
+        known = [number[name] for name in kept if name in number]
+        return known, [name for name, alias in zip(names, kept, strict=True) if alias not in number]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits over identities, names and sizes in their order: the same on every machine."""
+        store, rows = self._store, self._rows
+        digest = hashlib.sha256("\0".join(self.identities).encode("utf-8", "surrogateescape"))
+        folders, folder = np.unique(store.folder[rows], return_inverse=True)
+        # Numbered by name, as the store's own numbers depend on what else was read.
+        names = [store.folders[i] for i in folders]
+        by_name = sorted(range(len(names)), key=names.__getitem__)
+        rank = np.empty(len(names), np.int64)
+        rank[by_name] = np.arange(len(names))
+        digest.update("\0".join(names[i] for i in by_name).encode("utf-8", "surrogateescape"))
+        lengths = store.leaves.bounds[rows + 1] - store.leaves.bounds[rows]
+        for column in (self.identity, rank[folder], lengths, store.size[rows]):
+            digest.update(np.ascontiguousarray(column, "<i8").tobytes())
+        for row in rows:
+            digest.update(store.leaves.data[store.leaves.bounds[row] : store.leaves.bounds[row + 1]])
+        return digest.hexdigest()
+
+    @cached_property
+    def state_key(self) -> str:
+        """The fingerprint with the times of last change: other when a file was touched. For caches."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self._store.mtime[self._rows].tobytes())
+        for i in np.unique(self._store.file[self._rows]):
+            file = self._store.files[i]
+            digest.update(f"{file.size} {file.mtime}".encode() if file.is_tar else b"-")
+        return digest.hexdigest()
+
+    def _like(self, rows: np.ndarray, identity: np.ndarray, identities: Sequence[str]) -> ImageIndex:
+        index = ImageIndex(self._store, rows, identity, identities)
+        index.aliases, index.notes, index.ignored = self.aliases, self.notes, self.ignored
+        return index
+
+
+def read_index(data: str | Path | Sequence[str | Path]) -> ImageIndex:
+    """Reads one or several sources (see the top of the module) into one index.
+
+    What is passed over (files that are no images, broken links) is counted in `ignored` and said in `notes`.
+    DataError where a source is missing, empty, damaged, or one image is listed for two identities.
+    """
+    texts = [data] if isinstance(data, str | Path) else list(data)
+    if not texts:
+        raise DataError("no data; give a folder of identities, a csv (path,identity) or a .tar")
+    sources = [parse_source(text) for text in texts]
+    rows = Rows()
+    for source, prefix in zip(sources, prefixes(sources), strict=True):
+        scan(rows, source, prefix)
+    return _in_order(rows)
+
+
+def _in_order(rows: Rows) -> ImageIndex:
+    """The index over all rows, sorted by identity and name, images listed twice taken out."""
+    store = Store(rows)
+    names = sorted(rows.identities)
+    rank = np.empty(len(names), np.int32)
+    rank[[rows.identities[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+    identity = rank[np.array(rows.identity, np.int32)]
+    order = np.argsort(identity, kind="stable")
+    identity = identity[order]
+    bounds = np.searchsorted(identity, np.arange(len(names) + 1))
+    hashes = np.empty(len(order), np.int64)
+    for first, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        found = sorted((store.name(row), row) for row in order[first:end].tolist())
+        order[first:end] = [row for _, row in found]
+        hashes[first:end] = [hash(name) for name, _ in found]
+    keep = _without_doubles(rows, store, order, identity, hashes)
+    index = ImageIndex(store, order.astype(np.int64), identity, names)
+    if not keep.all():
+        index = index.select(keep)
+    index.notes = tuple(
+        f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > len(rows.ignored[why]) else ''}"
+        for why, count in rows.ignored_counts.items()
+    )
+    index.ignored = sum(rows.ignored_counts.values())
+    return index
+
+
+def _without_doubles(
+    rows: Rows, store: Store, order: np.ndarray, identity: np.ndarray, hashes: np.ndarray
+) -> np.ndarray:
+    """(N,) bool: of a name met twice in one file the last stands, as in tar itself; across files it is an error."""
+    keep = np.ones(len(order), bool)
+    by_hash = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[by_hash][1:] == hashes[by_hash][:-1])
+    for i, j in zip(by_hash[same].tolist(), by_hash[same + 1].tolist(), strict=True):
+        name = store.name(order[i])
+        if name != store.name(order[j]):
+            continue
+        one, other = (store.files[store.file[order[k]]].path for k in (i, j))
+        if one != other:
+            raise DataError(
+                f"{name!r} stands in both {one} and {other}; name the sources apart, as A=PATH B=PATH"
+            )
+        if identity[i] != identity[j]:
+            people = sorted(rows.identities)
+            raise DataError(
+                f"{name!r} is listed for both {people[identity[i]]!r} and {people[identity[j]]!r}; keep one"
+            )
+        keep[i] = False
+        rows.ignore("images listed twice (the last stands)", name)
+    return keep

@@ -1,0 +1,317 @@
+"""From what the user named (a folder, a csv, a tar) to rows of a store: who, where, how long.
+
+A store holds numpy columns and packed names, no Python object an image: about 70 bytes an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facemetric.data.tar import walk_tar
+from facemetric.errors import DataError, did_you_mean
+
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".pgm",
+    ".ppm",
+    ".pbm",
+    ".pnm",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".jfif",
+)
+PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
+
+
+class Source(NamedTuple):
+    """One set of images. `name` is what identities are prefixed with when the source is named, or one of several."""
+
+    name: str
+    path: Path
+    named: bool
+
+
+class SourceFile(NamedTuple):
+    """A tar, or the root below which images lie as files of their own."""
+
+    path: str
+    is_tar: bool
+    prefix: str  # what names have in front of the path below the root
+    size: int
+    mtime: int  # ns
+
+
+def parse_source(text: str | Path) -> Source:
+    """`PATH` or `NAME=PATH`. A path that itself holds an `=` is taken whole where it exists, or if written `./a=b`."""
+    text = os.fspath(text)
+    name, equals, path = text.partition("=")
+    if equals and re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not os.path.exists(text):
+        if not path:
+            raise DataError(f"{text!r}: a name without a path; write NAME=PATH")
+        return Source(name, Path(path), True)
+    if not text:
+        raise DataError("an empty path as data; give a folder, a csv or a .tar")
+    return Source(Path(os.path.abspath(text)).stem, Path(text), False)
+
+
+def prefixes(sources: Sequence[Source]) -> list[str]:
+    """What identities of each source are prefixed with: nothing for one unnamed source, else `name/`."""
+    if len(sources) == 1 and not sources[0].named:
+        return [""]
+    unnamed = [source.name for source in sources if not source.named]
+    taken = {source.name for source in sources if source.named} | {n for n in unnamed if unnamed.count(n) > 1}
+    twice = [source for source in sources if not source.named and source.name in taken]
+    if twice:
+        shown = ", ".join(str(source.path) for source in twice)
+        raise DataError(
+            f"{shown}: sources of the same name {twice[0].name!r}; name them apart, as A=PATH B=PATH"
+        )
+    return [source.name + "/" for source in sources]
+
+
+class Packed:
+    """Many short strings in one buffer: (count + 1) offsets and their UTF-8 bytes."""
+
+    def __init__(self, data: bytes, ends: np.ndarray) -> None:
+        self.data = data
+        self.bounds = np.concatenate([np.zeros(1, np.int64), ends])
+
+    def __getitem__(self, i: int) -> str:
+        return self.data[self.bounds[i] : self.bounds[i + 1]].decode("utf-8", "surrogateescape")
+
+
+@dataclass
+class Rows:
+    """Rows as they are found, in growing machine arrays."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    identities: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, int] = field(default_factory=dict)
+    identity: array = field(default_factory=lambda: array("i"))
+    folder: array = field(default_factory=lambda: array("i"))
+    file: array = field(default_factory=lambda: array("i"))
+    offset: array = field(default_factory=lambda: array("q"))
+    size: array = field(default_factory=lambda: array("q"))
+    mtime: array = field(default_factory=lambda: array("q"))
+    leaf: bytearray = field(default_factory=bytearray)
+    leaf_end: array = field(default_factory=lambda: array("q"))
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> up to 5 examples
+    ignored_counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
+        """An image of the last file of `files`; `path` is below its root."""
+        prefix = self.files[-1].prefix
+        head, _, tail = path.rpartition("/")
+        folder = (prefix + head) if head else prefix[:-1]
+        leaf = tail if head or not path.startswith("/") else path
+        self.identity.append(self.identities.setdefault(prefix + identity, len(self.identities)))
+        self.folder.append(self.folders.setdefault(folder, len(self.folders)))
+        self.file.append(len(self.files) - 1)
+        self.offset.append(offset)
+        self.size.append(size)
+        self.mtime.append(mtime)
+        self.leaf += leaf.encode("utf-8", "surrogateescape")
+        self.leaf_end.append(len(self.leaf))
+
+    def ignore(self, why: str, what: str) -> None:
+        self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1
+        examples = self.ignored.setdefault(why, [])
+        if len(examples) < 5:
+            examples.append(what)
+
+
+def scan(rows: Rows, source: Source, prefix: str) -> None:
+    """Adds the images of one source. DataError where there is none, or it cannot be read."""
+    path = str(source.path)
+    before = len(rows.identity)
+    if os.path.isdir(path):
+        shards = _shards(path)
+        if shards:
+            for shard in shards:
+                _scan_tar(rows, shard, prefix)
+        else:
+            _scan_folder(rows, path, prefix)
+    elif not os.path.exists(path):
+        raise DataError(
+            f"{path}: no such file or folder; give a folder of identities, a csv (path,identity) or a .tar"
+        )
+    elif path.lower().endswith(PACKED_ENDINGS):
+        raise DataError(
+            f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
+        )
+    elif path.lower().endswith(".csv"):
+        _scan_csv(rows, path, prefix)
+    elif path.lower().endswith(".tar"):
+        _scan_tar(rows, path, prefix)
+    else:
+        raise DataError(
+            f"{path}: unknown kind of data; give a folder of identities, a .csv (path,identity) or a .tar"
+        )
+    if len(rows.identity) == before:
+        raise DataError(
+            f"{path}: holds no image of an identity{_instead(rows)}; needed is identity/image.jpg"
+        )
+
+
+def _instead(rows: Rows) -> str:
+    found = [f"{n} {why}" for why, n in rows.ignored_counts.items()]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _is_image(leaf: str) -> bool:
+    # macOS leaves `._photo.jpg` beside `photo.jpg`: no image.
+    return leaf.lower().endswith(IMAGE_ENDINGS) and not leaf.startswith(".")
+
+
+def _shards(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    shards = sorted(name for name, is_dir in found if name.lower().endswith(".tar") and not is_dir)
+    if shards and any(is_dir for _, is_dir in found):
+        raise DataError(f"{path}: holds both .tar shards and folders; put them apart and name both")
+    return [os.path.join(path, name) for name in shards]
+
+
+def _scan_tar(rows: Rows, path: str, prefix: str) -> None:
+    state = os.stat(path)
+    rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
+    for name, offset, size in walk_tar(path):
+        identity, slash, _ = name.partition("/")
+        if not _is_image(name.rpartition("/")[2]):
+            rows.ignore("files that are no images", name)
+        elif not slash:
+            rows.ignore("images outside an identity's folder", name)
+        else:
+            rows.add(identity, name, offset, size, 0)
+
+
+def _scan_folder(rows: Rows, root: str, prefix: str) -> None:
+    rows.files.append(SourceFile(root, False, prefix, 0, 0))
+    above = {_identity_of(root)} | {
+        _identity_of(str(parent)) for parent in Path(os.path.realpath(root)).parents
+    }
+    for entry in _entries(root):
+        if _is_dir(entry):
+            if entry.name.startswith("."):
+                rows.ignore("hidden folders", entry.name)
+            else:
+                _scan_identity(rows, entry.name, entry.path, above)
+        else:
+            image = _is_image(entry.name)
+            rows.ignore(
+                "images outside an identity's folder" if image else "files that are no images", entry.name
+            )
+
+
+def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, int]]) -> None:
+    """All images below an identity's folder. A folder met twice through links is walked once, so loops end;
+    a link up to the data itself (`above`) is not walked, as it would give everybody's images to one identity."""
+    seen = set(above)
+    todo = [(identity, root)]
+    while todo:
+        below, path = todo.pop()
+        here = _identity_of(path)
+        if here in seen:
+            rows.ignore("links to a folder already walked", below)
+            continue
+        seen.add(here)
+        for entry in _entries(path):
+            name = f"{below}/{entry.name}"
+            if _is_dir(entry):
+                todo.append((name, entry.path))
+            elif not _is_image(entry.name):
+                rows.ignore("files that are no images", name)
+            else:
+                try:
+                    state = entry.stat()
+                except OSError:
+                    rows.ignore("broken links", name)
+                    continue
+                rows.add(identity, name, 0, state.st_size, state.st_mtime_ns)
+
+
+def _identity_of(path: str) -> tuple[int, int]:
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be listed ({error.strerror}); give a readable folder without link loops"
+        ) from None
+
+
+def _scan_csv(rows: Rows, path: str, prefix: str) -> None:
+    root = os.path.dirname(os.path.abspath(path))
+    state = os.stat(path)
+    rows.files.append(SourceFile(root, False, prefix, state.st_size, state.st_mtime_ns))
+    missing: list[str] = []
+    for line, image, identity in _csv_lines(path):
+        if not image or not identity:
+            raise DataError(
+                f"{path} line {line}: an empty {'identity' if image else 'path'}; both columns need a value"
+            )
+        try:
+            state = os.stat(os.path.join(root, image))
+        except (OSError, ValueError):
+            missing.append(image)
+            continue
+        rows.add(identity, image, 0, state.st_size, state.st_mtime_ns)
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{path}: {len(missing)} paths do not exist below {root}: {shown}; mend or take out those lines"
+        )
+
+
+def _csv_lines(path: str) -> Iterator[tuple[int, str, str]]:
+    """(line number, path, identity) of each line; other columns are passed over."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [cell.strip() for cell in next(reader, [])]
+            places = [_column(path, header, wanted) for wanted in ("path", "identity")]
+            for cells in reader:
+                if cells:
+                    image, identity = (cells[i] if i < len(cells) else "" for i in places)
+                    yield reader.line_num, image, identity
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: is no UTF-8 csv ({error}); write it with the columns path,identity"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _column(path: str, header: Iterable[str], wanted: str) -> int:
+    header = list(header)
+    if wanted not in header:
+        raise DataError(
+            f"{path}: no column {wanted!r} in its first line{did_you_mean(wanted, header)}; needed is path,identity"
+        )
+    return header.index(wanted)
