@@ -1,4 +1,4 @@
-"""Lists of identities in text files: to validate on, to leave out, to merge; and the checks before training."""
+"""Lists of identities in text files (to validate on, to leave out, to merge), and checks before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from facemetric.errors import DataError, did_you_mean
 
 
 class Merged(NamedTuple):
-    """The index after a merge, how many identities went into others, and the listed names it does not hold."""
+    """The index after a merge, how many identities went into others, and the names it does not hold."""
 
     joined: ImageIndex
     merged: int
@@ -31,7 +31,9 @@ class Enough(NamedTuple):
 
 
 def read_identity_list(path: str | Path) -> list[str]:
-    """Names, one a line; blank lines and lines that start with `#` do not count. DataError where it is no text."""
+    """Names, one a line; blank lines and lines that start with `#` do not count. DataError where it is no
+    text.
+    """
     names = [line.strip() for line in _lines(path)]
     return list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
 
@@ -67,8 +69,8 @@ def merge_identities(
 ) -> Merged:
     """Makes one identity of each group, transitively; it keeps the first of its names in sorted order.
 
-    Merge before splitting: the lists may then go on using any of the names. A name the index does not have is a
-    DataError, or with `skip_unknown` handed back.
+    Merge before splitting: the lists may then go on using any of the names. A name the index does not have
+    is a DataError, or with `skip_unknown` handed back.
     """
     parent = np.arange(len(index.identities))
 
@@ -88,7 +90,8 @@ def merge_identities(
     if missing and not skip_unknown:
         first = next(iter(missing))
         raise DataError(
-            f"{len(missing)} identities to merge are not in the data, first {first!r}{did_you_mean(first, index.identities)}"
+            f"{len(missing)} identities to merge are not in the data, first {first!r}"
+            f"{did_you_mean(first, index.identities)}"
         )
     roots = np.array([root(i) for i in range(len(parent))])
     kept, number = np.unique(roots, return_inverse=True)
@@ -112,15 +115,15 @@ def with_at_least(index: ImageIndex, images: int) -> Enough:
 def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: bool = False) -> None:
     """DataError where there are fewer than `least` identities, or two that differ in letter case alone.
 
-    `Anna` and `anna` are one person whose folder was typed twice far more often than two people; trained as two,
-    they teach the model to tell a face from itself. Names that are such codes on purpose: `allow_case_twins`.
-    Unicode's composed and decomposed forms of a letter count as the same.
+    `Anna` and `anna` are one person whose folder was typed twice far more often than two people; trained as
+    two, they teach the model to tell a face from itself. Names that are such codes on purpose:
+    `allow_case_twins`. Unicode's composed and decomposed forms of a letter count as the same.
     """
     if len(index.identities) < least:
         found = ", ".join(map(repr, index.identities))
         raise DataError(
-            f"{len(index.identities)} identities with images ({found}), at least {least} are needed; the layout is"
-            " identity/image.jpg, one folder for each identity, without a folder around them all"
+            f"{len(index.identities)} identities with images ({found}), at least {least} are needed; the layout"
+            " is identity/image.jpg, one folder for each identity, without a folder around them all"
         )
     if allow_case_twins:
         return

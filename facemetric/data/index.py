@@ -1,11 +1,11 @@
 """The index: which images there are, of whom, and where their bytes lie.
 
-An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any order.
-A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the columns
-`path,identity` (paths below the csv's folder), a plain `.tar` whose members are `identity/image.jpg`, or a folder
-of such tars. Identities of a named source are prefixed with `NAME/`; where several sources are given, an unnamed
-one is prefixed with its file's stem, so that `001` in two sources stays two people. Sources given the same name
-on purpose (`a=x.tar a=y.tar`) share their identities.
+An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any
+order. A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the
+columns `path,identity` (paths below the csv's folder), a plain `.tar` whose members are
+`identity/image.jpg`, or a folder of such tars. Identities of a named source are prefixed with `NAME/`; where
+several sources are given, an unnamed one is prefixed with its file's stem, so that `001` in two sources
+stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their identities.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.sources import Packed, Rows, Source, SourceFile, parse_source, prefixes, scan
+from facemetric.data.sources import EXAMPLES, Packed, Rows, Source, SourceFile, parse_source, prefixes, scan
 from facemetric.errors import DataError, did_you_mean
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "parse_source", "read_index"]
@@ -98,8 +98,8 @@ class Store:
 class ImageIndex:
     """N images of some identities, in the order of (identity, name), whatever the file system's order was.
 
-    `identity` (N,) int32 points into `identities`, sorted names. `aliases` maps a merged name to the one kept.
-    `notes` says in sentences what was passed over, `ignored` how many files that were.
+    `identity` (N,) int32 points into `identities`, sorted names. `aliases` maps a merged name to the one
+    kept. `notes` says in sentences what was passed over, `ignored` how many files that were.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ def _in_order(rows: Rows) -> ImageIndex:
     if not keep.all():
         index = index.select(keep)
     index.notes = tuple(
-        f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > len(rows.ignored[why]) else ''}"
+        f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > EXAMPLES else ''}"
         for why, count in rows.ignored_counts.items()
     )
     index.ignored = sum(rows.ignored_counts.values())
@@ -292,7 +292,9 @@ def _in_order(rows: Rows) -> ImageIndex:
 def _without_doubles(
     rows: Rows, store: Store, order: np.ndarray, identity: np.ndarray, hashes: np.ndarray
 ) -> np.ndarray:
-    """(N,) bool: of a name met twice in one file the last stands, as in tar itself; across files it is an error."""
+    """(N,) bool: of a name met twice in one file the last stands, as in tar itself; across files it is an
+    error.
+    """
     keep = np.ones(len(order), bool)
     by_hash = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[by_hash][1:] == hashes[by_hash][:-1])

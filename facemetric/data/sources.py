@@ -34,11 +34,14 @@ IMAGE_ENDINGS = (
     ".gif",
     ".jfif",
 )
+EXAMPLES = 5  # of what is passed over, named
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
 class Source(NamedTuple):
-    """One set of images. `name` is what identities are prefixed with when the source is named, or one of several."""
+    """One set of images. `name` is what identities are prefixed with when the source is named, or one of
+    several.
+    """
 
     name: str
     path: Path
@@ -56,7 +59,9 @@ class SourceFile(NamedTuple):
 
 
 def parse_source(text: str | Path) -> Source:
-    """`PATH` or `NAME=PATH`. A path that itself holds an `=` is taken whole where it exists, or if written `./a=b`."""
+    """`PATH` or `NAME=PATH`. A path that itself holds an `=` is taken whole where it exists, or if written
+    `./a=b`.
+    """
     text = os.fspath(text)
     name, equals, path = text.partition("=")
     if equals and re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not os.path.exists(text):
@@ -109,7 +114,7 @@ class Rows:
     mtime: array = field(default_factory=lambda: array("q"))
     leaf: bytearray = field(default_factory=bytearray)
     leaf_end: array = field(default_factory=lambda: array("q"))
-    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> up to 5 examples
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
     ignored_counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
@@ -130,7 +135,7 @@ class Rows:
     def ignore(self, why: str, what: str) -> None:
         self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1
         examples = self.ignored.setdefault(why, [])
-        if len(examples) < 5:
+        if len(examples) < EXAMPLES:
             examples.append(what)
 
 
@@ -219,7 +224,8 @@ def _scan_folder(rows: Rows, root: str, prefix: str) -> None:
 
 def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, int]]) -> None:
     """All images below an identity's folder. A folder met twice through links is walked once, so loops end;
-    a link up to the data itself (`above`) is not walked, as it would give everybody's images to one identity."""
+    a link up to the data itself (`above`) is not walked, as it would give everybody's images to one
+    identity."""
     seen = set(above)
     todo = [(identity, root)]
     while todo:
@@ -312,6 +318,7 @@ def _column(path: str, header: Iterable[str], wanted: str) -> int:
     header = list(header)
     if wanted not in header:
         raise DataError(
-            f"{path}: no column {wanted!r} in its first line{did_you_mean(wanted, header)}; needed is path,identity"
+            f"{path}: no column {wanted!r} in its first line{did_you_mean(wanted, header)};"
+            " needed is path,identity"
         )
     return header.index(wanted)

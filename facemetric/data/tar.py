@@ -1,7 +1,8 @@
 """Where the members of a plain tar lie: a walk over its headers that unpacks nothing.
 
 Reads ustar, GNU long names and pax. Python's tarfile keeps an object a member and takes about three times as
-long; this keeps nothing. Source of the layout: POSIX.1-2001 pax, and "Basic Tar Format" of the GNU tar manual.
+long; this keeps nothing. Source of the layout: POSIX.1-2001 pax, and "Basic Tar Format" of the GNU tar
+manual.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Member(NamedTuple):
 def walk_tar(path: str) -> Iterator[Member]:
     """The plain files of a tar, in its order. `./` and doubled slashes are taken out of the names.
 
-    DataError where the tar is compressed, cut short (which byte, how many members were whole), damaged, goes on
-    behind its end marker, or has members that are links, devices, sparse, absolute or climb with `..`.
+    DataError where the tar is compressed, cut short (which byte, how many members were whole), damaged, goes
+    on behind its end marker, or has members that are links, devices, sparse, absolute or climb with `..`.
     """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -74,7 +75,7 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
         if kind in META:
             if size > META_LIMIT:
                 raise DataError(
-                    f"{path}: a {size}-byte name header at byte {at}, at most {META_LIMIT} are read: make it again"
+                    f"{path}: a {size}-byte name header at byte {at}, at most {META_LIMIT} are read; make it anew"
                 )
             payload = os.pread(fd, size, data)
             if len(payload) < size:
@@ -124,7 +125,9 @@ def _parse(path: str, header: bytes, at: int, whole: int) -> tuple[str, int, byt
 
 
 def _number(field: bytes) -> int:
-    """A size: octal digits, or base 256 where the top bit is set. ValueError where it is neither, or negative."""
+    """A size: octal digits, or base 256 where the top bit is set. ValueError where it is neither, or
+    negative.
+    """
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
     if size < 0:
         raise ValueError
@@ -178,7 +181,7 @@ def _cut(path: str, total: int, whole: int) -> DataError:
 
 
 def _nothing_behind(path: str, fd: int, at: int, total: int) -> None:
-    """Two tars put one behind the other would lose the second silently: all behind the end marker is zeros."""
+    """Two tars put one behind the other would lose the second silently, so zeros must follow the end."""
     while at < total:
         chunk = os.pread(fd, 1 << 20, at)
         if not chunk:

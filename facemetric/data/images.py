@@ -1,0 +1,174 @@
+"""Bytes to pixels: decode whatever image came, then cut, augment and scale it to the network's size.
+
+Shapes: B batch, H height, W width. Pixels are uint8 RGB until `normalise`, once a batch, on the device.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facemetric.errors import ConfigError, did_you_mean
+
+MAX_PIXELS = 64_000_000  # a 64-megapixel camera; below PIL's own bomb warning
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # no EPS or PDF: those start other programs
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class BadImage(Exception):  # noqa: N818 (a finding, not a fault of the program)
+    """An image that cannot be used; `reason` goes to the list of bad images, the job goes on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What every image goes through before the network; kept with the weights.
+
+    `size` (H, W) in pixels; `crop` fractions of (width, height, width, height) cut from left, top, right,
+    bottom first; the rest is stretched to `size`. `mean` and `std` are per channel of pixels in 0..1, in the
+    order of `color` ("rgb" or "bgr").
+    """
+
+    size: tuple[int, int] = (112, 112)
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
+    color: str = "rgb"
+
+    def __post_init__(self) -> None:
+        for name, count in (("size", 2), ("crop", 4), ("mean", 3), ("std", 3)):
+            value = tuple(getattr(self, name))
+            if len(value) != count or not all(isinstance(number, int | float) for number in value):
+                raise ConfigError(f"{name} is {value}; it needs {count} numbers")
+            object.__setattr__(self, name, value)
+        left, top, right, bottom = self.crop
+        if min(self.crop) < 0 or left + right >= 1 or top + bottom >= 1:
+            raise ConfigError(
+                f"crop is {self.crop}; each fraction is 0 or more, and opposite ones sum to below 1"
+            )
+        if min(self.size) < 1 or min(self.std) <= 0:
+            raise ConfigError(f"size is {self.size} and std {self.std}; both must be above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            hint = did_you_mean(self.interpolation, INTERPOLATIONS)
+            raise ConfigError(f"unknown interpolation {self.interpolation!r}{hint}")
+        if self.color not in ("rgb", "bgr"):
+            raise ConfigError(f"unknown color {self.color!r}{did_you_mean(self.color, ('rgb', 'bgr'))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for JSON."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Preprocess:
+        """The reverse of to_dict. ConfigError on a key it does not know; absent keys take their defaults."""
+        known = [entry.name for entry in fields(cls)]
+        for key in record:
+            if key not in known:
+                raise ConfigError(f"unknown preprocessing key {key!r}{did_you_mean(key, known)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Image.Image:
+    """An upright RGB picture of the first frame.
+
+    Transparency is laid over white, as a viewer shows it; 16-bit grey keeps its upper 8 bits; CMYK and
+    palettes are converted; EXIF rotation is applied. `enough` > 0 lets a JPEG be decoded at 1/2, 1/4 or 1/8
+    where its shorter side stays at least so many pixels. BadImage where it is empty, no image, cut short, or
+    larger than `max_pixels`. Damage inside a JPEG that libjpeg bridges with grey is not noticed.
+    """
+    if not data:
+        raise BadImage("zero bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise BadImage(f"{image.width} x {image.height} pixels, at most {max_pixels} are decoded")
+        if enough and image.format == "JPEG" and min(image.size) >= 2 * enough:
+            scale = enough / min(image.size)
+            image.draft(None, (int(image.width * scale), int(image.height * scale)))  # never below this size
+        image.load()
+        return _rgb(_upright(image))
+    except BadImage:
+        raise
+    except MemoryError:
+        raise BadImage("needs more memory than there is") from None
+    except (
+        Exception
+    ) as error:  # PIL's readers raise whatever they meet: OSError, SyntaxError, struct.error ...
+        raise BadImage(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "a decompression bomb"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image of a known kind"
+    return " ".join(f"cannot be decoded: {error or type(error).__name__}".split())[:200]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a picture with damaged EXIF is still a picture
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        # PIL's own conversion clips 16 bits to white.
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise BadImage(f"grey values of {grey.min()}..{grey.max()}, needed are 0..65535")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def normalise(images_BHWC: torch.Tensor, pre: Preprocess, device: torch.device | str) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) on the device, (x / 255 - mean) / std, in channels_last
+    memory.
+    """
+    images_BCHW = images_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if pre.color == "bgr":
+        images_BCHW = images_BCHW.flip(1)
+    scale = torch.tensor([1 / (255 * s) for s in pre.std], device=device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(pre.mean, pre.std, strict=True)], device=device).view(
+        1, 3, 1, 1
+    )
+    pixels = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+    return pixels.mul_(scale).add_(shift)
