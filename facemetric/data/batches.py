@@ -10,10 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from facemetric.data.loading import Batch, load_batches
 from facemetric.errors import ConfigError
-
-__all__ = ["Batch", "IdentityBatches", "InOrderBatches", "ShuffledBatches", "load_batches"]
 
 SHUFFLED, IDENTITIES = 1, 2  # so that two samplers of one seed do not share their random numbers
 
@@ -42,18 +39,10 @@ class Steps(Sequence[np.ndarray]):
         return self.order[step * self.batch_size : (step + 1) * self.batch_size]
 
 
-class InOrderBatches:
+def chunks(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Steps:
     """All of `count` rows in their order, the last batch smaller: for embedding."""
-
-    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        _check(batch_size, rank, world_size)
-        self.order = np.arange(count)
-        self.batch_size, self.share = batch_size, (rank, world_size)
-        self.steps = -(-count // batch_size)
-
-    def epoch(self, epoch: int = 0) -> Steps:
-        """The same for every epoch."""
-        return Steps(self.order, (self.batch_size, self.steps), self.share)
+    _check(batch_size, rank, world_size)
+    return Steps(np.arange(count), (batch_size, -(-count // batch_size)), (rank, world_size))
 
 
 class ShuffledBatches:

@@ -122,7 +122,7 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
     if len(index.identities) < least:
         found = ", ".join(map(repr, index.identities))
         raise DataError(
-            f"{len(index.identities)} identities with images ({found}), at least {least} are needed; the layout"
+            f"{len(index.identities)} identities with images ({found}), {least} are needed; the layout"
             " is identity/image.jpg, one folder for each identity, without a folder around them all"
         )
     if allow_case_twins:

@@ -75,7 +75,7 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
         if kind in META:
             if size > META_LIMIT:
                 raise DataError(
-                    f"{path}: a {size}-byte name header at byte {at}, at most {META_LIMIT} are read; make it anew"
+                    f"{path}: a {size}-byte name at byte {at}, at most {META_LIMIT} are read; make it anew"
                 )
             payload = os.pread(fd, size, data)
             if len(payload) < size:

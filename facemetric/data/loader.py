@@ -1,4 +1,4 @@
-"""Batches of pixels from row numbers, made by worker processes or in place.
+"""Batches of pixels from row numbers, made by worker processes or in place; and the list of bad images.
 
 An image's augmentation depends on (seed, epoch, step, row) alone, so the pixels are the same for any number
 of workers and ranks, and after a restart in the middle of an epoch. Shapes: B batch, H height, W width.
@@ -6,10 +6,14 @@ of workers and ranks, and after a restart in the middle of an epoch. Shapes: B b
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 import random
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,8 +164,8 @@ def _in_workers(made: _Batches, steps: range, workers: int) -> Iterator[Batch]:
             if not re.search("worker.*(exited|killed)", str(error)):
                 raise
             raise DataError(
-                f"a process that loads images died ({str(error).splitlines()[0]}); most often memory or /dev/shm"
-                " ran out: lower --workers or --batch-size"
+                f"a process that loads images died ({str(error).splitlines()[0]}); most often memory or"
+                " /dev/shm ran out: lower --workers or --batch-size"
             ) from None
         yield batch
 
@@ -173,3 +177,54 @@ def _as_it_is(batch: Any) -> Any:
 def _quiet(worker: int) -> None:
     """Ctrl-C reaches the whole group of processes: the main one answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class BadImageLog:
+    """Keeps `path`, a csv with the columns name and reason.
+
+    `total` images are in the job; more than `max_bad` (a share, 0..1) of them bad is a DataError. A line is
+    written in one piece, so a killed job leaves whole lines but for the last, which is then taken out; a job
+    that goes on counts those that stand there.
+    """
+
+    def __init__(self, path: str | Path, total: int, max_bad: float) -> None:
+        self.path, self.total, self.max_bad = Path(path), total, max_bad
+        self.reasons: dict[str, str] = {}
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, name: str, reason: str) -> None:
+        """Notes an image; one noted before is not written again."""
+        if name in self.reasons:
+            return
+        if not self.reasons:
+            _write(self.path, "w", [("name", "reason")])
+        _write(self.path, "a", [(name, reason)])
+        self.reasons[name] = reason
+        if len(self) > self.max_bad * self.total:
+            raise DataError(
+                f"{len(self)} of {self.total} images are bad, above the share of {self.max_bad:g} allowed;"
+                f" the last is {name} ({reason}), all are in {self.path}: mend them or raise --max-bad"
+            )
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        text = self.path.read_bytes().decode("utf-8", "backslashreplace")
+        whole = text[: text.rfind("\n") + 1]
+        lines = list(csv.reader(io.StringIO(whole, newline="")))
+        self.reasons = {line[0]: line[1] for line in lines[1:] if len(line) == 2}
+        if whole != text:
+            staged = self.path.with_name(self.path.name + ".part")
+            _write(staged, "w", [("name", "reason"), *self.reasons.items()])
+            os.replace(staged, self.path)
+
+
+def _write(path: Path, mode: str, lines: Iterable[tuple[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    # Names that are no UTF-8 are written with escapes.
+    with open(path, mode + "b", buffering=0) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
