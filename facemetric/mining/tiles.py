@@ -88,8 +88,9 @@ def product_tiles(
 
     x (M, D) and y (N, D), x itself when y is left out; half precision is computed in float32. `budget_mib`
     is the memory for tiles (default: see `default_budget_mib`), of which the caller holds `buffers` in all,
-    this walk's own included. `triangle` (y left out) yields only the tiles on and above the diagonal; those on it
-    (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide. Gradients do not flow.
+    this walk's own included. `triangle` (y left out) yields only the tiles on and above the
+    diagonal; those on it (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide.
+    Gradients do not flow.
     Errors: ConfigError for a budget that is not above 0, DataError for shapes that do not meet.
     """
     x_MD, y_ND, budget_mib = _check(x_MD, y_ND, budget_mib, triangle)
@@ -135,7 +136,7 @@ def _check(
     other_ND = x_MD if y_ND is None else y_ND
     if x_MD.dim() != 2 or other_ND.dim() != 2 or x_MD.shape[1] != other_ND.shape[1]:
         raise DataError(
-            f"x is {tuple(x_MD.shape)}, y is {tuple(other_ND.shape)}: they must be (M, D) and (N, D) with one D"
+            f"x is {tuple(x_MD.shape)}, y is {tuple(other_ND.shape)}: needed are (M, D) and (N, D)"
         )
     dtype = torch.promote_types(compute_dtype(x_MD.dtype), compute_dtype(other_ND.dtype))
     x_MD = x_MD.detach().to(dtype)

@@ -85,7 +85,7 @@ def test_errors_say_what_to_change():
         next(distance_tiles(x, budget_mib=0))
     with pytest.raises(ConfigError, match="leave y out"):
         next(distance_tiles(x, x, triangle=True))
-    with pytest.raises(DataError, match="one D"):
+    with pytest.raises(DataError, match="needed are"):
         next(distance_tiles(x, randn(4, 2)))
     with pytest.raises(DataError, match="floating point"):
         next(distance_tiles(torch.ones(3, 3, dtype=torch.int64)))
