@@ -1,0 +1,327 @@
+"""Lists of image pairs: read them, write them, find their images in an index. (New ones: `pairing.py`.)
+
+Forms that are read, told apart by what stands in the file:
+    csv     `image1_path,image2_path,label` (or `path_a,path_b,same`), label 1 = same person;
+            an optional `fold` column; every other column is a group (age, camera, ...)
+    LFW     first line `10<TAB>300` (folds, pairs of each kind in a fold) or `500` (one block: DevTrain,
+            DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
+    CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
+            (CALFW writes the fold of such a pair, 1-10)
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import DataError, did_you_mean
+
+Ints = npt.NDArray[np.int64]
+COLUMNS = {
+    "image1_path": "a",
+    "path_a": "a",
+    "image2_path": "b",
+    "path_b": "b",
+    "label": "same",
+    "same": "same",
+}
+TRUTH = {
+    "1": True,
+    "true": True,
+    "same": True,
+    "yes": True,
+    "0": False,
+    "false": False,
+    "different": False,
+    "no": False,
+}
+SHOWN = 10  # missing images named in the message; the rest go to a file
+
+
+class Names(Protocol):
+    """What `resolve` asks of an index (`ImageIndex` fits)."""
+
+    def __len__(self) -> int: ...
+    def name(self, i: int, /) -> str: ...
+    def find(self, name: str, /) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs as they stand in a file.
+
+    `same` bool (P,): one person or two. `fold` int64 (P,), numbered from 0, or None where the file has none.
+    `groups`: other columns of the csv, str (P,). `bare`: the paths have no extension (LFW).
+    """
+
+    paths_a: tuple[str, ...]
+    paths_b: tuple[str, ...]
+    same: npt.NDArray[np.bool_]
+    fold: Ints | None = None
+    groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    bare: bool = False
+    source: str = "pairs"
+
+    def __len__(self) -> int:
+        return len(self.paths_a)
+
+    def paths(self) -> list[str]:
+        """Every path once, in order of first use."""
+        return list(dict.fromkeys(p for pair in zip(self.paths_a, self.paths_b, strict=True) for p in pair))
+
+
+def read_pairs(file: str | Path) -> Pairs:
+    """Pairs of a csv, an LFW `pairs.txt` or a CPLFW/CALFW list. Raises DataError for anything else."""
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such pairs file") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(
+            f"{path}: cannot be read as UTF-8 text ({err}); needed a pairs csv or pairs.txt"
+        ) from None
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(
+            f"{path}: empty; needed a pairs csv (image1_path,image2_path,label) or an LFW pairs.txt"
+        )
+    head = lines[0][1].split()
+    if len(head) <= 2 and all(t.isdecimal() for t in head):
+        return _read_lfw(path, lines)
+    if path.suffix.lower() != ".csv" and len(head) == 2 and "," not in lines[0][1] and head[1].isdecimal():
+        return _read_two_line(path, lines)
+    return _read_csv(path, text)
+
+
+def _read_csv(path: Path, text: str) -> Pairs:
+    reader = csv.reader(text.splitlines())
+    header = [c.strip() for c in next(row for row in reader if any(c.strip() for c in row))]
+    at = {COLUMNS[c.lower()]: i for i, c in enumerate(header) if c.lower() in COLUMNS}
+    lacking = [
+        name for key, name in (("a", "image1_path"), ("b", "image2_path"), ("same", "label")) if key not in at
+    ]
+    if lacking:
+        hint = did_you_mean(lacking[0], header)
+        hint = hint if hint.endswith("?") else ""
+        raise DataError(
+            f"{path}: no column {', '.join(lacking)} among {', '.join(header[:8])!r}; "
+            f"needed image1_path,image2_path,label (or path_a,path_b,same){hint}"
+        )
+    if len(set(header)) != len(header) or sum(c.lower() in COLUMNS for c in header) > 3:
+        raise DataError(f"{path}: a column stands twice in {', '.join(header)!r}; rename one")
+    rows, same = [], []
+    for row in reader:
+        if not any(c.strip() for c in row):
+            continue
+        if len(row) != len(header):
+            raise DataError(f"{path} line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
+        truth = TRUTH.get(row[at["same"]].strip().lower())
+        if truth is None:
+            raise DataError(
+                f"{path} line {reader.line_num}: label {row[at['same']]!r}; write 1 (same) or 0 (different)"
+            )
+        rows.append(row)
+        same.append(truth)
+    if not rows:
+        raise DataError(f"{path}: a header but no pairs")
+    fold = None
+    groups = {}
+    for i, column in enumerate(header):
+        if column.lower() == "fold":
+            fold = _numbered(path, [row[i] for row in rows])
+        elif i not in at.values():
+            groups[column] = np.array([row[i] for row in rows], dtype=np.str_)
+    return Pairs(
+        tuple(row[at["a"]].strip() for row in rows),
+        tuple(row[at["b"]].strip() for row in rows),
+        np.array(same),
+        fold,
+        groups,
+        source=str(path),
+    )
+
+
+def _numbered(path: Path, values: list[str]) -> Ints:
+    """Fold names as numbers from 0, in numerical order where they are numbers."""
+    names = sorted(
+        set(values), key=lambda v: (not v.strip().isdecimal(), int(v) if v.strip().isdecimal() else 0, v)
+    )
+    if len(names) < 2:
+        raise DataError(
+            f"{path}: one fold only ({names[0]!r}); needed two or more, or leave the fold column out"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[v] for v in values], dtype=np.int64)
+
+
+def _read_lfw(path: Path, lines: list[tuple[int, str]]) -> Pairs:
+    head = [int(t) for t in lines[0][1].split()]
+    folds, each = (head[0], head[1]) if len(head) == 2 else (1, head[0])
+    wanted = 2 * folds * each
+    if len(lines) - 1 != wanted:
+        raise DataError(
+            f"{path}: {len(lines) - 1} pairs, the header promises {folds} x 2 x {each} = {wanted}; cut short?"
+        )
+    a, b, same = [], [], []
+    for number, line in lines[1:]:
+        part = line.strip().split("\t") if "\t" in line else line.split()
+        if len(part) == 3:
+            part = [part[0], part[1], part[0], part[2]]
+            same.append(True)
+        elif len(part) == 4:
+            same.append(False)
+        else:
+            raise DataError(
+                f"{path} line {number}: {line[:80]!r}; needed `name n1 n2` or `name1 n1 name2 n2`"
+            )
+        if not (part[1].isdecimal() and part[3].isdecimal()):
+            raise DataError(f"{path} line {number}: {line[:80]!r}; image numbers must be whole numbers")
+        a.append(f"{part[0]}/{part[0]}_{int(part[1]):04d}")
+        b.append(f"{part[2]}/{part[2]}_{int(part[3]):04d}")
+    blocks = np.array(same).reshape(folds, 2, each)
+    if not (blocks[:, 0].all() and not blocks[:, 1].any()):
+        raise DataError(
+            f"{path}: each fold needs {each} pairs of one person, then {each} of two; lines moved?"
+        )
+    fold = np.repeat(np.arange(folds), 2 * each) if folds > 1 else None
+    return Pairs(tuple(a), tuple(b), np.array(same), fold, bare=True, source=str(path))
+
+
+def _read_two_line(path: Path, lines: list[tuple[int, str]]) -> Pairs:
+    if len(lines) % 2:
+        raise DataError(
+            f"{path}: {len(lines)} lines; a pair is two lines, so needed an even number; cut short?"
+        )
+    names, labels = [], []
+    for number, line in lines:
+        part = line.strip().rsplit(None, 1)
+        if len(part) != 2 or not part[1].isdecimal():
+            raise DataError(
+                f"{path} line {number}: {line[:80]!r}; needed `file.jpg label` with label 0, or 1 and up"
+            )
+        names.append(part[0])
+        labels.append(int(part[1]))
+    for i in range(0, len(names), 2):
+        if labels[i] != labels[i + 1]:
+            raise DataError(
+                f"{path} line {lines[i + 1][0]}: labels {labels[i]} and {labels[i + 1]} in one pair"
+            )
+    same = np.array(labels[::2]) > 0
+    return Pairs(tuple(names[::2]), tuple(names[1::2]), same, source=str(path))
+
+
+def write_pairs(file: str | Path, pairs: Pairs) -> None:
+    """A csv that `read_pairs` reads back; the file appears whole."""
+    path = Path(file)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fold = [] if pairs.fold is None else ["fold"]
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["image1_path", "image2_path", "label", *fold, *pairs.groups])
+            for i in range(len(pairs)):
+                number = [] if pairs.fold is None else [int(pairs.fold[i])]
+                groups = [str(column[i]) for column in pairs.groups.values()]
+                writer.writerow([pairs.paths_a[i], pairs.paths_b[i], int(pairs.same[i]), *number, *groups])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resolve(pairs: Pairs, index: Names, *, missing_list: str | Path | None = None) -> tuple[Ints, Ints]:
+    """Rows of both images of each pair: two int64 (P,).
+
+    A path fits a name of the index when they are equal, or one ends with the whole of the other, folder by
+    folder (`/data/lfw/A/1.jpg` fits `A/1.jpg`, a bare `1.jpg` fits `A/1.jpg`). LFW names fit any extension.
+    Raises DataError that counts every missing or ambiguous path, names the first ten and, with
+    `missing_list`, writes them all there.
+    """
+    wanted = pairs.paths()
+    row = {p: found for p in wanted if (found := index.find(p)) is not None}
+    if len(row) < len(wanted):
+        hits = _by_ending([p for p in wanted if p not in row], index, bare=pairs.bare)
+        row.update({p: rows[0] for p, rows in hits.items() if len(rows) == 1})
+        bad = [(p, len(hits.get(p, ()))) for p in wanted if p not in row]
+        if bad:
+            raise DataError(_missing_message(pairs.source, bad, len(wanted), missing_list))
+    return _rows(pairs.paths_a, row), _rows(pairs.paths_b, row)
+
+
+def _rows(paths: Sequence[str], row: dict[str, int]) -> Ints:
+    return np.fromiter((row[p] for p in paths), dtype=np.int64, count=len(paths))
+
+
+def _parts(path: str, bare: bool) -> tuple[str, ...]:
+    parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
+    if bare and parts:
+        parts[-1] = PurePosixPath(parts[-1]).stem if "." in parts[-1] else parts[-1]
+    return tuple(parts)
+
+
+def _by_ending(paths: list[str], index: Names, *, bare: bool) -> dict[str, list[int]]:
+    """Rows whose name ends with the path or is its end; longest common endings only. One walk over all."""
+    by_last: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for path in paths:
+        # An LFW path has no extension to strip: `Name_0001`, and a dot in a name must stay.
+        parts = _parts(path, bare=False)
+        if parts:
+            by_last.setdefault(parts[-1], []).append((path, parts))
+    best: dict[str, tuple[int, list[int]]] = {}
+    for i in range(len(index)):
+        name = _parts(index.name(i), bare)
+        for path, parts in by_last.get(name[-1], ()) if name else ():
+            common = min(len(name), len(parts))
+            if name[-common:] != parts[-common:]:
+                continue
+            length, rows = best.get(path, (0, []))
+            if common > length:
+                best[path] = (common, [i])
+            elif common == length:
+                rows.append(i)
+    return {path: rows for path, (_, rows) in best.items()}
+
+
+def _missing_message(
+    source: str, bad: list[tuple[str, int]], total: int, missing_list: str | Path | None
+) -> str:
+    def why(hits: int) -> str:
+        return f" (fits {hits} images)" if hits else ""
+
+    where = ""
+    if missing_list is not None:
+        file = Path(missing_list)
+        file.write_text(
+            "".join(f"{p}\t{'ambiguous' if hits else 'missing'}\n" for p, hits in bad), encoding="utf-8"
+        )
+        where = f"; all of them are in {file}"
+    shown = ", ".join(f"{p}{why(hits)}" for p, hits in bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
+    ambiguous = sum(hits > 0 for _, hits in bad)
+    counts = f"{len(bad) - ambiguous} missing" + (f" and {ambiguous} ambiguous" if ambiguous else "")
+    return (
+        f"{source}: {counts} of the {total} images it names: {shown}{where}; "
+        "add the images or take the pairs out"
+    )
+
+
+def pair_files(pairs: Pairs, root: str | Path | None = None) -> tuple[list[Path], Ints, Ints]:
+    """Files of the pairs on disk, each once, and both rows into that list, int64 (P,): no index needed.
+
+    Relative paths are looked for beside the pairs file, or under `root`. Raises DataError that lists
+    missing files.
+    """
+    base = Path(root) if root is not None else Path(pairs.source).parent
+    wanted = pairs.paths()
+    files = [base / p for p in wanted]
+    bad = [(str(f), 0) for f in files if not f.is_file()]
+    if bad:
+        raise DataError(_missing_message(pairs.source, bad, len(files), None))
+    row = {p: i for i, p in enumerate(wanted)}
+    return files, _rows(pairs.paths_a, row), _rows(pairs.paths_b, row)

@@ -1,0 +1,167 @@
+"""Embeddings of an image set on disk: what every metric reads, whoever's model made them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import DataError
+
+KEYS = ("embeddings", "identities", "paths")
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """N embeddings with the person and the image of each.
+
+    `embeddings` float32 (N, D), finite, of any length (cosine is taken of them); `identities` and
+    `paths` str (N,). Raises DataError where shapes differ, a number is not finite, a row is all zero or
+    there are no rows.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+    identities: npt.NDArray[np.str_]
+    paths: npt.NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        emb = np.asarray(self.embeddings)
+        if emb.ndim != 2 or 0 in emb.shape or emb.dtype.kind not in "fiu":
+            raise DataError(
+                f"embeddings of shape {emb.shape}, {emb.dtype}; needed numbers of shape (images, size)"
+            )
+        emb = np.ascontiguousarray(emb, dtype=np.float32)
+        object.__setattr__(self, "embeddings", emb)
+        for name in ("identities", "paths"):
+            column = np.asarray(getattr(self, name))
+            if column.shape != (len(emb),):
+                raise DataError(
+                    f"{name} of shape {column.shape}; {len(emb)} embeddings need shape ({len(emb)},)"
+                )
+            if column.dtype.kind == "O" and not all(isinstance(v, str) for v in column):
+                raise DataError(f"{name} holds things that are no text; needed str")
+            if column.dtype.kind not in "UOiu":
+                raise DataError(f"{name} of type {column.dtype}; needed str")
+            object.__setattr__(self, name, column.astype(np.str_))
+        # One sum a row: not finite when any of its numbers is not, zero when all are; no (N, D) temporary.
+        size = np.einsum("nd,nd->n", emb, emb, dtype=np.float64)
+        for bad, what in ((~np.isfinite(size), "NaN or infinity in"), (size == 0, "only zeros in")):
+            if bad.any():
+                raise DataError(
+                    f"{what} {bad.sum()} of {len(emb)} embeddings, first {self.paths[bad.argmax()]!r}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def find(self, name: str) -> int | None:
+        """Row of a path; the first where it stands twice. With `name`, enough for `pairs.resolve`."""
+        rows: dict[str, int] | None = self.__dict__.get("_rows")
+        if rows is None:
+            rows = {}
+            for i, path in enumerate(self.paths.tolist()):
+                rows.setdefault(path, i)
+            self.__dict__["_rows"] = rows
+        return rows.get(name)
+
+    def name(self, i: int) -> str:
+        return str(self.paths[i])
+
+    def save(self, file: str | Path) -> Path:
+        """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
+        path = _checked_name(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as out:
+                if path.suffix == ".npz":
+                    np.savez(out, embeddings=self.embeddings, identities=self.identities, paths=self.paths)
+                else:
+                    import pyarrow as pa  # type: ignore[import-not-found]
+                    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+
+                    values = pa.array(self.embeddings.reshape(-1))
+                    lists = pa.FixedSizeListArray.from_arrays(values, self.embeddings.shape[1])
+                    columns = [lists, pa.array(self.identities.tolist()), pa.array(self.paths.tolist())]
+                    pq.write_table(pa.table(columns, names=list(KEYS)), out)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, file: str | Path) -> EmbeddingTable:
+        """Read a table that `save`, or anybody's `numpy.savez`, wrote. Raises DataError; never unpickles."""
+        path = _checked_name(file)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; needed embeddings as .npz or .parquet")
+        columns = _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
+        try:
+            return cls(*columns)
+        except DataError as err:
+            raise DataError(f"{path}: {err}") from None
+
+
+def _checked_name(file: str | Path) -> Path:
+    path = Path(file)
+    if path.suffix not in (".npz", ".parquet"):
+        raise DataError(
+            f"{path}: embeddings are kept as .npz or .parquet; give the file one of these endings"
+        )
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise DataError(
+            f"{path}: parquet needs pyarrow, which is not installed; `pip install pyarrow`, or use .npz"
+        )
+    return path
+
+
+def _need_keys(path: Path, present: Sequence[str]) -> None:
+    lacking = [k for k in KEYS if k not in present]
+    if lacking:
+        raise DataError(
+            f"{path}: no {', '.join(lacking)} among {', '.join(present)!r}; needed {', '.join(KEYS)}"
+        )
+
+
+def _load_npz(path: Path) -> list[npt.NDArray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: a bare array; needed an .npz with {', '.join(KEYS)}")
+            _need_keys(path, stored.files)
+            return [stored[k] for k in KEYS]
+    except DataError:
+        raise
+    except ValueError as err:
+        if "allow_pickle" not in str(err) and "Object arrays" not in str(err):
+            raise DataError(f"{path}: not a readable .npz ({err})") from None
+        raise DataError(
+            f"{path}: holds pickled objects, which are not read; save names with `.astype(str)`"
+        ) from None
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as err:
+        raise DataError(f"{path}: not a readable .npz ({err}); cut short?") from None
+
+
+def _load_parquet(path: Path) -> list[npt.NDArray]:
+    import pyarrow as pa  # type: ignore[import-not-found]
+    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as err:
+        raise DataError(f"{path}: not a readable parquet file ({err}); cut short?") from None
+    _need_keys(path, table.column_names)
+    lists = table["embeddings"].combine_chunks()
+    if not hasattr(lists, "flatten"):
+        raise DataError(f"{path}: column embeddings is {lists.type}; needed a list of numbers in each row")
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    if len(lists) == 0 or len(flat) % len(lists):
+        raise DataError(f"{path}: embeddings of differing length; needed the same number in each row")
+    names = [np.array(table[k].to_pylist(), dtype=object) for k in KEYS[1:]]
+    return [flat.reshape(len(lists), -1), *names]

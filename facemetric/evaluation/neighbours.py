@@ -1,0 +1,198 @@
+"""Nearest neighbours by cosine similarity: kNN accuracy, recall@k, R-precision, MAP@R; on tiles.
+
+Shapes: Q query images, N gallery images, D embedding, K neighbours, R x N one tile of whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.verification import unit_rows
+from facemetric.mining.tiles import product_tiles
+
+Ints = npt.NDArray[np.int64]
+BUDGET_MIB = 16.0  # rows x all N columns of float32: at N = 100,000 still 40 rows a product
+
+
+class Neighbours(NamedTuple):
+    """The K best of the gallery for each query, best first: `rows` int64 (Q, K), `score` float32 (Q, K)."""
+
+    rows: Ints
+    score: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Shares 0..1 over the queries that have someone to find; `left_out` queries have nobody.
+
+    `knn`: share of queries whose person wins the vote of the k nearest (equal votes: higher sum of scores).
+    `recall`: share with one of their own among the k nearest. `r_precision`: share of a query's own among its
+    R nearest, R being their number. `map_at_r`: mean of precision(i) over the i <= R that hit, divided by R.
+    """
+
+    knn: dict[int, float]
+    recall: dict[int, float]
+    r_precision: float
+    map_at_r: float
+    queries: int
+    left_out: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names."""
+        return {
+            "queries": self.queries,
+            "queries_left_out": self.left_out,
+            **{f"knn_accuracy_{k}": v for k, v in self.knn.items()},
+            **{f"recall_at_{k}": v for k, v in self.recall.items()},
+            "r_precision": self.r_precision,
+            "map_at_r": self.map_at_r,
+        }
+
+
+def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbours:
+    """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
+    query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
+    _check_k([k], len(gallery_ND))
+    rows_QK, score_QK = np.empty((len(query_QD), k), np.int64), np.empty((len(query_QD), k), np.float32)
+    for rows, score_RN in _score_rows(query_QD, gallery_ND):
+        rows_QK[rows], score_QK[rows] = _best(score_RN, k)
+    return Neighbours(rows_QK, score_QK)
+
+
+def leave_one_out(
+    embeddings: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    knn: Sequence[int] = (1, 5),
+    recall: Sequence[int] = (1, 5, 10),
+) -> Retrieval:
+    """Every image of embeddings (N, D) looks for its person, labels (N,), among all others.
+
+    Images of persons with a single image are no queries (they are counted) but stay in the gallery.
+    Sources: Musgrave et al. 2020, arXiv:2003.08505, for R-precision and MAP@R.
+    """
+    emb_ND, who_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
+    query = np.flatnonzero(np.bincount(who_N)[who_N] > 1)
+    return _retrieve(emb_ND[query], who_N[query], emb_ND, who_N, knn, recall, own=query)
+
+
+def gallery_probe(
+    gallery: npt.ArrayLike,
+    gallery_labels: npt.ArrayLike,
+    probe: npt.ArrayLike,
+    probe_labels: npt.ArrayLike,
+    *,
+    knn: Sequence[int] = (1, 5),
+    recall: Sequence[int] = (1, 5, 10),
+) -> Retrieval:
+    """Every probe (Q, D) looks for its person in the gallery (N, D); where it is not there it is left out."""
+    gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
+    both = np.concatenate([np.asarray(gallery_labels), np.asarray(probe_labels)])
+    who = _numbered(both, len(gallery_ND) + len(probe_QD))
+    who_N, who_Q = who[: len(gallery_ND)], who[len(gallery_ND) :]
+    known = np.isin(who_Q, who_N)
+    found = _retrieve(probe_QD[known], who_Q[known], gallery_ND, who_N, knn, recall, own=None)
+    return Retrieval(
+        found.knn, found.recall, found.r_precision, found.map_at_r, found.queries, int((~known).sum())
+    )
+
+
+def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
+    label_N = np.asarray(labels)
+    if label_N.shape != (n,):
+        raise DataError(f"labels of shape {label_N.shape}; {n} embeddings need ({n},)")
+    return np.unique(label_N, return_inverse=True)[1].astype(np.int64)
+
+
+def _check_k(ks: Sequence[int], n: int) -> None:
+    for k in ks:
+        if not 1 <= k <= n:
+            raise ConfigError(f"k = {k} neighbours of {n} images; needed 1 to {n}")
+
+
+def _score_rows(
+    query_QD: npt.NDArray, gallery_ND: npt.NDArray
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    walk = product_tiles(
+        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=BUDGET_MIB, whole_rows=True
+    )
+    for rows, _, values in walk:
+        yield rows, values.numpy()
+
+
+def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """Columns (R, k) and scores (R, k) of the k highest in each row, ties by the lower column."""
+    height = len(score_RN)
+    if k == 1:
+        best = score_RN.argmax(1)[:, None]
+        return best, np.take_along_axis(score_RN, best, 1)
+    # torch finds the k-th score fastest, but which of equal scores it keeps is not defined: choose anew.
+    least_R1 = torch.from_numpy(score_RN).topk(k).values[:, -1:].numpy()
+    row, col = np.nonzero(score_RN >= least_R1)
+    score = score_RN[row, col]
+    order = np.lexsort((col, -score, row))
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    keep = order[place < k]
+    return col[keep].reshape(height, k), score[keep].reshape(height, k)
+
+
+def _retrieve(
+    query_QD: npt.NDArray,
+    who_Q: Ints,
+    gallery_ND: npt.NDArray,
+    who_N: Ints,
+    knn: Sequence[int],
+    recall: Sequence[int],
+    *,
+    own: Ints | None,
+) -> Retrieval:
+    """`own` (Q,): the gallery row that is the query itself, never a neighbour of it; None: no such row."""
+    n_others = len(who_N) - (own is not None)
+    left_out = len(who_N) - len(own) if own is not None else 0
+    if not len(who_Q):
+        raise DataError(
+            "no image has another of its person to find; kNN needs persons with two images or more"
+        )
+    ks = [k for k in (*knn, *recall) if k <= n_others]
+    _check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
+    total_Q = np.bincount(who_N, minlength=who_Q.max() + 1)[who_Q] - (own is not None)
+    votes = {k: 0 for k in knn if k <= n_others}
+    hits = {k: 0 for k in recall if k <= n_others}
+    precision = mean_precision = 0.0
+    for rows, score_RN in _score_rows(query_QD, gallery_ND):
+        if own is not None:
+            score_RN[np.arange(len(score_RN)), own[rows]] = -np.inf
+        total_R = total_Q[rows]
+        cols, score = _best(score_RN, max(*ks, int(total_R.max())))
+        who_RK = who_N[cols]
+        right = who_RK == who_Q[rows, None]
+        for k in votes:
+            votes[k] += int((_vote(who_RK[:, :k], score[:, :k]) == who_Q[rows]).sum())
+        for k in hits:
+            hits[k] += int(right[:, :k].any(1).sum())
+        ranks = np.arange(1, right.shape[1] + 1)
+        counted = right & (ranks <= total_R[:, None])
+        precision += float((counted.sum(1) / total_R).sum())
+        mean_precision += float(((counted * counted.cumsum(1) / ranks).sum(1) / total_R).sum())
+    n = len(who_Q)
+    shares = [{k: count / n for k, count in counts.items()} for counts in (votes, hits)]
+    return Retrieval(shares[0], shares[1], precision / n, mean_precision / n, n, left_out)
+
+
+def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:
+    """Winner (R,) of each row: most votes, then the higher sum of scores, then the nearer first vote."""
+    k = who_RK.shape[1]
+    if k == 1:
+        return who_RK[:, 0]
+    agree_RKK = who_RK[:, :, None] == who_RK[:, None, :]
+    votes_RK = agree_RKK.sum(2)
+    sums_RK = (agree_RKK * score_RK[:, None, :].astype(np.float64)).sum(2)
+    sums_RK[votes_RK < votes_RK.max(1, keepdims=True)] = -np.inf
+    return who_RK[np.arange(len(who_RK)), sums_RK.argmax(1)]

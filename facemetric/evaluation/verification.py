@@ -1,0 +1,224 @@
+"""Same person or not: verification of listed pairs and of all pairs.
+
+The score is the cosine similarity of two embeddings, -1..1, higher = more alike; the squared distance of
+their unit vectors is 2 - 2 * score. A pair is accepted when `score >= threshold`.
+Shapes: P pairs, F folds, U different scores, N images, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.curves import FarPoint, Floats, Roc, auc, eer, roc_sorted, split_scores, tar_at_far
+
+SCORE = "cosine similarity"
+FARS = (1e-1, 1e-2, 1e-3)
+CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
+
+
+@dataclass(frozen=True)
+class FoldAccuracy:
+    """Accuracy 0..1 in each fold, (F,), with the threshold (F,) that was best on the other folds.
+
+    `deviation_population` divides by F, `deviation_sample` by F - 1; `standard_error` is the sample deviation
+    over sqrt(F), what the LFW protocol reports. `drawn`: the pairs had no folds and were dealt out at random.
+    """
+
+    mean: float
+    deviation_population: float
+    deviation_sample: float
+    standard_error: float
+    accuracies: Floats
+    thresholds: Floats
+    drawn: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds."""
+
+    n_genuine: int
+    n_impostor: int
+    auc: float
+    eer: float
+    eer_threshold: float
+    points: tuple[FarPoint, ...]
+    roc: Roc
+    accuracy: FoldAccuracy | None = None
+    score: str = SCORE
+
+    def tar(self, far: float) -> float:
+        """TAR at a FAR that was asked for. Raises ConfigError where it was not, or impostors are too few."""
+        for point in self.points:
+            if math.isclose(point.wanted, far):
+                if not point.supported:
+                    raise ConfigError(
+                        f"FAR {far:g} needs {1 / far:.0f} impostor pairs, there are {self.n_impostor}"
+                    )
+                return point.tar
+        raise ConfigError(
+            f"FAR {far:g} was not asked for; there are {', '.join(f'{p.wanted:g}' for p in self.points)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names, without the curve; what is undefined is None."""
+        fars = {}
+        for p in self.points:
+            fars[f"{p.wanted:g}"] = {
+                "supported": p.supported,
+                "tar": _plain(p.tar),
+                "far": _plain(p.far),
+                "threshold": _plain(p.threshold),
+                "accepted_impostors": p.accepted_impostors,
+            }
+        out: dict[str, Any] = {
+            "score": self.score,
+            "genuine_pairs": self.n_genuine,
+            "impostor_pairs": self.n_impostor,
+            "lowest_supported_far": 1 / self.n_impostor,
+            "auc": self.auc,
+            "eer": self.eer,
+            "eer_threshold": _plain(self.eer_threshold),
+            "tar_at_far": fars,
+        }
+        if self.accuracy is not None:
+            a = self.accuracy
+            out["accuracy"] = {
+                "mean": a.mean,
+                "standard_deviation_population": a.deviation_population,
+                "standard_deviation_sample": _plain(a.deviation_sample),
+                "standard_error": _plain(a.standard_error),
+                "folds": a.accuracies.tolist(),
+                "thresholds": [_plain(t) for t in a.thresholds.tolist()],
+                "folds_drawn_at_random": a.drawn,
+            }
+        return out
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Rows (N, D) on the unit sphere, float32. Raises DataError where a row is zero or not finite."""
+    emb_ND = np.asarray(embeddings, dtype=np.float32)
+    if emb_ND.ndim != 2 or 0 in emb_ND.shape:
+        raise DataError(f"embeddings of shape {emb_ND.shape}; needed (images, size)")
+    length_N = np.sqrt(np.einsum("nd,nd->n", emb_ND, emb_ND, dtype=np.float64))
+    bad = ~np.isfinite(length_N) | (length_N == 0)
+    if bad.any():
+        raise DataError(
+            f"{bad.sum()} of {len(bad)} embeddings are zero or not finite, first row {bad.argmax()}"
+        )
+    return (emb_ND / length_N[:, None]).astype(np.float32)
+
+
+def pair_scores(
+    embeddings: npt.ArrayLike, rows_a: npt.ArrayLike, rows_b: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Cosine similarity (P,) of rows_a (P,) and rows_b (P,) of embeddings (N, D), float64."""
+    emb_ND, a, b = np.asarray(embeddings), np.asarray(rows_a), np.asarray(rows_b)
+    if a.shape != b.shape or a.ndim != 1:
+        raise DataError(f"rows of shapes {a.shape} and {b.shape}; needed two of shape (pairs,)")
+    score_P = np.empty(len(a))
+    for start in range(0, len(a), CHUNK):
+        part = slice(start, start + CHUNK)
+        one, two = emb_ND[a[part]].astype(np.float64), emb_ND[b[part]].astype(np.float64)
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise DataError("an embedding among the pairs is zero or not finite; embed these images again")
+        score_P[part] = np.einsum("pd,pd->p", one, two) / lengths
+    return score_P
+
+
+def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Fold 0..F-1 for each pair (P,), the same share of each kind in each, at random."""
+    same_P = np.asarray(same, dtype=bool)
+    fold_P = np.empty(len(same_P), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    for kind in (True, False):
+        rows = rng.permutation(np.flatnonzero(same_P == kind))
+        fold_P[rows] = np.arange(len(rows)) % folds
+    return fold_P
+
+
+def fold_accuracy(
+    score: npt.ArrayLike, same: npt.ArrayLike, fold: npt.ArrayLike, *, drawn: bool = False
+) -> FoldAccuracy:
+    """Accuracy of each fold at the threshold that is best on all other folds: scores, `same` and `fold` (P,).
+
+    Every different score is tried as a threshold, and one above all. Of equally good ones the middle one is
+    taken. Source: Huang et al. 2007, Labeled Faces in the Wild, View 2.
+    """
+    score_P, same_P, fold_P = np.asarray(score), np.asarray(same, dtype=bool), np.asarray(fold)
+    if not score_P.shape == same_P.shape == fold_P.shape or score_P.ndim != 1:
+        raise DataError(f"scores, labels and folds of shapes {score_P.shape}, {same_P.shape}, {fold_P.shape}")
+    names = np.unique(fold_P)
+    if len(names) < 2:
+        raise DataError(
+            f"{len(names)} fold; the threshold is chosen on the other folds, so needed two or more"
+        )
+    value_U, place_P = np.unique(score_P, return_inverse=True)
+    # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
+    gain_P = np.where(same_P, 1, -1)
+    accuracies, thresholds = [], []
+    for name in names:
+        test = fold_P == name
+        gain_U = np.bincount(place_P[~test], weights=gain_P[~test], minlength=len(value_U))
+        seen_U = np.bincount(place_P[~test], minlength=len(value_U)) > 0
+        value, gain = value_U[seen_U][::-1], np.concatenate([[0], np.cumsum(gain_U[seen_U][::-1])])
+        best = np.flatnonzero(gain == gain.max())
+        cut = best[len(best) // 2]
+        threshold = np.inf if cut == 0 else value[cut - 1]
+        thresholds.append(float(threshold))
+        accuracies.append(float(np.mean((score_P[test] >= threshold) == same_P[test])))
+    acc = np.array(accuracies)
+    sample = float(acc.std(ddof=1))
+    return FoldAccuracy(
+        float(acc.mean()),
+        float(acc.std()),
+        sample,
+        sample / math.sqrt(len(acc)),
+        acc,
+        np.array(thresholds),
+        drawn,
+    )
+
+
+def verify_pairs(
+    score: npt.ArrayLike,
+    same: npt.ArrayLike,
+    *,
+    fold: npt.ArrayLike | None = None,
+    fars: Sequence[float] = FARS,
+    folds: int = 10,
+    seed: int = 0,
+) -> Verification:
+    """All figures of listed pairs: scores (P,), higher = more alike, `same` (P,), `fold` (P,).
+
+    Without `fold`, `folds` are drawn at random with `seed` (and the record says so).
+    """
+    genuine, impostor = split_scores(score, same)
+    if fold is None:
+        least = min(len(genuine), len(impostor))
+        fold_P = draw_folds(same, max(2, min(folds, least)), seed)
+    else:
+        fold_P = np.asarray(fold)
+    rate, threshold = eer(genuine, impostor)
+    return Verification(
+        len(genuine),
+        len(impostor),
+        auc(genuine, impostor),
+        rate,
+        threshold,
+        tuple(tar_at_far(genuine, impostor, far) for far in fars),
+        roc_sorted(genuine, impostor),
+        fold_accuracy(score, same, fold_P, drawn=fold is None),
+    )

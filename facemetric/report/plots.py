@@ -1,0 +1,121 @@
+"""Pictures of the figures, drawn without a display, and the points of a ROC as csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from facemetric.errors import DataError
+from facemetric.evaluation.curves import Roc
+
+DPI = 144
+# Told apart by people who do not see red and green, and in print: Okabe and Ito's order, then line styles.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+
+
+def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
+    """ROC of each named curve, FAR on a log axis from the lowest that any curve measures. Writes a png."""
+    if not curves:
+        raise DataError("no curve to draw; needed one name and Roc or more")
+    figure, axes = _figure()
+    lowest = 1.0
+    for i, (name, curve) in enumerate(curves.items()):
+        positive = curve.far > 0
+        lowest = min(lowest, float(curve.far[positive].min()))
+        # At FAR 0 a log axis has no place: the first point is carried to the left edge at its height.
+        start = float(curve.tar[~positive].max())
+        far, tar = curve.far[positive], curve.tar[positive]
+        axes.step(
+            np.concatenate([[lowest / 2], far]),
+            np.concatenate([[start], tar]),
+            where="post",
+            label=name,
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=STYLES[i // len(COLOURS) % len(STYLES)],
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(min(lowest, 0.5), 1)
+    axes.set_ylim(0, 1.005)
+    axes.set_xlabel("false accept rate (log)")
+    axes.set_ylabel("true accept rate")
+    axes.legend(loc="lower right", frameon=False)
+    return _save(figure, file)
+
+
+def draw_scores(
+    file: str | Path,
+    score: npt.ArrayLike,
+    same: npt.ArrayLike,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+) -> Path:
+    """Densities of genuine and impostor scores (P,) by `same` (P,), thresholds as lines. Writes a png."""
+    score_P, same_P = np.asarray(score, dtype=np.float64), np.asarray(same, dtype=bool)
+    if score_P.shape != same_P.shape or not same_P.any() or same_P.all():
+        raise DataError(
+            f"{same_P.sum()} genuine of {same_P.size} pairs, {score_P.size} scores; needed both kinds"
+        )
+    figure, axes = _figure()
+    edges = np.linspace(score_P.min(), score_P.max() + 1e-9, 61)
+    for i, (name, kind) in enumerate((("one person", same_P), ("two persons", ~same_P))):
+        label = f"{name} ({kind.sum():,})"
+        axes.hist(score_P[kind], edges, density=True, alpha=0.55, color=COLOURS[i], label=label)
+    for i, (name, value) in enumerate((thresholds or {}).items()):
+        if np.isfinite(value):
+            axes.axvline(
+                value, color="#555555", linestyle=STYLES[i % len(STYLES)], label=f"{name}: {value:.3f}"
+            )
+    axes.set_xlabel("cosine similarity")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    return _save(figure, file)
+
+
+def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
+    """Points of named curves as csv `curve,far,tar,threshold`; accepting nothing has threshold `inf`."""
+
+    def fill(path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["curve", "far", "tar", "threshold"])
+            for name, curve in curves.items():
+                columns = (curve.far.tolist(), curve.tar.tolist(), curve.threshold.tolist())
+                writer.writerows((name, *point) for point in zip(*columns, strict=True))
+
+    return _whole(file, fill)
+
+
+def _figure() -> tuple[Figure, Any]:
+    # No pyplot: its global state would touch the caller's figures and backend.
+    figure = Figure(figsize=(6.4, 4.8), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(True, which="both", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, file: str | Path) -> Path:
+    return _whole(file, lambda path: figure.savefig(path, format="png"))
+
+
+def _whole(file: str | Path, fill: Callable[[Path], object]) -> Path:
+    """Fill a temporary neighbour and put it in place, so that the file appears whole."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fill(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,268 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pairs import Pairs, pair_files, read_pairs, resolve, write_pairs
+from facemetric.errors import DataError
+
+
+class Index:
+    def __init__(self, *names):
+        self.names = names
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, i):
+        return self.names[i]
+
+    def find(self, name):
+        return self.names.index(name) if name in self.names else None
+
+
+def written(tmp_path, text, name="pairs.txt"):
+    file = tmp_path / name
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return file
+
+
+def lfw(folds=2, each=3):
+    same = [f"Ann_Lee\t{i + 1}\t{i + 2}" for i in range(each)]
+    different = [f"Ann_Lee\t{i + 1}\tBo\t{i + 11}" for i in range(each)]
+    return [f"{folds}\t{each}", *(same + different) * folds]
+
+
+def test_lfw(tmp_path):
+    pairs = read_pairs(written(tmp_path, "\n".join(lfw())))
+    assert len(pairs) == 12
+    assert (pairs.paths_a[0], pairs.paths_b[0]) == ("Ann_Lee/Ann_Lee_0001", "Ann_Lee/Ann_Lee_0002")
+    assert (pairs.paths_a[3], pairs.paths_b[5]) == ("Ann_Lee/Ann_Lee_0001", "Bo/Bo_0013")
+    assert pairs.same.tolist() == [True] * 3 + [False] * 3 + [True] * 3 + [False] * 3
+    assert pairs.fold.tolist() == [0] * 6 + [1] * 6
+
+
+def test_lfw_development_sets_have_no_folds(tmp_path):
+    pairs = read_pairs(written(tmp_path, "\r\n".join(["3", *lfw()[1:7]]) + "\r\n"))
+    assert len(pairs) == 6
+    assert pairs.fold is None
+    spaced = read_pairs(written(tmp_path, "\n".join(["3", *lfw()[1:7]]).replace("\t", " ")))
+    assert spaced.paths_a == pairs.paths_a
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (lfw()[:-1], r"11 pairs, the header promises 2 x 2 x 3 = 12; cut short"),
+        ([*lfw()[:-1], "Bo\t1"], "line 13: 'Bo.t1'; needed"),
+        ([*lfw()[:-1], "Bo\t1\tAnn_Lee\tx"], "line 13.*whole numbers"),
+        ([lfw()[0], *lfw()[4:7], *lfw()[1:4], *lfw()[7:]], "3 pairs of one person, then 3 of two"),
+    ],
+)
+def test_bad_lfw(tmp_path, lines, message):
+    with pytest.raises(DataError, match=message):
+        read_pairs(written(tmp_path, "\n".join(lines)))
+
+
+def test_two_line_form(tmp_path):
+    text = "Ann_1.jpg 1\nAnn_2.jpg 1\nAnn_1.jpg 0\nBo_1.jpg 0\nBo_1.jpg 10\nBo_2.jpg 10\n"
+    pairs = read_pairs(written(tmp_path, text))
+    assert pairs.paths_a == ("Ann_1.jpg", "Ann_1.jpg", "Bo_1.jpg")
+    assert pairs.paths_b == ("Ann_2.jpg", "Bo_1.jpg", "Bo_2.jpg")
+    assert pairs.same.tolist() == [True, False, True]
+    for bad, message in (
+        (text + "Bo_9.jpg 1\n", "7 lines.*even number"),
+        ("a.jpg 1\nb.jpg 0\n", "line 2: labels 1 and 0"),
+        ("a.jpg 1\nb.jpg x\n", "line 2: 'b.jpg x'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_pairs(written(tmp_path, bad))
+
+
+def test_csv_with_fold_groups_quotes_and_bom(tmp_path):
+    text = '\ufeffimage1_path,age,image2_path,label,fold\n"a, b/1.jpg",old,ü/2.jpg,1,10\nc.jpg,,d.jpg,0,9\n\n'
+    pairs = read_pairs(written(tmp_path, text, "p.csv"))
+    assert pairs.paths_a == ("a, b/1.jpg", "c.jpg")
+    assert pairs.paths_b == ("ü/2.jpg", "d.jpg")
+    assert pairs.same.tolist() == [True, False]
+    assert pairs.fold.tolist() == [1, 0]
+    assert {k: v.tolist() for k, v in pairs.groups.items()} == {"age": ["old", ""]}
+    other = read_pairs(written(tmp_path, "path_a,path_b,same\nx,y,True\nx,z,False\n", "q.csv"))
+    assert other.same.tolist() == [True, False]
+    assert (other.fold, other.groups) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty; needed"),
+        ("image1_path,image2_path,label\n", "a header but no pairs"),
+        ("image1_pth,image2_path,label\na,b,1\n", "no column image1_path.*did you mean 'image1_pth'"),
+        ("image1_path,image2_path,label\na,b,2\n", "line 2: label '2'; write 1"),
+        ("image1_path,image2_path,label\na,b\n", "line 2: 2 fields, the header has 3"),
+        ("image1_path,image2_path,label,fold\na,b,1,3\n", "one fold only"),
+        ("image1_path,image2_path,label,label\na,b,1,1\n", "stands twice"),
+        ("image1_path,path_a,image2_path,label\na,b,c,1\n", "stands twice in .image1_path, path_a"),
+        (b"image1_path\xff\xfe", "UTF-8"),
+        ("some prose that is\nno pairs file\n", "no column image1_path, image2_path, label"),
+    ],
+)
+def test_bad_csv(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_pairs(written(tmp_path, text, "p.csv"))
+    with pytest.raises(DataError, match="no such pairs file"):
+        read_pairs(tmp_path / "absent.csv")
+
+
+def test_write_reads_back(tmp_path):
+    pairs = Pairs(
+        ("a,b", "c"), ('"q"', "d"), np.array([True, False]), np.array([1, 0]), {"g": np.array(["x", "y"])}
+    )
+    write_pairs(tmp_path / "p.csv", pairs)
+    back = read_pairs(tmp_path / "p.csv")
+    assert (back.paths_a, back.paths_b) == (pairs.paths_a, pairs.paths_b)
+    assert (back.same == pairs.same).all()
+    assert (back.fold == pairs.fold).all()
+    assert back.groups["g"].tolist() == ["x", "y"]
+    assert [f.name for f in tmp_path.iterdir()] == ["p.csv"]
+
+
+def simple(*paths, bare=False):
+    return Pairs(
+        tuple(paths[::2]), tuple(paths[1::2]), np.ones(len(paths) // 2, bool), bare=bare, source="p.csv"
+    )
+
+
+def test_resolve_exact_by_root_and_by_bare_name():
+    index = Index("A/1.jpg", "A/2.jpg", "B/1.jpg", "B/only.png")
+    a, b = resolve(simple("A/1.jpg", "/data/x/B/1.jpg", "only.png", "./A\\2.jpg"), index)
+    assert (a.tolist(), b.tolist()) == ([0, 3], [2, 1])
+    assert a.dtype == np.int64
+
+
+def test_resolve_takes_the_longest_ending():
+    index = Index("1.jpg", "A/1.jpg")
+    assert resolve(simple("/x/A/1.jpg", "/x/C/1.jpg"), index)[0].tolist() == [1]
+    assert resolve(simple("/x/A/1.jpg", "/x/C/1.jpg"), index)[1].tolist() == [0]
+
+
+def test_resolve_lfw_names_with_any_extension_and_source():
+    index = Index("lfw/Ann/Ann_0001.png", "lfw/J.R._Bo/J.R._Bo_0002.jpeg", "lfw/Cy/Cy_0003")
+    pairs = simple("Ann/Ann_0001", "J.R._Bo/J.R._Bo_0002", "Cy/Cy_0003", "Ann/Ann_0001", bare=True)
+    assert [r.tolist() for r in resolve(pairs, index)] == [[0, 2], [1, 0]]
+
+
+def test_same_file_name_of_another_person_is_missing_not_taken():
+    with pytest.raises(DataError, match=r"1 missing of the 2 images it names: B/1\.jpg;"):
+        resolve(simple("A/1.jpg", "B/1.jpg"), Index("A/1.jpg"))
+
+
+def test_missing_and_ambiguous_are_counted_listed_and_written(tmp_path):
+    index = Index("x/A/1.jpg", "y/A/1.jpg", "x/A/2.jpg")
+    pairs = simple(*[f"B/{i}.jpg" for i in range(12)], "A/1.jpg", "A/2.jpg")
+    with pytest.raises(DataError) as error:
+        resolve(pairs, index, missing_list=tmp_path / "missing.txt")
+    text = str(error.value)
+    assert text.startswith("p.csv: 12 missing and 1 ambiguous of the 14 images it names: B/0.jpg, B/1.jpg")
+    assert "B/9.jpg, ..." in text
+    assert "B/10.jpg" not in text
+    assert "\n" not in text
+    lines = (tmp_path / "missing.txt").read_text().splitlines()
+    assert len(lines) == 13
+    assert lines[-1] == "A/1.jpg\tambiguous"
+
+
+def test_an_lfw_name_in_two_formats_is_ambiguous():
+    with pytest.raises(DataError, match=r"Ann/Ann_0001 \(fits 2 images\)"):
+        resolve(
+            simple("Ann/Ann_0001", "Ann/Ann_0001", bare=True), Index("Ann/Ann_0001.png", "Ann/Ann_0001.jpg")
+        )
+
+
+def test_pair_files_without_an_index(tmp_path):
+    (tmp_path / "A").mkdir()
+    for name in ("A/1.jpg", "A/2.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    file = written(tmp_path, "path_a,path_b,same\nA/1.jpg,A/2.jpg,1\nA/2.jpg,A/1.jpg,1\n", "p.csv")
+    files, a, b = pair_files(read_pairs(file))
+    assert files == [tmp_path / "A/1.jpg", tmp_path / "A/2.jpg"]
+    assert (a.tolist(), b.tolist()) == ([0, 1], [1, 0])
+    with pytest.raises(DataError, match="2 missing of the 2"):
+        pair_files(read_pairs(file), root=tmp_path / "A")
+
+
+# ---------------------------------------------------------------- drawing
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=8, max_size=30), st.integers(1, 3), st.integers(0, 99))
+def test_drawn_pairs_are_balanced_distinct_and_disjoint(sizes, folds, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    count = 4 * folds
+    try:
+        drawn = make_pairs(labels, count=count, folds=folds, seed=seed)
+    except DataError:
+        assert sum(s * (s - 1) // 2 for s in sizes) < 2 * count
+        return
+    assert len(drawn.a) == count
+    assert (drawn.same == (labels[drawn.a] == labels[drawn.b])).all()
+    assert (drawn.a != drawn.b).all()
+    assert len({frozenset(p) for p in zip(drawn.a, drawn.b, strict=True)}) == count
+    for fold in range(folds):
+        assert drawn.same[drawn.fold == fold].sum() == (~drawn.same[drawn.fold == fold]).sum() == 2
+        mine = set(labels[drawn.a[drawn.fold == fold]]) | set(labels[drawn.b[drawn.fold == fold]])
+        rest = set(labels[drawn.a[drawn.fold != fold]]) | set(labels[drawn.b[drawn.fold != fold]])
+        assert not mine & rest
+
+
+def test_drawn_pairs_are_seeded():
+    labels = np.repeat(np.arange(40), 5)
+    first, again, other = (make_pairs(labels, count=100, folds=5, seed=s) for s in (1, 1, 2))
+    assert all((x == y).all() for x, y in zip(first, again, strict=True))
+    assert (first.a != other.a).any()
+
+
+def test_a_large_person_does_not_swamp_the_pairs():
+    labels = np.repeat(np.arange(21), [200] + [4] * 20)
+    drawn = make_pairs(labels, count=80, folds=1, seed=0)
+    of_large = (labels[drawn.a[drawn.same]] == 0).sum()
+    assert of_large <= 3  # 19,900 of its 20,020 genuine pairs are of one person; an even share of 40 is 2
+
+
+def test_every_pair_can_be_drawn():
+    drawn = make_pairs([0, 0, 0, 1], count=6, folds=1, seed=0)
+    assert sorted(map(sorted, zip(drawn.a[:3].tolist(), drawn.b[:3].tolist(), strict=True))) == [
+        [0, 1],
+        [0, 2],
+        [1, 2],
+    ]
+    assert sorted(map(sorted, zip(drawn.a[3:].tolist(), drawn.b[3:].tolist(), strict=True))) == [
+        [0, 3],
+        [1, 3],
+        [2, 3],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "folds", "message"),
+    [
+        ([0, 0, 1, 1], 10, 3, "multiple of 6"),
+        ([0, 0, 1, 1], 8, 1, "gives 2 pairs of one person, 4 were asked; ask for at most 4"),
+        ([0, 0, 0, 0], 2, 1, "gives 0 pairs of two persons"),
+    ],
+)
+def test_too_few_images(labels, count, folds, message):
+    with pytest.raises(DataError, match=message):
+        make_pairs(labels, count=count, folds=folds)
+
+
+def test_named_pairs_resolve_to_the_same_rows(tmp_path):
+    index = Index(*(f"{p}/{i}.jpg" for p in "ABCDEFGH" for i in range(4)))
+    drawn = make_pairs([n[0] for n in index.names], count=16, folds=2, seed=5)
+    write_pairs(tmp_path / "p.csv", name_pairs(drawn, index))
+    back = read_pairs(tmp_path / "p.csv")
+    a, b = resolve(back, index)
+    assert (a == drawn.a).all()
+    assert (b == drawn.b).all()
+    assert (back.fold == drawn.fold).all()

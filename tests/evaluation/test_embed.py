@@ -1,0 +1,104 @@
+import importlib.util
+
+import numpy as np
+import pytest
+
+from facemetric.errors import DataError
+from facemetric.evaluation.embed import EmbeddingTable
+
+needs_pyarrow = pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed"
+)
+
+
+def table(n=5, d=3):
+    names = np.array([f"Zoë {i % 2}" for i in range(n)])
+    paths = np.array([f"{name}/image {i}.jpg" for i, name in enumerate(names)])
+    return EmbeddingTable(np.random.default_rng(0).normal(size=(n, d)).astype(np.float32), names, paths)
+
+
+@pytest.mark.parametrize("ending", [".npz", pytest.param(".parquet", marks=needs_pyarrow)])
+def test_round_trip_leaves_nothing_else(tmp_path, ending):
+    file = table().save(tmp_path / "deep" / f"e{ending}")
+    back = EmbeddingTable.load(file)
+    np.testing.assert_array_equal(back.embeddings, table().embeddings)
+    np.testing.assert_array_equal(back.identities, table().identities)
+    np.testing.assert_array_equal(back.paths, table().paths)
+    assert back.embeddings.dtype == np.float32
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    file = table().save(tmp_path / "e.npz")
+    before = file.read_bytes()
+
+    def full_disk(out, **arrays):
+        out.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        table(9).save(file)
+    assert file.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npz"]
+
+
+def test_other_numbers_become_float32_and_rows_are_found():
+    t = EmbeddingTable(np.eye(3), np.array([7, 7, 8]), np.array(["a", "b", "a"], dtype=object))
+    assert t.embeddings.dtype == np.float32
+    assert t.identities.tolist() == ["7", "7", "8"]
+    assert (t.find("a"), t.find("b"), t.find("c"), t.name(1), len(t)) == (0, 1, None, "b", 3)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "identities", "paths", "message"),
+    [
+        (np.ones(3), list("abc"), list("abc"), r"embeddings of shape \(3,\)"),
+        (np.ones((0, 3)), [], [], r"embeddings of shape \(0, 3\)"),
+        (np.array([["x"]]), ["a"], ["a"], "needed numbers"),
+        (np.ones((3, 2)), list("ab"), list("abc"), r"identities of shape \(2,\); 3 embeddings"),
+        (np.ones((3, 2)), list("abc"), [list("abc")], r"paths of shape \(1, 3\)"),
+        (
+            np.array([[1, 2], [np.nan, 0], [np.inf, 1]]),
+            list("abc"),
+            list("abc"),
+            "NaN or infinity in 2 of 3.*'b'",
+        ),
+        (np.array([[1, 2], [0, 0]]), list("ab"), list("ab"), "only zeros in 1 of 2.*'b'"),
+        (np.ones((1, 2)), [1.5], ["a"], "identities of type float64"),
+        (np.ones((1, 2)), np.array([None]), ["a"], "no text"),
+    ],
+)
+def test_bad_tables(embeddings, identities, paths, message):
+    with pytest.raises(DataError, match=message):
+        EmbeddingTable(embeddings, np.asarray(identities), np.asarray(paths))
+
+
+def test_bad_files(tmp_path):
+    good = table().save(tmp_path / "good.npz")
+    (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:-40])
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("not a zip")
+    np.savez(tmp_path / "keys.npz", embeddings=np.eye(2), names=["a", "b"])
+    np.savez(tmp_path / "objects.npz", embeddings=np.eye(1), identities=np.array([{}]), paths=["a"])
+    np.savez(tmp_path / "nan.npz", embeddings=np.full((1, 2), np.nan), identities=["a"], paths=["a"])
+    (tmp_path / "e.npy").write_bytes(b"")
+    for name, message in {
+        "cut": "cut.npz: not a readable",
+        "empty": "empty.npz: not a readable",
+        "text": "text.npz: not a readable|pickled",
+        "keys": "no identities, paths among 'embeddings, names'",
+        "objects": "holds pickled objects",
+        "nan": r"nan.npz: NaN or infinity in 1 of 1",
+        "absent": "no such file",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            EmbeddingTable.load(tmp_path / f"{name}.npz")
+    with pytest.raises(DataError, match=r"\.npz or \.parquet"):
+        EmbeddingTable.load(tmp_path / "e.npy")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_parquet_without_pyarrow_says_so(tmp_path):
+    with pytest.raises(DataError, match="needs pyarrow"):
+        table().save(tmp_path / "e.parquet")

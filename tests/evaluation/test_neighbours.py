@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import reference_metrics as slow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.neighbours import gallery_probe, leave_one_out, nearest
+
+CORNERS = hnp.arrays(
+    np.float32, st.tuples(st.integers(8, 20), st.just(4)), elements=st.sampled_from([-1.0, 1.0])
+)
+
+
+def people(n, ids, seed=0, noise=1.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(ids, size=n)
+    return (rng.normal(size=(ids, 8))[labels] + noise * rng.normal(size=(n, 8))).astype(np.float32), labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(CORNERS, CORNERS, st.integers(1, 8))
+def test_nearest_with_ties_takes_the_lower_row(queries, gallery, k):
+    found = nearest(queries, gallery, k)
+    for q, rows, score in zip(queries, found.rows, found.score, strict=True):
+        ranked = slow.ranking(q, gallery)[:k]
+        assert rows.tolist() == [i for i, _ in ranked]
+        np.testing.assert_allclose(score, [s for _, s in ranked], atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CORNERS, st.integers(0, 10**6))
+def test_leave_one_out_as_slow_twin_with_ties_and_duplicates(emb, seed):
+    labels = np.random.default_rng(seed).integers(4, size=len(emb))
+    labels[:2] = 0
+    ours = leave_one_out(emb, labels, knn=(1, 3, 5), recall=(1, 2, 5))
+    knn, recall, rp, mapr, n = slow.retrieval(
+        emb, labels, emb, labels, (1, 3, 5), (1, 2, 5), own=range(len(emb))
+    )
+    assert ours.knn == pytest.approx(knn)
+    assert ours.recall == pytest.approx(recall)
+    assert (ours.r_precision, ours.map_at_r, ours.queries) == pytest.approx((rp, mapr, n))
+    assert ours.left_out == len(emb) - n
+
+
+def test_gallery_probe_as_slow_twin():
+    emb, labels = people(150, 30)
+    gallery, probe = np.arange(150) < 100, np.arange(150) >= 100
+    ours = gallery_probe(emb[gallery], labels[gallery], emb[probe], labels[probe])
+    knn, recall, rp, mapr, n = slow.retrieval(
+        emb[probe], labels[probe], emb[gallery], labels[gallery], (1, 5), (1, 5, 10)
+    )
+    assert ours.knn == pytest.approx(knn)
+    assert ours.recall == pytest.approx(recall)
+    assert (ours.r_precision, ours.map_at_r, ours.queries, ours.left_out) == pytest.approx(
+        (rp, mapr, n, 50 - n)
+    )
+
+
+def test_knn_as_scikit_learn():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    emb, labels = people(200, 20)
+    gallery, probe = np.arange(200) < 150, np.arange(200) >= 150
+    unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
+    peer = KNeighborsClassifier(1).fit(unit[gallery], labels[gallery])
+    known = np.isin(labels, labels[gallery]) & probe
+    ours = gallery_probe(emb[gallery], labels[gallery], emb[probe], labels[probe], knn=(1,))
+    assert ours.knn[1] == pytest.approx(peer.score(unit[known], labels[known]))
+
+
+def test_map_at_r_as_pytorch_metric_learning():
+    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
+    import torch
+    from pytorch_metric_learning.distances import CosineSimilarity
+
+    emb, labels = people(120, 15)
+    peer = calculator.AccuracyCalculator(
+        include=("mean_average_precision_at_r", "r_precision", "precision_at_1"),
+        k="max_bin_count",
+        knn_func=inference.CustomKNN(CosineSimilarity()),
+        device=torch.device("cpu"),
+    ).get_accuracy(torch.from_numpy(emb), torch.from_numpy(labels))
+    ours = leave_one_out(emb, labels)
+    assert ours.map_at_r == pytest.approx(peer["mean_average_precision_at_r"])
+    assert ours.r_precision == pytest.approx(peer["r_precision"])
+    assert ours.recall[1] == pytest.approx(peer["precision_at_1"])
+
+
+def test_by_hand_single_images_stay_in_the_gallery():
+    angle = np.deg2rad([0, 10, 25, 12])
+    emb = np.stack([np.cos(angle), np.sin(angle)], 1)
+    result = leave_one_out(emb, ["a", "a", "a", "single"], knn=(1,), recall=(1, 2))
+    # a0 -> a1; a1 -> single, a0; a2 -> single, a1
+    assert (result.queries, result.left_out) == (3, 1)
+    assert result.knn == {1: pytest.approx(1 / 3)}
+    assert result.recall == {1: pytest.approx(1 / 3), 2: 1.0}
+    # R = 2: a0 sees a1, single (0.5); a1 single, a0 (0.5); a2 single, a1 (0.5)
+    assert result.r_precision == pytest.approx(0.5)
+    assert result.map_at_r == pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    assert result.to_dict()["recall_at_2"] == 1
+
+
+def test_k_beyond_the_set_is_left_out_not_lied_about():
+    emb, labels = people(6, 2)
+    labels[:] = [0, 0, 0, 1, 1, 1]
+    result = leave_one_out(emb, labels, knn=(1, 5), recall=(1, 5, 10))
+    assert set(result.knn) == {1, 5}
+    assert set(result.recall) == {1, 5}
+    with pytest.raises(ConfigError, match="k = 6 neighbours of 5"):
+        leave_one_out(emb, labels, knn=(6,))
+    with pytest.raises(ConfigError, match="k = 0"):
+        nearest(emb, emb, 0)
+
+
+def test_nobody_to_find():
+    with pytest.raises(DataError, match="two images or more"):
+        leave_one_out(np.eye(3), [0, 1, 2])
+    with pytest.raises(DataError, match="two images or more"):
+        gallery_probe(np.eye(3), [0, 1, 2], np.eye(3), [3, 4, 5])

@@ -1,0 +1,215 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import reference_metrics as slow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.curves import allowed_errors, auc, eer, roc, roc_thinned, split_scores, tar_at_far
+from facemetric.evaluation.verification import draw_folds, fold_accuracy, pair_scores, unit_rows, verify_pairs
+
+FARS = (1.0, 0.5, 0.2, 0.1, 0.05)
+quick = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def scored(draw, most=40):
+    """Scores out of a few values, so that ties within and across kinds are the rule; both kinds present."""
+    n = draw(st.integers(2, most))
+    score = draw(st.lists(st.integers(-4, 4), min_size=n, max_size=n))
+    same = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    same[0], same[1] = True, False
+    return np.array(score) / 4, np.array(same)
+
+
+def figures(score, same):
+    g, i = split_scores(score, same)
+    return auc(g, i), eer(g, i)[0], [tar_at_far(g, i, far)[1:3] for far in FARS]
+
+
+@quick
+@given(scored())
+def test_roc_and_auc_as_scikit_learn(case):
+    score, same = case
+    far, tar, threshold = metrics.roc_curve(same, score, drop_intermediate=False)
+    ours = roc(score, same)
+    np.testing.assert_allclose(ours.far, far)
+    np.testing.assert_allclose(ours.tar, tar)
+    np.testing.assert_array_equal(ours.threshold, threshold)
+    assert auc(*split_scores(score, same)) == pytest.approx(metrics.roc_auc_score(same, score), abs=1e-12)
+
+
+@quick
+@given(scored())
+def test_figures_as_slow_twin(case):
+    score, same = case
+    g, i = split_scores(score, same)
+    assert auc(g, i) == pytest.approx(slow.auc(score, same), abs=1e-12)
+    assert eer(g, i)[0] == pytest.approx(slow.eer(score, same), abs=1e-12)
+    for far in FARS:
+        point = tar_at_far(g, i, far)
+        if far * len(i) < 1:
+            assert not point.supported
+            assert math.isnan(point.tar)
+            continue
+        tar, real_far, threshold = slow.tar_at_far(score, same, far)
+        assert (point.tar, point.far) == pytest.approx((tar, real_far))
+        assert point.threshold == threshold
+        assert point.accepted_impostors == round(real_far * len(i))
+
+
+@quick
+@given(scored(), st.randoms(use_true_random=False))
+def test_invariant_to_order_repetition_and_monotone_maps(case, random):
+    score, same = case
+    expected = figures(score, same)
+    order = list(range(len(score)))
+    random.shuffle(order)
+    np.testing.assert_equal(figures(score[order], same[order]), expected)
+    np.testing.assert_equal(figures(np.exp(3 * score) + 7, same), expected)
+    g, i = split_scores(np.tile(score, 3), np.tile(same, 3))
+    assert (auc(g, i), eer(g, i)[0]) == pytest.approx(expected[:2])
+
+
+@quick
+@given(scored())
+def test_turned_scores_turn_the_auc(case):
+    score, same = case
+    turned = figures(-score, same)
+    assert turned[0] == pytest.approx(1 - figures(score, same)[0])
+    assert turned[1] == pytest.approx(1 - figures(score, same)[1])
+
+
+def test_by_hand():
+    # genuine 4 3 2, impostor 3 2 1 0: the tie at 3 and the tie at 2 are one slanted piece each.
+    score, same = [4, 3, 2, 3, 2, 1, 0], [1, 1, 1, 0, 0, 0, 0]
+    g, i = split_scores(score, np.array(same, bool))
+    assert auc(g, i) == pytest.approx((4 + 3.5 + 2.5) / 12)
+    # FAR - FRR: -2/3 at (0, 1/3), -1/12 at (1/4, 2/3), 1/2 at (1/2, 1); the last piece is crossed at 1/7.
+    assert eer(g, i)[0] == pytest.approx(0.25 + 0.25 / 7)
+    assert tar_at_far(g, i, 0.49)[1:5] == (0.25, pytest.approx(2 / 3), 3.0, 1)
+    assert tar_at_far(g, i, 0.5)[1:5] == (0.5, 1.0, 2.0, 2)
+
+
+def test_perfect_and_constant_scores():
+    perfect = verify_pairs(np.repeat([1.0, 0.0], 20), np.repeat([True, False], 20), fars=(0.05,))
+    assert (perfect.auc, perfect.eer, perfect.tar(0.05), perfect.accuracy.mean) == (1, 0, 1, 1)
+    constant = verify_pairs(np.zeros(40), np.repeat([True, False], 20), fars=(0.05,))
+    assert (constant.auc, constant.eer, constant.tar(0.05), constant.accuracy.mean) == (0.5, 0.5, 0, 0.5)
+    assert constant.to_dict()["tar_at_far"]["0.05"]["threshold"] is None
+
+
+@quick
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_allowed_errors_is_the_division_as_it_rounds(a, n):
+    far = min(a, n) / n
+    assert allowed_errors(far, n) == min(a, n)
+
+
+def test_unsupported_far_says_what_is_needed():
+    record = verify_pairs([0.9, 0.8, 0.2, 0.1], [True, True, False, False], fars=(0.5, 1e-3))
+    assert record.tar(0.5) == 1
+    with pytest.raises(ConfigError, match="needs 1000 impostor pairs, there are 2"):
+        record.tar(1e-3)
+    with pytest.raises(ConfigError, match=r"not asked for; there are 0\.5, 0\.001"):
+        record.tar(0.1)
+    assert record.to_dict()["tar_at_far"]["0.001"] == {
+        "supported": False,
+        "tar": None,
+        "far": None,
+        "threshold": None,
+        "accepted_impostors": 0,
+    }
+    json.dumps(record.to_dict(), allow_nan=False)
+
+
+@quick
+@given(scored(), st.integers(2, 4), st.integers(0, 5))
+def test_fold_accuracy_as_slow_twin(case, folds, seed):
+    score, same = case
+    fold = np.random.default_rng(seed).permutation(np.arange(len(score)) % folds)
+    ours = fold_accuracy(score, same, fold)
+    accuracies, thresholds = slow.fold_accuracies(score, same, fold)
+    np.testing.assert_allclose(ours.accuracies, accuracies)
+    np.testing.assert_array_equal(ours.thresholds, thresholds)
+    assert ours.mean == pytest.approx(np.mean(accuracies))
+    assert ours.deviation_sample == pytest.approx(np.std(accuracies, ddof=1))
+    assert ours.deviation_population == pytest.approx(np.std(accuracies))
+    n = len(accuracies)
+    assert ours.standard_error == pytest.approx(np.std(accuracies, ddof=1) / n**0.5)
+    mapped = fold_accuracy(np.exp(score), same, fold)
+    np.testing.assert_array_equal(mapped.accuracies, ours.accuracies)
+
+
+def test_the_threshold_never_sees_its_own_fold():
+    # Fold 0 alone would choose 0.9; the other folds choose 0.5, at which fold 0 has one of two right.
+    score = [0.9, 0.8, 0.5, 0.1, 0.5, 0.1]
+    same = [True, False, True, False, True, False]
+    result = fold_accuracy(score, same, [0, 0, 1, 1, 2, 2])
+    assert result.thresholds[0] == 0.5
+    assert result.accuracies[0] == 0.5
+
+
+def test_drawn_folds_are_balanced_seeded_and_said():
+    same = np.arange(200) % 4 == 0
+    fold = draw_folds(same, 10, seed=3)
+    np.testing.assert_array_equal(np.bincount(fold[same]), 5)
+    np.testing.assert_array_equal(np.bincount(fold[~same]), 15)
+    np.testing.assert_array_equal(fold, draw_folds(same, 10, seed=3))
+    assert (fold != draw_folds(same, 10, seed=4)).any()
+    score = np.linspace(0, 1, 200)
+    assert verify_pairs(score, same).to_dict()["accuracy"]["folds_drawn_at_random"] is True
+    assert verify_pairs(score, same, fold=fold).to_dict()["accuracy"]["folds_drawn_at_random"] is False
+
+
+def test_pair_scores_are_cosines_in_float64():
+    rng = np.random.default_rng(0)
+    emb = rng.normal(size=(50, 7)).astype(np.float32) * 30
+    a, b = rng.integers(50, size=(2, 20_000))
+    expected = (emb[a] * emb[b].astype(float)).sum(1) / np.linalg.norm(emb[a].astype(float), axis=1)
+    expected /= np.linalg.norm(emb[b].astype(float), axis=1)
+    got = pair_scores(emb, a, b)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_thinned_curve_lies_on_the_whole():
+    rng = np.random.default_rng(1)
+    score = np.concatenate([rng.normal(1, 1, 3000), rng.normal(0, 1, 50_000)]).astype(np.float32)
+    same = np.arange(len(score)) < 3000
+    g, i = split_scores(score, same)
+    thin, whole = roc_thinned(g, i, 200), roc(score, same)
+    assert 200 < len(thin.far) < 420
+    assert set(zip(thin.far, thin.tar, thin.threshold, strict=True)) <= set(
+        zip(whole.far, whole.tar, whole.threshold, strict=True)
+    )
+    assert (thin.far[-1], thin.tar[-1], thin.far[0]) == (1, 1, 0)
+    assert (thin.far == 1 / 50_000).any()
+
+
+@pytest.mark.parametrize(
+    ("score", "same", "message"),
+    [
+        ([0.1, 0.2], [True, True], "2 genuine and 0 impostor"),
+        ([0.1, np.nan], [True, False], "1 of 2 scores are not finite"),
+        ([0.1, 0.2, 0.3], [True, False], "one label a score"),
+    ],
+)
+def test_bad_scores(score, same, message):
+    with pytest.raises(DataError, match=message):
+        verify_pairs(score, same)
+
+
+def test_bad_embeddings_and_fars():
+    with pytest.raises(DataError, match="1 of 2 embeddings are zero or not finite, first row 1"):
+        unit_rows([[1.0, 0], [0, 0]])
+    with pytest.raises(DataError, match="zero or not finite"):
+        pair_scores(np.array([[1.0, 0], [np.nan, 0]]), [0], [1])
+    with pytest.raises(ConfigError, match="a FAR of 0"):
+        verify_pairs([0.1, 0.2], [True, False], fars=(0,))
+    with pytest.raises(DataError, match="1 fold"):
+        fold_accuracy([0.1, 0.2], [True, False], [0, 0])

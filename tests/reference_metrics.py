@@ -1,0 +1,111 @@
+"""Slow float64 twins of the metrics: explicit loops over pairs, thresholds and neighbours."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+
+
+def all_pairs(embeddings, labels):
+    """Scores and same-flags of all pairs, one at a time."""
+    unit = [np.asarray(e, float) / np.linalg.norm(np.asarray(e, float)) for e in embeddings]
+    score, same = [], []
+    for i in range(len(unit)):
+        for j in range(i + 1, len(unit)):
+            score.append(float(np.dot(unit[i], unit[j])))
+            same.append(bool(labels[i] == labels[j]))
+    return np.array(score), np.array(same)
+
+
+def auc(score, same):
+    wins = 0.0
+    genuine = [s for s, y in zip(score, same, strict=False) if y]
+    impostor = [s for s, y in zip(score, same, strict=False) if not y]
+    for g in genuine:
+        for i in impostor:
+            wins += 1.0 if g > i else 0.5 if g == i else 0.0
+    return wins / len(genuine) / len(impostor)
+
+
+def rates(score, same, threshold):
+    genuine = [s for s, y in zip(score, same, strict=False) if y]
+    impostor = [s for s, y in zip(score, same, strict=False) if not y]
+    return (
+        sum(s >= threshold for s in impostor) / len(impostor),
+        sum(s >= threshold for s in genuine) / len(genuine),
+    )
+
+
+def eer(score, same):
+    """Walk the ROC's straight pieces to the one that crosses FAR = 1 - TAR."""
+    points = [(0.0, 0.0)] + [rates(score, same, t) for t in sorted(set(score), reverse=True)]
+    for (far_0, tar_0), (far_1, tar_1) in itertools.pairwise(points):
+        before, after = far_0 - (1 - tar_0), far_1 - (1 - tar_1)
+        if before < 0 <= after:
+            return far_0 + (far_1 - far_0) * before / (before - after)
+    raise AssertionError("a ROC always crosses")
+
+
+def tar_at_far(score, same, wanted):
+    """(tar, far, threshold) at the lowest score allowed."""
+    best = (0.0, 0.0, float("inf"))
+    for threshold in sorted(set(score), reverse=True):
+        far, tar = rates(score, same, threshold)
+        if far > wanted:
+            break
+        best = (tar, far, threshold)
+    return best
+
+
+def fold_accuracies(score, same, fold):
+    """Accuracy of each fold and every threshold that is best on the others."""
+    accuracies, best_thresholds = [], []
+    for f in sorted(set(fold)):
+        train = [(s, y) for s, y, k in zip(score, same, fold, strict=False) if k != f]
+        test = [(s, y) for s, y, k in zip(score, same, fold, strict=False) if k == f]
+        right = {t: sum((s >= t) == y for s, y in train) for t in [float("inf"), *{s for s, _ in train}]}
+        best = sorted((t for t, n in right.items() if n == max(right.values())), reverse=True)
+        threshold = best[len(best) // 2]
+        accuracies.append(sum((s >= threshold) == y for s, y in test) / len(test))
+        best_thresholds.append(threshold)
+    return accuracies, best_thresholds
+
+
+def ranking(query, gallery, own=None):
+    """Gallery rows by falling score, ties by row; `own` is left out."""
+    unit = [np.asarray(g, float) / np.linalg.norm(np.asarray(g, float)) for g in gallery]
+    q = np.asarray(query, float) / np.linalg.norm(np.asarray(query, float))
+    rows = [(-float(np.dot(q, g)), i) for i, g in enumerate(unit) if i != own]
+    return [(i, -s) for s, i in sorted(rows)]
+
+
+def retrieval(queries, query_labels, gallery, gallery_labels, knn, recall, own=None):
+    """knn, recall (dicts), R-precision, MAP@R and the number of queries, query by query."""
+    votes, hits = Counter(), Counter()
+    precision, mean_precision, n = 0.0, 0.0, 0
+    for q, (query, person) in enumerate(zip(queries, query_labels, strict=False)):
+        ranked = ranking(query, gallery, None if own is None else own[q])
+        right = [gallery_labels[i] == person for i, _ in ranked]
+        total = sum(right)
+        if total == 0:
+            continue
+        n += 1
+        for k in knn:
+            tally: dict = {}
+            for place, (i, s) in enumerate(ranked[:k]):
+                count, sum_, first = tally.get(gallery_labels[i], (0, 0.0, -place))
+                tally[gallery_labels[i]] = (count + 1, sum_ + s, first)
+            votes[k] += max(tally, key=lambda name: tally[name]) == person
+        for k in recall:
+            hits[k] += any(right[:k])
+        precision += sum(right[:total]) / total
+        mean_precision += sum(sum(right[: i + 1]) / (i + 1) for i in range(total) if right[i]) / total
+    return (
+        {k: votes[k] / n for k in knn},
+        {k: hits[k] / n for k in recall},
+        precision / n,
+        mean_precision / n,
+        n,
+    )

@@ -1,0 +1,59 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemetric.errors import DataError
+from facemetric.evaluation.curves import roc
+from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
+
+SCORE = np.random.default_rng(0).normal(np.repeat([1.0, 0.0], 500))
+SAME = np.arange(1000) < 500
+
+
+def dark(file):
+    """Share of pixels that are not white."""
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return float((np.asarray(image.convert("L")) < 200).mean())
+
+
+def test_curves_differ_by_what_they_show(tmp_path):
+    one = draw_roc(tmp_path / "deep" / "one.png", {"model": roc(SCORE, SAME)})
+    two = draw_roc(tmp_path / "two.png", {"model": roc(SCORE, SAME), "other": roc(SCORE[::-1], SAME)})
+    assert 0.005 < dark(one) < dark(two) < 0.5
+    assert [p.name for p in one.parent.iterdir()] == ["one.png"]
+
+
+def test_curve_of_a_perfect_model_and_of_ties(tmp_path):
+    assert dark(draw_roc(tmp_path / "p.png", {"p": roc(SAME.astype(float), SAME)})) > 0.005
+    assert dark(draw_roc(tmp_path / "c.png", {"c": roc(np.zeros(1000), SAME)})) > 0.005
+
+
+def test_score_histogram(tmp_path):
+    plain = draw_scores(tmp_path / "plain.png", SCORE, SAME)
+    lined = draw_scores(tmp_path / "lined.png", SCORE, SAME, thresholds={"FAR 0.01": 2.3, "none": np.inf})
+    assert dark(plain) < dark(lined)
+    with pytest.raises(DataError, match="needed both kinds"):
+        draw_scores(tmp_path / "x.png", SCORE, SCORE > -99)
+    with pytest.raises(DataError, match="no curve"):
+        draw_roc(tmp_path / "x.png", {})
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_roc_csv_reads_back(tmp_path):
+    curve = roc(SCORE, SAME)
+    with open(write_roc_csv(tmp_path / "roc.csv", {"a, b": curve}), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["curve"] for row in rows} == {"a, b"}
+    for name in ("far", "tar", "threshold"):
+        np.testing.assert_array_equal([float(row[name]) for row in rows], getattr(curve, name))
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    draw_roc(tmp_path / "one.png", {"model": roc(SCORE, SAME)})
+    assert plt.get_fignums() == before
