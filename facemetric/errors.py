@@ -22,6 +22,10 @@ class WeightsError(FacemetricError, ValueError):
     """A weights folder or checkpoint that is missing, cut short or of another shape."""
 
 
+class TrainingError(FacemetricError):
+    """A run that cannot go on: a loss that is not finite, a worker that died, a run that is stopped."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error message for a misspelt name: `": did you mean 'semihard'?"`, or the choices."""
     choices = list(choices)

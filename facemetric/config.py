@@ -1,0 +1,286 @@
+"""Every option of every command, once.
+
+A field here is at once the flag (`--batch-size`), the TOML key (`batch_size`) and the Python argument
+(`batch_size=`). The string under a field is its help. Nothing in this module imports torch, so that
+`facemetric --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from facemetric.errors import ConfigError, did_you_mean
+
+Head = Literal["softmax", "arcface", "cosface"]
+Freeze = Literal["backbone", "batchnorm", "none"]
+Init = Literal["identity", "pca", "lda", "random"]
+Distance = Literal["squared", "euclidean", "cosine"]
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What both training stages share."""
+
+    data: tuple[str, ...] = ()
+    """Images: a folder of identity folders, a csv (path,identity) or .tar files; NAME=PATH names a source."""
+    _: KW_ONLY
+    val_identities: Path | None = None
+    """Text file of the identities to validate on, one a line; they are never trained on."""
+    val_fraction: float = 0.1
+    """Share of the identities to validate on where no file names them, 0..1; 0 validates on none."""
+    leave_out: Path | None = None
+    """Text file of identities to leave out."""
+    merge: Path | None = None
+    """Text or csv file of identities that are one person, `a,b` a line."""
+    max_bad: float = 0.01
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
+
+    batch_size: int = 64
+    """Images in a step."""
+    optimizer: str = "sgd"
+    """Any optimizer of timm, by its name there."""
+    weight_decay: float = 5e-4
+    """Weight decay of weight matrices; biases and norms have none."""
+    momentum: float = 0.9
+    """Momentum, where the optimizer has one."""
+    scheduler: str = "cosine"
+    """Any scheduler of timm, by its name there, stepped after every batch."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up of the learning rate."""
+    clip_grad: float = 5.0
+    """Largest L2 norm of the gradient; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is validated and kept, 0..1; 0 keeps the weights."""
+    amp: bool = True
+    """Mixed precision on CUDA (bfloat16, or float16 with a scaler); a CPU computes in float32."""
+
+    hflip: float = 0.5
+    """Chance of a horizontal flip, 0..1."""
+    crop_scale: float = 0.8
+    """Smallest share of the picture's area that a random crop keeps, 0..1; 1 does not crop."""
+    color_jitter: float = 0.2
+    """Strength of brightness, contrast and saturation changes, 0..1."""
+    grayscale: float = 0.1
+    """Chance of a grey picture, 0..1."""
+    blur: float = 0.0
+    """Chance of a Gaussian blur, 0..1."""
+    low_resolution: float = 0.0
+    """Chance of a picture scaled down and up again, 0..1."""
+    auto_augment: str = ""
+    """A policy of timm, such as rand-m5-mstd0.5; empty for none."""
+    random_erasing: float = 0.0
+    """Chance of an erased rectangle, 0..1."""
+
+    seed: int = 0
+    """Seed of everything random; the same seed gives the same numbers on one machine."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = -1
+    """Processes that read images; 0 reads in the training process, -1 takes half the cores, 1 to 8."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
+    resume: bool = False
+    """Go on from the checkpoint in `out`."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig(StageConfig):
+    """Stage one: a backbone learns identities with cross-entropy."""
+
+    _: KW_ONLY
+    out: Path = Path("runs/pretrain")
+    """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the best weights."""
+    arch: str = "mobilenetv4_conv_small"
+    """Any backbone of timm, by its name there."""
+    weights: str = ""
+    """Weights to start from: a weights folder, a run folder or a shipped name; the classifier is new."""
+    pretrained: bool = False
+    """Start from timm's own weights for the architecture (downloads them)."""
+    image_size: int = 96
+    """Side of the square picture that the network sees, pixels."""
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Shares of each picture's width and height cut off at the left, top, right and bottom."""
+    embedding_size: int = 0
+    """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are."""
+
+    head: Head = "softmax"
+    """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""
+    margin: float = 0.2
+    """Margin of arcface (radians) or cosface (cosine); it grows from 0 over the first third of training."""
+    scale: float = 24.0
+    """Length of the logits of arcface and cosface."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all identities, 0..1."""
+    dropout: float = 0.0
+    """Dropout of the features before the projection or the head, 0..1."""
+    drop_path: float = 0.0
+    """Stochastic depth of the backbone, where it has it, 0..1."""
+    closed_set_fraction: float = 0.02
+    """Share of the training identities' images held back for closed-set accuracy, 0..1."""
+    epochs: int = 30
+    """Passes over the training images."""
+    lr: float = 0.1
+    """Highest learning rate."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(StageConfig):
+    """Stage two: a projection, or everything, learns distances from online triplets."""
+
+    _: KW_ONLY
+    out: Path = Path("runs/finetune")
+    """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the better weights of start and end."""
+    weights: str = ""
+    """Weights to start from: a weights folder, a run folder or a shipped name."""
+    freeze: Freeze = "backbone"
+    """What keeps still: the backbone (its features are computed once), all but batchnorm layers, or none."""
+    embedding_size: int = 128
+    """Numbers in an embedding; with --projection-init identity, that of the weights."""
+    projection_init: Init = "lda"
+    """Start of the projection: identity (the weights' own), pca or lda of the features, or random."""
+    miner: str = "semihard"
+    """all, semihard, hard, or your own as package.module:function."""
+    margin: float = 0.2
+    """Margin between positive and negative distance, in units of --distance (squared: 0..4)."""
+    soft_margin: bool = False
+    """log(1 + exp(.)) in place of the hinge; --margin then shifts it."""
+    distance: Distance = "squared"
+    """Squared Euclidean distance of unit vectors (0..4), Euclidean (0..2) or cosine (0..2)."""
+    images_per_identity: int = 4
+    """Images of each identity in a batch."""
+    views: int = 1
+    """Cached copies of each image with --freeze backbone: the plain one and views - 1 augmented ones."""
+    cache: Path | None = None
+    """Folder of the cached features; `features` in the run folder where none is named."""
+    microbatch: int = 0
+    """Images that are in memory with their graph at once (--freeze batchnorm|none); 0: the whole batch."""
+    batch_size: int = 512
+    """Images in a step: batch_size / images_per_identity identities."""
+    optimizer: str = "adamw"
+    """Any optimizer of timm, by its name there."""
+    weight_decay: float = 1e-4
+    """Weight decay of weight matrices; biases and norms have none."""
+    epochs: int = 20
+    """Passes over the training images."""
+    lr: float = 1e-3
+    """Highest learning rate of the projection."""
+    backbone_lr: float = 1e-4
+    """Highest learning rate of the backbone's part that trains."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Verification of listed pairs, and nearest neighbours of a folder."""
+
+    weights: str = ""
+    """What to evaluate: a weights folder, a run folder or a shipped name."""
+    _: KW_ONLY
+    pairs: Path | None = None
+    """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt or the two-line CPLFW form."""
+    data: tuple[str, ...] = ()
+    """Images that the pairs name, as for pretrain; also scored by nearest neighbours."""
+    embeddings: Path | None = None
+    """Embeddings to score in place of weights: .npz with embeddings, identities and paths."""
+    out: Path = Path("runs/eval")
+    """Folder for metrics.json, roc.csv, roc.png and embeddings.npz."""
+    flip: bool = False
+    """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
+    folds: int = 10
+    """Folds of the accuracy where the pairs do not name theirs."""
+    max_bad: float = 0.0
+    """Share of unreadable images of `data` above which the job stops, 0..1; an unreadable pair always does."""
+    batch_size: int = 256
+    """Images embedded at once."""
+    seed: int = 0
+    """Seed of the folds where the pairs do not name theirs."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = -1
+    """Processes that read images; 0 reads in the main process, -1 takes half the cores, 1 to 8."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole story on faces drawn by facemetric itself."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the drawn faces, the runs and the result."""
+    _: KW_ONLY
+    identities: int = 300
+    """People to draw; a fifth is only for the evaluation."""
+    images: int = 12
+    """Pictures of each."""
+    epochs: int = 8
+    """Passes of stage one."""
+    seed: int = 0
+    """Seed of the faces and of the training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def make_config(kind: type[C], *positional: object, **options: object) -> C:
+    """A config from Python arguments; text becomes a Path or a tuple where the field is one.
+
+    Raises ConfigError that names the nearest option for a misspelt one."""
+    known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
+    values: dict[str, Any] = dict(zip(known, positional, strict=False))
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
+        values[name] = value
+    if isinstance(values.get("data"), (str, Path)):
+        values["data"] = (values["data"],)
+    if "data" in values:
+        values["data"] = tuple(str(source) for source in values["data"])
+    if isinstance(values.get("weights"), Path):
+        values["weights"] = str(values["weights"])
+    for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
+        if isinstance(values.get(name), str):
+            values[name] = Path(values[name])
+    return kind(**values)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """The options as plain numbers, texts and lists; options that are not set (None) stay away."""
+    plain = {}
+    for name, value in asdict(config).items():
+        if value is None or name == "_":
+            continue
+        plain[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def config_toml(config: Any) -> str:
+    """The options as TOML that `--config` reads back."""
+    import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
+
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in config_dict(config).items())
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_stage(config: StageConfig) -> None:
+    """Raise ConfigError for a number out of its range, before any file is read."""
+    shares = (
+        "val_fraction max_bad ema hflip crop_scale color_jitter grayscale blur low_resolution random_erasing "
+        "label_smoothing dropout drop_path closed_set_fraction"
+    ).split()
+    for name in shares:
+        value = getattr(config, name, 0.0)
+        require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
+    for name in ("batch_size", "epochs", "image_size", "images_per_identity", "views"):
+        value = getattr(config, name, 1)
+        require(value >= 1, f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    for name in ("embedding_size", "microbatch", "margin", "clip_grad", "warmup_epochs", "weight_decay"):
+        value = getattr(config, name, 0)
+        require(value >= 0, f"--{name.replace('_', '-')} is {value}; it must be at least 0")
+    require(getattr(config, "lr", 1.0) > 0, f"--lr is {getattr(config, 'lr', 1.0)}; it must be above 0")
+    require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")

@@ -1,0 +1,77 @@
+"""An embedder over an index of images: embeddings in the index's order, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from facemetric.data.batches import InOrderBatches
+from facemetric.data.images import normalise
+from facemetric.data.index import ImageIndex
+from facemetric.data.loading import load_batches
+from facemetric.data.transforms import eval_transform
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.model.embedder import Embedder
+
+
+class Embedded(NamedTuple):
+    """The table of the images that could be read, and (row, reason) of those that could not."""
+
+    table: EmbeddingTable
+    bad: list[tuple[int, str]]
+
+
+@torch.inference_mode()
+def embed_index(
+    embedder: Embedder,
+    index: ImageIndex,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    flip: bool = False,
+    progress: str = "",
+) -> Embedded:
+    """Unit embeddings of every readable image, float32, on the CPU.
+
+    `flip` embeds the mirror image too and normalises the mean. `progress` names a progress bar ("" shows none).
+    The embedder is in evaluation mode meanwhile, and as it was afterwards."""
+    emb_ND = np.zeros((len(index), embedder.embedding_size), np.float32)
+    read = np.zeros(len(index), bool)
+    bad: list[tuple[int, str]] = []
+    was_training = embedder.training
+    embedder.eval()
+    try:
+        for rows, images, broken in images_of(embedder, index, batch_size, workers, progress):
+            bad += broken
+            if len(rows):
+                emb = embedder(images)
+                if flip:
+                    emb = functional.normalize(emb + embedder(images.flip(3)), dim=1)
+                emb_ND[rows] = emb.float().cpu().numpy()
+                read[rows] = True
+    finally:
+        embedder.train(was_training)
+    kept = np.flatnonzero(read)
+    identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
+    paths = np.array([index.name(i) for i in kept], dtype=np.str_)
+    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths), bad)
+
+
+def images_of(
+    embedder: Embedder, index: ImageIndex, batch_size: int, workers: int, progress: str
+) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[int, str]]]]:
+    """(rows, normalised images on the embedder's device, bad) in the order of the index."""
+    batches = InOrderBatches(len(index), batch_size).epoch()
+    transform = eval_transform(embedder.preprocess)
+    with tqdm(
+        total=len(index), desc=progress, unit="image", disable=not progress, leave=False, delay=1
+    ) as bar:
+        for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):
+            yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
+            bar.update(len(batch.rows) + len(batch.bad))

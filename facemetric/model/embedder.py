@@ -1,0 +1,164 @@
+"""The embedder: a timm backbone, a linear projection, the unit sphere.
+
+Shapes: B batch, H height, W width, F features of the backbone, D embedding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facemetric.data.images import Preprocess
+from facemetric.errors import ConfigError, did_you_mean
+
+
+class Embedder(nn.Module):
+    """Images to unit vectors: `normalize(neck(projection(dropout(backbone(images)))))`.
+
+    `arch` and `model_args` are what timm needs to build the backbone again; `preprocess` is what an image
+    goes through before. The neck is a batch norm that helps a projection train; weights are saved with the
+    neck folded into the projection (`folded`)."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projection: nn.Module,
+        *,
+        arch: str,
+        model_args: dict[str, Any],
+        preprocess: Preprocess,
+        dropout: float = 0.0,
+        neck: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projection = backbone, projection
+        self.dropout = nn.Dropout(dropout)
+        self.arch, self.model_args, self.preprocess = arch, model_args, preprocess
+        self.neck: nn.Module = nn.BatchNorm1d(self.embedding_size) if neck else nn.Identity()
+
+    @property
+    def num_features(self) -> int:
+        """Numbers that the backbone gives for an image."""
+        return feature_count(self.backbone)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding."""
+        return self.projection.out_features if isinstance(self.projection, nn.Linear) else self.num_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""
+        return self.backbone(images)
+
+    def project(self, features_BF: Tensor) -> Tensor:
+        """Features (B, F) -> embeddings (B, D) before they are put on the unit sphere."""
+        return self.neck(self.projection(self.dropout(features_BF)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> unit embeddings (B, D), float32."""
+        return functional.normalize(self.project(self.features(images)).float(), dim=1)
+
+    def folded_projection(self) -> nn.Module:
+        """The projection and the neck as one linear layer (a copy), as they compute in evaluation."""
+        if not isinstance(self.projection, nn.Linear):
+            return nn.Identity()
+        linear = nn.Linear(self.num_features, self.embedding_size, device=self.projection.weight.device)
+        weight, bias = self.projection.weight.detach(), self.projection.bias.detach()
+        if isinstance(self.neck, nn.BatchNorm1d):
+            neck = self.neck
+            assert neck.running_var is not None and neck.running_mean is not None
+            gain = neck.weight.detach() / torch.sqrt(neck.running_var + neck.eps)
+            weight, bias = weight * gain[:, None], (bias - neck.running_mean) * gain + neck.bias.detach()
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        return linear
+
+
+def feature_count(backbone: nn.Module) -> int:
+    """Numbers that a timm model without a classifier gives for an image."""
+    size = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
+    assert isinstance(size, int)
+    return size
+
+
+def build_embedder(
+    arch: str,
+    *,
+    preprocess: Preprocess,
+    embedding_size: int = 0,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+    neck: bool = False,
+) -> Embedder:
+    """A new embedder on any timm backbone; `embedding_size` 0 gives the backbone's own features.
+
+    Raises ConfigError for an architecture that timm does not have, with the nearest name."""
+    backbone, model_args = build_backbone(arch, preprocess.size, drop_path=drop_path, pretrained=pretrained)
+    features = feature_count(backbone)
+    projection: nn.Module = nn.Linear(features, embedding_size) if embedding_size else nn.Identity()
+    return Embedder(
+        backbone,
+        projection,
+        arch=arch,
+        model_args=model_args,
+        preprocess=preprocess,
+        dropout=dropout,
+        neck=neck and embedding_size > 0,
+    )
+
+
+def build_backbone(
+    arch: str, image_size: tuple[int, int], *, drop_path: float = 0.0, pretrained: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model without its classifier, and the arguments beyond its name that rebuild it.
+
+    Architectures that are made for one image size (vision transformers) are built for `image_size`."""
+    if not timm.is_model(arch):
+        raise ConfigError(f"timm has no architecture {arch!r}{did_you_mean(arch, timm.list_models())}")
+    pretrained_cfg = timm.get_pretrained_cfg(arch)
+    model_args: dict[str, Any] = {}
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        model_args["img_size"] = image_size
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            backbone = timm.create_model(arch, pretrained=pretrained, num_classes=0, **model_args, **options)
+        except TypeError as error:
+            raise ConfigError(
+                f"{arch} does not take {', '.join(options) or 'image size ' + str(image_size)} ({error}); "
+                "set --drop-path 0 or choose another --arch"
+            ) from error
+        except RuntimeError as error:  # no network, or weights that do not exist
+            raise ConfigError(f"timm could not make {arch}: {str(error).splitlines()[0]}") from error
+    check_backbone(backbone, arch, image_size)
+    return backbone, model_args
+
+
+@torch.no_grad()
+def check_backbone(backbone: nn.Module, arch: str, image_size: tuple[int, int]) -> None:
+    """Raise ConfigError unless the backbone turns an image of this size into one vector."""
+    training = backbone.training
+    try:
+        shape = tuple(backbone.eval()(torch.zeros(1, 3, *image_size)).shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{arch} cannot take pictures of {image_size[1]} x {image_size[0]} ({reason}); change --image-size"
+        ) from error
+    finally:
+        backbone.train(training)
+    if len(shape) != 2 or shape[1] != feature_count(backbone):
+        raise ConfigError(f"{arch} gives features of shape {shape}, not one vector an image; choose another --arch")

@@ -1,0 +1,43 @@
+"""What trains: the projection alone, the batch norm layers too, or everything.
+
+A frozen batch norm must also stay in evaluation mode: otherwise its running statistics drift while its
+weights stand still.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from facemetric.errors import ConfigError, did_you_mean
+from facemetric.model.embedder import Embedder
+
+FREEZE = ("backbone", "batchnorm", "none")
+
+
+def freeze(embedder: Embedder, how: str) -> None:
+    """Say what of the embedder trains: nothing of the `backbone`, its `batchnorm` layers, or all (`none`).
+
+    The projection trains always. Raises ConfigError for another word."""
+    if how not in FREEZE:
+        raise ConfigError(f"unknown freeze {how!r}{did_you_mean(how, FREEZE)}")
+    embedder.backbone.requires_grad_(how == "none")
+    if how == "batchnorm":
+        for module in batch_norms(embedder.backbone):
+            module.requires_grad_(True)
+    embedder.projection.requires_grad_(True)
+
+
+def training_mode(embedder: Embedder, how: str) -> None:
+    """Put into training mode what trains, and everything else into evaluation mode."""
+    embedder.train()
+    if how != "none":
+        embedder.backbone.eval()
+    if how == "batchnorm":
+        for module in batch_norms(embedder.backbone):
+            module.train()
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The batch norm layers inside a module, timm's fused ones included."""
+    return [child for child in module.modules() if isinstance(child, _BatchNorm)]

@@ -1,0 +1,189 @@
+"""Weights are a folder: `config.json` and `model.safetensors`, and plain timm opens it.
+
+The projection is stored under the name of the backbone's classifier, so
+`timm.create_model("local-dir:FOLDER", pretrained=True)` gives the embedding before normalisation, and with
+`num_classes=0` the backbone's features. (Architectures with two classifiers keep it under `projection`.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import facemetric
+from facemetric.data.images import Preprocess
+from facemetric.errors import ConfigError, WeightsError, did_you_mean
+from facemetric.model.embedder import Embedder, build_backbone
+
+FORMAT = 1
+CONFIG, MODEL = "config.json", "model.safetensors"
+BEST = "best"  # the weights folder inside a run folder
+SHIPPED = Path(facemetric.__file__).parent.parent / "weights"
+
+
+def save_weights(folder: Path, embedder: Embedder, *, provenance: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Write the embedder as a weights folder; the folder appears whole or not at all.
+
+    `provenance` says where the weights come from (data, commit, versions, seed), `metrics` how good they are."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(folder.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    key = classifier_key(embedder.arch)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in embedder.backbone.state_dict().items()}
+    for name, value in embedder.folded_projection().state_dict().items():
+        tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    save_file(tensors, staging / MODEL, metadata={"format": "pt"})
+    config = describe(embedder, key) | {"sha256": file_hash(staging / MODEL)}
+    config["facemetric"] |= {"provenance": provenance, "metrics": metrics}
+    (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    replace_folder(staging, folder)
+
+
+def describe(embedder: Embedder, classifier: str) -> dict[str, Any]:
+    """What config.json says of the embedder: timm's own fields, and ours under `facemetric`."""
+    pre = embedder.preprocess
+    has_projection = isinstance(embedder.projection, nn.Linear) and classifier != "projection"
+    pretrained_cfg = dict(getattr(embedder.backbone, "pretrained_cfg", None) or {})
+    kept = {name: pretrained_cfg[name] for name in ("first_conv", "pool_size") if pretrained_cfg.get(name)}
+    outputs = embedder.embedding_size if has_projection else 0
+    return {
+        "architecture": embedder.arch,
+        "num_classes": outputs,
+        "num_features": embedder.num_features,
+        "model_args": embedder.model_args,
+        "pretrained_cfg": kept
+        | {
+            "classifier": None if classifier == "projection" else classifier,
+            "num_classes": outputs,
+            "input_size": [3, *pre.size],
+            "mean": list(pre.mean),
+            "std": list(pre.std),
+            "interpolation": pre.interpolation,
+            "crop_pct": 1.0,
+        },
+        "facemetric": {
+            "format": FORMAT,
+            "version": facemetric.__version__,
+            "embedding_size": embedder.embedding_size,
+            "projection": classifier if isinstance(embedder.projection, nn.Linear) else None,
+            "preprocess": pre.to_dict(),
+        },
+    }
+
+
+def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedder:
+    """The embedder of a weights folder, a run folder or a shipped name, in evaluation mode.
+
+    Raises WeightsError where the folder is missing, cut short, or does not fit its own config."""
+    folder = find_weights(name)
+    config = read_config(folder)
+    ours = config["facemetric"]
+    pre = Preprocess.from_dict(ours["preprocess"])
+    try:
+        backbone, model_args = build_backbone(config["architecture"], pre.size)
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
+    tensors = read_tensors(folder, config)
+    key = ours.get("projection")
+    projection: nn.Module = nn.Identity()
+    try:
+        if key:
+            weight, bias = tensors.pop(f"{key}.weight"), tensors.pop(f"{key}.bias")
+            projection = nn.Linear(weight.shape[1], weight.shape[0])
+            projection.load_state_dict({"weight": weight, "bias": bias})
+        backbone.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise WeightsError(
+            f"{folder / MODEL} does not hold {config['architecture']} with {ours['embedding_size']} outputs: {reason}"
+        ) from error
+    embedder = Embedder(
+        backbone, projection, arch=config["architecture"], model_args=model_args, preprocess=pre
+    )
+    return embedder.to(device).eval()
+
+
+def find_weights(name: str | Path) -> Path:
+    """The weights folder that a path or a shipped name stands for. Raises WeightsError for neither."""
+    if not str(name):
+        raise WeightsError("no weights were given; name a weights folder, a run folder or a shipped name (--weights)")
+    path = Path(name)
+    for folder in (path, path / BEST, path / (BEST + ".old"), SHIPPED / str(name)):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.is_dir():
+        raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
+    shipped = sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{CONFIG}"))
+    hint = did_you_mean(str(name), shipped) if shipped else ""
+    raise WeightsError(f"no weights at {str(name)!r}, and none are shipped under that name{hint}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked config.json of a weights folder."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    ours = config.get("facemetric") if isinstance(config, dict) else None
+    if not isinstance(ours, dict) or not isinstance(config.get("architecture"), str):
+        raise WeightsError(f"{path} is not a config of facemetric: 'architecture' or 'facemetric' is missing")
+    if ours.get("format") != FORMAT:
+        raise WeightsError(f"{path} has format {ours.get('format')}, this version reads {FORMAT}; update facemetric")
+    missing = [field for field in ("preprocess", "embedding_size") if field not in ours]
+    if missing:
+        raise WeightsError(f"{path} lacks {', '.join(missing)}; make the weights again")
+    return config
+
+
+def read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a weights folder in float32, after their hash was checked."""
+    path = folder / MODEL
+    if not path.is_file():
+        raise WeightsError(f"{folder} has a {CONFIG} but no {MODEL}; copy the whole folder")
+    expected = config.get("sha256")
+    if expected and file_hash(path) != expected:
+        raise WeightsError(f"{path} is not the file that {CONFIG} describes (cut short or changed); copy it again")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def classifier_key(arch: str) -> str:
+    """timm's name of the architecture's last linear layer; `projection` where it has none or two."""
+    config = timm.get_pretrained_cfg(arch)
+    classifier = config.classifier if config is not None else None
+    return classifier if isinstance(classifier, str) else "projection"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`; at every moment one of them is whole on disk."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""Checkpoints: written whole or not at all, the one before kept until the next is there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facemetric.errors import ConfigError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write to a temporary file, sync, keep the last one as `.previous`, then take its place."""
+    staging, previous = path.with_suffix(".new"), path.with_suffix(".previous")
+    try:
+        with open(staging, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    if path.exists():
+        os.replace(path, previous)
+    os.replace(staging, path)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
+    """The newest whole checkpoint, and a sentence where that is not the last one ("" otherwise).
+
+    Nothing but tensors, numbers, texts and containers is built from the file. Raises ConfigError where there
+    is no checkpoint, or none can be read."""
+    reasons = []
+    for candidate in (path, path.with_suffix(".previous")):
+        if not candidate.exists():
+            continue
+        try:
+            state = torch.load(candidate, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reasons.append(f"{candidate.name} is damaged ({str(error).splitlines()[0][:80]})")
+            continue
+        note = f"{reasons[0]}; going on from {candidate.name}" if reasons else ""
+        return state, note
+    if reasons:
+        raise ConfigError(f"no checkpoint in {path.parent} can be read: {'; '.join(reasons)}; start without --resume")
+    raise ConfigError(f"{path.parent} holds no checkpoint to resume; start without --resume")

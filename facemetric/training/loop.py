@@ -1,0 +1,307 @@
+"""fit(): the one training loop. It knows batches, steps and epochs, and no loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from facemetric.errors import ConfigError, TrainingError
+from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.run import CHECKPOINT, Run
+
+LOG_STEPS = 20  # steps averaged into one line of the log
+
+
+class Task(Protocol):
+    """What a stage gives the loop. `score` names the validation figure (up is better) that picks the best epoch."""
+
+    model: nn.Module
+    score: str
+    steps_per_epoch: int
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from step `start` on: a pure function of the seed and the epoch."""
+
+    def train_mode(self) -> None:
+        """Put into training mode what trains."""
+
+    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
+
+        `progress` is the share of the training that is done, 0..1."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of the model on held-out data, `score` among them; {} where there is none."""
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """Write the weights folder of the best epoch."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of the loop: see the options of the same names."""
+
+    epochs: int
+    clip_grad: float
+    ema: float
+    amp: bool
+    seed: int
+    checkpoint_minutes: float
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step, and the best epoch's figures so far."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    best: dict[str, float] | None = None
+    best_epoch: int = -1
+
+
+class Amp:
+    """Mixed precision on CUDA: bfloat16 where the device has it, float16 with a loss scaler elsewhere."""
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled and device.type == "cuda"
+        self.dtype = torch.bfloat16 if self.enabled and torch.cuda.is_bf16_supported() else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.enabled and self.dtype == torch.float16)
+        self.device_type = device.type
+
+    def autocast(self) -> torch.autocast:
+        """The context for the forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of the scaled loss, outside of autocast."""
+        with torch.autocast(self.device_type, enabled=False):
+            self.scaler.scale(loss).backward()
+
+
+def fit(
+    task: Task,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Scheduler,
+    settings: Settings,
+    *,
+    resume: bool = False,
+) -> Progress:
+    """Train `task.model`; validate, save the best and write a checkpoint each epoch.
+
+    Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
+    not finite raises TrainingError before the weights are touched."""
+    device = next(task.model.parameters()).device
+    ema = ModelEmaV3(task.model, decay=settings.ema, use_warmup=True) if settings.ema else None
+    amp = Amp(device, settings.amp)
+    trainer = Trainer(task, run, optimizer, scheduler, settings, ema, amp)
+    if resume:
+        trainer.load(device)
+    elif settings.epochs == 0:
+        trainer.validate()
+    with stop_signals() as stopped:
+        while trainer.at.epoch < settings.epochs:
+            trainer.epoch(stopped)
+    return trainer.at
+
+
+class Trainer:
+    """The state of a fit in progress."""
+
+    def __init__(
+        self,
+        task: Task,
+        run: Run,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Scheduler,
+        settings: Settings,
+        ema: ModelEmaV3 | None,
+        amp: Amp,
+    ) -> None:
+        self.task, self.run, self.optimizer, self.scheduler = task, run, optimizer, scheduler
+        self.settings, self.ema, self.amp = settings, ema, amp
+        self.at = Progress()
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.saved = time.monotonic()
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model that is validated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema else self.task.model
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.epochs * self.task.steps_per_epoch
+
+    @property
+    def done(self) -> int:
+        """Steps taken so far."""
+        return self.at.epoch * self.task.steps_per_epoch + self.at.step
+
+    def epoch(self, stopped: threading.Event) -> None:
+        """The rest of the current epoch, its validation and its checkpoint."""
+        at, settings = self.at, self.settings
+        meter = Meter()
+        self.task.train_mode()
+        bar = tqdm(
+            total=self.task.steps_per_epoch,
+            initial=at.step,
+            desc=f"epoch {at.epoch + 1}/{settings.epochs}",
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+        )
+        with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                meter.add(self.step(batch))
+                bar.update()
+                if meter.count == LOG_STEPS:
+                    means = meter.take()
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
+                    self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means)
+                if stopped.is_set():
+                    self.stop()
+                if time.monotonic() - self.saved > 60 * settings.checkpoint_minutes:
+                    self.save()
+        if meter.count:
+            self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **meter.take())
+        at.epoch, at.step = at.epoch + 1, 0
+        self.validate()
+        self.save()
+        if stopped.is_set() and at.epoch < settings.epochs:
+            self.stop()
+
+    def step(self, batch: Any) -> dict[str, float]:
+        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.done)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.amp.autocast():
+            figures = self.task.step(batch, self.done / max(1, self.total), self.amp.backward)
+        where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
+        if not math.isfinite(figures["loss"]):
+            raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
+        self.amp.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
+            raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
+        if self.settings.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad, norm)
+        self.scheduler.step_update(self.done)
+        self.amp.scaler.step(self.optimizer)
+        self.amp.scaler.update()
+        self.at.step += 1
+        if self.ema:
+            self.ema.update(self.task.model, step=self.done)
+        return figures | {"grad_norm": norm.item()}
+
+    def validate(self) -> None:
+        """Validate, and save the weights where they are the best so far (the last, without validation data)."""
+        metrics = self.task.validate(self.kept)
+        self.run.log("validation", self.done, epoch=self.at.epoch, **metrics)
+        score = metrics.get(self.task.score)
+        if score is None or self.at.best is None or score > self.at.best[self.task.score]:
+            self.at.best, self.at.best_epoch = metrics, self.at.epoch
+            self.task.save(self.kept, metrics)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        star = " *" if self.at.best_epoch == self.at.epoch else ""
+        tqdm.write(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}")
+
+    def stop(self) -> None:
+        """Write a checkpoint and end the run in the words the user needs to go on."""
+        self.save()
+        self.run.log("stopped", self.done)
+        raise TrainingError(
+            f"stopped after step {self.at.step} of epoch {self.at.epoch + 1}; the same command with --resume goes on"
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "model": self.task.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.amp.scaler.state_dict(),
+            "progress": vars(self.at),
+            "steps_per_epoch": self.task.steps_per_epoch,
+        }
+        save_checkpoint(self.run.folder / CHECKPOINT, state)
+        self.saved = time.monotonic()
+
+    def load(self, device: torch.device) -> None:
+        """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
+        state, note = load_checkpoint(self.run.folder / CHECKPOINT, device)
+        if note:
+            tqdm.write(note)
+        if state["steps_per_epoch"] != self.task.steps_per_epoch:
+            raise ConfigError(
+                f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
+                "resume with the data and --batch-size that it was started with"
+            )
+        try:
+            self.task.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.module.load_state_dict(state["ema"])
+            self.amp.scaler.load_state_dict(state["scaler"])
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"the checkpoint in {self.run.folder} is of another model or optimizer "
+                f"({str(error).strip().splitlines()[-1].strip()}); resume with the options it was started with"
+            ) from error
+        self.at = Progress(**state["progress"])
+        self.run.truncate_log(self.done)
+
+
+class Meter:
+    """Means of figures over some steps."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Count one step's figures."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means so far; starts anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,233 @@
+"""Stage one: a backbone learns identities with cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from facemetric.config import PretrainConfig, check_stage, config_dict, config_toml, make_config
+from facemetric.data.bad import BadImageLog
+from facemetric.data.batches import ShuffledBatches
+from facemetric.data.images import Preprocess, normalise
+from facemetric.data.index import ImageIndex
+from facemetric.data.loading import Batch, load_batches
+from facemetric.data.transforms import train_transform
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.inference import images_of
+from facemetric.model.embedder import Embedder, build_embedder
+from facemetric.model.heads import make_head
+from facemetric.model.weights import load_weights, save_weights
+from facemetric.training.loop import fit
+from facemetric.training.run import BAD_IMAGES, Run, provenance
+from facemetric.training.setup import (
+    SCORE,
+    OpenSet,
+    Split,
+    augment_of,
+    make_optimizer,
+    make_scheduler,
+    pick_device,
+    pick_workers,
+    read_split,
+    settings_of,
+)
+
+MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
+
+
+class Trained(NamedTuple):
+    """What a stage leaves: the run folder, the weights folder, and the best epoch's figures."""
+
+    run: Path
+    weights: Path
+    metrics: dict[str, float]
+
+
+class Classifier(nn.Module):
+    """An embedder and the head that it learns with."""
+
+    def __init__(self, embedder: Embedder, head: nn.Module) -> None:
+        super().__init__()
+        self.embedder, self.head = embedder, head
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, strength: float = 1.0) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, C)."""
+        return self.head(self.embedder.project(self.embedder.features(images)), labels, strength)
+
+
+def pretrain(*positional: Any, **options: Any) -> Trained:
+    """Train a backbone on DATA with cross-entropy; the options are those of PretrainConfig.
+
+    `pretrain("faces", arch="lcnet_050", epochs=20)` is `facemetric pretrain faces --arch lcnet_050 --epochs 20`.
+    Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    return run_pretrain(make_config(PretrainConfig, *positional, **options))
+
+
+def run_pretrain(config: PretrainConfig) -> Trained:
+    """pretrain, from a config."""
+    check_stage(config)
+    device = pick_device(config.device)
+    run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
+    try:
+        torch.manual_seed(config.seed)
+        split = read_split(config)
+        task = Classification(config, split, run, device)
+        optimizer = make_optimizer(config, [(task.model, config.lr)])
+        scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
+        at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
+    finally:
+        run.close()
+    tqdm.write(f"best epoch {at.best_epoch}; weights in {run.best}")
+    return Trained(run.folder, run.best, at.best or {})
+
+
+def start_embedder(config: PretrainConfig) -> Embedder:
+    """A new embedder, or that of --weights: then architecture, picture and projection are theirs."""
+    if not config.weights:
+        pre = Preprocess(size=(config.image_size, config.image_size), crop=config.crop)
+        return build_embedder(
+            config.arch,
+            preprocess=pre,
+            embedding_size=config.embedding_size,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            pretrained=config.pretrained,
+            neck=True,
+        )
+    embedder = load_weights(config.weights)
+    embedder.dropout.p = config.dropout
+    tqdm.write(
+        f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
+        f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
+    )
+    return embedder
+
+
+def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
+    """Mask (N,) of images kept from training for closed-set accuracy, at most half of an identity's."""
+    rng = np.random.default_rng([seed, 11])
+    order = rng.permutation(len(index))
+    order = order[np.argsort(index.identity[order], kind="stable")]
+    counts = index.counts()
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.arange(len(index)) - first  # of each image within its identity, in random order
+    allowed = order[place < counts[index.identity[order]] // 2]
+    held = np.zeros(len(index), bool)
+    held[rng.permutation(allowed)[: round(fraction * len(index))]] = True
+    return held
+
+
+class Classification:
+    """The task of stage one (see loop.Task)."""
+
+    score = SCORE
+
+    def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
+        self.config, self.split, self.run, self.device = config, split, run, device
+        self.workers = pick_workers(config.workers)
+        embedder = start_embedder(config)
+        total = len(split.train) + (len(split.val) if split.val is not None else 0)
+        self.bad_images = BadImageLog(run.folder / BAD_IMAGES, total, config.max_bad)
+        self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
+        held = hold_back(split.train, config.closed_set_fraction, config.seed)
+        self.rows = np.flatnonzero(~held)
+        self.closed = split.train.select(held) if held.any() else None
+        head = make_head(
+            config.head,
+            embedder.embedding_size,
+            len(split.train.identities),
+            scale=config.scale,
+            margin=config.margin,
+        )
+        self.model: nn.Module = Classifier(embedder, head).to(device, memory_format=torch.channels_last)
+        self.transform = train_transform(embedder.preprocess, augment_of(config))
+        self.erase = RandomErasing(config.random_erasing, mode="pixel", device=device) if config.random_erasing else None
+        batch_size = min(config.batch_size, len(self.rows))
+        self.sampler = ShuffledBatches(split.train.identity[self.rows], batch_size, config.seed)
+        self.steps_per_epoch = self.sampler.steps
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Shuffled batches of the training images."""
+        steps = Rows(self.sampler.epoch(epoch), self.rows)
+        return load_batches(
+            self.split.train,
+            steps,
+            self.transform,
+            seed=self.config.seed,
+            epoch=epoch,
+            workers=self.workers,
+            start=start,
+        )
+
+    def train_mode(self) -> None:
+        """Everything trains."""
+        self.model.train()
+
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Cross-entropy of a batch and its accuracy."""
+        self.bad_images.add(self.split.train, batch.bad)
+        if len(batch.rows) < 2:
+            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
+        images = normalise(batch.images, self.model.embedder.preprocess, self.device)  # type: ignore[union-attr]
+        if self.erase:
+            images = self.erase(images)
+        labels = batch.labels.to(self.device)
+        strength = min(1.0, progress / MARGIN_GROWTH)
+        logits = self.model(images, labels, strength).float()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        backward(loss)
+        right = logits.detach().argmax(1) == labels
+        return {"loss": loss.item(), "accuracy": right.float().mean().item()}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Open-set figures, and the closed-set accuracy on held-back images of training identities."""
+        figures = self.open_set(model.embedder)  # type: ignore[arg-type]
+        if self.closed is not None:
+            figures["closed_set_accuracy"] = self.closed_set_accuracy(model)
+        return figures
+
+    @torch.inference_mode()
+    def closed_set_accuracy(self, model: nn.Module) -> float:
+        """Share of the held-back images whose identity has the highest logit."""
+        assert self.closed is not None
+        numbers = {name: i for i, name in enumerate(self.split.train.identities)}
+        label = np.array([numbers[name] for name in self.closed.identities])[self.closed.identity]
+        model.eval()
+        right = seen = 0
+        for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
+            self.bad_images.add(self.closed, bad)
+            if len(rows):
+                right += int((model(images).argmax(1).cpu().numpy() == label[rows]).sum())
+                seen += len(rows)
+        return right / seen if seen else float("nan")
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """The embedder as the run's best weights."""
+        origin = provenance(
+            data=self.split.fingerprint,
+            images=len(self.split.train),
+            identities=len(self.split.train.identities),
+            options=config_dict(self.config),
+        )
+        save_weights(self.run.best, model.embedder, provenance=origin, metrics=metrics)  # type: ignore[arg-type]
+
+
+class Rows:
+    """The steps of a sampler over some rows of an index, as rows of the index."""
+
+    def __init__(self, steps: Any, rows: np.ndarray) -> None:
+        self.steps, self.rows = steps, rows
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self.rows[self.steps[step]]

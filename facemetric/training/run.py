@@ -1,0 +1,114 @@
+"""The run folder: config.toml, log.jsonl, TensorBoard events, checkpoint.pt, the best weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+import facemetric
+from facemetric.errors import ConfigError
+from facemetric.model.weights import BEST
+
+CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
+
+
+class Run:
+    """One training run on disk. Raises ConfigError where the folder holds another run and `resume` is not set."""
+
+    def __init__(self, folder: Path, *, config_toml: str, resume: bool) -> None:
+        self.folder = Path(folder)
+        self.started = time.time()
+        there = (self.folder / LOG).exists()
+        if there and not resume:
+            raise ConfigError(f"{self.folder} already holds a run; go on with it by --resume, or name another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / CONFIG).write_text(config_toml)
+        self._log = open(self.folder / LOG, "a")  # noqa: SIM115 (closed by close)
+        self._board = SummaryWriter(str(self.folder))
+
+    @property
+    def best(self) -> Path:
+        """The weights folder of the best epoch."""
+        return self.folder / BEST
+
+    def log(self, event: str, step: int, **values: Any) -> None:
+        """A line of log.jsonl, and for each number a point in TensorBoard under `event/name`."""
+        line = {"event": event, "step": step, "seconds": round(time.time() - self.started, 2)}
+        line |= {name: plain(value) for name, value in values.items()}
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+        for name, value in line.items():
+            if isinstance(value, float) and name != "seconds":
+                self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the lines after a step: a resumed run writes them again."""
+        path = self.folder / LOG
+        kept = []
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # the line that a crash cut
+                continue
+            if line.get("step", 0) <= step and line.get("event") != "stopped":
+                kept.append(text + "\n")
+        self._log.close()
+        path.write_text("".join(kept))
+        self._log = open(path, "a")  # noqa: SIM115
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._log.close()
+        self._board.close()
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: numbers rounded to 7 digits, what is not finite as text, the rest as it is."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+    return value
+
+
+def provenance(*, data: str, images: int, identities: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Where weights come from: data fingerprint, commit, package versions, seed and every option."""
+    return {
+        "data_fingerprint": data,
+        "images": images,
+        "identities": identities,
+        "seed": options.get("seed"),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
+        "facemetric": facemetric.__version__,
+        "options": options,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source checkout, with `+` where it has changes; None outside one."""
+    root = Path(facemetric.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,221 @@
+"""What both stages need before the loop: data, device, optimizer, schedule, validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from tqdm import tqdm
+
+from facemetric.config import StageConfig
+from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.bad import BadImageLog
+from facemetric.data.transforms import Augment
+from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.neighbours import leave_one_out
+from facemetric.model.embedder import Embedder
+from facemetric.training.loop import Settings
+
+FARS = (1e-2, 1e-3)
+SCORE = "val_tar_at_far_0.01"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, and images of identities that are never trained on (None where there are none)."""
+
+    train: ImageIndex
+    val: ImageIndex | None
+    fingerprint: str  # of everything that was read, before it was split
+
+
+def read_split(config: StageConfig) -> Split:
+    """Read DATA, merge, leave out, and split off the validation identities; says what it did in one line each."""
+    index = read_index(config.data)
+    for note in index.notes:
+        tqdm.write(note)
+    fingerprint = index.fingerprint
+    if config.merge:
+        merged = merge_identities(index, read_merges(config.merge), skip_unknown=True)
+        index = merged.joined
+        tqdm.write(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, config.merge)}")
+    if config.leave_out:
+        parted = index.split_identities(read_identity_list(config.leave_out), skip_unknown=True)
+        index = parted.rest
+        left = len(parted.picked.identities)
+        tqdm.write(f"left out {left} identities{unknown_note(parted.unknown, config.leave_out)}")
+    check_identities(index)
+    val = None
+    if config.val_identities:
+        parted = index.split_identities(read_identity_list(config.val_identities), skip_unknown=True)
+        index, val = parted.rest, parted.picked
+        if parted.unknown:
+            tqdm.write(f"validation identities{unknown_note(parted.unknown, config.val_identities)}")
+        if len(val) == 0:
+            raise DataError(f"none of the identities of {config.val_identities} is in the data; mend the names")
+    elif config.val_fraction > 0:
+        index, val = split_fraction(index, config.val_fraction, config.seed)
+    check_identities(index, allow_case_twins=True)
+    if val is not None:
+        check_validation(val)
+    tqdm.write(f"training on {len(index):,} images of {len(index.identities):,} identities")
+    if val is not None:
+        tqdm.write(f"validating on {len(val):,} images of {len(val.identities):,} other identities")
+    return Split(index, val, fingerprint)
+
+
+def unknown_note(unknown: Iterable[str], path: Path) -> str:
+    """The end of a sentence that says how many listed names the data does not have."""
+    unknown = list(unknown)
+    return f" ({len(unknown)} names of {path} are not in the data, first {unknown[0]!r})" if unknown else ""
+
+
+def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:
+    """(train, validation): a share of the identities, drawn from the seed; at least two, and two stay."""
+    total = len(index.identities)
+    if total < 4:
+        raise DataError(
+            f"{total} identities cannot be split into training and validation (2 + 2 are needed); "
+            "add identities, or set --val-fraction 0"
+        )
+    count = min(max(2, round(fraction * total)), total - 2)
+    picked = np.zeros(total, bool)
+    # Identities with two images and more first: verification needs genuine pairs.
+    order = np.random.default_rng([seed, 7]).permutation(total)
+    order = order[np.argsort(index.counts()[order] < 2, kind="stable")]
+    picked[order[:count]] = True
+    mask = picked[index.identity]
+    return index.select(~mask), index.select(mask)
+
+
+def check_validation(val: ImageIndex) -> None:
+    """Raise DataError unless there are genuine and impostor pairs to validate on."""
+    if len(val.identities) < 2 or val.counts().max() < 2:
+        raise DataError(
+            f"the {len(val.identities)} validation identities have {len(val)} images; at least two identities, one "
+            "with two images, are needed: name others with --val-identities, or set --val-fraction 0"
+        )
+
+
+class OpenSet:
+    """Validation by identities never trained on: verification over all pairs, and nearest neighbours."""
+
+    def __init__(self, val: ImageIndex | None, *, workers: int, bad_images: BadImageLog) -> None:
+        self.val, self.workers, self.bad_images = val, workers, bad_images
+
+    def __call__(self, embedder: Embedder) -> dict[str, float]:
+        """TAR at FAR 1e-2 and 1e-3, EER and leave-one-out 1-NN accuracy, all 0..1; {} without validation data."""
+        if self.val is None:
+            return {}
+        embedded = embed_index(embedder, self.val, workers=self.workers, progress="validating")
+        self.bad_images.add(self.val, embedded.bad)
+        return open_set_figures(embedded.table.embeddings, embedded.table.identities)
+
+
+def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
+    """The validation figures of embeddings (N, D) and identities (N,)."""
+    found = verify_all_pairs(embeddings, identities, fars=FARS)
+    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
+    figures["val_eer"] = float(found.eer)
+    figures["val_auc"] = float(found.auc)
+    figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]
+    # Small validation sets cannot support the FAR: their score is what is known of the curve.
+    figures.setdefault(SCORE, figures["val_auc"])
+    return figures
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one. Raises ConfigError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu")
+    return device
+
+
+def pick_workers(workers: int) -> int:
+    """The number of reading processes: as asked for, or half the cores, 1 to 8."""
+    if workers >= 0:
+        return workers
+    return max(1, min(8, (os.cpu_count() or 2) // 2))
+
+
+def augment_of(config: StageConfig) -> Augment:
+    """The augmentation that the options describe."""
+    return Augment(
+        crop_scale=(max(config.crop_scale, 1e-3), 1.0),
+        hflip=config.hflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        grayscale=config.grayscale,
+        blur=config.blur,
+        low_resolution=config.low_resolution,
+    )
+
+
+def settings_of(config: Any) -> Settings:
+    """The loop's numbers among a stage's options."""
+    return Settings(
+        epochs=config.epochs,
+        clip_grad=config.clip_grad,
+        ema=config.ema,
+        amp=config.amp,
+        seed=config.seed,
+        checkpoint_minutes=config.checkpoint_minutes,
+    )
+
+
+def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
+    """timm's optimizer over modules with a learning rate each; vectors (biases, norms) have no weight decay.
+
+    Raises ConfigError for a name that timm does not know."""
+    if config.optimizer not in list_optimizers():
+        raise ConfigError(f"unknown optimizer {config.optimizer!r}{did_you_mean(config.optimizer, list_optimizers())}")
+    groups = []
+    for module, lr in parts:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups.append({"params": [p for p in trained if p.ndim > 1], "lr": lr, "weight_decay": config.weight_decay})
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
+    return create_optimizer_v2(
+        groups, opt=config.optimizer, lr=parts[0][1], weight_decay=config.weight_decay, momentum=config.momentum
+    )
+
+
+def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+    """timm's schedule, stepped after every batch. Raises ConfigError for a name that timm does not know."""
+    warmup = min(config.warmup_epochs, config.epochs / 2)
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.scheduler,
+            num_epochs=max(1, config.epochs),
+            warmup_epochs=warmup,  # type: ignore[arg-type]
+            warmup_lr=1e-6,
+            warmup_prefix=False,
+            min_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"timm cannot make the schedule {config.scheduler!r} ({error})") from error
+    if scheduler is None:
+        names = ["cosine", "tanh", "step", "multistep", "plateau", "poly"]
+        raise ConfigError(f"unknown scheduler {config.scheduler!r}{did_you_mean(config.scheduler, names)}")
+    return scheduler
