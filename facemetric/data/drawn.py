@@ -1,0 +1,158 @@
+"""Faces drawn from parameters: the demo's embedded default and the tests' data. No photograph, no network.
+
+A picture depends on four numbers only: the seed, the identity's number, the picture's number and the size. The same
+four give the same picture whatever else is drawn, in whatever order and by however many processes.
+Shapes: N pictures, H = W = size in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from facemetric.data import drawn_features as part
+from facemetric.data.drawn_pen import Pen
+from facemetric.data.drawn_traits import Identity, Nuisance, draw_traits
+from facemetric.errors import ConfigError
+
+MIN_SIZE = 16  # pixels; below it nothing of a face is left
+_CANVAS = 120  # pixels; drawn at least this large and then reduced, which smooths the edges
+_GREY = np.array([0.299, 0.587, 0.114])
+
+
+def face_identity(seed: int, number: int) -> Identity:
+    """The traits of identity `number` (0, 1, 2, ...) of the population that `seed` names."""
+    return draw_traits(Identity, [seed, number, 0])
+
+
+def face_nuisance(seed: int, number: int, image: int) -> Nuisance:
+    """Pose, light, expression and the rest of picture `image` (0, 1, 2, ...) of identity `number`."""
+    return draw_traits(Nuisance, [seed, number, 1, image])
+
+
+def draw_face(identity: Identity, nuisance: Nuisance, size: int = 96) -> Image.Image:
+    """One RGB picture of (size, size) pixels. JPEG loss is not in it yet: that comes with the file."""
+    if size < MIN_SIZE:
+        raise ConfigError(f"drawn faces: size is {size}; give at least {MIN_SIZE}")
+    times = max(2, -(-_CANVAS // size))
+    pen = Pen(identity, nuisance, size * times)
+    part.draw_background(pen, nuisance)
+    part.draw_body(pen, identity, nuisance)
+    outline = part.draw_head(pen, identity)
+    part.draw_shading(pen, identity, outline)
+    part.draw_marks(pen, identity)
+    part.draw_beard(pen, identity, outline)
+    part.draw_eyes(pen, identity, nuisance)
+    part.draw_brows(pen, identity, nuisance)
+    part.draw_nose(pen, identity)
+    part.draw_mouth(pen, identity, nuisance)
+    part.draw_front_hair(pen, identity)
+    part.draw_glasses(pen, identity, nuisance)
+    return _photograph(pen.image.reduce(times), nuisance)
+
+
+def _photograph(picture: Image.Image, scene: Nuisance) -> Image.Image:
+    """What lamp and camera do to the scene: slope and colour of the light, exposure, blur, noise."""
+    size = picture.width
+    if scene.blur > 0:
+        picture = picture.filter(ImageFilter.GaussianBlur(scene.blur * size / 96))
+    colour = np.asarray(picture, np.float32) * np.float32(1 / 255)
+    along = np.linspace(-1, 1, size, dtype=np.float32)
+    across = np.cos(scene.slope_angle) * along + np.sin(scene.slope_angle) * along[:, None]
+    level = (scene.gain * (1 + scene.slope * np.tanh(2 * across))).astype(np.float32)
+    lamp = np.array([1 + scene.warmth, 1 + scene.tint, 1 - scene.warmth])
+    # desaturation and the lamp's colour are one 3x3 matrix
+    mix = (1 - scene.saturation) * _GREY[:, None] + scene.saturation * np.eye(3)
+    light = (colour @ (mix * lamp).astype(np.float32)) * level[..., None]
+    light *= 1 + np.float32(scene.contrast) * (light - 1)  # a bent curve: white stays white, black black
+    noise = np.random.default_rng(scene.pattern).standard_normal(light.shape, dtype=np.float32)
+    light += noise * np.float32(scene.noise)
+    light *= 255
+    return Image.fromarray(np.clip(light, 0, 255, out=light).astype(np.uint8))
+
+
+def face_jpeg(seed: int, number: int, image: int, size: int = 96, *, identity: Identity | None = None) -> bytes:
+    """The JPEG file of one picture. `identity` saves drawing the traits again where they are at hand."""
+    nuisance = face_nuisance(seed, number, image)
+    picture = draw_face(identity or face_identity(seed, number), nuisance, size)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=int(nuisance.jpeg_quality))
+    return file.getvalue()
+
+
+def _identity_jpegs(number: int, *, seed: int, images: int, size: int) -> list[bytes]:
+    identity = face_identity(seed, number)
+    return [face_jpeg(seed, number, image, size, identity=identity) for image in range(images)]
+
+
+def _all_jpegs(seed: int, identities: int, images: int, size: int, workers: int) -> Iterator[list[bytes]]:
+    """The files of each identity, in order. Processes only share out the work: the bytes stay the same."""
+    job = partial(_identity_jpegs, seed=seed, images=images, size=size)
+    if workers <= 1:
+        yield from map(job, range(identities))
+        return
+    # spawn, as the caller may hold torch threads that a fork would leave locked
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(job, range(identities), chunksize=4)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def draw_faces(
+    out: str | Path,
+    *,
+    identities: int = 300,
+    images: int = 12,
+    size: int = 96,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Writes `out/drawn_0001/0001.jpg` and so on: one folder an identity, `size` pixels square. Returns `out`.
+
+    Files of the same name are replaced, others are left alone; a full disk raises OSError.
+    """
+    _check(identities, images, size)
+    out = Path(out)
+    files = _all_jpegs(seed, identities, images, size, min(workers, identities))
+    bar = tqdm(total=identities * images, desc="drawing faces", unit="image", disable=not progress)
+    with bar, contextlib.closing(files):
+        for number, jpegs in enumerate(files, 1):
+            folder = out / f"drawn_{number:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for image, jpeg in enumerate(jpegs, 1):
+                (folder / f"{image:04d}.jpg").write_bytes(jpeg)
+            bar.update(images)
+    return out
+
+
+def drawn_arrays(
+    identities: int, images: int, size: int = 96, seed: int = 0, *, workers: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same pictures in memory: uint8 (N, size, size, 3) as decoded from their JPEGs, and labels int64 (N,).
+
+    N = identities * images, ordered by identity; label i is the folder `drawn_{i + 1:04d}` of `draw_faces`.
+    """
+    _check(identities, images, size)
+    pictures = np.empty((identities, images, size, size, 3), np.uint8)
+    for number, jpegs in enumerate(_all_jpegs(seed, identities, images, size, min(workers, identities))):
+        for image, jpeg in enumerate(jpegs):
+            pictures[number, image] = np.asarray(Image.open(io.BytesIO(jpeg)))
+    return pictures.reshape(-1, size, size, 3), np.repeat(np.arange(identities), images)
+
+
+def _check(identities: int, images: int, size: int) -> None:
+    for what, value, least in (("identities", identities, 1), ("images", images, 1), ("size", size, MIN_SIZE)):
+        if value < least:
+            raise ConfigError(f"drawn faces: {what} is {value}; give at least {least}")
