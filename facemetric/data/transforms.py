@@ -176,8 +176,9 @@ class Sometimes:
 class Jitter:
     """torchvision's ColorJitter of brightness, contrast and saturation, each by up to `share` up or down.
 
-    The three are affine in the colours, so they are put together into one matrix and one pass over the pixels: in
-    40 % of the time. PIL cuts off fractions and whatever leaves 0..255 after each of the three, this only once.
+    The three are affine in the colours, so they are put together into one matrix and one pass over the
+    pixels: in 40 % of the time. PIL cuts off fractions and whatever leaves 0..255 after each of the three,
+    this only once.
     """
 
     def __init__(self, share: float) -> None:

@@ -1,0 +1,134 @@
+"""Lists of identities, merges, and the checks before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from facemetric.data.identities import (
+    check_identities,
+    merge_identities,
+    read_identity_list,
+    read_merges,
+    with_at_least,
+)
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.errors import DataError
+
+
+def folder(root: Path, **people: int) -> ImageIndex:
+    for identity, images in people.items():
+        (root / identity).mkdir(parents=True)
+        for n in range(images):
+            (root / identity / f"{n}.jpg").write_bytes(b"x")
+    return read_index(root)
+
+
+def names(index: ImageIndex) -> list[str]:
+    return [index.name(i) for i in range(len(index))]
+
+
+def text(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_read_list(tmp_path: Path) -> None:
+    path = text(tmp_path / "l.txt", "\ufeffanna\n# said to be twins\n\n  bob smith \nanna\n")
+    assert read_identity_list(path) == ["anna", "bob smith"]
+    with pytest.raises(DataError, match="cannot be read"):
+        read_identity_list(tmp_path / "none.txt")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        read_identity_list(tmp_path / "b.txt")
+
+
+def test_split(tmp_path: Path) -> None:
+    index = folder(tmp_path, anna=2, bob=1, carl=3)
+    rest, picked, unknown = index.split_identities(["carl", "anna"])
+    assert (rest.identities, picked.identities, unknown) == (("bob",), ("anna", "carl"), ())
+    assert sorted(names(rest) + names(picked)) == names(index)
+    with pytest.raises(
+        DataError, match="2 listed identities are not in the data, first 'ana': did you mean 'anna'"
+    ):
+        index.split_identities(["ana", "bob", "dora"])
+    split = index.split_identities(["ana", "bob", "dora"], skip_unknown=True)
+    assert split.unknown == ("ana", "dora")
+    assert split.picked.identities == ("bob",)
+
+
+def test_read_merges(tmp_path: Path) -> None:
+    assert read_merges(text(tmp_path / "a.txt", '# same\na,b\n\n c , d ,e\n"x,y",z\n')) == [
+        ("a", "b"),
+        ("c", "d", "e"),
+        ("x,y", "z"),
+    ]
+    table = text(tmp_path / "b.csv", "distance,identity_b,identity_a\n0.1,b,a\n0.2,c,b\n")
+    assert read_merges(table) == [("a", "b"), ("b", "c")]
+    assert read_merges(text(tmp_path / "d.txt", "")) == []
+    with pytest.raises(DataError, match="line 3: names 1"):
+        read_merges(text(tmp_path / "c.txt", "a,b\n#\nc\n"))
+
+
+def test_merge(tmp_path: Path) -> None:
+    index = folder(tmp_path, anna=1, bob=2, carl=1, dora=1, emil=1)
+    joined, merged, unknown = merge_identities(index, [("dora", "bob"), ("emil", "dora")])
+    assert joined.identities == ("anna", "bob", "carl")
+    assert (merged, unknown) == (2, ())
+    assert names(joined) == ["anna/0.jpg", "bob/0.jpg", "bob/1.jpg", "dora/0.jpg", "emil/0.jpg", "carl/0.jpg"]
+    assert joined.identity.tolist() == [0, 1, 1, 1, 1, 2]
+    assert joined.find("emil/0.jpg") == 4
+    # Any of its names stands for the merged identity.
+    assert joined.split_identities(["emil"]).picked.identities == ("bob",)
+    again = merge_identities(joined, [("emil", "anna")]).joined
+    assert again.identities == ("anna", "carl")
+    assert again.split_identities(["dora"]).picked.counts().tolist() == [5]
+    with pytest.raises(
+        DataError, match="1 identities to merge are not in the data, first 'bop': did you mean 'bob'"
+    ):
+        merge_identities(index, [("anna", "bop")])
+    skipped = merge_identities(index, [("anna", "bop", "carl")], skip_unknown=True)
+    assert skipped.unknown == ("bop",)
+    assert skipped.joined.identities == ("anna", "bob", "dora", "emil")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=4), max_size=8))
+def test_merge_is_connected_components(tmp_path: Path, groups: list[list[int]]) -> None:
+    root = tmp_path / "p"
+    index = read_index(root) if root.exists() else folder(root, **{f"p{n}": 1 for n in range(10)})
+    joined = merge_identities(index, [[f"p{n}" for n in group] for group in groups]).joined
+    component = list(range(10))  # the slow twin: spread the smallest number until nothing changes
+    for _ in range(10):
+        for group in groups:
+            low = min(component[n] for n in group)
+            component = [low if c in {component[n] for n in group} else c for c in component]
+    found = {joined.name(i): joined.identities[joined.identity[i]] for i in range(10)}
+    assert found == {f"p{n}/0.jpg": f"p{component[n]}" for n in range(10)}
+
+
+def test_with_at_least(tmp_path: Path) -> None:
+    index = folder(tmp_path, anna=2, bob=1, carl=3)
+    kept, left_out = with_at_least(index, 2)
+    assert kept.identities == ("anna", "carl")
+    assert left_out == ("bob",)
+    assert with_at_least(index, 1) == (index, ())
+
+
+def test_check(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one", dataset=3)
+    with pytest.raises(
+        DataError, match=r"1 identities with images \('dataset'\), 2 are needed.*folder around them"
+    ):
+        check_identities(one)
+    check_identities(one, least=1)
+    twins = folder(tmp_path / "two", Anna=1, anna=1, bob=1)
+    with pytest.raises(DataError, match="1 identities differ in letter case alone: 'Anna' and 'anna'; merge"):
+        check_identities(twins)
+    check_identities(twins, allow_case_twins=True)
+    check_identities(merge_identities(twins, [("Anna", "anna")]).joined)
+    with pytest.raises(DataError, match="letter case"):
+        check_identities(folder(tmp_path / "three", **{"zo\u00eb": 1, "zoe\u0308": 1}))
