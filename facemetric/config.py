@@ -139,15 +139,15 @@ class FinetuneConfig(StageConfig):
     freeze: Freeze = "backbone"
     """What keeps still: the backbone (its features are computed once), all but batchnorm layers, or none."""
     embedding_size: int = 128
-    """Numbers in an embedding; with --projection-init identity, that of the weights."""
-    projection_init: Init = "lda"
-    """Start of the projection: identity (the weights' own), pca or lda of the features, or random."""
+    """Numbers in an embedding; with --projection-init identity the weights decide."""
+    projection_init: Init = "identity"
+    """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
     miner: str = "semihard"
     """all, semihard, hard, or your own as package.module:function."""
     margin: float = 0.2
     """Margin between positive and negative distance, in units of --distance (squared: 0..4)."""
     soft_margin: bool = False
-    """log(1 + exp(.)) in place of the hinge; --margin then shifts it."""
+    """log(1 + exp(d_ap - d_an)) in place of the hinge; --margin is then not used."""
     distance: Distance = "squared"
     """Squared Euclidean distance of unit vectors (0..4), Euclidean (0..2) or cosine (0..2)."""
     images_per_identity: int = 4

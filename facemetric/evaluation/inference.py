@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from facemetric.data.batches import InOrderBatches
+from facemetric.data.batches import chunks
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loading import load_batches
+from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.model.embedder import Embedder
@@ -67,7 +67,7 @@ def images_of(
     embedder: Embedder, index: ImageIndex, batch_size: int, workers: int, progress: str
 ) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[int, str]]]]:
     """(rows, normalised images on the embedder's device, bad) in the order of the index."""
-    batches = InOrderBatches(len(index), batch_size).epoch()
+    batches = chunks(len(index), batch_size)
     transform = eval_transform(embedder.preprocess)
     with tqdm(
         total=len(index), desc=progress, unit="image", disable=not progress, leave=False, delay=1

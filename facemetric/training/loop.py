@@ -98,9 +98,11 @@ def fit(
     settings: Settings,
     *,
     resume: bool = False,
+    validate_first: bool = False,
 ) -> Progress:
     """Train `task.model`; validate, save the best and write a checkpoint each epoch.
 
+    With `validate_first` the start counts as an epoch of its own, number 0.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
     not finite raises TrainingError before the weights are touched."""
     device = next(task.model.parameters()).device
@@ -109,7 +111,7 @@ def fit(
     trainer = Trainer(task, run, optimizer, scheduler, settings, ema, amp)
     if resume:
         trainer.load(device)
-    elif settings.epochs == 0:
+    elif validate_first or settings.epochs == 0:
         trainer.validate()
     with stop_signals() as stopped:
         while trainer.at.epoch < settings.epochs:

@@ -14,11 +14,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from facemetric.config import PretrainConfig, check_stage, config_dict, config_toml, make_config
-from facemetric.data.bad import BadImageLog
+from facemetric.data.loader import BadImageLog
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loading import Batch, load_batches
+from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.inference import images_of
@@ -34,6 +34,7 @@ from facemetric.training.setup import (
     augment_of,
     make_optimizer,
     make_scheduler,
+    note_bad,
     pick_device,
     pick_workers,
     read_split,
@@ -173,7 +174,7 @@ class Classification:
 
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """Cross-entropy of a batch and its accuracy."""
-        self.bad_images.add(self.split.train, batch.bad)
+        note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)  # type: ignore[union-attr]
@@ -203,7 +204,7 @@ class Classification:
         model.eval()
         right = seen = 0
         for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
-            self.bad_images.add(self.closed, bad)
+            note_bad(self.bad_images, self.closed, bad)
             if len(rows):
                 right += int((model(images).argmax(1).cpu().numpy() == label[rows]).sum())
                 seen += len(rows)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from facemetric.config import StageConfig
 from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.bad import BadImageLog
+from facemetric.data.loader import BadImageLog
 from facemetric.data.transforms import Augment
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.evaluation.allpairs import verify_all_pairs
@@ -109,6 +109,12 @@ def check_validation(val: ImageIndex) -> None:
         )
 
 
+def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]) -> None:
+    """List the bad rows of an index; raises DataError above the share that the log allows."""
+    for row, reason in bad:
+        log.add(index.name(row), reason)
+
+
 class OpenSet:
     """Validation by identities never trained on: verification over all pairs, and nearest neighbours."""
 
@@ -120,7 +126,7 @@ class OpenSet:
         if self.val is None:
             return {}
         embedded = embed_index(embedder, self.val, workers=self.workers, progress="validating")
-        self.bad_images.add(self.val, embedded.bad)
+        note_bad(self.bad_images, self.val, embedded.bad)
         return open_set_figures(embedded.table.embeddings, embedded.table.identities)
 
 

@@ -1,0 +1,143 @@
+"""The cache of frozen features: the backbone runs once over the images, stage two reads the matrix.
+
+Shapes: V views, N images, F features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from facemetric.data.batches import chunks
+from facemetric.data.images import normalise
+from facemetric.data.index import ImageIndex
+from facemetric.data.loader import load_batches
+from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
+from facemetric.model.embedder import Embedder
+
+
+class Features(NamedTuple):
+    """float32 (V, N, F) mapped from disk; `valid` (N,) bool: images that could be read; `bad`: the others."""
+
+    values: np.ndarray
+    valid: np.ndarray
+    bad: list[tuple[int, str]]
+    reused: bool
+
+
+def cached_features(
+    embedder: Embedder,
+    index: ImageIndex,
+    cache: Path,
+    *,
+    views: int = 1,
+    augment: Augment | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> Features:
+    """The backbone's features of every image, from the cache where they are there.
+
+    View 0 is the plain picture, each further one is augmented. The key of the cache names the backbone's
+    weights, the images (names, sizes, times of change), the transforms and the seed; a file that is cut short
+    is made anew."""
+    key = cache_key(embedder, index, views=views, augment=augment, seed=seed)
+    shape = (views, len(index), embedder.num_features)
+    found = read_cache(cache, key, shape)
+    if found is not None:
+        return found
+    cache.mkdir(parents=True, exist_ok=True)
+    part = cache / f"{key}.{os.getpid()}.part"
+    try:
+        values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        bad = fill(values, embedder, index, augment=augment, seed=seed, workers=workers)
+        values.flush()
+        del values
+        record = cache / f"{key}.json"
+        staged = record.with_suffix(".new")
+        staged.write_text(json.dumps({"shape": shape, "bad": sorted(bad.items())}))
+        os.replace(part, cache / f"{key}.npy")
+        os.replace(staged, record)
+    finally:
+        part.unlink(missing_ok=True)
+    found = read_cache(cache, key, shape)
+    assert found is not None
+    return found._replace(reused=False)
+
+
+def fill(
+    values: np.ndarray,
+    embedder: Embedder,
+    index: ImageIndex,
+    *,
+    augment: Augment | None,
+    seed: int,
+    workers: int,
+) -> dict[int, str]:
+    """Run the backbone over every view of every image into `values`; returns the bad rows with their reasons."""
+    pre = embedder.preprocess
+    bad: dict[int, str] = {}
+    steps = chunks(len(index), 256)
+    embedder.eval()
+    with tqdm(total=values.shape[0] * len(index), desc="features", unit="image", leave=False, delay=1) as bar:
+        for view in range(values.shape[0]):
+            plain = view == 0 or augment is None
+            transform: Transform = eval_transform(pre) if plain else train_transform(pre, augment)  # type: ignore[arg-type]
+            for batch in load_batches(index, steps, transform, seed=seed, epoch=view, workers=workers):
+                bad |= dict(batch.bad)
+                if len(batch.rows):
+                    with torch.inference_mode():
+                        found = embedder.features(normalise(batch.images, pre, embedder.device))
+                    values[view, batch.rows.numpy()] = found.float().cpu().numpy()
+                bar.update(len(batch.rows) + len(batch.bad))
+    return bad
+
+
+def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Features | None:
+    """The cached features of a key, or None where they are not there whole."""
+    try:
+        record = json.loads((cache / f"{key}.json").read_text())
+        values = np.load(cache / f"{key}.npy", mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    if values.shape != shape or values.dtype != np.float32:
+        return None
+    bad = [(int(row), str(reason)) for row, reason in record["bad"]]
+    valid = np.ones(shape[1], bool)
+    valid[[row for row, _ in bad]] = False
+    return Features(values, valid, bad, reused=True)
+
+
+def cache_key(embedder: Embedder, index: ImageIndex, *, views: int, augment: Augment | None, seed: int) -> str:
+    """32 hex digits that change with whatever changes the features."""
+    digest = hashlib.sha256()
+    what = {
+        "weights": state_hash(embedder.backbone),
+        "arch": embedder.arch,
+        "preprocess": embedder.preprocess.to_dict(),
+        "images": index.state_key,
+        "views": views,
+        # A single, plain view depends neither on the augmentation nor on the seed.
+        "augment": asdict(augment) if augment is not None and views > 1 else None,
+        "seed": seed if views > 1 else 0,
+        "torch": torch.__version__,
+    }
+    digest.update(json.dumps(what, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of a module's parameters and buffers, hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
