@@ -88,7 +88,7 @@ def product_tiles(
 
     x (M, D) and y (N, D), x itself when y is left out; half precision is computed in float32. `budget_mib`
     is the memory for tiles (default: see `default_budget_mib`), of which the caller holds `buffers` in all,
-    this walk's own included. `triangle` (y left out) yields only the tiles on and above the
+    this walk's own included. `triangle` (y of x's length) yields only the tiles on and above the
     diagonal; those on it (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide.
     Gradients do not flow.
     Errors: ConfigError for a budget that is not above 0, DataError for shapes that do not meet.
@@ -131,9 +131,11 @@ def row_distance(x_PD: Tensor, y_PD: Tensor) -> Tensor:
 def _check(
     x_MD: Tensor, y_ND: Tensor | None, budget_mib: float | None, triangle: bool
 ) -> tuple[Tensor, Tensor, float]:
-    if y_ND is not None and triangle:
-        raise ConfigError("the triangle walk takes one matrix: leave y out, or set triangle=False")
     other_ND = x_MD if y_ND is None else y_ND
+    if triangle and len(x_MD) != len(other_ND):
+        raise ConfigError(
+            f"x has {len(x_MD)} rows and y {len(other_ND)}, the triangle walk needs one number: leave y out"
+        )
     if x_MD.dim() != 2 or other_ND.dim() != 2 or x_MD.shape[1] != other_ND.shape[1]:
         raise DataError(
             f"x is {tuple(x_MD.shape)}, y is {tuple(other_ND.shape)}: needed are (M, D) and (N, D)"

@@ -1,0 +1,119 @@
+"""Sorts a batch by label once: the positives of an anchor are then a short run, and no B x B mask is needed.
+
+Shapes: M anchors, N reference rows, R and C rows and columns of one tile, n rows with enough positives.
+"""
+
+# ruff: noqa: N815  shape suffixes name the fields too
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Up to this many images of an identity one scatter marks them in a tile; above it, a slice for each class.
+SCATTER_RUN = 64
+
+
+class Order(NamedTuple):
+    """Anchors, most positives first, and reference rows, both in runs of one label.
+
+    Anchors come most positives first, therefore those which have a k-th positive are the first `prefix[k]`.
+    """
+
+    anchors_M: Tensor  # sorted anchor -> row of the anchors handed in
+    reference_N: Tensor  # sorted reference row -> row of the reference handed in
+    start_M: Tensor  # first sorted reference row with the anchor's label
+    count_M: Tensor  # how many there are, the anchor itself included
+    self_M: Tensor  # the anchor's own sorted reference row, N where it has none
+    prefix: list[int]  # prefix[k]: how many anchors have more than k positives (and a negative)
+    runs: np.ndarray  # (2, M) on the host: start and end of each anchor's run
+    whole: bool  # the anchors are the reference, row for row
+
+    def positive(self, k: int, rows: slice) -> Tensor:
+        """Sorted reference row (n,) of the k-th positive of the anchors in `rows` that have one."""
+        rows = slice(rows.start, max(rows.start, min(rows.stop, self.prefix[k])))
+        row = self.start_M[rows] + k
+        return row + (row >= self.self_M[rows])
+
+    def having(self, k: int, rows: slice) -> int:
+        """How many of the anchors in `rows` have a k-th positive: the first ones."""
+        return min(max(self.prefix[k] - rows.start, 0), rows.stop - rows.start)
+
+    def fill_same(self, values_RC: Tensor, rows: slice, cols: slice, value: float) -> None:
+        """Overwrite the entries of a tile whose anchor and reference row share a label, itself included."""
+        start, end = self.runs[0, rows], self.runs[1, rows]
+        first, last = int(start.min()), int(end.max())
+        if last <= cols.start or first >= cols.stop:
+            return
+        n = int((end - start > SCATTER_RUN).sum())  # the first ones: anchors come longest run first
+        edges = np.flatnonzero(np.diff(start[:n], prepend=-1, append=-1))
+        for i, j in pairwise(edges.tolist()):
+            left, right = max(int(start[i]) - cols.start, 0), max(int(end[i]) - cols.start, 0)
+            values_RC[i:j, left:right] = value
+        if n == len(start):
+            return
+        longest = int((end[n:] - start[n:]).max())
+        step = torch.arange(longest, device=values_RC.device)
+        count = self.count_M[rows][n:, None]
+        at = self.start_M[rows][n:, None] + torch.minimum(step, count - 1) - cols.start
+        if first >= cols.start and last <= cols.stop:
+            values_RC[n:].scatter_(1, at, value)
+        else:
+            row, k = ((at >= 0) & (at < cols.stop - cols.start)).nonzero(as_tuple=True)
+            values_RC[n:][row, at[row, k]] = value
+
+
+def sortable(labels: Tensor) -> Tensor:
+    """Labels of any dtype as one that torch sorts on every device; equal stays equal, and only equal."""
+    if labels.dtype in (torch.int64, torch.int32, torch.float32, torch.float64):
+        return labels
+    return labels.to(torch.float32 if labels.dtype.is_floating_point else torch.int64)
+
+
+def order_whole(labels_N: Tensor) -> Order:
+    """The order of a batch in which every row is an anchor and a reference row."""
+    N = len(labels_N)
+    sorted_N, perm_N = sortable(labels_N).sort(stable=True)
+    start_N = torch.searchsorted(sorted_N, sorted_N)
+    count_N = torch.searchsorted(sorted_N, sorted_N, right=True) - start_N
+    by_count_N = count_N.argsort(descending=True, stable=True)
+    here_N = torch.arange(N, device=labels_N.device)
+    start_sorted_N = here_N - (by_count_N - start_N[by_count_N])
+    rows_N = perm_N[by_count_N]
+    return _finish(rows_N, rows_N, start_sorted_N, count_N[by_count_N], here_N, whole=True)
+
+
+def order_against(labels_M: Tensor, labels_N: Tensor, own_M: Tensor | None) -> Order:
+    """The order of anchors against a reference; `own_M` is each anchor's reference row, None when apart."""
+    N = len(labels_N)
+    dtype = torch.promote_types(sortable(labels_M).dtype, sortable(labels_N).dtype)
+    sorted_N, perm_N = labels_N.to(dtype).sort(stable=True)
+    asked_M = labels_M.to(dtype).contiguous()
+    start_M = torch.searchsorted(sorted_N, asked_M)
+    count_M = torch.searchsorted(sorted_N, asked_M, right=True) - start_M
+    if own_M is None:
+        self_M = torch.full_like(start_M, N)
+    else:
+        place_N = torch.empty_like(perm_N)
+        place_N[perm_N] = torch.arange(N, device=perm_N.device)
+        self_M = place_N[own_M]
+    positives_M = count_M - (self_M < N).to(count_M.dtype)
+    rank_M = (positives_M * -(N + 1) + start_M).argsort(stable=True)
+    return _finish(rank_M, perm_N, start_M[rank_M], count_M[rank_M], self_M[rank_M], whole=False)
+
+
+def _finish(
+    anchors_M: Tensor, reference_N: Tensor, start_M: Tensor, count_M: Tensor, self_M: Tensor, *, whole: bool
+) -> Order:
+    N = len(reference_N)
+    start, count, own = torch.stack([start_M, count_M, self_M]).cpu().numpy()
+    positives = np.where(count < N, count - (own < N), 0)  # a run of all N rows leaves no negative
+    assert not (np.diff(positives) > 0).any()
+    steps = -np.arange(positives[0] if len(positives) else 0)
+    prefix = np.searchsorted(-positives, steps, side="left").tolist()
+    runs = np.stack([start, start + count])
+    return Order(anchors_M, reference_N, start_M, count_M, self_M, prefix, runs, whole)

@@ -1,0 +1,229 @@
+"""Miners that keep one negative for an anchor, or for an (anchor, positive): pick it, then pay only for it.
+
+A panel is a tile as wide as the reference. In it the negatives are picked by comparing, never by gathering;
+the picked triplets are then computed again by direct difference, which keeps every digit near zero.
+
+Shapes: M anchors, N reference rows, D embedding, R rows of a panel, T picked triplets.
+"""
+
+# ruff: noqa: N815  shape suffixes name the fields too
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from facemetric.mining.order import Order
+from facemetric.mining.tiles import product_tiles, row_distance
+
+# Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
+CHUNK = 64
+
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class Operands(NamedTuple):
+    """`left @ right.T` is the matrix of squared distances, in one product; columns of both below."""
+
+    left_MD: Tensor  # [-2x, 1, |x|^2]
+    right_ND: Tensor  # [y, |y|^2, 1]
+    anchors_MD: Tensor  # x, centred as y is
+    reference_ND: Tensor  # y, centred: distances do not change, digits are won where all rows are alike
+
+    def anchor_side(self) -> Tensor:
+        """[x, |x|^2, 1]: what `right_ND` is for the reference."""
+        return torch.cat([self.anchors_MD, self.left_MD[:, -1:], self.left_MD[:, -2:-1]], 1)
+
+
+def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> Operands:
+    """Sorts, centres and extends the rows; `reference_ND` None means that the anchors are the reference."""
+    y_ND = (anchors_MD if reference_ND is None else reference_ND)[order.reference_N]
+    mean_D = y_ND.mean(0)
+    y_ND = y_ND - mean_D
+    x_MD = y_ND if reference_ND is None else anchors_MD[order.anchors_M] - mean_D
+    right_ND = torch.cat([y_ND, y_ND.square().sum(1, keepdim=True), torch.ones_like(y_ND[:, :1])], 1)
+    left_MD = torch.cat([x_MD * -2, torch.ones_like(x_MD[:, :1]), x_MD.square().sum(1, keepdim=True)], 1)
+    return Operands(left_MD, right_ND, x_MD, y_ND)
+
+
+def argmin_rows(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum (R,) of each row and its column (R,); integers only, where it is fastest."""
+    C = bits_RC.shape[1]
+    if C < 4 * CHUNK:
+        return bits_RC.min(1)
+    full = C - C % CHUNK
+    best_RK = bits_RC[:, :full].unflatten(1, (-1, CHUNK)).amin(2)
+    if full < C:  # the last chunk reaches back, so that all have one width
+        best_RK = torch.cat([best_RK, bits_RC[:, C - CHUNK :].amin(1, keepdim=True)], 1)
+    start_R1 = (best_RK.argmin(1, keepdim=True) * CHUNK).clamp_(max=C - CHUNK)
+    chunk_RK = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device))
+    best_R1, at_R1 = chunk_RK.min(1, keepdim=True)
+    return best_R1[:, 0], (start_R1 + at_R1)[:, 0]
+
+
+# Squared distances of a panel, its rows, scratch, order, squared d_ap of each k -> picked column of each k.
+Pick = Callable[[Tensor, slice, Tensor, Order, list[Tensor]], list[Tensor]]
+
+
+def pick_semihard(
+    dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
+) -> list[Tensor]:
+    """For each (a, p) the nearest negative with d_an > d_ap; where there is none, the farthest negative.
+
+    d_ap - d_an is negative exactly for those, and the bits of negative floats, read as integers, grow with
+    the distance from zero: one subtraction and one integer minimum find the nearest. Source: Schroff et al.
+    2015, arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons' triplet_semihard_loss.
+    """
+    order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), -torch.inf)
+    picked, missing = [], []
+    for d_ap in positive:
+        gap_RN = torch.sub(d_ap[:, None], dist_RN[: len(d_ap)], out=scratch_RN[: len(d_ap)])
+        best, at = argmin_rows(gap_RN.view(_INTEGER[gap_RN.dtype]))
+        picked.append(at)
+        missing.append(best >= 0)
+    lack = missing[0].clone()
+    for flags in missing[1:]:
+        lack[: len(flags)] |= flags
+    short = lack.nonzero()[:, 0]
+    if len(short):
+        farthest = torch.zeros_like(picked[0])
+        farthest[short] = dist_RN[short].argmax(1)
+        picked = [torch.where(m, farthest[: len(m)], at) for m, at in zip(missing, picked, strict=True)]
+    return picked
+
+
+def pick_nearest(
+    dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
+) -> list[Tensor]:
+    """For each anchor the nearest negative. Source: Hermans et al. 2017, arXiv:1703.07737."""
+    order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), torch.inf)
+    return [argmin_rows(dist_RN.view(_INTEGER[dist_RN.dtype]))[1]]
+
+
+# --- the loss of what was picked
+
+
+class Rule(NamedTuple):
+    """How a triplet is paid: hinge or soft margin, on squared or plain distances."""
+
+    margin: float
+    soft: bool
+    root: bool  # plain Euclidean: the square root of the squared distance
+
+    def distance(self, squared: Tensor) -> Tensor:
+        return squared.sqrt() if self.root else squared
+
+    def squared_bound(self, squared_ap: Tensor) -> Tensor:
+        """A hinge is active exactly where the squared d_an is below this."""
+        bound = self.distance(squared_ap) + self.margin
+        return torch.where(bound > 0, bound * bound, -torch.inf) if self.root else bound
+
+    def slope(self, squared: Tensor) -> Tensor:
+        """Factor which turns x - y into the gradient of their distance: 2, or 1 / d (0 where d is noise)."""
+        if not self.root:
+            return torch.full_like(squared, 2.0)
+        tiny = self.tiny(squared.dtype)
+        return torch.where(squared > tiny * tiny, squared.clamp(min=tiny * tiny).rsqrt(), 0.0)
+
+    @staticmethod
+    def tiny(dtype: torch.dtype) -> float:
+        """Plain distance below which a tile holds nothing but rounding."""
+        return 1e-3 if dtype == torch.float32 else 1e-7
+
+    def pay(self, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and its slope for gap = d_ap - d_an."""
+        if self.soft:
+            return torch.nn.functional.softplus(gap), torch.sigmoid(gap)
+        value = gap + self.margin
+        return value.clamp(min=0), (value > 0).to(gap.dtype)
+
+
+class Sums(NamedTuple):
+    """What a miner adds up, float64 on the device, and the gradient of the summed loss in sorted order."""
+
+    loss: Tensor
+    weight: Tensor  # what the loss and the two distances are divided by
+    active: Tensor
+    valid: int
+    d_ap: Tensor
+    d_an: Tensor
+    grad_MD: Tensor
+    grad_ND: Tensor  # the same tensor where the anchors are the reference
+
+
+def add_rows(grad_ND: Tensor, at_T: Tensor, rows_TD: Tensor) -> None:
+    """grad[at] += rows, rows named twice counted twice, and the same bits every time."""
+    if grad_ND.device.type == "cpu":
+        grad_ND.index_add_(0, at_T, rows_TD)
+    else:  # index_add_ is atomic there; this one sorts first
+        grad_ND.index_put_((at_T,), rows_TD, accumulate=True)
+
+
+def sparse_sums(
+    ops: Operands, order: Order, rule: Rule, *, pick: Pick, farthest: bool, budget_mib: float
+) -> Sums:
+    """Sum of the loss over picked triplets; `farthest` keeps one positive an anchor, else every one."""
+    total = ops.left_MD.new_zeros(4, dtype=torch.float64)  # loss, active, d_ap, d_an
+    grad_MD = torch.zeros_like(ops.anchors_MD)
+    grad_ND = grad_MD if order.whole else torch.zeros_like(ops.reference_ND)
+    active_rows = order.prefix[0] if order.prefix else 0
+    valid = active_rows if farthest else sum(order.prefix)
+    scratch = None
+    walk = product_tiles(
+        ops.left_MD[:active_rows], ops.right_ND, budget_mib=budget_mib, buffers=2, whole_rows=True
+    )
+    for rows, _, dist_RN in walk:
+        if scratch is None:
+            scratch = torch.empty_like(dist_RN)
+        at_p = [order.positive(k, rows) for k in range(len(order.prefix)) if order.having(k, rows)]
+        x_RD = ops.anchors_MD[rows]
+        d_ap = [row_distance(x_RD[: len(at)], ops.reference_ND[at]) for at in at_p]
+        if farthest:
+            at_p, d_ap = _farthest(at_p, d_ap)
+        at_n = pick(dist_RN, rows, scratch[: len(dist_RN)], order, d_ap)
+        for p, n, squared_ap in zip(at_p, at_n, d_ap, strict=True):
+            anchor = slice(rows.start, rows.start + len(p))
+            total += _pay_triplets(ops, rule, anchor, p, n, squared_ap, grad_MD, grad_ND)
+    loss, active, sum_ap, sum_an = total
+    weight = torch.full_like(loss, valid)
+    return Sums(loss, weight, active, valid, sum_ap, sum_an, grad_MD, grad_ND)
+
+
+def _farthest(at_p: list[Tensor], d_ap: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    at, best = at_p[0].clone(), d_ap[0].clone()
+    for other, d in zip(at_p[1:], d_ap[1:], strict=True):
+        n = len(d)
+        farther = d > best[:n]
+        at[:n] = torch.where(farther, other, at[:n])
+        best[:n] = torch.where(farther, d, best[:n])
+    return [at], [best]
+
+
+def _pay_triplets(
+    ops: Operands,
+    rule: Rule,
+    anchor: slice,
+    p: Tensor,
+    n: Tensor,
+    squared_ap: Tensor,
+    grad_MD: Tensor,
+    grad_ND: Tensor,
+) -> Tensor:
+    """Loss, active count and both distances of triplets (anchor, p, n), summed; their gradient is added."""
+    x_TD = ops.anchors_MD[anchor]
+    to_n_TD = x_TD - ops.reference_ND[n]
+    squared_an = to_n_TD.square().sum(1)
+    d_ap, d_an = rule.distance(squared_ap), rule.distance(squared_an)
+    value, slope = rule.pay(d_ap - d_an)
+    to_p_TD = x_TD - ops.reference_ND[p]
+    to_p_TD *= (slope * rule.slope(squared_ap))[:, None]
+    to_n_TD *= (slope * rule.slope(squared_an))[:, None]
+    grad_MD[anchor] += to_p_TD
+    grad_MD[anchor] -= to_n_TD
+    add_rows(grad_ND, p, to_p_TD.neg_())
+    add_rows(grad_ND, n, to_n_TD)
+    sums = [value.sum(dtype=torch.float64), (value > 0).sum(dtype=torch.float64)]
+    return torch.stack([*sums, d_ap.sum(dtype=torch.float64), d_an.sum(dtype=torch.float64)])

@@ -1,0 +1,82 @@
+"""Slow twins of the miners: loops over triplets in float64, written from the formulas, sharing no code.
+
+Each returns (loss, triplets with a loss above 0, triplets looked at, gradient of the loss by autograd).
+"""
+
+import math
+
+import torch
+
+
+def pair_distance(x, y, distance):
+    if distance == "squared":
+        return ((x - y) ** 2).sum()
+    if distance == "euclidean":
+        square = ((x - y) ** 2).sum()
+        return square.sqrt() if square > 0 else square * 0
+    if distance == "cosine":
+        return 1 - (x * y).sum() / (x.norm() * y.norm())
+    raise AssertionError(distance)
+
+
+def pay(d_ap, d_an, margin):
+    if margin == "soft":
+        return torch.log1p(torch.exp(d_ap - d_an))
+    return torch.clamp(d_ap - d_an + margin, min=0)
+
+
+def groups(labels, anchor_labels=None, own=None):
+    """(anchor, positives, negatives) for every anchor that has both."""
+    labels = labels.tolist()
+    asked = labels if anchor_labels is None else anchor_labels.tolist()
+    own = list(range(len(labels))) if anchor_labels is None else own
+    for a, label in enumerate(asked):
+        positives = [j for j, other in enumerate(labels) if other == label and (own is None or own[a] != j)]
+        negatives = [j for j, other in enumerate(labels) if other != label]
+        if positives and negatives:
+            yield a, positives, negatives
+
+
+def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, anchors=None):
+    """`kind` is all, semihard, hard or select; `anchors` None, a slice, or (embeddings, labels)."""
+    y = embeddings.double().detach().requires_grad_()
+    x, asked, own = y, None, None
+    if isinstance(anchors, slice):
+        own = list(range(len(labels)))[anchors]
+        x, asked = y[anchors], labels[anchors]
+    elif anchors is not None:
+        x, asked = anchors[0].double().detach().requires_grad_(), anchors[1]
+    terms, weights, valid = [], [], 0
+    for a, positives, negatives in groups(labels, asked, own):
+        d_p = [pair_distance(x[a], y[p], distance) for p in positives]
+        d_n = [pair_distance(x[a], y[n], distance) for n in negatives]
+        if kind == "hard":
+            terms.append(pay(max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), margin))
+            weights.append(1.0)
+            valid += 1
+        for dp in d_p if kind != "hard" else ():
+            if kind == "semihard":
+                farther = [dn for dn in d_n if dn > dp]
+                terms.append(
+                    pay(
+                        dp,
+                        min(farther, key=torch.Tensor.item) if farther else max(d_n, key=torch.Tensor.item),
+                        margin,
+                    )
+                )
+                weights.append(1.0)
+                valid += 1
+                continue
+            for dn in d_n:
+                term = pay(dp, dn, margin)
+                terms.append(term)
+                weights.append(float(term > 0) if kind == "all" else float(select(dp.detach(), dn.detach())))
+                valid += 1
+    total = math.fsum(weights)
+    kept = [t * w / total for t, w in zip(terms, weights, strict=True) if w] if total else []
+    loss = torch.stack(kept).sum() if kept else y.sum() * 0
+    active = sum(1 for t, w in zip(terms, weights, strict=True) if w and t > 0)
+    wanted = [y] if not isinstance(anchors, tuple) else [y, x]
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    grads = [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, grads, strict=True)]
+    return loss.detach(), active, valid, grads
