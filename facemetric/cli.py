@@ -1,0 +1,122 @@
+"""The commands, and nothing else. torch is imported when a command runs, not to show help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import App, Parameter
+
+import facemetric
+from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig
+from facemetric.errors import ConfigError, FacemetricError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[import-not-found, no-redef]
+
+
+app = App(
+    name="facemetric",
+    help="Identity embeddings from folders of images: pretrain, finetune, eval.\n\n"
+    "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
+    help_format="plaintext",
+    version=facemetric.__version__,
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+
+@app.command
+def pretrain(config: Annotated[PretrainConfig, Parameter(name="*")] = PretrainConfig()) -> None:
+    """Stage one: train a backbone on DATA with cross-entropy on the identities."""
+    from facemetric.training.pretrain import run_pretrain
+
+    run_pretrain(config)
+
+
+@app.command
+def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig()) -> None:
+    """Stage two: train a projection (or everything) on DATA with online triplets."""
+    from facemetric.training.finetune import run_finetune
+
+    run_finetune(config)
+
+
+@app.command(name="eval")
+def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
+    """Measure weights: verification on --pairs, nearest neighbours on --data."""
+    from facemetric.report.scorecard import run_evaluate
+
+    run_evaluate(config)
+
+
+@app.command
+def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
+    """Draw faces, pretrain, finetune and eval on people never seen: the whole story in three minutes."""
+    from facemetric.demo import run_demo
+
+    run_demo(config)
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
+    try:
+        rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
+        app(rest, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        fail(one_line(str(error)))
+    except FacemetricError as error:
+        fail(one_line(str(error)))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise  # not the file system's: a bug keeps its traceback
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror or error}{where}; free the disk or choose another --out")
+    except KeyboardInterrupt:
+        fail("interrupted; a run goes on from its last checkpoint with --resume")
+
+
+def with_config_file(tokens: list[str]) -> list[str]:
+    """Take `--config FILE` out of the tokens and give its options to the app. Raises ConfigError."""
+    app.config = ()  # type: ignore[assignment]
+    for at, token in enumerate(tokens):
+        if token == "--config" or token.startswith("--config="):
+            break
+    else:
+        return tokens
+    if token == "--config" and at + 1 == len(tokens):
+        raise ConfigError("--config needs a TOML file")
+    file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
+    rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
+    app.config = (cyclopts.config.Dict(read_toml(file), source=str(file), use_commands_as_keys=False),)  # type: ignore[assignment]
+    return rest
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The options of a TOML file. Raises ConfigError where it cannot be read."""
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is not TOML: {error}") from error
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks."""
+    return " ".join(message.split())
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit status 2."""
+    sys.stderr.write(f"facemetric: {message}\n")
+    sys.stderr.flush()
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What `facemetric eval` does: embed, score pairs and neighbours, print the table, write the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from facemetric.config import EvalConfig, config_dict, make_config, require
+from facemetric.data.index import ImageIndex, index_files, read_index
+from facemetric.data.loader import BadImageLog
+from facemetric.data.pairs import Pairs, pair_files, read_pairs, resolve
+from facemetric.errors import DataError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.neighbours import Retrieval, leave_one_out
+from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
+from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
+from facemetric.training.setup import pick_device, pick_workers
+
+FARS = (1e-1, 1e-2, 1e-3)
+
+
+class Evaluation(NamedTuple):
+    """What was measured: on the pairs, on the images' neighbours (each None where not asked for), and where
+    it was written."""
+
+    verification: Verification | None
+    neighbours: Retrieval | None
+    out: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names."""
+        found: dict[str, Any] = {}
+        if self.verification is not None:
+            found["verification"] = self.verification.to_dict()
+        if self.neighbours is not None:
+            found["neighbours"] = self.neighbours.to_dict()
+        return found
+
+
+def evaluate(*positional: Any, **options: Any) -> Evaluation:
+    """Score weights on pairs and on nearest neighbours; the options are those of EvalConfig.
+
+    `evaluate("runs/finetune", pairs="pairs.csv")` is `facemetric eval --weights runs/finetune --pairs pairs.csv`.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_evaluate(make_config(EvalConfig, *positional, **options))
+
+
+def run_evaluate(config: EvalConfig) -> Evaluation:
+    """evaluate, from a config."""
+    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
+    require(bool(config.pairs or config.data or config.embeddings), "nothing to score: give --pairs or --data")
+    require(config.folds >= 2, f"--folds is {config.folds}; accuracy needs at least 2")
+    pairs = read_pairs(config.pairs) if config.pairs else None
+    if config.weights:
+        find_weights(config.weights)  # before images are read
+    config.out.mkdir(parents=True, exist_ok=True)
+    table = EmbeddingTable.load(config.embeddings) if config.embeddings else embed(config, pairs)
+    verification = score_pairs(config, pairs, table) if pairs is not None else None
+    neighbours = None
+    if config.data or config.embeddings:
+        neighbours = score_neighbours(table)
+    evaluation = Evaluation(verification, neighbours, config.out)
+    write_metrics(config, evaluation)
+    print(table_text(evaluation))
+    return evaluation
+
+
+def embed(config: EvalConfig, pairs: Pairs | None) -> EmbeddingTable:
+    """Embed the images of `data`, or else those that the pairs name, and keep the table in the out folder."""
+    if config.data:
+        index = read_index(config.data)
+        for note in index.notes:
+            print(note)
+    else:
+        assert pairs is not None
+        files, _, _ = pair_files(pairs)
+        index = index_files(files)
+    if pairs is not None:
+        resolve(pairs, index, missing_list=config.out / "missing_images.txt")  # before the long work
+    embedder = load_weights(config.weights, pick_device(config.device))
+    embedded = embed_index(
+        embedder,
+        index,
+        batch_size=config.batch_size,
+        workers=pick_workers(config.workers),
+        flip=config.flip,
+        progress="embedding",
+    )
+    check_readable(config, index, embedded.bad, pairs)
+    embedded.table.save(config.out / "embeddings.npz")
+    return embedded.table
+
+
+def check_readable(
+    config: EvalConfig, index: ImageIndex, bad: list[tuple[int, str]], pairs: Pairs | None
+) -> None:
+    """List the bad images; raises DataError where a pair names one, or where they are more than --max-bad."""
+    if not bad:
+        return
+    if pairs is not None:
+        named = set(np.concatenate(resolve(pairs, index)).tolist())
+        broken = [(index.name(row), reason) for row, reason in bad if row in named]
+        if broken:
+            shown = ", ".join(f"{name} ({reason})" for name, reason in broken[:10])
+            more = ", ..." if len(broken) > 10 else ""
+            raise DataError(
+                f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}{more}; "
+                "mend the images or take their pairs out"
+            )
+    log = BadImageLog(config.out / "bad_images.csv", len(index), config.max_bad)
+    for row, reason in bad:
+        log.add(index.name(row), reason)
+    print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
+
+
+def score_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Verification:
+    """Verification of the pairs; writes the curve and its pictures."""
+    rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
+    score = pair_scores(table.embeddings, rows_a, rows_b)
+    found = verify_pairs(score, pairs.same, fold=pairs.fold, fars=FARS, folds=config.folds, seed=config.seed)
+    name = config.weights or str(config.embeddings)
+    write_roc_csv(config.out / "roc.csv", {name: found.roc})
+    draw_roc(config.out / "roc.png", {name: found.roc})
+    draw_scores(config.out / "scores.png", score, pairs.same, thresholds={"threshold of equal errors": found.eer_threshold})
+    return found
+
+
+def score_neighbours(table: EmbeddingTable) -> Retrieval | None:
+    """Leave-one-out neighbours over the table; None, and said, where no identity has two images."""
+    _, counts = np.unique(table.identities, return_counts=True)
+    if counts.max() < 2 or len(counts) < 2:
+        print("no nearest neighbours: at least two identities, one with two images, are needed")
+        return None
+    most = len(table) - 1
+    return leave_one_out(
+        table.embeddings,
+        table.identities,
+        knn=[k for k in (1, 5) if k <= most],
+        recall=[k for k in (1, 5, 10) if k <= most],
+    )
+
+
+def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
+    """metrics.json: the figures, the options, and what the weights say of themselves."""
+    record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
+    if config.weights:
+        weights = read_config(find_weights(config.weights))
+        record["weights"] = {"architecture": weights["architecture"], "sha256": weights.get("sha256")}
+    path = config.out / "metrics.json"
+    staged = path.with_suffix(".new")
+    staged.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(staged, path)
+
+
+def table_text(evaluation: Evaluation) -> str:
+    """The table that is printed."""
+    lines: list[tuple[str, str]] = []
+    found = evaluation.verification
+    if found is not None:
+        lines.append(("pairs", f"{found.n_genuine:,} genuine, {found.n_impostor:,} impostor"))
+        if found.accuracy is not None:
+            a = found.accuracy
+            drawn = ", folds drawn at random" if a.drawn else ""
+            lines.append(
+                (
+                    f"accuracy, mean of {len(a.accuracies)} folds",
+                    f"{a.mean:.4f}  (standard deviation over folds {a.deviation_sample:.4f}, "
+                    f"standard error {a.standard_error:.4f}{drawn})",
+                )
+            )
+        lines += [("AUC", f"{found.auc:.4f}"), ("EER", f"{found.eer:.4f}")]
+        for p in found.points:
+            text = f"{p.tar:.4f}  (threshold {p.threshold:.4f}, {p.accepted_impostors} impostors accepted)"
+            if not p.supported:
+                text = f"not measured: needs {1 / p.wanted:.0f} impostor pairs, there are {found.n_impostor}"
+            lines.append((f"TAR @ FAR={p.wanted:g}", text))
+    near = evaluation.neighbours
+    if near is not None:
+        left = f"  ({near.left_out} images are their identity's only one)" if near.left_out else ""
+        lines += [(f"kNN accuracy, k={k}", f"{value:.4f}{left if k == 1 else ''}") for k, value in near.knn.items()]
+        lines.append(("MAP@R", f"{near.map_at_r:.4f}"))
+    width = max((len(name) for name, _ in lines), default=0)
+    body = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return f"{body}\n{'written to':<{width}}  {evaluation.out}"
