@@ -5,7 +5,6 @@ Shapes: B batch, H height, W width. Pixels are uint8 RGB until `normalise`, once
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,14 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import decode_jpeg
 
 from facemetric.errors import ConfigError, did_you_mean
 
 MAX_PIXELS = 64_000_000  # a 64-megapixel camera; below PIL's own bomb warning
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # no EPS or PDF: those start other programs
-FRAMES = (b"\xc0", b"\xc1", b"\xc2")  # JPEG markers: baseline, extended, progressive
-COLOUR_OR_EXIF = (b"\xe1", b"\xee")  # APP1, APP14
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,10 +62,13 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, count in (("size", 2), ("crop", 4), ("mean", 3), ("std", 3)):
-            value = tuple(getattr(self, name))
-            if len(value) != count or not all(isinstance(number, int | float) for number in value):
-                raise ConfigError(f"{name} is {value}; it needs {count} numbers")
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if (
+                not isinstance(value, list | tuple)
+                or [type(v) in (int, float) for v in value] != [True] * count
+            ):
+                raise ConfigError(f"{name} is {value!r}; it needs {count} numbers")
+            object.__setattr__(self, name, tuple(value))
         left, top, right, bottom = self.crop
         if min(self.crop) < 0 or left + right >= 1 or top + bottom >= 1:
             raise ConfigError(
@@ -110,12 +109,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
     """
     if not data:
         raise BadImage("zero bytes")
-    size = _plain_jpeg(data)
-    if size and size[0] * size[1] <= max_pixels and not (enough and min(size) >= 2 * enough):
-        # The same pixels as PIL's, in half the time. What it stumbles on, PIL shall name.
-        with contextlib.suppress(RuntimeError):
-            pixels_CHW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-            return Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
@@ -133,20 +126,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
         Exception
     ) as error:  # PIL's readers raise whatever they meet: OSError, SyntaxError, struct.error ...
         raise BadImage(_reason(error)) from None
-
-
-def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG of three 8-bit channels, without EXIF or Adobe's colour marker; else None."""
-    at = 2
-    while data[at - 2 : at + 1] == b"\xff\xd8\xff" if at == 2 else data[at : at + 1] == b"\xff":
-        marker, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in FRAMES and len(data) > at + 9:
-            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
-            return (width, height) if data[at + 4] == 8 and data[at + 9] == 3 else None
-        if marker in COLOUR_OR_EXIF or length < 2:
-            return None
-        at += 2 + length
-    return None
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,19 +156,18 @@ def _in_workers(made: _Batches, steps: range, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),
     )
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not re.search("worker.*(exited|killed)", str(error)):
-                raise
-            raise DataError(
-                f"a process that loads images died ({str(error).splitlines()[0]}); most often memory or"
-                " /dev/shm ran out: lower --workers or --batch-size"
-            ) from None
-        yield batch
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not re.search("worker.*(exited|killed)", str(error)):
+            raise
+        raise DataError(
+            f"a process that loads images died ({str(error).splitlines()[0]}); most often memory or"
+            " /dev/shm ran out: lower --workers or --batch-size"
+        ) from None
+    finally:
+        # A traceback may keep the iterator alive, and with it the processes.
+        batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -177,6 +177,7 @@ def _as_it_is(batch: Any) -> Any:
 def _quiet(worker: int) -> None:
     """Ctrl-C reaches the whole group of processes: the main one answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="PIL")  # what matters about an image comes as BadImage
 
 
 class BadImageLog:

@@ -142,7 +142,7 @@ def test_sources_do_not_mix(tmp_path: Path) -> None:
     assert read_index([f"x={one}"]).identities == ("x/001",)
     assert index.location(1).file == str(one / "001/a.jpg")
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match="same name 'one'.*A=PATH"):
+    with pytest.raises(DataError, match=r"same name 'one'.*A=PATH"):
         read_index([one, fill(tmp_path / "other/one", {"001": ["a.jpg"]})])
     with pytest.raises(DataError, match="stands in both"):
         read_index([f"x={one}", f"x={two}"])

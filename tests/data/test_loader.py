@@ -1,0 +1,293 @@
+"""Pixels from row numbers: the same for any number of workers, and whatever happens on the way."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facemetric.data import loader
+from facemetric.data.batches import ShuffledBatches, chunks
+from facemetric.data.images import Preprocess
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.loader import BadImageLog, Batch, load_batches, sample_seed, seed_everything
+from facemetric.data.transforms import Augment, eval_transform, train_transform
+from facemetric.errors import DataError
+
+PRE = Preprocess(size=(12, 16))
+STRONG = Augment(
+    crop_scale=(0.3, 1.0), color_jitter=0.4, auto_augment="rand-m5-n1", blur=0.3, low_resolution=0.3
+)
+
+
+def picture(n: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(n).integers(0, 256, (14, 18, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ImageIndex:
+    for n in range(20):
+        path = tmp_path / f"data/p{n // 4}/{n:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(n))
+    return read_index(tmp_path / "data")
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and torch.equal(a.rows, b.rows)
+        and a.bad == b.bad
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_hold_what_was_asked_for(index: ImageIndex) -> None:
+    transform = eval_transform(PRE)
+    batches = list(load_batches(index, chunks(20, 6), transform))
+    assert [len(batch.images) for batch in batches] == [6, 6, 6, 2]
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(20))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == index.identity.tolist()
+    assert batches[0].images.dtype == torch.uint8
+    assert batches[0].labels.dtype == batches[0].rows.dtype == torch.int64
+    expected = transform(Image.open(io.BytesIO(picture(7))).convert("RGB"))
+    np.testing.assert_array_equal(batches[1].images[1].numpy(), expected)
+    own = np.arange(100, 120)
+    assert next(load_batches(index, chunks(20, 6), transform, labels=own)).labels.tolist() == list(
+        range(100, 106)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(index: ImageIndex, workers: int) -> None:
+    rows = ShuffledBatches(index.identity, 5, 0).epoch(1)
+    transform = train_transform(PRE, STRONG)
+    alone = list(load_batches(index, rows, transform, seed=3, epoch=1))
+    assert same(alone, list(load_batches(index, rows, transform, seed=3, epoch=1, workers=workers)))
+    rest = list(load_batches(index, rows, transform, seed=3, epoch=1, workers=workers, start=2))
+    assert same(alone[2:], rest)
+    assert list(load_batches(index, rows, transform, workers=workers, start=4)) == []
+
+
+def test_ranks_change_nothing(index: ImageIndex) -> None:
+    transform = train_transform(PRE, STRONG)
+    whole = ShuffledBatches(index.identity, 6, 0)
+    (first, *_) = load_batches(index, whole.epoch(0), transform, seed=3)
+    parts = [
+        next(
+            load_batches(
+                index, ShuffledBatches(index.identity, 6, 0, rank=r, world_size=2).epoch(0), transform, seed=3
+            )
+        )
+        for r in range(2)
+    ]
+    assert torch.equal(torch.cat([part.images for part in parts]), first.images)
+
+
+def test_augmentation_follows_seed_epoch_and_step(index: ImageIndex) -> None:
+    transform = train_transform(PRE, STRONG)
+    twice = [np.arange(5), np.arange(5)]
+
+    def images(**stream: int) -> torch.Tensor:
+        return torch.stack([batch.images for batch in load_batches(index, twice, transform, **stream)])
+
+    base = images(seed=1, epoch=1)
+    assert torch.equal(images(seed=1, epoch=1), base)
+    assert not torch.equal(images(seed=2, epoch=1), base)
+    assert not torch.equal(images(seed=1, epoch=2), base)
+    assert not torch.equal(base[0], base[1])
+
+
+def test_sample_seed_is_well_spread() -> None:
+    seeds = {sample_seed(a, b, c, d) for a in range(6) for b in range(6) for c in range(6) for d in range(60)}
+    assert len(seeds) == 6**3 * 60
+    bits = np.array([[s >> k & 1 for k in range(64)] for s in sorted(seeds)])
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.03
+    assert len({s & 0xFFFFFFFF for s in seeds}) > len(seeds) - 5
+
+
+def test_seed_everything_is_torchs() -> None:
+    seed_everything(1234567890123456789)
+    found = random.random(), np.random.rand(), torch.rand(3)
+    random.seed(1234567890123456789)
+    torch.manual_seed(1234567890123456789)
+    assert found[0] == random.random()
+    assert torch.equal(found[2], torch.rand(3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_callers_random_numbers_are_left_alone(index: ImageIndex, workers: int) -> None:
+    def drawn(load: bool) -> list[object]:
+        seed_everything(5)
+        out: list[object] = []
+        batches = load_batches(index, chunks(20, 6), train_transform(PRE, STRONG), workers=workers)
+        for _ in range(3):
+            if load:
+                next(batches)
+            out += [random.random(), np.random.rand(), torch.rand(1).item()]
+        return out
+
+    assert drawn(load=True) == drawn(load=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_named_and_left_out(index: ImageIndex, tmp_path: Path, workers: int) -> None:
+    data = tmp_path / "data"
+    (data / "p0/00.png").write_bytes(b"")
+    (data / "p0/02.png").write_bytes(b"no image")
+    (data / "p1/05.png").unlink()
+    for n in (8, 9):
+        (data / f"p2/{n:02}.png").write_bytes(picture(n)[:200])
+    (clean,) = load_batches(index, [np.array([1, 3, 4])], train_transform(PRE, STRONG))
+    rows = [np.array([0, 1, 2, 3, 4, 5]), np.array([8, 9])]
+    first, second = load_batches(index, rows, train_transform(PRE, STRONG), workers=workers)
+    assert first.rows.tolist() == [1, 3, 4]
+    assert torch.equal(first.images, clean.images)
+    assert first.labels.tolist() == [0, 0, 1]
+    assert [row for row, _ in first.bad] == [0, 2, 5]
+    assert [reason for _, reason in first.bad] == [
+        "zero bytes",
+        "no image of a known kind",
+        "cannot be read: No such file or directory",
+    ]
+    assert second.images.shape == (0, 12, 16, 3)
+    assert second.labels.shape == (0,)
+    assert len(second.bad) == 2
+
+
+def test_a_file_too_large_to_read(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "MAX_BYTES", 10)
+    (batch,) = load_batches(index, [np.array([0])], eval_transform(PRE))
+    assert "at most 10 are read" in batch.bad[0][1]
+
+
+class Dies:
+    """A transform that takes its process with it at one picture."""
+
+    height, width, enough = 12, 16, 0
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((12, 16, 3), np.uint8)
+
+
+class Stumbles(Dies):
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        raise ZeroDivisionError("a bug of ours")
+
+
+def test_a_worker_that_dies_is_a_clear_error(index: ImageIndex) -> None:
+    with pytest.raises(DataError, match=r"a process that loads images died.*lower --workers") as caught:
+        list(load_batches(index, chunks(20, 6), Dies(), workers=1))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_keeps_its_traceback(index: ImageIndex, workers: int) -> None:
+    with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+        list(load_batches(index, chunks(20, 6), Stumbles(), workers=workers))  # type: ignore[arg-type]
+
+
+def test_leaving_early_ends_the_workers(index: ImageIndex) -> None:
+    before = set(multiprocessing.active_children())
+    batches = load_batches(index, chunks(20, 1), eval_transform(PRE), workers=2)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    batches.close()  # type: ignore[attr-defined]
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_interrupt_ends_at_once(index: ImageIndex, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole group: one KeyboardInterrupt, nothing from the workers, nobody left."""
+    script = textwrap.dedent(
+        f"""
+        import sys, time
+        from facemetric.data.batches import chunks
+        from facemetric.data.images import Preprocess
+        from facemetric.data.index import read_index
+        from facemetric.data.loader import load_batches
+        from facemetric.data.transforms import eval_transform
+        index = read_index({str(tmp_path / "data")!r})
+        try:
+            for batch in load_batches(index, chunks(20, 1), eval_transform(Preprocess()), workers=2):
+                print("ready", flush=True)
+                time.sleep(30)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - began < 15
+    assert out == "interrupted\n"
+    assert err == ""
+    assert process.returncode == 0
+
+
+# ---- the list of bad images ----
+
+
+def test_log(tmp_path: Path) -> None:
+    path = tmp_path / "bad_images.csv"
+    log = BadImageLog(path, total=100, max_bad=0.03)
+    assert not path.exists()
+    log.add("anna/a, b.jpg", 'is "odd"')
+    log.add("ünï/\udcff.jpg", "zero bytes")
+    log.add("anna/a, b.jpg", "again")
+    assert len(log) == 2
+    text = 'name,reason\n"anna/a, b.jpg","is ""odd"""\nünï/\\udcff.jpg,zero bytes\n'
+    assert path.read_text(encoding="utf-8") == text
+    again = BadImageLog(path, total=100, max_bad=0.03)
+    again.add("anna/a, b.jpg", "again")
+    again.add("third.jpg", "x")
+    assert len(again) == 3
+    with pytest.raises(
+        DataError, match=r"4 of 100 images are bad, above the share of 0.03 .*fourth.jpg \(y\).*--max-bad"
+    ):
+        again.add("fourth.jpg", "y")
+    assert path.read_text(encoding="utf-8") == text + "third.jpg,x\nfourth.jpg,y\n"
+
+
+def test_log_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "bad_images.csv"
+    path.write_text("name,reason\na.jpg,x\nb.jpg,cut sho")
+    log = BadImageLog(path, total=10, max_bad=1)
+    assert path.read_text() == "name,reason\na.jpg,x\n"
+    log.add("a.jpg", "x")
+    log.add("b.jpg", "cut short")
+    assert path.read_text() == "name,reason\na.jpg,x\nb.jpg,cut short\n"
+    path.write_text("name,rea")
+    log = BadImageLog(path, total=10, max_bad=1)
+    log.add("a.jpg", "x")
+    assert path.read_text() == "name,reason\na.jpg,x\n"
+    assert os.listdir(tmp_path) == ["bad_images.csv"]
+
+
+def test_log_allows_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 10 images"):
+        BadImageLog(tmp_path / "b.csv", total=10, max_bad=0).add("a", "b")
