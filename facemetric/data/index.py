@@ -10,9 +10,7 @@ stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) sha
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.sources import EXAMPLES, Packed, Rows, Source, SourceFile, parse_source, prefixes, scan
+from facemetric.data.sources import Source, parse_source, prefixes, scan
+from facemetric.data.store import EXAMPLES, Location, Rows, Store
 from facemetric.errors import DataError, did_you_mean
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "parse_source", "read_index"]
-
-OPEN_FILES = 64  # tars kept open at once
-
-
-class Location(NamedTuple):
-    """The bytes [offset, offset + size) of a file."""
-
-    file: str
-    offset: int
-    size: int
 
 
 class Split(NamedTuple):
@@ -42,57 +31,6 @@ class Split(NamedTuple):
     rest: ImageIndex
     picked: ImageIndex
     unknown: tuple[str, ...]
-
-
-class Store:
-    """What was found, in columns; every index made from one read shares it."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.files: tuple[SourceFile, ...] = tuple(rows.files)
-        self.file = np.array(rows.file, np.int32)
-        self.folder = np.array(rows.folder, np.int32)
-        self.offset = np.array(rows.offset, np.int64)
-        self.size = np.array(rows.size, np.int64)
-        self.mtime = np.array(rows.mtime, np.int64)
-        self.leaves = Packed(bytes(rows.leaf), np.array(rows.leaf_end, np.int64))
-        folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
-        self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
-        self._open: dict[int, int] = {}
-
-    def name(self, row: int) -> str:
-        folder = self.folders[self.folder[row]]
-        return f"{folder}/{self.leaves[row]}" if folder else self.leaves[row]
-
-    def location(self, row: int) -> Location:
-        file = self.files[self.file[row]]
-        if file.is_tar:
-            return Location(file.path, int(self.offset[row]), int(self.size[row]))
-        return Location(os.path.join(file.path, self.name(row)[len(file.prefix) :]), 0, int(self.size[row]))
-
-    def read(self, row: int) -> bytes:
-        which = int(self.file[row])
-        if not self.files[which].is_tar:
-            with open(self.location(row).file, "rb") as file:
-                return file.read()
-        size = int(self.size[row])
-        data = os.pread(self._descriptor(which), size, int(self.offset[row]))
-        if len(data) < size:
-            raise OSError(errno.EIO, f"{self.files[which].path} was cut short since it was indexed")
-        return data
-
-    def _descriptor(self, which: int) -> int:
-        if which not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[which] = os.open(self.files[which].path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return self._open[which]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
 
 
 class ImageIndex:

@@ -1,61 +1,28 @@
-"""From what the user named (a folder, a csv, a tar) to rows of a store: who, where, how long.
-
-A store holds numpy columns and packed names, no Python object an image: about 70 bytes an image.
-"""
+"""From what the user named (a folder, a csv, a tar) to rows of a store: who, where, how long."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from facemetric.data.store import Rows, SourceFile
 from facemetric.data.tar import walk_tar
 from facemetric.errors import DataError, did_you_mean
 
-IMAGE_ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".pgm",
-    ".ppm",
-    ".pbm",
-    ".pnm",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".jfif",
-)
-EXAMPLES = 5  # of what is passed over, named
+IMAGE_ENDINGS = tuple(".jpg .jpeg .jfif .png .bmp .webp .gif .tif .tiff .pgm .ppm .pbm .pnm".split())
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
 class Source(NamedTuple):
-    """One set of images. `name` is what identities are prefixed with when the source is named, or one of
-    several.
-    """
+    """One set of images; identities get `name` as a prefix when it was given, or there are several sources."""
 
     name: str
     path: Path
     named: bool
-
-
-class SourceFile(NamedTuple):
-    """A tar, or the root below which images lie as files of their own."""
-
-    path: str
-    is_tar: bool
-    prefix: str  # what names have in front of the path below the root
-    size: int
-    mtime: int  # ns
 
 
 def parse_source(text: str | Path) -> Source:
@@ -86,57 +53,6 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
             f"{shown}: sources of the same name {twice[0].name!r}; name them apart, as A=PATH B=PATH"
         )
     return [source.name + "/" for source in sources]
-
-
-class Packed:
-    """Many short strings in one buffer: (count + 1) offsets and their UTF-8 bytes."""
-
-    def __init__(self, data: bytes, ends: np.ndarray) -> None:
-        self.data = data
-        self.bounds = np.concatenate([np.zeros(1, np.int64), ends])
-
-    def __getitem__(self, i: int) -> str:
-        return self.data[self.bounds[i] : self.bounds[i + 1]].decode("utf-8", "surrogateescape")
-
-
-@dataclass
-class Rows:
-    """Rows as they are found, in growing machine arrays."""
-
-    files: list[SourceFile] = field(default_factory=list)
-    identities: dict[str, int] = field(default_factory=dict)
-    folders: dict[str, int] = field(default_factory=dict)
-    identity: array = field(default_factory=lambda: array("i"))
-    folder: array = field(default_factory=lambda: array("i"))
-    file: array = field(default_factory=lambda: array("i"))
-    offset: array = field(default_factory=lambda: array("q"))
-    size: array = field(default_factory=lambda: array("q"))
-    mtime: array = field(default_factory=lambda: array("q"))
-    leaf: bytearray = field(default_factory=bytearray)
-    leaf_end: array = field(default_factory=lambda: array("q"))
-    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
-    ignored_counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
-        """An image of the last file of `files`; `path` is below its root."""
-        prefix = self.files[-1].prefix
-        head, _, tail = path.rpartition("/")
-        folder = (prefix + head) if head else prefix[:-1]
-        leaf = tail if head or not path.startswith("/") else path
-        self.identity.append(self.identities.setdefault(prefix + identity, len(self.identities)))
-        self.folder.append(self.folders.setdefault(folder, len(self.folders)))
-        self.file.append(len(self.files) - 1)
-        self.offset.append(offset)
-        self.size.append(size)
-        self.mtime.append(mtime)
-        self.leaf += leaf.encode("utf-8", "surrogateescape")
-        self.leaf_end.append(len(self.leaf))
-
-    def ignore(self, why: str, what: str) -> None:
-        self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1
-        examples = self.ignored.setdefault(why, [])
-        if len(examples) < EXAMPLES:
-            examples.append(what)
 
 
 def scan(rows: Rows, source: Source, prefix: str) -> None:

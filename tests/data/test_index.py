@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facemetric.data.index import ImageIndex, parse_source, read_index
-from facemetric.data.sources import Rows, SourceFile
+from facemetric.data.store import Rows, SourceFile
 from facemetric.errors import DataError
 
 PEOPLE = {"anna": ["a.jpg", "b.png"], "bob": ["c.jpeg"], "carl": ["deep/er/d.webp", "e.bmp"]}

@@ -1,0 +1,134 @@
+"""What an index holds of its images: numpy columns and packed names, about 70 bytes an image."""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+OPEN_FILES = 64  # tars kept open at once
+EXAMPLES = 5  # of what is passed over, named
+
+
+class SourceFile(NamedTuple):
+    """A tar, or the root below which images lie as files of their own."""
+
+    path: str
+    is_tar: bool
+    prefix: str  # what names have in front of the path below the root
+    size: int
+    mtime: int  # ns
+
+
+class Location(NamedTuple):
+    """The bytes [offset, offset + size) of a file."""
+
+    file: str
+    offset: int
+    size: int
+
+
+class Packed:
+    """Many short strings in one buffer: (count + 1) offsets and their UTF-8 bytes."""
+
+    def __init__(self, data: bytes, ends: np.ndarray) -> None:
+        self.data = data
+        self.bounds = np.concatenate([np.zeros(1, np.int64), ends])
+
+    def __getitem__(self, i: int) -> str:
+        return self.data[self.bounds[i] : self.bounds[i + 1]].decode("utf-8", "surrogateescape")
+
+
+@dataclass
+class Rows:
+    """Rows as they are found, in growing machine arrays."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    identities: dict[str, int] = field(default_factory=dict)
+    folders: dict[str, int] = field(default_factory=dict)
+    identity: array = field(default_factory=lambda: array("i"))
+    folder: array = field(default_factory=lambda: array("i"))
+    file: array = field(default_factory=lambda: array("i"))
+    offset: array = field(default_factory=lambda: array("q"))
+    size: array = field(default_factory=lambda: array("q"))
+    mtime: array = field(default_factory=lambda: array("q"))
+    leaf: bytearray = field(default_factory=bytearray)
+    leaf_end: array = field(default_factory=lambda: array("q"))
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
+    ignored_counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
+        """An image of the last file of `files`; `path` is below its root."""
+        prefix = self.files[-1].prefix
+        head, _, tail = path.rpartition("/")
+        folder = (prefix + head) if head else prefix[:-1]
+        leaf = tail if head or not path.startswith("/") else path
+        self.identity.append(self.identities.setdefault(prefix + identity, len(self.identities)))
+        self.folder.append(self.folders.setdefault(folder, len(self.folders)))
+        self.file.append(len(self.files) - 1)
+        self.offset.append(offset)
+        self.size.append(size)
+        self.mtime.append(mtime)
+        self.leaf += leaf.encode("utf-8", "surrogateescape")
+        self.leaf_end.append(len(self.leaf))
+
+    def ignore(self, why: str, what: str) -> None:
+        self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1
+        examples = self.ignored.setdefault(why, [])
+        if len(examples) < EXAMPLES:
+            examples.append(what)
+
+
+class Store:
+    """What was found, in columns; every index made from one read shares it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.files: tuple[SourceFile, ...] = tuple(rows.files)
+        self.file = np.array(rows.file, np.int32)
+        self.folder = np.array(rows.folder, np.int32)
+        self.offset = np.array(rows.offset, np.int64)
+        self.size = np.array(rows.size, np.int64)
+        self.mtime = np.array(rows.mtime, np.int64)
+        self.leaves = Packed(bytes(rows.leaf), np.array(rows.leaf_end, np.int64))
+        folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
+        self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
+        self._open: dict[int, int] = {}
+
+    def name(self, row: int) -> str:
+        folder = self.folders[self.folder[row]]
+        return f"{folder}/{self.leaves[row]}" if folder else self.leaves[row]
+
+    def location(self, row: int) -> Location:
+        file = self.files[self.file[row]]
+        if file.is_tar:
+            return Location(file.path, int(self.offset[row]), int(self.size[row]))
+        return Location(os.path.join(file.path, self.name(row)[len(file.prefix) :]), 0, int(self.size[row]))
+
+    def read(self, row: int) -> bytes:
+        which = int(self.file[row])
+        if not self.files[which].is_tar:
+            with open(self.location(row).file, "rb") as file:
+                return file.read()
+        size = int(self.size[row])
+        data = os.pread(self._descriptor(which), size, int(self.offset[row]))
+        if len(data) < size:
+            raise OSError(errno.EIO, f"{self.files[which].path} was cut short since it was indexed")
+        return data
+
+    def _descriptor(self, which: int) -> int:
+        if which not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[which] = os.open(self.files[which].path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return self._open[which]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
