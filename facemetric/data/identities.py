@@ -31,9 +31,7 @@ class Enough(NamedTuple):
 
 
 def read_identity_list(path: str | Path) -> list[str]:
-    """Names, one a line; blank lines and lines that start with `#` do not count. DataError where it is no
-    text.
-    """
+    """Names, one a line; blank lines and those that start with `#` do not count. DataError where no text."""
     names = [line.strip() for line in _lines(path)]
     return list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
 

@@ -11,6 +11,7 @@ stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) sha
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.sources import Source, parse_source, prefixes, scan
-from facemetric.data.store import EXAMPLES, Location, Rows, Store
+from facemetric.data.sources import Source, parse_source, prefixes, scan, scan_files
+from facemetric.data.store import EXAMPLES, Location, Rows, SourceFile, Store
 from facemetric.errors import DataError, did_you_mean
 
-__all__ = ["ImageIndex", "Location", "Source", "Split", "parse_source", "read_index"]
+__all__ = ["ImageIndex", "Location", "Source", "Split", "index_files", "parse_source", "read_index"]
 
 
 class Split(NamedTuple):
@@ -200,6 +201,16 @@ def read_index(data: str | Path | Sequence[str | Path]) -> ImageIndex:
     return _in_order(rows)
 
 
+def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageIndex:
+    """Listed files below `root`, named as listed, the folder of each its identity: for images that pairs name.
+
+    DataError that names those that do not exist.
+    """
+    rows = Rows()
+    scan_files(rows, str(root) or ".", [(os.fspath(path), os.path.dirname(path) or ".") for path in paths])
+    return _in_order(rows)
+
+
 def _in_order(rows: Rows) -> ImageIndex:
     """The index over all rows, sorted by identity and name, images listed twice taken out."""
     store = Store(rows)
@@ -230,9 +241,7 @@ def _in_order(rows: Rows) -> ImageIndex:
 def _without_doubles(
     rows: Rows, store: Store, order: np.ndarray, identity: np.ndarray, hashes: np.ndarray
 ) -> np.ndarray:
-    """(N,) bool: of a name met twice in one file the last stands, as in tar itself; across files it is an
-    error.
-    """
+    """(N,) bool: of a name met twice in one file the last stands, as in tar; across files: DataError."""
     keep = np.ones(len(order), bool)
     by_hash = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[by_hash][1:] == hashes[by_hash][:-1])

@@ -13,12 +13,13 @@ from facemetric.data.store import Rows, SourceFile
 from facemetric.data.tar import walk_tar
 from facemetric.errors import DataError, did_you_mean
 
-IMAGE_ENDINGS = tuple(".jpg .jpeg .jfif .png .bmp .webp .gif .tif .tiff .pgm .ppm .pbm .pnm".split())
+PHOTOGRAPHS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGE_ENDINGS = (*PHOTOGRAPHS, ".pgm", ".ppm", ".pbm", ".pnm")
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
 class Source(NamedTuple):
-    """One set of images; identities get `name` as a prefix when it was given, or there are several sources."""
+    """One set of images; `name` goes before its identities when it was given, or there are several."""
 
     name: str
     path: Path
@@ -190,14 +191,16 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
 
 def _scan_csv(rows: Rows, path: str, prefix: str) -> None:
     root = os.path.dirname(os.path.abspath(path))
-    state = os.stat(path)
-    rows.files.append(SourceFile(root, False, prefix, state.st_size, state.st_mtime_ns))
+    scan_files(rows, root, _csv_lines(path), prefix=prefix, said=path)
+
+
+def scan_files(
+    rows: Rows, root: str, listed: Iterable[tuple[str, str]], *, prefix: str = "", said: str = "the list"
+) -> None:
+    """Adds files by (path below root, identity). DataError that names those that do not exist."""
+    rows.files.append(SourceFile(root, False, prefix, 0, 0))
     missing: list[str] = []
-    for line, image, identity in _csv_lines(path):
-        if not image or not identity:
-            raise DataError(
-                f"{path} line {line}: an empty {'identity' if image else 'path'}; both columns need a value"
-            )
+    for image, identity in listed:
         try:
             state = os.stat(os.path.join(root, image))
         except (OSError, ValueError):
@@ -207,21 +210,27 @@ def _scan_csv(rows: Rows, path: str, prefix: str) -> None:
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path}: {len(missing)} paths do not exist below {root}: {shown}; mend or take out those lines"
+            f"{said}: {len(missing)} paths do not exist below {root}: {shown}; mend or take out those lines"
         )
 
 
-def _csv_lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """(line number, path, identity) of each line; other columns are passed over."""
+def _csv_lines(path: str) -> Iterator[tuple[str, str]]:
+    """(path, identity) of each line; other columns are passed over."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [cell.strip() for cell in next(reader, [])]
             places = [_column(path, header, wanted) for wanted in ("path", "identity")]
             for cells in reader:
-                if cells:
-                    image, identity = (cells[i] if i < len(cells) else "" for i in places)
-                    yield reader.line_num, image, identity
+                if not cells:
+                    continue
+                image, identity = (cells[i].strip() if i < len(cells) else "" for i in places)
+                if not image or not identity:
+                    empty = "identity" if image else "path"
+                    raise DataError(
+                        f"{path} line {reader.line_num}: an empty {empty}; both columns need a value"
+                    )
+                yield image, identity
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: is no UTF-8 csv ({error}); write it with the columns path,identity"

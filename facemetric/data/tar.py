@@ -125,9 +125,7 @@ def _parse(path: str, header: bytes, at: int, whole: int) -> tuple[str, int, byt
 
 
 def _number(field: bytes) -> int:
-    """A size: octal digits, or base 256 where the top bit is set. ValueError where it is neither, or
-    negative.
-    """
+    """A size in octal digits, or base 256 where the top bit is set. ValueError where neither, or negative."""
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
     if size < 0:
         raise ValueError

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facemetric.data.index import ImageIndex, parse_source, read_index
+from facemetric.data.index import ImageIndex, index_files, parse_source, read_index
 from facemetric.data.store import Rows, SourceFile
 from facemetric.errors import DataError
 
@@ -160,6 +160,19 @@ def test_parse_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             parse_source(bad)
     with pytest.raises(DataError, match="no data"):
         read_index([])
+
+
+def test_listed_files(tmp_path: Path) -> None:
+    root = fill(tmp_path, PEOPLE)
+    index = index_files(["bob/c.jpeg", "anna/b.png", "anna/../anna/a.jpg", "bob/c.jpeg"], root)
+    assert names(index) == ["anna/b.png", "anna/../anna/a.jpg", "bob/c.jpeg"]
+    assert index.identities == ("anna", "anna/../anna", "bob")
+    assert index.read(1) == b"anna/a.jpg"
+    plain = index_files([root / "bob/c.jpeg"])
+    assert plain.find(str(root / "bob/c.jpeg")) == 0
+    assert plain.identities == (str(root / "bob"),)
+    with pytest.raises(DataError, match=r"2 paths do not exist below .*: x.jpg, y.jpg"):
+        index_files(["x.jpg", "bob/c.jpeg", "y.jpg"], root)
 
 
 # ---- look-ups and parts ----
