@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facemetric.data.sources import Source, parse_source, prefixes, scan, scan_files
-from facemetric.data.store import EXAMPLES, Location, Rows, SourceFile, Store
+from facemetric.data.store import EXAMPLES, Location, Rows, Store
 from facemetric.errors import DataError, did_you_mean
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "index_files", "parse_source", "read_index"]
@@ -202,7 +202,7 @@ def read_index(data: str | Path | Sequence[str | Path]) -> ImageIndex:
 
 
 def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageIndex:
-    """Listed files below `root`, named as listed, the folder of each its identity: for images that pairs name.
+    """Listed files below `root`, named as listed, the folder of each its identity: for what pairs name.
 
     DataError that names those that do not exist.
     """
