@@ -59,7 +59,8 @@ def hairline(face: Identity, n: int = 41) -> np.ndarray:
     y = y + 0.8 * face.hair_wave * np.sin(face.hair_curls * 2.2 * u + face.hair_parting * 9)
     y = np.minimum(y, -0.38)  # keeps the fringe off the eyes
     y = y + (face.hair_sides - y) * np.abs(u) ** 9
-    return np.stack([u * face.head_width * 1.0, y], 1)
+    edge = np.interp(y, [-0.98, -0.66, -0.2], [0.52 * face.forehead_width, 0.92 * face.forehead_width, 0.98])
+    return np.stack([u * face.head_width * edge, y], 1)  # inside the outline, so that no gap shows at the temples
 
 
 def draw_background(pen: Pen, scene: Nuisance) -> None:
@@ -140,9 +141,9 @@ def draw_marks(pen: Pen, face: Identity) -> None:
     spots = rng.normal(0, 1, (int(40 * max(face.freckles, 0)), 2)) * (0.3, 0.11) + (0, 0.13)
     for x, y in spots:
         pen.shape(oval(x, y, 0.016, 0.013, 6), paint(skin * (0.78, 0.6, 0.5), alpha=0.75))
-    angle, reach = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.35, 0.85, 3)
+    angle, reach = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.35, 0.85, 4)
     for a, r in list(zip(angle, reach, strict=True))[: int(face.moles)]:
-        size = 0.02 + 0.02 * r
+        size = 0.022 + 0.026 * r
         pen.shape(oval(r * face.head_width * np.cos(a), 0.15 + 0.6 * r * np.sin(a), size, size, 10), paint(skin * (0.4, 0.3, 0.28)))
 
 
@@ -226,7 +227,7 @@ def draw_nose(pen: Pen, face: Identity) -> None:
 def draw_mouth(pen: Pen, face: Identity, scene: Nuisance) -> None:
     """Lips, teeth when open, and the folds that a smile deepens."""
     skin = skin_colour(face)
-    lips = skin * (0.86, 0.62 - 0.12 * face.lip_red, 0.62 - 0.1 * face.lip_red)
+    lips = skin * (0.9 - 0.06 * face.lip_red, 0.72 - 0.36 * face.lip_red, 0.7 - 0.26 * face.lip_red)
     smile, gape = scene.smile, 0.13 * max(scene.mouth_open, 0)
     wide = face.mouth_width * (1 + 0.18 * smile)
     middle = face.eye_height + face.nose_length + face.mouth_gap - 0.02 * smile
