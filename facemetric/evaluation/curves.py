@@ -1,12 +1,13 @@
-"""The counting core under every verification figure: exact on ties, from sorted scores.
+"""The counting core under every verification figure: exact on ties.
 
 A score is up: higher = more alike. A pair is accepted when `score >= threshold`.
 FAR = accepted impostor pairs / impostor pairs; TAR = accepted genuine pairs / genuine pairs.
-Shapes: G genuine scores, I impostor scores, U different scores.
+Shapes: G genuine scores, I impostor scores, E edges of the grid, T thresholds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from facemetric.errors import ConfigError, DataError
 
 Floats = npt.NDArray[np.floating]
-Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+CHUNK = 1 << 20  # scores looked up at once
 
 
 class Roc(NamedTuple):
-    """ROC from (0, 0) to (1, 1): `far`, `tar`, `threshold` (U + 1,), thresholds falling from inf."""
+    """ROC from (0, 0) to (1, 1): `far`, `tar`, `threshold` (T + 1,), thresholds falling from inf."""
 
     far: Floats
     tar: Floats
@@ -41,8 +43,41 @@ class FarPoint(NamedTuple):
     supported: bool
 
 
-def split_scores(score: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Sorted genuine (G,) and impostor (I,) scores. Raises DataError on NaN, bad shapes or a missing kind."""
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one kind: every one of the highest, `kept`, and counts on a grid below them.
+
+    `kept` sorted. `at_edge[e]` scores are >= `edge[e]`, edges rising, the first one below every score; all
+    scores >= `exact_from`, one of the edges or -inf, are kept. Listed scores need no grid.
+    """
+
+    total: int
+    kept: Floats
+    exact_from: float = -np.inf
+    edge: Floats = field(default_factory=lambda: np.empty(0))
+    at_edge: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @classmethod
+    def listed(cls, scores: Floats) -> Scores:
+        """Scores (G,) or (I,) that are all at hand, in any order."""
+        return cls(len(scores), np.sort(scores))
+
+    def place(self, threshold: float) -> int:
+        """Where scores >= threshold start in `kept`."""
+        # The haystack decides the type: a float64 needle would copy millions of float32 scores.
+        return int(np.searchsorted(self.kept, self.kept.dtype.type(threshold)))
+
+    def at_least(self, threshold: Floats) -> Ints:
+        """Number of scores >= each threshold (T,), which must be an edge where it is below `exact_from`."""
+        count = len(self.kept) - np.searchsorted(self.kept, threshold.astype(self.kept.dtype))
+        below = threshold < self.exact_from
+        if below.any():
+            count[below] = self.at_edge[np.searchsorted(self.edge, threshold[below])]
+        return count
+
+
+def split_scores(score: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Scores, Scores]:
+    """Genuine and impostor scores of listed pairs (P,). Raises DataError on NaN or a missing kind."""
     score, same = np.asarray(score), np.asarray(same, dtype=bool)
     if score.ndim != 1 or score.shape != same.shape:
         raise DataError(
@@ -54,9 +89,8 @@ def split_scores(score: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Floats, Flo
         raise DataError(
             f"{(~np.isfinite(score)).sum()} of {len(score)} scores are not finite; embed these images again"
         )
-    genuine, impostor = np.sort(score[same]), np.sort(score[~same])
-    check_counts(len(genuine), len(impostor))
-    return genuine, impostor
+    check_counts(int(same.sum()), int((~same).sum()))
+    return Scores.listed(score[same]), Scores.listed(score[~same])
 
 
 def check_counts(n_genuine: int, n_impostor: int) -> None:
@@ -64,56 +98,73 @@ def check_counts(n_genuine: int, n_impostor: int) -> None:
         raise DataError(f"{n_genuine} genuine and {n_impostor} impostor pairs; verification needs both kinds")
 
 
-def roc(score: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
-    """ROC of scores (P,) against `same` (P,): a point for each different score, as in scikit-learn."""
-    return roc_sorted(*split_scores(score, same))
+def _exact_from(genuine: Scores, impostor: Scores) -> tuple[float, Floats]:
+    """From which score up both kinds are exact, and the edges up to there, that one included."""
+    start = max(genuine.exact_from, impostor.exact_from)
+    return start, genuine.edge[genuine.edge <= start]
 
 
-def roc_sorted(genuine: Floats, impostor: Floats) -> Roc:
-    """ROC of sorted scores (G,), (I,); every different score is a point."""
-    return _roc_at(np.unique(np.concatenate([genuine, impostor]))[::-1], genuine, impostor)
+def roc(genuine: Scores, impostor: Scores, points: int | None = None) -> Roc:
+    """The ROC, a point for each different score as in scikit-learn, or about 3 x `points` of these.
+
+    The points that are left in are spread evenly over log FAR, over TAR and over the grid; each is exact.
+    """
+    start, edge = _exact_from(genuine, impostor)
+    some_g, some_i = (s.kept[s.place(start) :] for s in (genuine, impostor))
+    if points is not None:
+        if len(some_i):
+            some_i = some_i[-np.unique(np.geomspace(1, len(some_i), points).astype(np.int64))]
+        if len(some_g):
+            some_g = some_g[np.unique(np.linspace(0, len(some_g) - 1, points).astype(np.int64))]
+        used = np.flatnonzero(np.diff(genuine.at_least(edge) + impostor.at_least(edge)))
+        edge = edge[used[:: max(1, len(used) // points)]]
+    threshold = np.unique(np.concatenate([edge, some_g, some_i]))[::-1]
+    far, tar = impostor.at_least(threshold) / impostor.total, genuine.at_least(threshold) / genuine.total
+    return Roc(*(np.concatenate([[first], x]) for first, x in ((0.0, far), (0.0, tar), (np.inf, threshold))))
 
 
-def auc(genuine: Floats, impostor: Floats) -> float:
+def auc(genuine: Scores, impostor: Scores) -> float:
     """Area under the ROC, 0..1: the chance that a genuine score tops an impostor score, ties counting half.
 
-    Sorted scores (G,), (I,). Source: Mann and Whitney 1947.
+    Below `exact_from`, scores between the same two edges count as tied. Source: Mann and Whitney 1947.
     """
-    below = np.searchsorted(impostor, genuine).sum(dtype=np.int64)
-    not_above = np.searchsorted(impostor, genuine, side="right").sum(dtype=np.int64)
-    return float((below + not_above) / 2 / len(genuine) / len(impostor))
+    start, edge = _exact_from(genuine, impostor)
+    exact = genuine.kept[genuine.place(start) :]
+    below = impostor.total - len(impostor.kept)
+    halves = 0  # an integer: twice the number of genuine-impostor pairs in the right order
+    for at in range(0, len(exact), CHUNK):
+        part = exact[at : at + CHUNK].astype(impostor.kept.dtype)
+        halves += int(np.searchsorted(impostor.kept, part).sum() + 2 * below * len(part))
+        halves += int(np.searchsorted(impostor.kept, part, side="right").sum())
+    if len(edge):
+        under = impostor.total - impostor.at_least(edge)
+        inside = -np.diff(genuine.at_least(edge))
+        halves += sum(int(n) * int(u) for n, u in zip(inside, under[:-1] + under[1:], strict=True))
+    return halves / 2 / genuine.total / impostor.total
 
 
-def eer(genuine: Floats, impostor: Floats) -> tuple[float, float]:
-    """Equal error rate, 0..1, and the threshold nearest to it, from sorted scores (G,), (I,).
+def eer(genuine: Scores, impostor: Scores) -> tuple[float, float]:
+    """Equal error rate, 0..1, and the highest threshold where FAR >= 1 - TAR.
 
-    Where the ROC, its points joined by straight lines, crosses FAR = 1 - TAR. Tied scores make one slanted
-    line, so the figure is the expectation of breaking their ties at random.
+    The rate is where the ROC, its points joined by straight lines, crosses FAR = 1 - TAR. Tied scores make
+    one slanted line, so it is what breaking their ties at random gives on average.
     """
-
-    def excess(threshold: float) -> tuple[float, float]:
-        accepted = (len(impostor) - np.searchsorted(impostor, threshold)) / len(impostor)
-        rejected = np.searchsorted(genuine, threshold) / len(genuine)
-        return float(accepted), float(rejected)
-
-    # FAR - FRR falls as the threshold rises: bisect each kind for its highest score where FAR >= FRR.
-    crossing = -np.inf
-    for scores in (genuine, impostor):
-        low, high = 0, len(scores)
-        while low < high:
-            middle = (low + high) // 2
-            far, frr = excess(scores[middle])
-            low, high = (middle + 1, high) if far >= frr else (low, middle)
-        if low:
-            crossing = max(crossing, float(scores[low - 1]))
-    above = [
-        float(s[k]) for s in (genuine, impostor) if (k := np.searchsorted(s, crossing, side="right")) < len(s)
-    ]
-    far_1, frr_1 = excess(crossing)
-    far_0, frr_0 = excess(min(above)) if above else (0.0, 1.0)
-    gap_0, gap_1 = frr_0 - far_0, far_1 - frr_1
+    start, _ = _exact_from(genuine, impostor)
+    low, high, edge = -np.inf, np.inf, genuine.edge
+    if len(edge):
+        far, tar = impostor.at_least(edge) / impostor.total, genuine.at_least(edge) / genuine.total
+        place = int(np.flatnonzero(far + tar >= 1)[-1])
+        low, high = float(edge[place]), float(edge[place + 1]) if place + 1 < len(edge) else np.inf
+    steps = [s.kept[s.place(low) : s.place(high)] for s in (genuine, impostor) if low >= start]
+    threshold = np.unique(np.concatenate([[high], *steps, [low]]))[::-1]
+    threshold = threshold[np.isfinite(threshold)]
+    far = np.concatenate([[0.0], impostor.at_least(threshold) / impostor.total])
+    tar = np.concatenate([[0.0], genuine.at_least(threshold) / genuine.total])
+    after = int(np.argmax(far + tar >= 1))
+    gap_0, gap_1 = (abs(float(far[k] + tar[k] - 1)) for k in (after - 1, after))
     part = gap_0 / (gap_0 + gap_1)
-    return far_0 + part * (far_1 - far_0), crossing
+    rate = float(far[after - 1] + part * (far[after] - far[after - 1]))
+    return rate, float(threshold[after - 1])
 
 
 def allowed_errors(far: float, n_impostor: int) -> int:
@@ -126,55 +177,33 @@ def allowed_errors(far: float, n_impostor: int) -> int:
     return k
 
 
-def tar_at_far(genuine: Floats, impostor: Floats, far: float, n_impostor: int | None = None) -> FarPoint:
-    """TAR at the lowest threshold whose FAR is at most `far` (0..1), from sorted scores (G,), (I,).
+def tar_at_far(genuine: Scores, impostor: Scores, far: float) -> FarPoint:
+    """TAR at the lowest threshold whose FAR is at most `far`, 0..1. Never interpolated.
 
-    `impostor` may be only the upper tail of `n_impostor` scores, long enough for `far`. Never interpolated.
+    Below `exact_from` the lowest edge is taken: FAR and TAR are true, but a little lower than they could be.
     """
     if not 0 < far <= 1:
         raise ConfigError(f"a FAR of {far}; needed a share above 0, at most 1, such as 1e-3")
-    total = len(impostor) if n_impostor is None else n_impostor
-    allowed = allowed_errors(far, total)
+    allowed = allowed_errors(far, impostor.total)
     if allowed == 0:
         return FarPoint(far, float("nan"), float("nan"), float("nan"), 0, False)
-    if allowed >= total:
-        lowest = min(float(genuine[0]), float(impostor[0]))
-        return FarPoint(far, 1.0, 1.0, lowest, total, True)
-    refused = impostor[
-        len(impostor) - allowed - 1
-    ]  # the best impostor that must stay outside, with all its ties
-    first_g = int(np.searchsorted(genuine, refused, side="right"))
-    first_i = int(np.searchsorted(impostor, refused, side="right"))
-    candidates = [float(genuine[first_g])] if first_g < len(genuine) else []
-    candidates += [float(impostor[first_i])] if first_i < len(impostor) else []
-    accepted = len(impostor) - first_i
-    return FarPoint(
-        far,
-        accepted / total,
-        (len(genuine) - first_g) / len(genuine),
-        min(candidates, default=float("inf")),
-        accepted,
-        True,
-    )
-
-
-def roc_thinned(genuine: Floats, impostor: Floats, points: int = 1000) -> Roc:
-    """ROC for drawing and csv: about 2 x `points` thresholds, evenly spread over log FAR and over TAR.
-
-    Every point is exact; only points are left out. Sorted scores (G,), (I,).
-    """
-    ranks = np.unique(np.geomspace(1, len(impostor), points).astype(np.int64))
-    from_impostor = impostor[len(impostor) - ranks]
-    from_genuine = genuine[np.unique(np.linspace(0, len(genuine) - 1, points).astype(np.int64))]
-    return _roc_at(np.unique(np.concatenate([from_impostor, from_genuine]))[::-1], genuine, impostor)
-
-
-def _roc_at(threshold: Floats, genuine: Floats, impostor: Floats) -> Roc:
-    tar = (len(genuine) - np.searchsorted(genuine, threshold)) / len(genuine)
-    far = (len(impostor) - np.searchsorted(impostor, threshold)) / len(impostor)
-    return Roc(
-        *(
-            np.concatenate([[first], column])
-            for first, column in ((0.0, far), (0.0, tar), (np.inf, threshold))
-        )
-    )
+    start, edge = _exact_from(genuine, impostor)
+    if allowed < len(impostor.kept) - impostor.place(start):
+        # The best impostor that must stay outside takes its ties with it: the next score up is the threshold.
+        refused = impostor.kept[len(impostor.kept) - allowed - 1]
+        above = [s.kept[np.searchsorted(s.kept, refused, side="right") :][:1] for s in (genuine, impostor)]
+        threshold = float(min(np.concatenate(above), default=np.inf))
+    elif len(edge):
+        at_i, at_g = impostor.at_least(edge), genuine.at_least(edge)
+        first = int(np.argmax(at_i <= allowed))
+        alike = (at_i == at_i[first]) & (at_g == at_g[first])
+        threshold = float(edge[np.flatnonzero(alike)[-1]])
+    else:
+        threshold = start
+    if threshold == start:  # the lowest exact score says the same
+        above = [s.kept[s.place(start) :][:1] for s in (genuine, impostor)]
+        threshold = float(min(np.concatenate(above), default=np.inf))
+    at = np.array([threshold])
+    accepted = int(impostor.at_least(at)[0])
+    tar = int(genuine.at_least(at)[0]) / genuine.total
+    return FarPoint(far, accepted / impostor.total, tar, threshold, accepted, True)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.curves import FarPoint, Floats, Roc, auc, eer, roc_sorted, split_scores, tar_at_far
+from facemetric.evaluation.curves import FarPoint, Floats, Roc, auc, eer, roc, split_scores, tar_at_far
 
 SCORE = "cosine similarity"
 FARS = (1e-1, 1e-2, 1e-3)
@@ -42,7 +42,10 @@ class FoldAccuracy:
 
 @dataclass(frozen=True)
 class Verification:
-    """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds."""
+    """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds.
+
+    `exact_from`: thresholds below this score lie on a grid (all pairs of a large set); -inf where none do.
+    """
 
     n_genuine: int
     n_impostor: int
@@ -53,6 +56,7 @@ class Verification:
     roc: Roc
     accuracy: FoldAccuracy | None = None
     score: str = SCORE
+    exact_from: float = -math.inf
 
     def tar(self, far: float) -> float:
         """TAR at a FAR that was asked for. Raises ConfigError where it was not, or impostors are too few."""
@@ -87,6 +91,7 @@ class Verification:
             "eer": self.eer,
             "eer_threshold": _plain(self.eer_threshold),
             "tar_at_far": fars,
+            "thresholds_on_a_grid_below": _plain(self.exact_from),
         }
         if self.accuracy is not None:
             a = self.accuracy
@@ -207,18 +212,18 @@ def verify_pairs(
     """
     genuine, impostor = split_scores(score, same)
     if fold is None:
-        least = min(len(genuine), len(impostor))
+        least = min(genuine.total, impostor.total)
         fold_P = draw_folds(same, max(2, min(folds, least)), seed)
     else:
         fold_P = np.asarray(fold)
     rate, threshold = eer(genuine, impostor)
     return Verification(
-        len(genuine),
-        len(impostor),
+        genuine.total,
+        impostor.total,
         auc(genuine, impostor),
         rate,
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc_sorted(genuine, impostor),
+        roc(genuine, impostor),
         fold_accuracy(score, same, fold_P, drawn=fold is None),
     )

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.curves import auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.tally import STEPS, Tally
 
 FARS = (0.5, 0.1, 0.05)
 
@@ -15,7 +16,7 @@ FARS = (0.5, 0.1, 0.05)
 def listed(embeddings, labels):
     score, same = slow.all_pairs(embeddings, labels)
     g, i = split_scores(score, same)
-    return auc(g, i), eer(g, i)[0], [tar_at_far(g, i, f).tar for f in FARS], len(g), len(i)
+    return auc(g, i), eer(g, i)[0], [tar_at_far(g, i, f).tar for f in FARS], g.total, i.total
 
 
 def figures(record):
@@ -53,6 +54,68 @@ def test_as_scikit_learn_on_random_embeddings(n):
         np.hstack(figures(record)),
         atol=1e-3,
     )
+
+
+def floored(score, exact_from):
+    """Scores below `exact_from` on the grid, the others as they are."""
+    return np.where(score >= exact_from, score, np.floor(score * 16384) / 16384)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize("keep", [1, 30, 100, 300, 800])
+def test_beyond_the_kept_scores_counts_stay_exact(keep, pieces, ties):
+    rng = np.random.default_rng(keep + pieces)
+    labels = rng.integers(12, size=40)
+    emb = rng.normal(size=(12, 4))[labels] + rng.normal(size=(40, 4))
+    emb = np.sign(emb) if ties else emb
+    record = verify_all_pairs(emb, labels, fars=FARS, keep=keep, budget_mib=40 * 40 * 4 / 2**20 / pieces)
+    score, same = slow.all_pairs(emb, labels)
+    assert (record.n_genuine, record.n_impostor) == (same.sum(), (~same).sum())
+    # The sums of the slow twin and of the product differ in the last digits, so near an edge either may win.
+    assert record.auc == pytest.approx(slow.auc(floored(score, record.exact_from), same), abs=2e-4)
+    assert record.eer == pytest.approx(slow.eer(score, same), abs=2e-3)
+    for point in record.points:
+        assert (point.far, point.tar) == pytest.approx(
+            slow.rates(score + 1e-6, same, point.threshold), abs=2e-3
+        )
+        assert point.far <= point.wanted
+        best = slow.tar_at_far(score, same, point.wanted)
+        next_edge = np.ceil(best[2] * 16384) / 16384
+        assert point.tar in (
+            pytest.approx(best[0]),
+            pytest.approx(slow.rates(score + 1e-6, same, next_edge)[1]),
+        )
+        assert point.threshold >= best[2] - 1 / 16384 - 1e-6
+    for far, tar, threshold in zip(*record.roc, strict=True):
+        assert (far, tar) == pytest.approx(slow.rates(score + 1e-6, same, threshold), abs=2e-3)
+    assert (record.roc.far[-1], record.roc.tar[-1]) == (1, 1)
+    if keep >= len(score):
+        assert record.exact_from == -np.inf
+
+
+def test_the_kept_scores_are_the_highest():
+    rng = np.random.default_rng(0)
+    score = (rng.normal(size=50_000).clip(-5, 5) / 5).astype(np.float32)
+    tally = Tally(len(score), keep=1000)
+    for piece in np.array_split(score * np.float32(STEPS), 37):
+        tally.add(piece.copy())
+    counted = tally.scores()
+    assert 500 < len(counted.kept) <= 2000
+    np.testing.assert_array_equal(counted.kept, np.sort(score)[-len(counted.kept) :])
+    assert counted.kept[0] >= counted.exact_from > np.sort(score)[-len(counted.kept) - 1]
+    expected = [(score >= e).sum() for e in counted.edge[::501]]
+    np.testing.assert_array_equal(counted.at_least(counted.edge[::501]), expected)
+    assert counted.total == 50_000
+
+
+def test_more_ties_than_can_be_kept():
+    emb = np.ones((60, 4))
+    labels = np.arange(60) % 20
+    record = verify_all_pairs(emb, labels, fars=FARS, keep=10)
+    assert (record.auc, record.eer) == (0.5, 0.5)
+    assert [p.tar for p in record.points] == [0, 0, 0]
+    assert record.to_dict()["thresholds_on_a_grid_below"] > 1
 
 
 def test_no_genuine_pair_and_wrong_labels():

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 import reference_metrics as slow
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.curves import allowed_errors, auc, eer, roc, roc_thinned, split_scores, tar_at_far
+from facemetric.evaluation.curves import allowed_errors, auc, eer, roc, split_scores, tar_at_far
 from facemetric.evaluation.verification import draw_folds, fold_accuracy, pair_scores, unit_rows, verify_pairs
 
 FARS = (1.0, 0.5, 0.2, 0.1, 0.05)
@@ -36,7 +36,7 @@ def figures(score, same):
 def test_roc_and_auc_as_scikit_learn(case):
     score, same = case
     far, tar, threshold = metrics.roc_curve(same, score, drop_intermediate=False)
-    ours = roc(score, same)
+    ours = roc(*split_scores(score, same))
     np.testing.assert_allclose(ours.far, far)
     np.testing.assert_allclose(ours.tar, tar)
     np.testing.assert_array_equal(ours.threshold, threshold)
@@ -52,14 +52,14 @@ def test_figures_as_slow_twin(case):
     assert eer(g, i)[0] == pytest.approx(slow.eer(score, same), abs=1e-12)
     for far in FARS:
         point = tar_at_far(g, i, far)
-        if far * len(i) < 1:
+        if far * i.total < 1:
             assert not point.supported
             assert math.isnan(point.tar)
             continue
         tar, real_far, threshold = slow.tar_at_far(score, same, far)
         assert (point.tar, point.far) == pytest.approx((tar, real_far))
         assert point.threshold == threshold
-        assert point.accepted_impostors == round(real_far * len(i))
+        assert point.accepted_impostors == round(real_far * i.total)
 
 
 @quick
@@ -98,16 +98,19 @@ def test_by_hand():
 def test_perfect_and_constant_scores():
     perfect = verify_pairs(np.repeat([1.0, 0.0], 20), np.repeat([True, False], 20), fars=(0.05,))
     assert (perfect.auc, perfect.eer, perfect.tar(0.05), perfect.accuracy.mean) == (1, 0, 1, 1)
+    assert perfect.eer_threshold == 1
     constant = verify_pairs(np.zeros(40), np.repeat([True, False], 20), fars=(0.05,))
     assert (constant.auc, constant.eer, constant.tar(0.05), constant.accuracy.mean) == (0.5, 0.5, 0, 0.5)
     assert constant.to_dict()["tar_at_far"]["0.05"]["threshold"] is None
 
 
 @quick
+@example(29, 100)  # 29 / 100 * 100 is below 29
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_allowed_errors_is_the_division_as_it_rounds(a, n):
     far = min(a, n) / n
     assert allowed_errors(far, n) == min(a, n)
+    assert allowed_errors(float(np.nextafter(far, 0)), n) == min(a, n) - 1
 
 
 def test_unsupported_far_says_what_is_needed():
@@ -182,7 +185,7 @@ def test_thinned_curve_lies_on_the_whole():
     score = np.concatenate([rng.normal(1, 1, 3000), rng.normal(0, 1, 50_000)]).astype(np.float32)
     same = np.arange(len(score)) < 3000
     g, i = split_scores(score, same)
-    thin, whole = roc_thinned(g, i, 200), roc(score, same)
+    thin, whole = roc(g, i, 200), roc(g, i)
     assert 200 < len(thin.far) < 420
     assert set(zip(thin.far, thin.tar, thin.threshold, strict=True)) <= set(
         zip(whole.far, whole.tar, whole.threshold, strict=True)

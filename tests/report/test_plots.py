@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import roc
+from facemetric.evaluation.curves import roc, split_scores
 from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
 
 SCORE = np.random.default_rng(0).normal(np.repeat([1.0, 0.0], 500))
@@ -20,15 +20,18 @@ def dark(file):
 
 
 def test_curves_differ_by_what_they_show(tmp_path):
-    one = draw_roc(tmp_path / "deep" / "one.png", {"model": roc(SCORE, SAME)})
-    two = draw_roc(tmp_path / "two.png", {"model": roc(SCORE, SAME), "other": roc(SCORE[::-1], SAME)})
+    one = draw_roc(tmp_path / "deep" / "one.png", {"model": roc(*split_scores(SCORE, SAME))})
+    two = draw_roc(
+        tmp_path / "two.png",
+        {"model": roc(*split_scores(SCORE, SAME)), "other": roc(*split_scores(SCORE[::-1], SAME))},
+    )
     assert 0.005 < dark(one) < dark(two) < 0.5
     assert [p.name for p in one.parent.iterdir()] == ["one.png"]
 
 
 def test_curve_of_a_perfect_model_and_of_ties(tmp_path):
-    assert dark(draw_roc(tmp_path / "p.png", {"p": roc(SAME.astype(float), SAME)})) > 0.005
-    assert dark(draw_roc(tmp_path / "c.png", {"c": roc(np.zeros(1000), SAME)})) > 0.005
+    assert dark(draw_roc(tmp_path / "p.png", {"p": roc(*split_scores(SAME.astype(float), SAME))})) > 0.005
+    assert dark(draw_roc(tmp_path / "c.png", {"c": roc(*split_scores(np.zeros(1000), SAME))})) > 0.005
 
 
 def test_score_histogram(tmp_path):
@@ -43,7 +46,7 @@ def test_score_histogram(tmp_path):
 
 
 def test_roc_csv_reads_back(tmp_path):
-    curve = roc(SCORE, SAME)
+    curve = roc(*split_scores(SCORE, SAME))
     with open(write_roc_csv(tmp_path / "roc.csv", {"a, b": curve}), newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["curve"] for row in rows} == {"a, b"}
@@ -55,5 +58,5 @@ def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path):
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    draw_roc(tmp_path / "one.png", {"model": roc(SCORE, SAME)})
+    draw_roc(tmp_path / "one.png", {"model": roc(*split_scores(SCORE, SAME))})
     assert plt.get_fignums() == before
