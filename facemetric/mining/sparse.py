@@ -103,6 +103,30 @@ def pick_nearest(
     return [argmin_rows(dist_RN.view(_INTEGER[dist_RN.dtype]))[1]]
 
 
+def pick_by_distance(dimensions: int, square: float, generator: torch.Generator) -> Pick:
+    """Draws one negative for each (a, p), weighed by the inverse density of distances on the unit sphere.
+
+    q(d) = d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2); the panel times `square` is d^2. The argmax of log weight
+    plus Gumbel noise is a draw by weight. Source: Wu et al. 2017, arXiv:1706.07567, section 4.2.
+    """
+
+    def pick(
+        dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
+    ) -> list[Tensor]:
+        square_RN = torch.mul(dist_RN, square, out=dist_RN).clamp_(0.25, 2.0)
+        log_weight_RN = torch.log(square_RN, out=scratch_RN).mul_(-(dimensions - 2) / 2)
+        log_weight_RN -= square_RN.mul_(-0.25).log1p_().mul_((dimensions - 3) / 2)
+        order.fill_same(log_weight_RN, rows, slice(0, dist_RN.shape[1]), -torch.inf)
+        picked = []
+        for d_ap in positive:
+            n = len(d_ap)
+            noise_nN = dist_RN[:n].exponential_(generator=generator).clamp_(min=1e-30).log_()
+            picked.append(torch.sub(log_weight_RN[:n], noise_nN, out=noise_nN).argmax(1))
+        return picked
+
+    return pick
+
+
 # --- the loss of what was picked
 
 

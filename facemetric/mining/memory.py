@@ -1,0 +1,81 @@
+"""Cross-batch memory: the embeddings of past batches as further positives and negatives of this one.
+
+Source: Wang et al. 2020, arXiv:1912.06798. Shapes: B rows of a batch, S rows of memory, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.mining.engine import Mined
+from facemetric.mining.triplets import resolve_miner
+
+
+class CrossBatchMemory(nn.Module):
+    """The last `size` embeddings, without gradient; the batch is mined against itself and all of them.
+
+        memory = CrossBatchMemory(4096, dim=128, miner="hard")
+        mined = memory(embeddings, labels, margin=0.2)
+
+    The memory is made of buffers: `state_dict` saves it and `load_state_dict` brings it back. Embeddings are
+    stored as float32 after they were mined, in training mode only; under torchrun each rank keeps its own.
+    For the first `warmup` batches, while embeddings still move fast, it is filled but not used.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    filled: Tensor
+    cursor: Tensor
+    batches: Tensor
+
+    def __init__(self, size: int, *, dim: int, miner: str = "semihard", warmup: int = 0) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ConfigError(
+                f"a memory of {size} rows of {dim} numbers holds nothing: both must be at least 1"
+            )
+        self.size, self.warmup = size, warmup
+        self.mine = resolve_miner(miner)
+        self.register_buffer("embeddings", torch.zeros(size, dim))
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        for name in ("filled", "cursor", "batches"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, **options: Any) -> Mined:
+        """Mines the rows of the batch against the batch and the memory; `options` are those of the miner.
+
+        Errors: DataError for another dimension than `dim` or for labels that are not integers.
+        """
+        if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embeddings.shape[1]:
+            raise DataError(
+                f"embeddings are {tuple(embeddings_BD.shape)}, needed are (B, {self.embeddings.shape[1]})"
+            )
+        if labels_B.dtype.is_floating_point:
+            raise DataError(
+                f"labels are {labels_B.dtype}, a memory keeps integers: convert them with .long()"
+            )
+        known = int(self.filled) if int(self.batches) >= self.warmup else 0
+        mined = self.mine(
+            torch.cat([embeddings_BD, self.embeddings[:known]]),
+            torch.cat([labels_B.to(torch.int64), self.labels[:known]]),
+            anchors=slice(0, len(labels_B)),
+            **options,
+        )
+        if self.training:
+            self.store(embeddings_BD, labels_B)
+        return mined
+
+    @torch.no_grad()
+    def store(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:
+        """Writes a batch over the oldest rows; of a batch larger than the memory its last rows stay."""
+        keep = min(len(labels_B), self.size)
+        at_K = (self.cursor + torch.arange(keep, device=self.cursor.device)) % self.size
+        self.embeddings[at_K] = embeddings_BD[len(labels_B) - keep :].to(self.embeddings.dtype)
+        self.labels[at_K] = labels_B[len(labels_B) - keep :].to(torch.int64)
+        self.cursor.copy_((self.cursor + keep) % self.size)
+        self.filled.copy_((self.filled + keep).clamp(max=self.size))
+        self.batches += 1
