@@ -1,0 +1,29 @@
+"""Data that several tests share: drawn faces, and the real ones where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from facemetric.data.drawn import draw_faces
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 drawn identities with 6 pictures of 32 px each."""
+    return draw_faces(
+        tmp_path_factory.mktemp("faces"), identities=16, images=6, size=32, seed=1, workers=1, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real faces that FACEMETRIC_TEST_DATA names."""
+    folder = os.environ.get("FACEMETRIC_TEST_DATA", "")
+    if not folder or not Path(folder, "lfw112.tar").is_file():
+        pytest.skip("FACEMETRIC_TEST_DATA does not name a folder with lfw112.tar and the other sets")
+    return Path(folder)

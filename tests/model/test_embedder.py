@@ -1,0 +1,76 @@
+"""The embedder: shapes, the unit sphere, folding, freezing, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from facemetric.data.images import Preprocess
+from facemetric.errors import ConfigError
+from facemetric.model.embedder import build_embedder
+from facemetric.model.freezing import batch_norms, freeze, training_mode
+
+PRE = Preprocess(size=(32, 32))
+
+
+@pytest.mark.parametrize("arch", ["lcnet_035", "resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("size", [0, 24])
+def test_any_backbone_gives_unit_vectors(arch: str, size: int) -> None:
+    embedder = build_embedder(arch, preprocess=PRE, embedding_size=size, neck=True).eval()
+    emb = embedder(torch.randn(3, 3, 32, 32))
+    assert emb.shape == (3, size or embedder.num_features)
+    torch.testing.assert_close(emb.norm(dim=1), torch.ones(3))
+
+
+def test_folding_keeps_the_embedding() -> None:
+    torch.manual_seed(0)
+    embedder = build_embedder("lcnet_035", preprocess=PRE, embedding_size=16, neck=True)
+    for _ in range(3):  # moves the running statistics of the neck
+        embedder(torch.randn(8, 3, 32, 32))
+    embedder.eval()
+    images = torch.randn(4, 3, 32, 32)
+    expected = embedder(images)
+    folded = embedder.folded_projection()
+    embedder.projection, embedder.neck = folded, torch.nn.Identity()
+    torch.testing.assert_close(embedder(images), expected)
+
+
+@pytest.mark.parametrize("how", ["backbone", "batchnorm", "none"])
+def test_what_is_frozen_stays_the_same_bits(how: str) -> None:
+    embedder = build_embedder("lcnet_035", preprocess=PRE, embedding_size=16)
+    before = copy.deepcopy(embedder.state_dict())
+    freeze(embedder, how)
+    training_mode(embedder, how)
+    optimizer = torch.optim.SGD([p for p in embedder.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        embedder(torch.randn(8, 3, 32, 32)).square()[:, 0].sum().backward()
+        optimizer.step()
+    changed = {name for name, value in embedder.state_dict().items() if not torch.equal(value, before[name])}
+    norms = {id(module) for module in batch_norms(embedder.backbone)}
+    of_norms = {
+        f"{name}.{leaf}"
+        for name, module in embedder.named_modules()
+        if id(module) in norms
+        for leaf, _ in [*module.named_parameters(), *module.named_buffers()]
+    }
+    outside = {name for name in changed if name.startswith("backbone.") and name not in of_norms}
+    assert "projection.weight" in changed
+    if how == "backbone":
+        assert not {name for name in changed if name.startswith("backbone.")}
+    elif how == "batchnorm":
+        assert not outside
+        assert any(name.endswith("running_mean") for name in changed)
+    else:
+        assert outside
+
+
+def test_a_misspelt_architecture_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'mobilenetv4_conv_smal'.*did you mean 'mobilenetv4_conv_small"):
+        build_embedder("mobilenetv4_conv_smal", preprocess=PRE)
+
+
+def test_an_image_too_small_for_the_backbone_is_said() -> None:
+    with pytest.raises(ConfigError, match="--image-size"):
+        build_embedder("efficientformerv2_s0", preprocess=Preprocess(size=(33, 33)))

@@ -1,0 +1,86 @@
+"""Imports go down the floors of the house, and the commands start without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import facemetric
+
+ROOT = Path(facemetric.__file__).parent
+FLOORS = {"errors": 0, "config": 0, "data": 1, "mining": 1, "model": 2, "evaluation": 3, "training": 4, "report": 5}
+TOP = 6  # cli, demo, __init__
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of facemetric that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("facemetric."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("facemetric.")}
+    return found
+
+
+def room(path: Path) -> str:
+    part = path.relative_to(ROOT).parts[0]
+    return part.removesuffix(".py")
+
+
+def test_imports_go_down() -> None:
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 20
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {other}"
+        for path in files
+        for other in imports(path)
+        if other != room(path) and FLOORS.get(other, TOP) > FLOORS.get(room(path), TOP)
+    ]
+    assert not wrong
+
+
+def test_data_and_mining_do_not_know_each_other() -> None:
+    for one, other in (("data", "mining"), ("mining", "data")):
+        assert not [p for p in (ROOT / one).rglob("*.py") if other in imports(p)]
+
+
+def test_only_stages_and_commands_know_the_options() -> None:
+    knowing = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if "config" in imports(p)}
+    assert knowing <= {
+        "cli.py",
+        "demo.py",
+        "training/pretrain.py",
+        "training/finetune.py",
+        "training/setup.py",
+        "report/scorecard.py",
+    }
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom facemetric.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'numpy', 'pandas', 'sklearn', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
+
+
+def test_no_pickle_and_no_eval() -> None:
+    """Nothing that comes from outside may build objects or run code."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            words = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            where = f"{path.name}:{node.lineno}"
+            assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "joblib.load"), where
+            assert words.get("allow_pickle", "False") == "False", where
+            if name == "torch.load":
+                assert words.get("weights_only") == "True", where
