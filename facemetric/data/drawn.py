@@ -1,7 +1,7 @@
 """Faces drawn from parameters: the demo's embedded default and the tests' data. No photograph, no network.
 
-A picture depends on four numbers only: the seed, the identity's number, the picture's number and the size. The same
-four give the same picture whatever else is drawn, in whatever order and by however many processes.
+A picture depends on four numbers only: the seed, the identity's number, the picture's number and the size.
+The same four give the same picture whatever else is drawn, in whatever order and by however many processes.
 Shapes: N pictures, H = W = size in pixels.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-from collections.abc import Iterator
+import os
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from facemetric.data import drawn_features as part
+from facemetric.data import drawn_features as features
+from facemetric.data import drawn_head as head
 from facemetric.data.drawn_pen import Pen
 from facemetric.data.drawn_traits import Identity, Nuisance, draw_traits
 from facemetric.errors import ConfigError
@@ -27,6 +29,13 @@ from facemetric.errors import ConfigError
 MIN_SIZE = 16  # pixels; below it nothing of a face is left
 _CANVAS = 120  # pixels; drawn at least this large and then reduced, which smooths the edges
 _GREY = np.array([0.299, 0.587, 0.114])
+
+
+def _check(**numbers: int) -> None:
+    for what, value in numbers.items():
+        least = MIN_SIZE if what == "size" else 1
+        if value < least:
+            raise ConfigError(f"drawn faces: {what} is {value}; give at least {least}")
 
 
 def face_identity(seed: int, number: int) -> Identity:
@@ -41,22 +50,21 @@ def face_nuisance(seed: int, number: int, image: int) -> Nuisance:
 
 def draw_face(identity: Identity, nuisance: Nuisance, size: int = 96) -> Image.Image:
     """One RGB picture of (size, size) pixels. JPEG loss is not in it yet: that comes with the file."""
-    if size < MIN_SIZE:
-        raise ConfigError(f"drawn faces: size is {size}; give at least {MIN_SIZE}")
+    _check(size=size)
     times = max(2, -(-_CANVAS // size))
     pen = Pen(identity, nuisance, size * times)
-    part.draw_background(pen, nuisance)
-    part.draw_body(pen, identity, nuisance)
-    outline = part.draw_head(pen, identity)
-    part.draw_shading(pen, identity, outline)
-    part.draw_marks(pen, identity)
-    part.draw_beard(pen, identity, outline)
-    part.draw_eyes(pen, identity, nuisance)
-    part.draw_brows(pen, identity, nuisance)
-    part.draw_nose(pen, identity)
-    part.draw_mouth(pen, identity, nuisance)
-    part.draw_front_hair(pen, identity)
-    part.draw_glasses(pen, identity, nuisance)
+    head.draw_background(pen, nuisance)
+    head.draw_body(pen, identity, nuisance)
+    outline = head.draw_head(pen, identity)
+    head.draw_shading(pen, identity, outline)
+    head.draw_marks(pen, identity)
+    features.draw_beard(pen, identity, outline)
+    features.draw_eyes(pen, identity, nuisance)
+    features.draw_brows(pen, identity, nuisance)
+    features.draw_nose(pen, identity)
+    features.draw_mouth(pen, identity, nuisance)
+    head.draw_front_hair(pen, identity)
+    head.draw_glasses(pen, identity, nuisance)
     return _photograph(pen.image.reduce(times), nuisance)
 
 
@@ -80,21 +88,22 @@ def _photograph(picture: Image.Image, scene: Nuisance) -> Image.Image:
     return Image.fromarray(np.clip(light, 0, 255, out=light).astype(np.uint8))
 
 
-def face_jpeg(seed: int, number: int, image: int, size: int = 96, *, identity: Identity | None = None) -> bytes:
-    """The JPEG file of one picture. `identity` saves drawing the traits again where they are at hand."""
+def face_jpeg(seed: int, number: int, image: int, size: int = 96) -> bytes:
+    """The JPEG file of picture `image` of identity `number`."""
     nuisance = face_nuisance(seed, number, image)
-    picture = draw_face(identity or face_identity(seed, number), nuisance, size)
+    picture = draw_face(face_identity(seed, number), nuisance, size)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=int(nuisance.jpeg_quality))
     return file.getvalue()
 
 
 def _identity_jpegs(number: int, *, seed: int, images: int, size: int) -> list[bytes]:
-    identity = face_identity(seed, number)
-    return [face_jpeg(seed, number, image, size, identity=identity) for image in range(images)]
+    return [face_jpeg(seed, number, image, size) for image in range(images)]
 
 
-def _all_jpegs(seed: int, identities: int, images: int, size: int, workers: int) -> Iterator[list[bytes]]:
+def _all_jpegs(
+    seed: int, identities: int, images: int, size: int, workers: int
+) -> Generator[list[bytes], None, None]:
     """The files of each identity, in order. Processes only share out the work: the bytes stay the same."""
     job = partial(_identity_jpegs, seed=seed, images=images, size=size)
     if workers <= 1:
@@ -109,6 +118,17 @@ def _all_jpegs(seed: int, identities: int, images: int, size: int, workers: int)
             raise
 
 
+def _write_whole(path: Path, data: bytes) -> None:
+    """Writes beside and renames, so that a full disk or Ctrl-C leaves no half picture."""
+    part_file = path.with_suffix(".part")
+    try:
+        part_file.write_bytes(data)
+        os.replace(part_file, path)
+    except BaseException:
+        part_file.unlink(missing_ok=True)
+        raise
+
+
 def draw_faces(
     out: str | Path,
     *,
@@ -119,11 +139,12 @@ def draw_faces(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Writes `out/drawn_0001/0001.jpg` and so on: one folder an identity, `size` pixels square. Returns `out`.
+    """Writes `out/drawn_0001/0001.jpg` and so on, a folder an identity, `size` pixels square. Returns `out`.
 
-    Files of the same name are replaced, others are left alone; a full disk raises OSError.
+    Files of the same name are replaced, others are left alone; a full disk raises OSError. With two workers
+    or more a script that calls this needs the usual `if __name__ == "__main__":`, as the processes import it.
     """
-    _check(identities, images, size)
+    _check(identities=identities, images=images, size=size)
     out = Path(out)
     files = _all_jpegs(seed, identities, images, size, min(workers, identities))
     bar = tqdm(total=identities * images, desc="drawing faces", unit="image", disable=not progress)
@@ -132,7 +153,7 @@ def draw_faces(
             folder = out / f"drawn_{number:04d}"
             folder.mkdir(parents=True, exist_ok=True)
             for image, jpeg in enumerate(jpegs, 1):
-                (folder / f"{image:04d}.jpg").write_bytes(jpeg)
+                _write_whole(folder / f"{image:04d}.jpg", jpeg)
             bar.update(images)
     return out
 
@@ -140,19 +161,13 @@ def draw_faces(
 def drawn_arrays(
     identities: int, images: int, size: int = 96, seed: int = 0, *, workers: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same pictures in memory: uint8 (N, size, size, 3) as decoded from their JPEGs, and labels int64 (N,).
+    """The same pictures in memory: uint8 (N, size, size, 3), decoded from their JPEGs, and labels int64 (N,).
 
     N = identities * images, ordered by identity; label i is the folder `drawn_{i + 1:04d}` of `draw_faces`.
     """
-    _check(identities, images, size)
+    _check(identities=identities, images=images, size=size)
     pictures = np.empty((identities, images, size, size, 3), np.uint8)
     for number, jpegs in enumerate(_all_jpegs(seed, identities, images, size, min(workers, identities))):
         for image, jpeg in enumerate(jpegs):
             pictures[number, image] = np.asarray(Image.open(io.BytesIO(jpeg)))
     return pictures.reshape(-1, size, size, 3), np.repeat(np.arange(identities), images)
-
-
-def _check(identities: int, images: int, size: int) -> None:
-    for what, value, least in (("identities", identities, 1), ("images", images, 1), ("size", size, MIN_SIZE)):
-        if value < least:
-            raise ConfigError(f"drawn faces: {what} is {value}; give at least {least}")

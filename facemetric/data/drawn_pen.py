@@ -1,6 +1,6 @@
-"""The pen of the drawn faces: curves in face units, laid onto a picture under one pose.
+"""The pen of the drawn faces: colours and curves in face units, laid onto a picture under one pose.
 
-The head is treated as half an ellipsoid: inner features lie on it and shift when it turns, the outline barely does.
+The head is half an ellipsoid: inner features lie on it and shift when it turns, the outline does not.
 Shapes: P points of a curve, columns x and y in face units (see `drawn_traits`).
 """
 
@@ -14,10 +14,15 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from facemetric.data.drawn_traits import Identity, Nuisance
 
 Colour = tuple[int, ...]
+Soft = tuple[np.ndarray, float]  # pixels of a shape, strength 0..1
 
-_HEAD_DEPTH = 0.62  # of the ellipsoid, in face units: a turn by 0.4 rad moves the nose by a quarter of the face
-_HEAD_HEIGHT = 1.12
+_HEAD_DEPTH, _HEAD_HEIGHT = 0.62, 1.12  # of the ellipsoid: a turn by 0.3 rad moves the nose by 0.2
 _SOFT = 3  # soft shade is drawn this many times smaller: the blur hides it
+_SKIN = np.array(
+    [(253, 226, 208), (242, 203, 172), (224, 176, 138), (190, 137, 99), (146, 98, 68), (98, 64, 48)]
+)
+_HAIR = np.array([(24, 20, 22), (58, 38, 28), (104, 66, 40), (150, 72, 38), (206, 166, 100), (176, 172, 168)])
+_IRIS = np.array([(62, 38, 24), (112, 74, 40), (98, 112, 62), (70, 120, 160), (130, 150, 166)])
 
 
 def ramp(stops: np.ndarray, at: float) -> np.ndarray:
@@ -27,10 +32,30 @@ def ramp(stops: np.ndarray, at: float) -> np.ndarray:
     return stops[step] * (1 - part) + stops[step + 1] * part
 
 
+def skin_colour(face: Identity) -> np.ndarray:
+    """Float (3,) in 0..255."""
+    return ramp(_SKIN, face.skin_tone) * (1 + 0.05 * face.skin_red, 1.0, 1 - 0.05 * face.skin_red)
+
+
+def hair_colour(face: Identity) -> np.ndarray:
+    """Float (3,) in 0..255."""
+    return ramp(_HAIR, face.hair_tone * (1 - 0.75 * face.skin_tone))
+
+
+def iris_colour(face: Identity) -> np.ndarray:
+    """Float (3,) in 0..255."""
+    return ramp(_IRIS, face.iris_tone * (1 - 0.7 * face.skin_tone))
+
+
 def paint(colour: np.ndarray, factor: float = 1.0, alpha: float = 1.0) -> Colour:
     """A colour made lighter or darker by `factor`, as the RGBA whole numbers that Pillow wants."""
-    red, green, blue = (min(255, max(0, int(c * factor))) for c in colour)
-    return red, green, blue, int(255 * min(1.0, max(0.0, alpha)))
+    red, green, blue = colour.tolist()  # plain floats: quicker than numpy's one by one
+    return (
+        min(255, int(red * factor)),
+        min(255, int(green * factor)),
+        min(255, int(blue * factor)),
+        min(255, int(alpha * 255)),
+    )
 
 
 @lru_cache(maxsize=32)
@@ -54,6 +79,11 @@ def _spline_basis(n: int, closed: bool, steps: int) -> np.ndarray:
 def smooth(control: list[tuple[float, float]], *, closed: bool = True, steps: int = 5) -> np.ndarray:
     """A smooth curve (P, 2) through the control points."""
     return _spline_basis(len(control), closed, steps) @ np.array(control)
+
+
+def mirrored(half: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Control points of a symmetric shape from its right half: that half, then the left one back."""
+    return half + [(-x, y) for x, y in reversed(half) if x != 0]
 
 
 @lru_cache(maxsize=8)
@@ -104,8 +134,12 @@ class Pen:
     def shape(self, curve: np.ndarray, colour: Colour, lift: float = 0.0) -> None:
         self.fill(self.on_face(curve, lift), colour)
 
-    def soft(self, shapes: list[tuple[np.ndarray, float]], colour: Colour, blur: float, within: np.ndarray) -> None:
-        """Shapes (pixels, strength 0..1) laid on with soft edges, kept inside the polygon `within`."""
+    def line(self, pixels: np.ndarray, colour: Colour, width: float) -> None:
+        """`width` is a share of the picture's side."""
+        self.draw.line(pixels.ravel().tolist(), fill=colour, width=max(1, round(width * self.side)))
+
+    def soft(self, shapes: list[Soft], colour: Colour, blur: float, within: np.ndarray) -> None:
+        """Shapes laid on with soft edges, kept inside the polygon `within`."""
         small = self.side // _SOFT
         mask, inside = Image.new("L", (small, small)), Image.new("L", (small, small))
         draw = ImageDraw.Draw(mask)

@@ -1,8 +1,8 @@
 """What a drawn face is made of: traits that stay with an identity, nuisance that changes with every picture.
 
-Lengths are in face units: the origin lies in the middle of the face, x to the right, y down, and the face is about
-two units high. Angles are in radians. Every number is drawn uniformly from the range beside its name; where zero
-means "none", a range that starts below zero leaves that share of the faces without it.
+Lengths are in face units: the origin lies in the middle of the face, x to the right, y down, and the face is
+about two units high. Angles are in radians. Every number is drawn uniformly from the range beside its name;
+where zero means "none", a range that starts below zero leaves that share of the faces without it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Nuisance:
-    """What changes from picture to picture of one identity: pose, expression, light, camera, glasses, background."""
+    """What changes from picture to picture of one identity: pose, expression, light, camera, background."""
 
     # pose
     yaw: float = between(-0.3, 0.3)
