@@ -105,16 +105,15 @@ def main() -> None:
     options = parser.parse_args()
     before = time.perf_counter()
     index = read_index(options.data)
-    print(
-        f"{index} read in {time.perf_counter() - before:.2f} s, {index.nbytes / len(index):.0f} bytes an image"
-    )
+    seconds = time.perf_counter() - before
+    print(f"{index} read in {seconds:.2f} s, {index.nbytes / len(index):.0f} bytes an image")
     rows = np.random.default_rng(0).permutation(len(index))[: options.images]
     index = index.select(np.sort(rows))
     images = len(index) // BATCH * BATCH
     floor = step_cost() if options.step else 0.0
     with tempfile.TemporaryDirectory() as folder:
         unpack(index, Path(folder))
-        print("workers jitter   ours   peer  ms of CPU an image; ratio" + ("; of a step" if floor else ""))
+        print("workers jitter   ours   peer  CPU ms an image; ratio" + ("; of a step" if floor else ""))
         for workers in options.workers:
             for jitter in (0.0, 0.2):
                 both = (ours(index, jitter, workers), peer(Path(folder), jitter, workers))
