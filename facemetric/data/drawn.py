@@ -33,7 +33,7 @@ _GREY = np.array([0.299, 0.587, 0.114])
 
 def _check(**numbers: int) -> None:
     for what, value in numbers.items():
-        least = MIN_SIZE if what == "size" else 1
+        least = {"size": MIN_SIZE, "seed": 0}.get(what, 1)
         if value < least:
             raise ConfigError(f"drawn faces: {what} is {value}; give at least {least}")
 
@@ -144,7 +144,7 @@ def draw_faces(
     Files of the same name are replaced, others are left alone; a full disk raises OSError. With two workers
     or more a script that calls this needs the usual `if __name__ == "__main__":`, as the processes import it.
     """
-    _check(identities=identities, images=images, size=size)
+    _check(identities=identities, images=images, size=size, seed=seed)
     out = Path(out)
     files = _all_jpegs(seed, identities, images, size, min(workers, identities))
     bar = tqdm(total=identities * images, desc="drawing faces", unit="image", disable=not progress)
@@ -165,7 +165,7 @@ def drawn_arrays(
 
     N = identities * images, ordered by identity; label i is the folder `drawn_{i + 1:04d}` of `draw_faces`.
     """
-    _check(identities=identities, images=images, size=size)
+    _check(identities=identities, images=images, size=size, seed=seed)
     pictures = np.empty((identities, images, size, size, 3), np.uint8)
     for number, jpegs in enumerate(_all_jpegs(seed, identities, images, size, min(workers, identities))):
         for image, jpeg in enumerate(jpegs):

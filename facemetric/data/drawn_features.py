@@ -113,7 +113,7 @@ def draw_mouth(pen: Pen, face: Identity, scene: Nuisance) -> None:
     u = np.linspace(-1, 1, 17)
     line = middle - (face.mouth_turn + 0.06 * smile) * u**2
     bell = np.sqrt(np.maximum(1 - u**2, 0))
-    bow = face.lip_bow * np.exp(-((u / 0.18) ** 2))
+    bow = face.lip_bow * np.exp(-((u / 0.24) ** 2))
     thin = 1 - 0.25 * max(smile, 0)
     top = line - face.lip_upper * thin * bell * (0.75 + 0.25 * np.cos(4 * u)) + bow
     inner_top, inner_low = line - 0.25 * gape * bell, line + gape * bell

@@ -74,7 +74,7 @@ def draw_body(pen: Pen, face: Identity, scene: Nuisance) -> None:
     """Shoulders in the clothes of the day, the hair behind the head, and the neck."""
     hue = scene.clothes_hue * 2 * np.pi
     clothes = 255 * scene.clothes_tone * (0.75 + 0.25 * np.cos(hue + np.array([0, 2.1, 4.2])))
-    shoulders = [(-2.2, 2.6), (-1.75, 1.72), (-0.75, 1.4), (0.75, 1.4), (1.75, 1.72), (2.2, 2.6)]
+    shoulders = [(-2.2, 2.4), (-1.7, 1.4), (-0.7, 1.13), (0.7, 1.13), (1.7, 1.4), (2.2, 2.4)]
     pen.fill(pen.flat(smooth(shoulders, closed=False)), paint(clothes))
     if face.hair_length > 0.1:
         wide, low = face.head_width + 0.75 * face.hair_volume, face.hair_length + 0.2
@@ -83,7 +83,7 @@ def draw_body(pen: Pen, face: Identity, scene: Nuisance) -> None:
         pen.fill(pen.flat(behind), paint(hair_colour(face), 0.72))
     skin = skin_colour(face)
     thick = face.head_width * (0.42 + 0.2 * face.jaw_width)
-    neck = [(thick, 0.5), (thick, 1.1), (thick * 1.35, 1.5), (0.0, 1.75)]
+    neck = [(thick, 0.5), (thick, 1.05), (thick * 1.15, 1.2), (0.0, 1.42)]
     pen.fill(pen.flat(smooth(mirrored(neck))), paint(skin, 0.72))
     chin = face.chin_drop
     shadow = [(thick, 0.5), (thick, chin), (thick * 0.6, chin + 0.13), (0.0, chin + 0.19)]
@@ -135,7 +135,7 @@ def draw_marks(pen: Pen, face: Identity) -> None:
     rng = np.random.default_rng(face.pattern)
     skin = skin_colour(face)
     spots = rng.normal(0, 1, (int(40 * max(face.freckles, 0)), 2)) * (0.3, 0.11) + (0, 0.13)
-    for x, y in spots:
+    for x, y in spots[abs(spots[:, 0]) < 0.8 * face.head_width]:
         pen.shape(oval(x, y, 0.016, 0.013, 6), paint(skin * (0.78, 0.6, 0.5), alpha=0.75))
     angle, reach = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.35, 0.85, 4)
     for a, r in list(zip(angle, reach, strict=True))[: int(face.moles)]:

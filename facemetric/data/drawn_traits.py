@@ -71,7 +71,7 @@ class Identity:
     mouth_width: float = between(0.16, 0.4)
     lip_upper: float = between(0.02, 0.1)
     lip_lower: float = between(0.03, 0.14)
-    lip_bow: float = between(0, 0.035)
+    lip_bow: float = between(0, 0.055)
     lip_red: float = between(0, 1)
     mouth_turn: float = between(-0.04, 0.03)  # corners down or up at rest
     # ears
