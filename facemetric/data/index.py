@@ -213,6 +213,7 @@ def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageInde
 
 def _in_order(rows: Rows) -> ImageIndex:
     """The index over all rows, sorted by identity and name, images listed twice taken out."""
+    rows.bar.close()
     store = Store(rows)
     names = sorted(rows.identities)
     rank = np.empty(len(names), np.int32)

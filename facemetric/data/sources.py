@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,7 @@ def scan(rows: Rows, source: Source, prefix: str) -> None:
                 _scan_tar(rows, shard, prefix)
         else:
             _scan_folder(rows, path, prefix)
-    elif not os.path.exists(path):
+    elif not os.path.isfile(path):
         raise DataError(
             f"{path}: no such file or folder; give a folder of identities, a csv (path,identity) or a .tar"
         )
@@ -100,12 +101,13 @@ def _is_image(leaf: str) -> bool:
 
 
 def _shards(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    shards = sorted(name for name, is_dir in found if name.lower().endswith(".tar") and not is_dir)
-    if shards and any(is_dir for _, is_dir in found):
+    found = [entry for entry in _entries(path) if not entry.name.startswith(".")]
+    shards = [
+        entry.path for entry in found if entry.name.lower().endswith(".tar") and os.path.isfile(entry.path)
+    ]
+    if shards and any(_is_dir(entry) for entry in found):
         raise DataError(f"{path}: holds both .tar shards and folders; put them apart and name both")
-    return [os.path.join(path, name) for name in shards]
+    return shards
 
 
 def _scan_tar(rows: Rows, path: str, prefix: str) -> None:
@@ -131,7 +133,10 @@ def _scan_folder(rows: Rows, root: str, prefix: str) -> None:
             if entry.name.startswith("."):
                 rows.ignore("hidden folders", entry.name)
             else:
+                before = len(rows.identity)
                 _scan_identity(rows, entry.name, entry.path, above)
+                if len(rows.identity) == before:
+                    rows.ignore("folders without an image", entry.name)
         else:
             image = _is_image(entry.name)
             rows.ignore(
@@ -164,11 +169,17 @@ def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, i
                 except OSError:
                     rows.ignore("broken links", name)
                     continue
-                rows.add(identity, name, 0, state.st_size, state.st_mtime_ns)
+                if stat.S_ISREG(state.st_mode):
+                    rows.add(identity, name, 0, state.st_size, state.st_mtime_ns)
+                else:  # to read a pipe would wait for ever
+                    rows.ignore("pipes and devices", name)
 
 
 def _identity_of(path: str) -> tuple[int, int]:
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be entered ({error.strerror}); give a readable folder") from None
     return state.st_dev, state.st_ino
 
 
@@ -206,11 +217,14 @@ def scan_files(
         except (OSError, ValueError):
             missing.append(image)
             continue
-        rows.add(identity, image, 0, state.st_size, state.st_mtime_ns)
+        if stat.S_ISREG(state.st_mode):
+            rows.add(identity, image, 0, state.st_size, state.st_mtime_ns)
+        else:
+            missing.append(image)
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{said}: {len(missing)} paths do not exist below {root}: {shown}; mend or take out those lines"
+            f"{said}: {len(missing)} paths are no files below {root}: {shown}; mend or take out those lines"
         )
 
 

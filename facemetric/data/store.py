@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 OPEN_FILES = 64  # tars kept open at once
+TICK = 4096  # images between two steps of the progress bar
 EXAMPLES = 5  # of what is passed over, named
 
 
@@ -60,6 +62,9 @@ class Rows:
     leaf_end: array = field(default_factory=lambda: array("q"))
     ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
     ignored_counts: dict[str, int] = field(default_factory=dict)
+    bar: tqdm = field(
+        default_factory=lambda: tqdm(desc="reading the index", unit=" images", delay=2, leave=False)
+    )
 
     def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
         """An image of the last file of `files`; `path` is below its root."""
@@ -75,6 +80,8 @@ class Rows:
         self.mtime.append(mtime)
         self.leaf += leaf.encode("utf-8", "surrogateescape")
         self.leaf_end.append(len(self.leaf))
+        if len(self.leaf_end) % TICK == 0:
+            self.bar.update(TICK)
 
     def ignore(self, why: str, what: str) -> None:
         self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1

@@ -100,6 +100,13 @@ def test_an_identitys_images_come_evenly() -> None:
         assert mine.sum() == 160  # 60 steps x 2 identities / 3 x 4 images
 
 
+def test_an_identitys_images_are_shuffled() -> None:
+    batches = IdentityBatches(np.zeros(12), 1, 3, 0)
+    orders = {tuple(row for rows in lists(batches.epoch(epoch)) for row in rows) for epoch in range(20)}
+    assert len(orders) == 20
+    assert {order[0] for order in orders} > {0, 1, 2}
+
+
 def test_identity_batches_by_seed_and_epoch() -> None:
     labels = np.repeat(np.arange(20), 5)
     batches = IdentityBatches(labels, 4, 3, 1)

@@ -171,7 +171,7 @@ def test_listed_files(tmp_path: Path) -> None:
     plain = index_files([root / "bob/c.jpeg"])
     assert plain.find(str(root / "bob/c.jpeg")) == 0
     assert plain.identities == (str(root / "bob"),)
-    with pytest.raises(DataError, match=r"2 paths do not exist below .*: x.jpg, y.jpg"):
+    with pytest.raises(DataError, match=r"2 paths are no files below .*: x.jpg, y.jpg"):
         index_files(["x.jpg", "bob/c.jpeg", "y.jpg"], root)
 
 

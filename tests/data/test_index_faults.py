@@ -89,6 +89,18 @@ def test_zero_byte_images_stay_for_the_list_of_bad_ones(tmp_path: Path) -> None:
     assert read_index(tmp_path).location(0).size == 0
 
 
+def test_pipes_and_empty_folders(tmp_path: Path) -> None:
+    put(tmp_path / "anna/a.jpg")
+    put(tmp_path / "bob/notes.txt")
+    os.mkfifo(tmp_path / "anna/b.jpg")
+    os.mkfifo(tmp_path / "c.tar")
+    index = read_index(tmp_path / "anna/..")
+    assert index.identities == ("anna",)
+    assert "1 pipes and devices passed over: anna/b.jpg" in index.notes
+    assert "1 folders without an image passed over: bob" in index.notes
+    assert "no such file or folder" in message(tmp_path / "c.tar")
+
+
 def test_links_and_loops(tmp_path: Path) -> None:
     data = tmp_path / "data"
     put(data / "anna/a.jpg")
@@ -96,6 +108,7 @@ def test_links_and_loops(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere/c.jpg")
     os.symlink("../anna", data / "anna/loop")
     os.symlink("self", data / "anna/self")
+    os.symlink("top", data / "top")
     os.symlink("..", data / "bob/up")
     os.symlink("/", data / "bob/root")
     os.symlink(tmp_path / "elsewhere", data / "carl")
@@ -160,7 +173,8 @@ def test_csv_faults(tmp_path: Path) -> None:
         ("path,identity\na.jpg,\n", "line 2: an empty identity"),
         ("path,identity\na.jpg\n", "line 2: an empty identity"),
         ("path,identity\n,x\n", "line 2: an empty path"),
-        ("path,identity\nb.jpg,x\na.jpg,x\nc.jpg,x\n", "2 paths do not exist"),
+        ("path,identity\nb.jpg,x\na.jpg,x\nc.jpg,x\n", "2 paths are no files"),
+        ("path,identity\na.jpg,x\n.,x\n", "1 paths are no files"),
         ("path,identity\na.jpg,x\na.jpg,y\n", "listed for both 'x' and 'y'"),
         ("path,identity\n\0,x\n", "t.csv"),
     ]:

@@ -113,6 +113,12 @@ def test_augmentation_follows_seed_epoch_and_step(index: ImageIndex) -> None:
     assert not torch.equal(base[0], base[1])
 
 
+def test_equal_pictures_are_varied_apart(index: ImageIndex, tmp_path: Path) -> None:
+    (tmp_path / "data/p0/01.png").write_bytes(picture(0))
+    (batch,) = load_batches(index, [np.array([0, 1])], train_transform(PRE, STRONG))
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
 def test_sample_seed_is_well_spread() -> None:
     seeds = {sample_seed(a, b, c, d) for a in range(6) for b in range(6) for c in range(6) for d in range(60)}
     assert len(seeds) == 6**3 * 60
