@@ -86,6 +86,8 @@ def test_merge(tmp_path: Path) -> None:
     again = merge_identities(joined, [("emil", "anna")]).joined
     assert again.identities == ("anna", "carl")
     assert again.split_identities(["dora"]).picked.counts().tolist() == [5]
+    other = merge_identities(joined, [("anna", "carl")]).joined
+    assert other.split_identities(["emil"]).picked.identities == ("bob",)
     with pytest.raises(
         DataError, match="1 identities to merge are not in the data, first 'bop': did you mean 'bob'"
     ):
