@@ -135,7 +135,7 @@ def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[
         return best, np.take_along_axis(score_RN, best, 1)
     # torch finds the k-th score fastest, but which of equal scores it keeps is not defined: choose anew.
     least_R1 = torch.from_numpy(score_RN).topk(k).values[:, -1:].numpy()
-    row, col = np.nonzero(score_RN >= least_R1)
+    row, col = np.divmod(np.flatnonzero(score_RN >= least_R1), score_RN.shape[1])  # 2-d nonzero is slow
     score = score_RN[row, col]
     order = np.lexsort((col, -score, row))
     place = np.arange(len(row)) - np.searchsorted(row, row)

@@ -109,6 +109,8 @@ def test_k_beyond_the_set_is_left_out_not_lied_about():
     result = leave_one_out(emb, labels, knn=(1, 5), recall=(1, 5, 10))
     assert set(result.knn) == {1, 5}
     assert set(result.recall) == {1, 5}
+    assert result.recall[5] == 1
+    assert result.knn[5] == 0  # of five others two are of one's own, three are not
     with pytest.raises(ConfigError, match="k = 6 neighbours of 5"):
         leave_one_out(emb, labels, knn=(6,))
     with pytest.raises(ConfigError, match="k = 0"):

@@ -106,6 +106,7 @@ def test_perfect_and_constant_scores():
 
 @quick
 @example(29, 100)  # 29 / 100 * 100 is below 29
+@example(5, 6)  # the float below 5 / 6, times 6, is 5
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_allowed_errors_is_the_division_as_it_rounds(a, n):
     far = min(a, n) / n

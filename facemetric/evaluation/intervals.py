@@ -1,0 +1,227 @@
+"""Intervals: how far the figures would move with other people in front of the camera.
+
+Persons are drawn anew, not pairs: pairs that share a person rise and fall together.
+Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.curves import FarPoint, Floats, Ints, auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.verification import FARS
+
+DRAWS = 1000
+PER_CHUNK = 64  # draws in memory at once: 64 x 6,000 pairs of float64 are 3 MiB
+# Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
+WATCHED_FAR = 0.1
+
+
+class Interval(NamedTuple):
+    """A figure with the interval that holds the true one in `level` of all cases."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+
+
+def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+    """A share of independent trials. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
+    if not 0 <= successes <= total or not total:
+        raise DataError(f"{successes} successes of {total} trials; needed 0 to {total}, of at least one")
+    z = NormalDist().inv_cdf(0.5 + _checked_level(level) / 2)
+    share, scale = successes / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    low = 0.0 if successes == 0 else middle - half
+    return Interval(share, low, 1.0 if successes == total else middle + half, level)
+
+
+def verification_intervals(
+    score: npt.ArrayLike,
+    same: npt.ArrayLike,
+    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    fars: Sequence[float] = FARS,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of `auc`, `eer` and `tar_at_far_X` of listed pairs: scores, `same` and both persons (P,).
+
+    A Bayesian bootstrap over persons (Rubin 1981): person i gets a weight w_i, a genuine pair w_i, an
+    impostor pair u_i u_j with u = 1 + s (w - 1). Plain products (s = 1) give an impostor pair of two people
+    seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
+    shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
+    """
+    figures = _Figures(score, same, fars)
+    draw = [figures.weighted(w) for w in _weights(figures, persons, draws, seed)]
+    return _intervals(figures.values(), np.concatenate(draw), level)
+
+
+def paired_differences(
+    scores: tuple[npt.ArrayLike, npt.ArrayLike],
+    same: npt.ArrayLike,
+    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    fars: Sequence[float] = FARS,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Second model minus first on the same pairs (P,): the same persons are drawn for both.
+
+    An interval that leaves out 0 tells the models apart. Otherwise as `verification_intervals`.
+    """
+    first, second = (_Figures(score, same, fars) for score in scores)
+    # One factor s for both, from the first, so that both see the same weights.
+    draw = [second.weighted(w) - first.weighted(w) for w in _weights(first, persons, draws, seed)]
+    values = {name: value - first.values()[name] for name, value in second.values().items()}
+    return _intervals(values, np.concatenate(draw), level)
+
+
+def mean_interval(
+    value: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean of a value per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
+    value_N = np.asarray(value, dtype=np.float64)
+    who_N = np.unique(np.asarray(person), return_inverse=True)[1]
+    if value_N.shape != who_N.shape or not value_N.size:
+        raise DataError(
+            f"values of shape {value_N.shape} and persons of shape {who_N.shape}; needed one for one"
+        )
+    sum_W, count_W = np.bincount(who_N, weights=value_N), np.bincount(who_N)
+    w_BW = np.concatenate(list(_person_weights(len(sum_W), draws, seed)))
+    return _intervals({"mean": float(value_N.mean())}, (w_BW @ sum_W / (w_BW @ count_W))[:, None], level)[
+        "mean"
+    ]
+
+
+class _Figures:
+    """Scores sorted once, so that each draw of weights is two cumulative sums."""
+
+    def __init__(self, score: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float]) -> None:
+        self.genuine, self.impostor = split_scores(score, same)
+        self.score, self.same = np.asarray(score), np.asarray(same, dtype=bool)
+        points = [tar_at_far(self.genuine, self.impostor, far) for far in fars]
+        self.points: list[FarPoint] = [p for p in points if p.supported]
+        order = np.argsort(-self.score, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(self.score[order])), len(order) - 1)
+        # Where each kind stands after each different score; -1 before the first of a kind.
+        self.rows = [order[self.same[order] == kind] for kind in (True, False)]
+        self.ends = [np.cumsum(self.same[order] == kind)[ends] for kind in (True, False)]
+
+    def values(self) -> dict[str, float]:
+        named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}
+        return named | {f"tar_at_far_{p.wanted:g}": p.tar for p in self.points}
+
+    def weighted(self, weight_BP: Floats) -> Floats:
+        """The same figures (B, figures) with weighted pairs."""
+        tar_BT, far_BT = (self._share(weight_BP, kind) for kind in (0, 1))
+        step_BT = np.diff(far_BT, axis=1)
+        columns = [(step_BT * (tar_BT[:, 1:] + tar_BT[:, :-1]) / 2).sum(1)]
+        draw_B = np.arange(len(weight_BP))
+        excess_BT = far_BT + tar_BT - 1
+        after_B = (excess_BT >= 0).argmax(1)
+        gap_0, gap_1 = -excess_BT[draw_B, after_B - 1], excess_BT[draw_B, after_B]
+        columns.append(far_BT[draw_B, after_B - 1] + step_BT[draw_B, after_B - 1] * gap_0 / (gap_0 + gap_1))
+        for point in self.points:
+            # Rounding of the sums must not push a full step over the line.
+            last_B = (far_BT <= point.wanted * (1 + 1e-9)).sum(1) - 1
+            columns.append(tar_BT[draw_B, last_B])
+        return np.stack(columns, 1)
+
+    def _share(self, weight_BP: Floats, kind: int) -> Floats:
+        """Accepted share (B, T + 1) of one kind at each threshold, from 0 to 1."""
+        sum_BK = np.cumsum(weight_BP[:, self.rows[kind]], axis=1)
+        sum_BK = np.concatenate([np.zeros((len(sum_BK), 1)), sum_BK / sum_BK[:, -1:]], axis=1)
+        share_BT = sum_BK[:, np.concatenate([[0], self.ends[kind]])]
+        share_BT[:, -1] = 1
+        return share_BT
+
+
+def _weights(
+    figures: _Figures, persons: tuple[npt.ArrayLike, npt.ArrayLike], draws: int, seed: int
+) -> Iterator[Floats]:
+    """Weights (B, P) of pairs, a chunk of draws at a time."""
+    same_P = figures.same
+    both = [np.asarray(p) for p in persons]
+    if any(p.shape != same_P.shape for p in both):
+        raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
+    who = np.unique(np.concatenate(both), return_inverse=True)[1]
+    a_P, b_P = who[: len(same_P)], who[len(same_P) :]
+    wrong = (a_P == b_P) != same_P
+    if wrong.any():
+        raise DataError(
+            f"{wrong.sum()} of {len(same_P)} pairs, first number {wrong.argmax() + 1}, are labelled otherwise than their "
+            "persons; give the persons of the pairs, or `persons_of_pairs`"
+        )
+    n = int(who.max()) + 1
+    scale = _scale(figures.score[~same_P], a_P[~same_P], b_P[~same_P], n)
+    for w_BW in _person_weights(n, draws, seed):
+        u_BW = 1 + scale * (w_BW - 1)
+        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
+
+
+def _person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
+    if n < 2 or draws < 100:
+        raise ConfigError(
+            f"{draws} draws of {n} persons; an interval needs 100 draws and two persons or more"
+        )
+    rng = np.random.default_rng(seed)
+    for at in range(0, draws, PER_CHUNK):
+        w_BW = rng.standard_exponential((min(PER_CHUNK, draws - at), n))
+        yield w_BW / w_BW.mean(1, keepdims=True)
+
+
+def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
+    """s of `verification_intervals`, from the impostor pairs: scores and persons (I,)."""
+    accepted = score >= np.quantile(score, 1 - WATCHED_FAR)
+    error = accepted - accepted.mean()
+    alone = float((error**2).sum())
+    if alone == 0:
+        return 1.0
+    by_person = np.bincount(a, error, n) + np.bincount(b, error, n)
+    shared = max(0.0, float((by_person**2).sum()) - 2 * alone)
+    # Weights of variance v give (2 v + v^2) alone + v shared; wanted is alone + shared.
+    half = alone + shared / 2
+    v = (math.sqrt(half * half + alone * (alone + shared)) - half) / alone
+    return math.sqrt(v)
+
+
+def _intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
+    tail = (1 - _checked_level(level)) / 2
+    low, high = np.quantile(draws_BF, [tail, 1 - tail], axis=0)
+    return {
+        name: Interval(value, float(low[k]), float(high[k]), level)
+        for k, (name, value) in enumerate(values.items())
+    }
+
+
+def _checked_level(level: float) -> float:
+    if not 0 < level < 1:
+        raise ConfigError(f"a level of {level}; needed a share between 0 and 1, such as 0.95")
+    return level
+
+
+def persons_of_pairs(rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Ints, Ints]:
+    """Persons (P,), (P,) of pairs of images (P,) that nothing names: images linked by genuine pairs are one.
+
+    People whose images are not linked count as several: name them if you can.
+    """
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+    a, b, same_P = np.asarray(rows_a), np.asarray(rows_b), np.asarray(same, dtype=bool)
+    n = int(max(a.max(), b.max())) + 1
+    links = coo_array((np.ones(int(same_P.sum()), dtype=np.int8), (a[same_P], b[same_P])), shape=(n, n))
+    person = connected_components(links, directed=False)[1].astype(np.int64)
+    return person[a], person[b]

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import reference_metrics as slow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.intervals import (
+    _Figures,
+    _scale,
+    mean_interval,
+    paired_differences,
+    persons_of_pairs,
+    verification_intervals,
+    wilson,
+)
+
+
+def population(persons, seed):
+    """Two photos each of people whose photos differ more or less."""
+    rng = np.random.default_rng(seed)
+    noise = np.exp(0.3 * rng.normal(size=(persons, 1, 1)))
+    emb = rng.normal(size=(persons, 1, 16)) + noise * rng.normal(size=(persons, 2, 16))
+    return emb / np.linalg.norm(emb, axis=2, keepdims=True)
+
+
+def pairs_of(emb, each, seed):
+    rng = np.random.default_rng(seed)
+    n = len(emb)
+    i, j = rng.integers(n, size=(2, each))
+    k = (j + 1 + rng.integers(n - 1, size=each)) % n
+    score = np.concatenate([(emb[i, 0] * emb[i, 1]).sum(1), (emb[j, 0] * emb[k, 1]).sum(1)])
+    return score, np.arange(2 * each) < each, (np.concatenate([i, j]), np.concatenate([i, k]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(1, 3)), max_size=20))
+def test_whole_weights_are_repetitions(rows):
+    rows = [(2, True, 1), (1, False, 2), *rows]
+    score, same, times = (np.array(column) for column in zip(*rows, strict=True))
+    fars = (0.5, 0.25)
+    figures = _Figures(score / 3, same, fars)
+    got = figures.weighted(np.stack([np.ones(len(times)), times]).astype(float))
+    for line, repeat in zip(got, (np.ones(len(times), int), times), strict=True):
+        s, y = np.repeat(score / 3, repeat), np.repeat(same, repeat)
+        wanted = [slow.auc(s, y), slow.eer(s, y)] + [
+            slow.tar_at_far(s, y, p.wanted)[0] for p in figures.points
+        ]
+        np.testing.assert_allclose(line, wanted, atol=1e-9)
+    np.testing.assert_allclose(got[0], list(figures.values().values()), atol=1e-9)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_as_scipy(total, share, level):
+    successes = round(share * total)
+    peer = binomtest(successes, total).proportion_ci(level, method="wilson")
+    ours = wilson(successes, total, level)
+    assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high), abs=1e-9)
+    assert ours.value == successes / total
+
+
+def test_seeded_and_around_the_value():
+    score, same, persons = pairs_of(population(100, 0), 300, 0)
+    first, again, other = (verification_intervals(score, same, persons, seed=s, draws=200) for s in (1, 1, 2))
+    assert first == again != other
+    assert list(first) == [
+        "auc",
+        "eer",
+        "tar_at_far_0.1",
+        "tar_at_far_0.01",
+    ]  # 1e-3 needs 1000 impostor pairs
+    for interval in first.values():
+        assert interval.low < interval.value < interval.high
+    wide = verification_intervals(score, same, persons, seed=1, draws=200, level=0.99)
+    assert all(wide[k].low <= first[k].low and first[k].high <= wide[k].high for k in first)
+
+
+def test_order_of_the_pairs_does_not_matter():
+    score, same, (a, b) = pairs_of(population(60, 0), 200, 0)
+    order = np.random.default_rng(0).permutation(len(score))
+    one = verification_intervals(score, same, (a, b), draws=128)
+    two = verification_intervals(score[order], same[order], (b[order], a[order]), draws=128)
+    np.testing.assert_allclose(list(one.values()), list(two.values()), atol=1e-9)
+
+
+def test_repeating_every_pair_adds_no_certainty():
+    score, same, (a, b) = pairs_of(population(60, 0), 300, 0)
+    one = verification_intervals(score, same, (a, b), draws=400)["auc"]
+    four = verification_intervals(
+        *(np.tile(x, 4) for x in (score, same)), (np.tile(a, 4), np.tile(b, 4)), draws=400
+    )
+    assert (four["auc"].high - four["auc"].low) > 0.85 * (one.high - one.low)
+
+
+def test_scale_between_pairs_alone_and_all_pairs():
+    rng = np.random.default_rng(0)
+    alone = _scale(rng.normal(size=4000), np.arange(4000), np.arange(4000) + 4000, 8000)
+    assert alone == pytest.approx((2**0.5 - 1) ** 0.5)  # (1 + v)^2 - 1 = 1
+    i, j = np.triu_indices(120, 1)
+    difficulty = rng.normal(size=120)
+    together = _scale(difficulty[i] + difficulty[j] + 0.1 * rng.normal(size=len(i)), i, j, 120)
+    assert 0.97 < together <= 1
+    assert _scale(np.zeros(5), np.arange(5), np.arange(5) + 5, 10) == 1
+
+
+def test_coverage_is_near_what_it_says():
+    # Few draws, so only a coarse check; tools/bench_eval.py measures it over 1,000.
+    people = population(3000, 1)
+    truth = {k: v.value for k, v in verification_intervals(*pairs_of(people, 60_000, 2), draws=100).items()}
+    hits = dict.fromkeys(("auc", "eer", "tar_at_far_0.1"), 0)
+    for draw in range(100):
+        rng = np.random.default_rng(draw)
+        sample = people[rng.choice(len(people), 250, replace=False)]
+        found = verification_intervals(*pairs_of(sample, 150, draw), draws=128, fars=(0.1,))
+        for name in hits:
+            hits[name] += found[name].low <= truth[name] <= found[name].high
+    assert all(87 <= n <= 100 for n in hits.values()), hits
+    assert sum(hits.values()) < 300, "never wrong: the intervals are too wide"
+
+
+def test_paired_difference():
+    score, same, persons = pairs_of(population(80, 0), 400, 0)
+    rng = np.random.default_rng(0)
+    same_model = paired_differences((score, score), same, persons, draws=128)
+    assert all(tuple(v)[:3] == (0, 0, 0) for v in same_model.values())
+    worse = score + 0.02 * rng.normal(size=len(score))
+    paired = paired_differences((score, worse), same, persons, draws=256, fars=(0.1,))
+    alone = verification_intervals(score, same, persons, draws=256, fars=(0.1,))
+    assert paired["auc"].high - paired["auc"].low < 0.5 * (alone["auc"].high - alone["auc"].low)
+    turned = paired_differences((score, -score), same, persons, draws=128)
+    assert turned["auc"].high < 0 < turned["eer"].low
+
+
+def test_mean_interval_counts_persons_not_images():
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(50), 20)
+    value = np.repeat(rng.integers(2, size=50), 20)
+    interval = mean_interval(value, person)
+    expected = wilson(int(value[::20].sum()), 50)
+    assert interval.value == value.mean()
+    assert interval.high - interval.low == pytest.approx(expected.high - expected.low, rel=0.15)
+
+
+def test_persons_from_genuine_links():
+    a, b = persons_of_pairs([0, 1, 3, 0, 5], [1, 2, 4, 3, 0], [True, True, True, False, False])
+    assert a[0] == b[0] == a[1] == b[1]
+    assert a[2] == b[2] != a[0]
+    assert len({a[0], a[2], a[4]}) == 3
+
+
+def test_bad_input():
+    score, same = np.array([0.9, 0.8, 0.1, 0.2]), np.array([True, True, False, False])
+    with pytest.raises(DataError, match="1 of 4 pairs, first number 3, are labelled otherwise"):
+        verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 2, 0]))
+    with pytest.raises(DataError, match="4 pairs need both of each"):
+        verification_intervals(score, same, ([0, 1], [0, 1]))
+    with pytest.raises(ConfigError, match="10 draws of 4 persons"):
+        verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 3, 0]), draws=10)
+    with pytest.raises(ConfigError, match="a level of 95"):
+        wilson(1, 2, 95)
+    with pytest.raises(DataError, match="3 successes of 2"):
+        wilson(3, 2)
