@@ -32,7 +32,7 @@ def verify_all_pairs(
 ) -> Verification:
     """All N (N - 1) / 2 pairs of embeddings (N, D), same person where labels (N,) are equal.
 
-    The score is the cosine similarity. The `keep` highest scores of each kind (and up to twice as many) are
+    The score is the cosine similarity. The highest scores of each kind, `keep` to 2 x `keep`, are
     exact; below, thresholds lie on a grid of 2^-14, where counts are exact too: `Verification.exact_from`
     says where. `budget_mib` is the memory of a tile. Raises DataError where genuine or impostor pairs lack.
     """

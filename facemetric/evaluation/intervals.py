@@ -161,8 +161,8 @@ def _weights(
     wrong = (a_P == b_P) != same_P
     if wrong.any():
         raise DataError(
-            f"{wrong.sum()} of {len(same_P)} pairs, first number {wrong.argmax() + 1}, are labelled otherwise than their "
-            "persons; give the persons of the pairs, or `persons_of_pairs`"
+            f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
+            "give the persons of the pairs, or `persons_of_pairs`"
         )
     n = int(who.max()) + 1
     scale = _scale(figures.score[~same_P], a_P[~same_P], b_P[~same_P], n)

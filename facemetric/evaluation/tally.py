@@ -21,9 +21,9 @@ CHUNK = 1 << 18  # scores binned at once: 3 MiB of buffers
 
 
 class Tally:
-    """Takes scaled scores in pieces; afterwards `scores()` has all counts and at least the `keep` highest.
+    """Takes scaled scores in pieces; `scores()` has all counts and the highest, `keep` to 2 x `keep`.
 
-    Ties may be so many that fewer than `keep` can be told apart: then the grid alone speaks for them.
+    Fewer where one step of the grid holds more than that: then the grid alone speaks for them.
     Memory: up to 2 x `keep` float32 and a few MiB. numpy on one thread by choice: torch would meet its other
     threads six times a piece, which a busy machine makes dear.
     """

@@ -89,10 +89,9 @@ def test_beyond_the_kept_scores_counts_stay_exact(keep, pieces, ties, people):
         )
         assert point.threshold >= best[2] - 1 / 16384 - 1e-6
     for far, tar, threshold in zip(*record.roc, strict=True):
-        assert (far, tar) == pytest.approx(slow.rates(score + 1e-6, same, threshold), abs=2e-3)
+        assert (far, tar) == pytest.approx(slow.rates(score + 1e-6, same, threshold), abs=4e-3)
     assert (record.roc.far[-1], record.roc.tar[-1]) == (1, 1)
-    if keep >= len(score):
-        assert record.exact_from == -np.inf
+    assert (record.exact_from > -np.inf) == (max(record.n_genuine, record.n_impostor) > 2 * keep)
 
 
 def test_the_kept_scores_are_the_highest():
@@ -105,8 +104,8 @@ def test_the_kept_scores_are_the_highest():
     assert 500 < len(counted.kept) <= 2000
     np.testing.assert_array_equal(counted.kept, np.sort(score)[-len(counted.kept) :])
     assert counted.kept[0] >= counted.exact_from > np.sort(score)[-len(counted.kept) - 1]
-    expected = [(score >= e).sum() for e in counted.edge[::501]]
-    np.testing.assert_array_equal(counted.at_least(counted.edge[::501]), expected)
+    expected = len(score) - np.searchsorted(np.sort(score), counted.edge.astype(np.float32))
+    np.testing.assert_array_equal(counted.at_least(counted.edge), expected)
     assert counted.total == 50_000
 
 

@@ -151,7 +151,7 @@ def test_persons_from_genuine_links():
 
 def test_bad_input():
     score, same = np.array([0.9, 0.8, 0.1, 0.2]), np.array([True, True, False, False])
-    with pytest.raises(DataError, match="1 of 4 pairs, first number 3, are labelled otherwise"):
+    with pytest.raises(DataError, match=r"1 of 4 pairs \(first: 3\) contradict"):
         verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 2, 0]))
     with pytest.raises(DataError, match="4 pairs need both of each"):
         verification_intervals(score, same, ([0, 1], [0, 1]))

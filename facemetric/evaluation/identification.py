@@ -1,0 +1,115 @@
+"""Who is it: open-set identification against a gallery, and a linear SVM on the embeddings.
+
+Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import DataError
+from facemetric.evaluation.curves import FarPoint, Scores, tar_at_far
+from facemetric.evaluation.neighbours import nearest
+from facemetric.evaluation.verification import unit_rows
+
+
+class Identification(NamedTuple):
+    """Open-set identification by the single best match in the gallery.
+
+    `rank_1`: share of the M known probes whose best match is right, without a threshold. `points`: for
+    each wanted FPIR (share of the O unknown probes that match anybody), `tar` is the TPIR (share of the M known
+    ones whose best match is right and >= threshold), `far` the FPIR reached.
+    """
+
+    rank_1: float
+    points: tuple[FarPoint, ...]
+    known: int
+    unknown: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names; what is undefined is None."""
+        fpir = {}
+        for p in self.points:
+            ok = p.supported
+            fpir[f"{p.wanted:g}"] = {
+                "supported": ok,
+                "tpir": p.tar if ok else None,
+                "fpir": p.far if ok else None,
+                "threshold": p.threshold if ok and np.isfinite(p.threshold) else None,
+            }
+        counts = {"known_probes": self.known, "unknown_probes": self.unknown}
+        return {**counts, "rank_1": self.rank_1, "tpir_at_fpir": fpir}
+
+
+def identify(
+    gallery: npt.ArrayLike,
+    gallery_labels: npt.ArrayLike,
+    probe: npt.ArrayLike,
+    probe_labels: npt.ArrayLike,
+    *,
+    fpirs: Sequence[float] = (1e-1, 1e-2),
+) -> Identification:
+    """TPIR at FPIR of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are known ones.
+
+    Source of the terms: ISO/IEC 19795-1. Raises DataError where known or unknown probes lack.
+    """
+    who_N, who_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
+    best = nearest(probe, gallery, 1)
+    if who_N.shape != (len(np.asarray(gallery)),) or who_Q.shape != (len(best.rows),):
+        raise DataError(f"labels of shapes {who_N.shape} and {who_Q.shape}; needed one an embedding")
+    known = np.isin(who_Q, who_N)
+    if not known.any() or known.all():
+        raise DataError(
+            f"{known.sum()} known and {(~known).sum()} unknown probes; open-set identification needs both"
+        )
+    score, right = best.score[:, 0], who_N[best.rows[:, 0]] == who_Q
+    # A known probe whose best match is someone else counts, but is not identified at any threshold.
+    hits = Scores(int(known.sum()), np.sort(score[known & right]))
+    points = (tar_at_far(hits, Scores.listed(score[~known]), f) for f in fpirs)
+    return Identification(float(right[known].mean()), tuple(points), int(known.sum()), int((~known).sum()))
+
+
+class SvmAccuracy(NamedTuple):
+    """Accuracy 0..1 of a linear SVM: the mean over `folds`, the sample deviation, and who took part."""
+
+    mean: float
+    deviation_sample: float
+    folds: int
+    people: int
+    people_left_out: int
+
+
+def svm_accuracy(
+    embeddings: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, c: float = 1.0, seed: int = 0
+) -> SvmAccuracy:
+    """Closed-set accuracy of scikit-learn's LinearSVC on unit embeddings (N, D), in stratified folds.
+
+    People with fewer than `folds` images are left out and counted. `c` is the SVM's C.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.svm import LinearSVC
+
+    emb_ND = unit_rows(embeddings)
+    names, who_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    if len(who_N) != len(emb_ND):
+        raise DataError(f"{len(who_N)} labels for {len(emb_ND)} embeddings; needed one each")
+    enough = sizes >= folds
+    if enough.sum() < 2:
+        raise DataError(
+            f"{enough.sum()} of {len(names)} people have {folds} images or more; an SVM needs two people"
+        )
+    rows = enough[who_N]
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # The default 1,000 rounds end before the last digit settles; the accuracy does not feel it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        shares = cross_val_score(LinearSVC(C=c, random_state=seed), emb_ND[rows], who_N[rows], cv=split)
+    return SvmAccuracy(
+        float(shares.mean()), float(shares.std(ddof=1)), folds, int(enough.sum()), int((~enough).sum())
+    )

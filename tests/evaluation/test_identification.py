@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+import reference_metrics as slow
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from facemetric.errors import DataError
+from facemetric.evaluation.identification import identify, svm_accuracy
+
+
+def people(n, ids, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(ids, size=n)
+    return rng.normal(size=(ids, 8))[labels] + noise * rng.normal(size=(n, 8)), labels
+
+
+def test_tpir_at_fpir_as_slow_loop():
+    emb, labels = people(240, 40, 0.5)
+    gallery = (np.arange(240) < 120) & (labels < 25)
+    probe = np.arange(240) >= 120
+    found = identify(emb[gallery], labels[gallery], emb[probe], labels[probe], fpirs=(0.2, 0.1, 0.001, 1.0))
+    known, unknown, right_at_all = [], [], 0
+    for e, person in zip(emb[probe], labels[probe], strict=True):
+        row, score = slow.ranking(e, emb[gallery])[0]
+        if person in labels[gallery]:
+            right = labels[gallery][row] == person
+            right_at_all += right
+            known.append((score, right))
+        else:
+            unknown.append(score)
+    assert (found.known, found.unknown) == (len(known), len(unknown))
+    assert found.rank_1 == pytest.approx(right_at_all / len(known))
+    assert right_at_all < len(known)  # or the threshold alone would decide
+    for point in found.points[:2]:
+        best = 0.0
+        for threshold in {s for s, _ in known} | set(unknown):
+            if sum(s >= threshold for s in unknown) / len(unknown) <= point.wanted:
+                best = max(best, sum(s >= threshold and right for s, right in known) / len(known))
+        assert point.tar == pytest.approx(best)
+        assert point.far <= point.wanted
+    assert not found.points[2].supported
+    assert found.points[3].tar == pytest.approx(found.rank_1)
+    assert found.to_dict()["tpir_at_fpir"]["0.001"]["tpir"] is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_identification_needs_both_kinds():
+    emb, labels = people(20, 4, 0.5)
+    with pytest.raises(DataError, match="20 known and 0 unknown"):
+        identify(emb, labels, emb, labels)
+    with pytest.raises(DataError, match="one an embedding"):
+        identify(emb, labels[:3], emb, labels)
+
+
+def test_svm_as_scikit_learn_by_hand():
+    emb, labels = people(200, 12, 1.0)
+    labels[labels == 11] = 100 + np.arange((labels == 11).sum())
+    found = svm_accuracy(emb, labels.astype(str), folds=4, seed=3)
+    counts = {name: (labels == name).sum() for name in set(labels)}
+    kept = np.array([counts[name] >= 4 for name in labels])
+    x, y = emb[kept] / np.linalg.norm(emb[kept], axis=1, keepdims=True), labels[kept].astype(str)
+    shares = []
+    for train, test in StratifiedKFold(4, shuffle=True, random_state=3).split(x, y):
+        shares.append(LinearSVC(random_state=3).fit(x[train], y[train]).score(x[test], y[test]))
+    assert found.mean == pytest.approx(np.mean(shares), abs=0.011)  # names in another order: a tie or two
+    assert 0.5 < found.mean < 1
+    assert found.people == len(set(y))
+    assert found.people_left_out == len(counts) - found.people
+    assert found == svm_accuracy(emb, labels.astype(str), folds=4, seed=3)
+
+
+def test_svm_needs_people_with_images():
+    with pytest.raises(DataError, match="1 of 3 people have 5 images or more"):
+        svm_accuracy(np.ones((7, 2)), [0] * 5 + [1, 2])
+    with pytest.raises(DataError, match="3 labels for 2"):
+        svm_accuracy(np.ones((2, 2)), [0, 1, 2])

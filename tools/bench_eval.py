@@ -1,0 +1,165 @@
+"""Speed, memory and coverage of the evaluation: `python tools/bench_eval.py [--images 30000] [--coverage 1000]`.
+
+Prints one line a measure; ratios are taken within one run, since the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads distort a shared machine
+
+import numpy as np
+import torch
+
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.intervals import verification_intervals
+from facemetric.evaluation.neighbours import nearest
+from facemetric.evaluation.verification import verify_pairs
+from facemetric.mining.tiles import product_tiles
+
+D = 128
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    took = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+def faces(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings (images, D) of about seven images a person, and the persons."""
+    rng = np.random.default_rng(seed)
+    person = rng.integers(max(2, images // 7), size=images)
+    centre = rng.standard_normal((person.max() + 1, D), dtype=np.float32)
+    emb = centre[person] + 1.5 * rng.standard_normal((images, D), dtype=np.float32)
+    return emb / np.linalg.norm(emb, axis=1, keepdims=True), person
+
+
+def matmul_floor(emb: np.ndarray) -> None:
+    for _ in product_tiles(torch.from_numpy(emb), triangle=True):
+        pass
+
+
+def bench_all_pairs(images: int) -> None:
+    emb, person = faces(images)
+    repeats = 3 if images <= 30_000 else 1
+    verify_all_pairs(emb[:500], person[:500])
+    before = peak_mib()
+    took = seconds(lambda: verify_all_pairs(emb, person), repeats)
+    memory = peak_mib() - before
+    floor = seconds(lambda: matmul_floor(emb), repeats)
+    print(
+        f"all pairs of {images:,} x {D}: {took:.2f} s, {took / floor:.2f} x the matmul floor of {floor:.2f} s, "
+        f"{memory:.0f} MiB over the start"
+    )
+
+
+def bench_scikit_learn(images: int) -> None:
+    from sklearn.metrics import roc_curve
+
+    emb, person = faces(images)
+    i, j = np.triu_indices(images, 1)
+    score = np.concatenate(
+        [(emb[a] * emb[b]).sum(1) for a, b in zip(np.array_split(i, 99), np.array_split(j, 99), strict=True)]
+    )
+    same = person[i] == person[j]
+    del i, j
+    theirs = seconds(lambda: roc_curve(same, score), 1)
+    ours = seconds(lambda: verify_all_pairs(emb, person), 1)
+    print(
+        f"all pairs of {images:,}: scikit-learn's roc_curve on the ready list {theirs:.2f} s, "
+        f"ours with the scores {ours:.2f} s, {theirs / ours:.1f} x"
+    )
+
+
+def bench_listed() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(6000) % 600 < 300
+    score = rng.normal(same.astype(float), 0.5)
+    person = np.arange(6000), np.where(same, np.arange(6000), np.arange(6000) + 6000)
+    fold = np.arange(6000) // 600
+    print(f"6,000 pairs, ten folds: {1000 * seconds(lambda: verify_pairs(score, same, fold=fold)):.1f} ms")
+    took = seconds(lambda: verification_intervals(score, same, person), 1)
+    print(f"6,000 pairs, intervals of 1,000 draws: {took:.2f} s")
+
+
+def bench_neighbours() -> None:
+    gallery, _ = faces(20_000)
+    probe, _ = faces(5_000, seed=1)
+    ours = seconds(lambda: nearest(probe, gallery, 5))
+    try:
+        import faiss
+    except ImportError:
+        print(f"5 nearest of 20,000 for 5,000: {ours:.2f} s (faiss is not installed to compare)")
+        return
+    index = faiss.IndexFlatIP(D)
+    index.add(gallery)
+    theirs = seconds(lambda: index.search(probe, 5))
+    print(f"5 nearest of 20,000 for 5,000: {ours:.2f} s, faiss {theirs:.2f} s, {ours / theirs:.2f} x")
+
+
+def bench_coverage(draws: int) -> None:
+    """How often the 95 % interval of a drawn sample holds the figure of the whole population."""
+    rng = np.random.default_rng(0)
+    people = rng.normal(size=(20_000, 1, 24))
+    people[:, :, :3] += 0.6 * rng.normal(size=(20_000, 1, 1))  # some are alike
+    noise = 1.15 * np.exp(0.3 * rng.normal(size=(20_000, 1, 1)))  # some are hard
+    emb = people + noise * rng.normal(size=(20_000, 4, 24))
+    emb /= np.linalg.norm(emb, axis=2, keepdims=True)
+    fars = (0.1, 0.01)
+    whole = verify_pairs(*_pairs(emb, 1_000_000, rng)[:2], fars=fars)
+    truth = {"auc": whole.auc, "eer": whole.eer, **{f"tar_at_far_{f:g}": whole.tar(f) for f in fars}}
+    for persons, each in ((400, 1000), (3000, 1000)):
+        hits = dict.fromkeys(truth, 0)
+        for draw in range(draws):
+            sample = emb[rng.choice(len(emb), persons, replace=False)]
+            score, same, who = _pairs(sample, each, rng)
+            found = verification_intervals(score, same, who, fars=fars, draws=500, seed=draw)
+            for name, value in truth.items():
+                hits[name] += found[name].low <= value <= found[name].high
+        shares = ", ".join(f"{name} {n / draws:.3f}" for name, n in hits.items())
+        print(f"coverage of 95 %, {persons} people, {2 * each:,} pairs, {draws} samples: {shares}")
+
+
+def _pairs(
+    emb: np.ndarray, each: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    people, images = emb.shape[:2]
+    i, j = rng.integers(people, size=(2, each))
+    k = (j + 1 + rng.integers(people - 1, size=each)) % people
+    a, c, d = rng.integers(images, size=(3, each))
+    b = (a + 1 + rng.integers(images - 1, size=each)) % images
+    score = np.concatenate([(emb[i, a] * emb[i, b]).sum(1), (emb[j, c] * emb[k, d]).sum(1)])
+    return score, np.arange(2 * each) < each, (np.concatenate([i, j]), np.concatenate([i, k]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="*", default=[10_000, 30_000])
+    parser.add_argument("--peers", action="store_true", help="scikit-learn on 10,000 images: 2 GiB, a minute")
+    parser.add_argument("--coverage", type=int, default=0, metavar="SAMPLES")
+    options = parser.parse_args()
+    for images in options.images:
+        bench_all_pairs(images)
+    if options.peers:
+        bench_scikit_learn(10_000)
+    bench_neighbours()
+    bench_listed()
+    if options.coverage:
+        bench_coverage(options.coverage)
+
+
+if __name__ == "__main__":
+    main()
