@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +15,6 @@ from cyclopts import App, Parameter
 import facemetric
 from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig
 from facemetric.errors import ConfigError, FacemetricError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[import-not-found, no-redef]
 
 
 app = App(
@@ -75,7 +72,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback
         where = f" ({error.filename})" if error.filename else ""
-        fail(f"{error.strerror or error}{where}; free the disk or choose another --out")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some of the disk" if full else "mend the path, or name another --out"
+        fail(f"{error.strerror or error}{where}; {remedy}")
     except KeyboardInterrupt:
         fail("interrupted; a run goes on from its last checkpoint with --resume")
 
@@ -99,7 +98,7 @@ def with_config_file(tokens: list[str]) -> list[str]:
 def read_toml(file: Path) -> dict[str, Any]:
     """The options of a TOML file. Raises ConfigError where it cannot be read."""
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

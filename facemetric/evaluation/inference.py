@@ -59,7 +59,7 @@ def embed_index(
         embedder.train(was_training)
     kept = np.flatnonzero(read)
     identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
-    paths = np.array([index.name(i) for i in kept], dtype=np.str_)
+    paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
     return Embedded(EmbeddingTable(emb_ND[kept], identities, paths), bad)
 
 

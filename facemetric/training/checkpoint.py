@@ -36,6 +36,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], s
     reasons = []
     for candidate in (path, path.with_suffix(".previous")):
         if not candidate.exists():
+            reasons.append(f"{candidate.name} is missing")
             continue
         try:
             state = torch.load(candidate, map_location=device, weights_only=True)
@@ -44,6 +45,4 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], s
             continue
         note = f"{reasons[0]}; going on from {candidate.name}" if reasons else ""
         return state, note
-    if reasons:
-        raise ConfigError(f"no checkpoint in {path.parent} can be read: {'; '.join(reasons)}; start without --resume")
-    raise ConfigError(f"{path.parent} holds no checkpoint to resume; start without --resume")
+    raise ConfigError(f"no checkpoint in {path.parent} is whole ({'; '.join(reasons)}); name another --out")

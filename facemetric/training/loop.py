@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -27,9 +29,12 @@ LOG_STEPS = 20  # steps averaged into one line of the log
 class Task(Protocol):
     """What a stage gives the loop. `score` names the validation figure (up is better) that picks the best epoch."""
 
-    model: nn.Module
     score: str
     steps_per_epoch: int
+
+    @property
+    def model(self) -> nn.Module:
+        """All that trains, and what checkpoints hold."""
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from step `start` on: a pure function of the seed and the epoch."""
@@ -170,25 +175,35 @@ class Trainer:
             for batch in batches:
                 meter.add(self.step(batch))
                 bar.update()
-                if meter.count == LOG_STEPS:
-                    means = meter.take()
+                due = time.monotonic() - self.saved > 60 * settings.checkpoint_minutes
+                # The log is complete up to each checkpoint: a resumed run goes on with both.
+                if meter.count == LOG_STEPS or due or stopped.is_set():
+                    means = self.log_train(meter)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
-                    self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means)
                 if stopped.is_set():
                     self.stop()
-                if time.monotonic() - self.saved > 60 * settings.checkpoint_minutes:
+                if due:
                     self.save()
         if meter.count:
-            self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **meter.take())
+            self.log_train(meter)
         at.epoch, at.step = at.epoch + 1, 0
         self.validate()
         self.save()
         if stopped.is_set() and at.epoch < settings.epochs:
             self.stop()
 
+    def log_train(self, meter: Meter) -> dict[str, float]:
+        """Log the means of the steps since the last line; returns them."""
+        means = meter.take()
+        self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means)
+        return means
+
     def step(self, batch: Any) -> dict[str, float]:
         """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.done)
+        seed = self.settings.seed * 1_000_003 + self.done
+        torch.manual_seed(seed)
+        random.seed(seed)  # timm's random erasing draws from it
+        np.random.seed(seed & 0xFFFFFFFF)
         self.optimizer.zero_grad(set_to_none=True)
         with self.amp.autocast():
             figures = self.task.step(batch, self.done / max(1, self.total), self.amp.backward)
@@ -264,7 +279,7 @@ class Trainer:
                 f"({str(error).strip().splitlines()[-1].strip()}); resume with the options it was started with"
             ) from error
         self.at = Progress(**state["progress"])
-        self.run.truncate_log(self.done)
+        self.run.go_on(self.done)
 
 
 class Meter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ class Classification:
             scale=config.scale,
             margin=config.margin,
         )
-        self.model: nn.Module = Classifier(embedder, head).to(device, memory_format=torch.channels_last)
+        self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
         self.transform = train_transform(embedder.preprocess, augment_of(config))
         self.erase = RandomErasing(config.random_erasing, mode="pixel", device=device) if config.random_erasing else None
         batch_size = min(config.batch_size, len(self.rows))
@@ -177,7 +177,7 @@ class Classification:
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images = normalise(batch.images, self.model.embedder.preprocess, self.device)  # type: ignore[union-attr]
+        images = normalise(batch.images, self.model.embedder.preprocess, self.device)
         if self.erase:
             images = self.erase(images)
         labels = batch.labels.to(self.device)
@@ -221,14 +221,14 @@ class Classification:
         save_weights(self.run.best, model.embedder, provenance=origin, metrics=metrics)  # type: ignore[arg-type]
 
 
-class Rows:
+class Rows(Sequence[np.ndarray]):
     """The steps of a sampler over some rows of an index, as rows of the index."""
 
-    def __init__(self, steps: Any, rows: np.ndarray) -> None:
+    def __init__(self, steps: Sequence[np.ndarray], rows: np.ndarray) -> None:
         self.steps, self.rows = steps, rows
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, step: int) -> np.ndarray:
+    def __getitem__(self, step: int) -> np.ndarray:  # type: ignore[override]
         return self.rows[self.steps[step]]

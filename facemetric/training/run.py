@@ -21,18 +21,34 @@ CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt
 
 
 class Run:
-    """One training run on disk. Raises ConfigError where the folder holds another run and `resume` is not set."""
+    """One training run on disk.
+
+    Raises ConfigError where the folder holds another run and `resume` is not set, or no checkpoint and it is.
+    A start that failed before its first step leaves no run behind."""
 
     def __init__(self, folder: Path, *, config_toml: str, resume: bool) -> None:
         self.folder = Path(folder)
         self.started = time.time()
-        there = (self.folder / LOG).exists()
-        if there and not resume:
-            raise ConfigError(f"{self.folder} already holds a run; go on with it by --resume, or name another --out")
+        self._config = config_toml
+        log, checkpoint = self.folder / LOG, self.folder / CHECKPOINT
+        begun = log.exists() and log.stat().st_size > 0
+        saved = checkpoint.exists() or checkpoint.with_suffix(".previous").exists()
+        if resume and not saved:
+            remedy = "name another --out, or remove it" if begun else "start without --resume"
+            raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")
+        if (begun or saved) and not resume:
+            remedy = "go on with it by --resume" if saved else "remove it"
+            raise ConfigError(f"{self.folder} already holds a run; {remedy}, or name another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(config_toml)
+        if not resume:
+            self.write_config()
+            (self.folder / BAD_IMAGES).unlink(missing_ok=True)  # of a start that failed
         self._log = open(self.folder / LOG, "a")  # noqa: SIM115 (closed by close)
         self._board = SummaryWriter(str(self.folder))
+
+    def write_config(self) -> None:
+        """config.toml; a path that is no text is written with escapes, and cannot be read back."""
+        (self.folder / CONFIG).write_bytes(self._config.encode("utf-8", "backslashreplace"))
 
     @property
     def best(self) -> Path:
@@ -49,8 +65,9 @@ class Run:
             if isinstance(value, float) and name != "seconds":
                 self._board.add_scalar(f"{event}/{name}", value, step)
 
-    def truncate_log(self, step: int) -> None:
-        """Drop the lines after a step: a resumed run writes them again."""
+    def go_on(self, step: int) -> None:
+        """Go on from a step: keep the options given now; drop the log's lines after it, which come again."""
+        self.write_config()
         path = self.folder / LOG
         kept = []
         for text in path.read_text().splitlines():

@@ -191,8 +191,9 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
     """timm's optimizer over modules with a learning rate each; vectors (biases, norms) have no weight decay.
 
     Raises ConfigError for a name that timm does not know."""
-    if config.optimizer not in list_optimizers():
-        raise ConfigError(f"unknown optimizer {config.optimizer!r}{did_you_mean(config.optimizer, list_optimizers())}")
+    known = [str(name) for name in list_optimizers()]
+    if config.optimizer not in known:
+        raise ConfigError(f"unknown optimizer {config.optimizer!r}{did_you_mean(config.optimizer, known)}")
     groups = []
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
