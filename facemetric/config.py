@@ -155,7 +155,7 @@ class FinetuneConfig(StageConfig):
     views: int = 1
     """Cached copies of each image with --freeze backbone: the plain one and views - 1 augmented ones."""
     cache: Path | None = None
-    """Folder of the cached features; `features` in the run folder where none is named."""
+    """Folder of the cached features; `features` beside the run folder where none is named."""
     microbatch: int = 0
     """Images that are in memory with their graph at once (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: int = 512
@@ -255,16 +255,25 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def config_toml(config: Any) -> str:
-    """The options as TOML that `--config` reads back."""
+    """The options as TOML that `--config` reads back, without `resume`: it starts the same run anew."""
     import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
 
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in config_dict(config).items())
+    options = config_dict(config)
+    options.pop("resume", None)
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
 
 
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_least(config: Any, least: dict[str, int]) -> None:
+    """Raise ConfigError where an option of these names is below its bound; options that are not there pass."""
+    for name, bound in least.items():
+        value = getattr(config, name, bound)
+        require(value >= bound, f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
 
 
 def check_stage(config: StageConfig) -> None:
@@ -276,11 +285,10 @@ def check_stage(config: StageConfig) -> None:
     for name in shares:
         value = getattr(config, name, 0.0)
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
-    for name in ("batch_size", "epochs", "image_size", "images_per_identity", "views"):
-        value = getattr(config, name, 1)
-        require(value >= 1, f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    for name in ("embedding_size", "microbatch", "margin", "clip_grad", "warmup_epochs", "weight_decay"):
-        value = getattr(config, name, 0)
-        require(value >= 0, f"--{name.replace('_', '-')} is {value}; it must be at least 0")
+    least = {name: 1 for name in ("epochs", "image_size", "views")}
+    least |= {name: 2 for name in ("batch_size", "images_per_identity")}  # batch norm and triplets need two
+    least |= {name: 0 for name in ("embedding_size", "microbatch", "margin", "clip_grad", "warmup_epochs")}
+    least |= {"weight_decay": 0, "checkpoint_minutes": 0, "seed": 0, "workers": -1}
+    check_least(config, least)
     require(getattr(config, "lr", 1.0) > 0, f"--lr is {getattr(config, 'lr', 1.0)}; it must be above 0")
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")

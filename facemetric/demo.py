@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from facemetric.config import DemoConfig, require
+from facemetric.config import DemoConfig, check_least
 from facemetric.data.drawn import draw_faces
 from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
@@ -25,8 +25,7 @@ PAIRS_A_FOLD = 300  # of each kind, as LFW has
 
 def run_demo(config: DemoConfig) -> Evaluation:
     """Draw faces, pretrain, finetune, eval on identities never seen; prints the three commands at the end."""
-    require(config.identities >= 20, f"--identities is {config.identities}; the demo needs at least 20")
-    require(config.images >= 2, f"--images is {config.images}; the demo needs at least 2 of each")
+    check_least(config, {"identities": 20, "images": 2, "epochs": 1, "seed": 0})
     out = config.out
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; name another --out, or remove it")

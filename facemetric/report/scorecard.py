@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facemetric.config import EvalConfig, config_dict, make_config, require
+from facemetric.config import EvalConfig, check_least, config_dict, make_config, require
 from facemetric.data.index import ImageIndex, index_files, read_index
 from facemetric.data.loader import BadImageLog
-from facemetric.data.pairs import Pairs, pair_files, read_pairs, resolve
+from facemetric.data.pairs import Pairs, read_pairs, resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
@@ -55,7 +55,7 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config."""
     require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
     require(bool(config.pairs or config.data or config.embeddings), "nothing to score: give --pairs or --data")
-    require(config.folds >= 2, f"--folds is {config.folds}; accuracy needs at least 2")
+    check_least(config, {"folds": 2, "batch_size": 1, "seed": 0, "workers": -1})
     pairs = read_pairs(config.pairs) if config.pairs else None
     if config.weights:
         find_weights(config.weights)  # before images are read
@@ -79,8 +79,7 @@ def embed(config: EvalConfig, pairs: Pairs | None) -> EmbeddingTable:
             print(note)
     else:
         assert pairs is not None
-        files, _, _ = pair_files(pairs)
-        index = index_files(files)
+        index = index_files(pairs.paths(), Path(pairs.source).parent)
     if pairs is not None:
         resolve(pairs, index, missing_list=config.out / "missing_images.txt")  # before the long work
     embedder = load_weights(config.weights, pick_device(config.device))
