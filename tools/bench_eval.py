@@ -1,4 +1,4 @@
-"""Speed, memory and coverage of the evaluation: `python tools/bench_eval.py [--images 30000] [--coverage 1000]`.
+"""Speed, memory and coverage of the evaluation: `python tools/bench_eval.py --images 30000 --coverage 1000`.
 
 Prints one line a measure; ratios are taken within one run, since the machine may be busy.
 """
@@ -61,8 +61,8 @@ def bench_all_pairs(images: int) -> None:
     memory = peak_mib() - before
     floor = seconds(lambda: matmul_floor(emb), repeats)
     print(
-        f"all pairs of {images:,} x {D}: {took:.2f} s, {took / floor:.2f} x the matmul floor of {floor:.2f} s, "
-        f"{memory:.0f} MiB over the start"
+        f"all pairs of {images:,} x {D}: {took:.2f} s, {took / floor:.2f} x the matmul of {floor:.2f} s, "
+        f"{memory:.0f} MiB more than before"
     )
 
 

@@ -133,14 +133,25 @@ def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[
     if k == 1:
         best = score_RN.argmax(1)[:, None]
         return best, np.take_along_axis(score_RN, best, 1)
-    # torch finds the k-th score fastest, but which of equal scores it keeps is not defined: choose anew.
-    least_R1 = torch.from_numpy(score_RN).topk(k).values[:, -1:].numpy()
-    row, col = np.divmod(np.flatnonzero(score_RN >= least_R1), score_RN.shape[1])  # 2-d nonzero is slow
+    row, col = np.divmod(np.flatnonzero(score_RN >= _bound(score_RN, k)), score_RN.shape[1])
     score = score_RN[row, col]
     order = np.lexsort((col, -score, row))
     place = np.arange(len(row)) - np.searchsorted(row, row)
     keep = order[place < k]
     return col[keep].reshape(height, k), score[keep].reshape(height, k)
+
+
+def _bound(score_RN: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
+    """A value (R, 1) that at least k scores of the row reach, and few more: the k-th best of group maxima."""
+    n = score_RN.shape[1]
+    groups = max(256, 8 * k)
+    if 2 * groups > n:
+        return np.partition(score_RN, n - k, axis=1)[:, n - k : n - k + 1]
+    depth = n // groups
+    best_RG = score_RN[:, : depth * groups].reshape(-1, depth, groups).max(1)
+    rest_RG = best_RG[:, : n - depth * groups]
+    np.maximum(rest_RG, score_RN[:, depth * groups :], out=rest_RG)
+    return np.partition(best_RG, groups - k, axis=1)[:, groups - k : groups - k + 1]
 
 
 def _retrieve(

@@ -29,6 +29,19 @@ def test_nearest_with_ties_takes_the_lower_row(queries, gallery, k):
         np.testing.assert_allclose(score, [s for _, s in ranked], atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [511, 512, 513, 900])
+def test_nearest_in_a_gallery_of_many(n):
+    rng = np.random.default_rng(n)
+    gallery = np.sign(rng.normal(size=(n, 16))).astype(np.float32)  # many ties, all products exact
+    queries = gallery[::97]
+    found = nearest(queries, gallery, 7)
+    score = queries @ gallery.T / 16
+    for line, rows, best in zip(score, found.rows, found.score, strict=True):
+        order = np.lexsort((np.arange(n), -line))[:7]
+        assert rows.tolist() == order.tolist()
+        np.testing.assert_array_equal(best, line[order])
+
+
 @settings(max_examples=60, deadline=None)
 @given(CORNERS, st.integers(0, 10**6))
 def test_leave_one_out_as_slow_twin_with_ties_and_duplicates(emb, seed):
