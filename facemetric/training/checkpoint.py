@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, writing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write to a temporary file, sync, keep the last one as `.previous`, then take its place."""
     staging, previous = path.with_suffix(".new"), path.with_suffix(".previous")
     try:
-        with open(staging, "wb") as file:
-            torch.save(state, file)
+        with writing(path), open(staging, "wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch hides the system's error behind one of its own
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

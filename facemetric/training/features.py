@@ -22,6 +22,7 @@ from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
+from facemetric.errors import writing
 from facemetric.model.embedder import Embedder
 
 
@@ -58,6 +59,7 @@ def cached_features(
     part = cache / f"{key}.{os.getpid()}.part"
     try:
         values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        claim_space(part)
         bad = fill(values, embedder, index, augment=augment, seed=seed, workers=workers)
         values.flush()
         del values
@@ -71,6 +73,14 @@ def cached_features(
     found = read_cache(cache, key, shape)
     assert found is not None
     return found._replace(reused=False)
+
+
+def claim_space(file: Path) -> None:
+    """Give a sparse file its place on the disk. Raises OSError where the disk is full: writing to the mapped
+    file would then kill the process instead."""
+    if hasattr(os, "posix_fallocate"):
+        with writing(file), open(file, "r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
 
 
 def fill(
