@@ -93,7 +93,7 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
 def _positives(ops: Operands, order: Order, rule: Rule) -> _Positives:
     every = slice(0, len(ops.left_MD))
     at = [order.positive(k, every) for k in range(len(order.prefix))]
-    squared = [row_distance(ops.anchors_MD[: len(p)], ops.reference_ND[p]) for p in at]
+    squared = [row_distance(ops.anchors_MD[: len(p)], ops.reference_ND.index_select(0, p)) for p in at]
     return _Positives(
         at, squared, [rule.squared_bound(d) for d in squared], [torch.zeros_like(d) for d in squared]
     )
@@ -200,7 +200,7 @@ def _gradients(
     grad_MD = _push(out_ME, ops.anchors_MD, rule)
     grad_ND = grad_MD if order.whole else _push(out_NE, ops.reference_ND, rule)
     for p, squared, count in zip(positives.at, positives.squared, positives.active, strict=True):
-        pull_TD = ops.anchors_MD[: len(p)] - ops.reference_ND[p]
+        pull_TD = ops.anchors_MD[: len(p)] - ops.reference_ND.index_select(0, p)
         pull_TD *= (count * rule.slope(squared))[:, None]
         grad_MD[: len(p)] += pull_TD
         add_rows(grad_ND, p, pull_TD.neg_())

@@ -5,7 +5,9 @@ Shapes: B rows of a batch, M anchors, D embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,12 +15,20 @@ from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.order import Order, order_against, order_whole
+from facemetric.mining.small import SMALL_MIB, SMALL_ROWS
 from facemetric.mining.sparse import Operands, Rule, Sums, operands
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, compute_dtype
 
 Margin = float | Literal["soft"]
 Anchors = slice | tuple[Tensor, Tensor] | None
-Kernel = Callable[[Operands, Order, Rule, float], Sums]
+
+
+class Kernel(NamedTuple):
+    """How one miner adds up: in tiles, and all at once for a small batch (None where that has no answer)."""
+
+    tiled: Callable[[Operands, Order, Rule, float], Sums]
+    small: Callable[[Tensor, Tensor, Rule], Sums | None] | None = None
+
 
 DISTANCES = ("squared", "euclidean", "cosine")
 
@@ -68,6 +78,9 @@ def mine(
     """Checks, orders, hands over to the kernel, and divides."""
     rule = make_rule(margin, distance)
     _check(embeddings_BD, labels_B, "embeddings")
+    if labels_B.device != embeddings_BD.device:
+        labels_B = labels_B.to(embeddings_BD.device)
+    y_BD = _rows(embeddings_BD, distance)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
         _check(*anchors, "anchors")
@@ -76,36 +89,52 @@ def mine(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
             )
         x_MD = _rows(anchors[0], distance)
-        order = order_against(anchors[1], labels_B, None)
+    kind = y_BD.device.type
+    plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with torch.no_grad(), plain:
+        sums = None
+        roomy = budget_mib is None or budget_mib >= SMALL_MIB
+        if anchors is None and kernel.small is not None and roomy and len(labels_B) <= SMALL_ROWS:
+            sums = kernel.small(y_BD, labels_B, rule)
+        if sums is None:
+            sums = _tiled(y_BD, labels_B, kernel, rule, anchors, x_MD, budget_mib)
+        scale = torch.where(sums.weight > 0, 1 / sums.weight, 0.0)
+        loss = (sums.loss * scale).to(y_BD.dtype)
+        grad_x_MD = sums.grad_MD * scale if x_MD is not None else None
+    loss = _Attach.apply(loss, y_BD, sums.grad_ND.mul_(scale), x_MD, grad_x_MD)
+    return Mined(loss, sums.active, sums.valid, sums.d_ap * scale, sums.d_an * scale, sums.weight)
+
+
+def _tiled(
+    y_BD: Tensor,
+    labels_B: Tensor,
+    kernel: Kernel,
+    rule: Rule,
+    anchors: Anchors,
+    x_MD: Tensor | None,
+    budget_mib: float | None,
+) -> Sums:
+    """Sorts, mines in tiles, and brings the gradient back into the order of the rows handed in."""
+    if isinstance(anchors, tuple):
+        order = order_against(anchors[1].to(labels_B.device), labels_B, None)
+        ops = operands(anchors[0] if x_MD is None else x_MD, y_BD, order)
     elif isinstance(anchors, slice):
         own_M = torch.arange(len(labels_B), device=labels_B.device)[anchors]
         order = order_against(labels_B[anchors], labels_B, own_M)
+        ops = operands(y_BD[anchors], y_BD, order)
     else:
         order = order_whole(labels_B)
+        ops = operands(y_BD, None, order)
     if budget_mib is None:
-        budget_mib = CPU_MINING_MIB if embeddings_BD.device.type == "cpu" else CUDA_BUDGET_MIB
-    y_BD = _rows(embeddings_BD, distance)
-    with torch.no_grad():
-        if isinstance(anchors, slice):
-            ops = operands(y_BD[anchors], y_BD, order)
-        elif x_MD is not None:
-            ops = operands(x_MD, y_BD, order)
-        else:
-            ops = operands(y_BD, None, order)
-        sums = kernel(ops, order, rule, budget_mib)
-        scale = torch.where(sums.weight > 0, 1 / sums.weight, 0.0)
-        grad_BD = torch.empty_like(sums.grad_ND).index_copy_(0, order.reference_N, sums.grad_ND)
-        grad_x_MD = None
-        if not order.whole:
-            grad_x_MD = torch.empty_like(sums.grad_MD).index_copy_(0, order.anchors_M, sums.grad_MD)
-            if isinstance(anchors, slice):
-                grad_BD[anchors] += grad_x_MD
-            else:
-                grad_x_MD *= scale
-        grad_BD *= scale
-        loss = (sums.loss * scale).to(y_BD.dtype)
-    loss = _Attach.apply(loss, y_BD, grad_BD, x_MD, grad_x_MD)
-    return Mined(loss, sums.active, sums.valid, sums.d_ap * scale, sums.d_an * scale, sums.weight)
+        budget_mib = CPU_MINING_MIB if y_BD.device.type == "cpu" else CUDA_BUDGET_MIB
+    sums = kernel.tiled(ops, order, rule, budget_mib)
+    grad_BD = torch.empty_like(sums.grad_ND).index_copy_(0, order.reference_N, sums.grad_ND)
+    if order.whole:
+        return sums._replace(grad_MD=grad_BD, grad_ND=grad_BD)
+    grad_MD = torch.empty_like(sums.grad_MD).index_copy_(0, order.anchors_M, sums.grad_MD)
+    if isinstance(anchors, slice):
+        grad_BD[anchors] += grad_MD
+    return sums._replace(grad_MD=grad_MD, grad_ND=grad_BD)
 
 
 class _Attach(torch.autograd.Function):
@@ -130,9 +159,13 @@ def _check(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
         raise DataError(
             f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"
         )
-    finite = torch.isfinite(rows_BD.detach()).all()
-    if not finite:
-        bad = (~torch.isfinite(rows_BD.detach()).all(1)).nonzero()[:, 0]
+    rows_BD = rows_BD.detach()
+    if math.isfinite(
+        rows_BD.sum(dtype=compute_dtype(rows_BD.dtype))
+    ):  # one pass; a sum may overflow, so look
+        return
+    bad = (~torch.isfinite(rows_BD).all(1)).nonzero()[:, 0]
+    if len(bad):
         raise DataError(
             f"{len(bad)} of {len(rows_BD)} {what} are NaN or infinite, the first is row {int(bad[0])}: "
             "look at that image, or lower the learning rate"

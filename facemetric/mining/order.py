@@ -18,6 +18,14 @@ from torch import Tensor
 SCATTER_RUN = 64
 
 
+class Pairs(NamedTuple):
+    """Anchors with some of their positives, one k after the other."""
+
+    anchor_T: Tensor  # offset into the rows asked for
+    row_T: Tensor  # sorted reference row of the positive
+    counts: list[int]  # how many of the T belong to each k; they are the first so many anchors
+
+
 class Order(NamedTuple):
     """Anchors, most positives first, and reference rows, both in runs of one label.
 
@@ -38,6 +46,28 @@ class Order(NamedTuple):
         rows = slice(rows.start, max(rows.start, min(rows.stop, self.prefix[k])))
         row = self.start_M[rows] + k
         return row + (row >= self.self_M[rows])
+
+    def pairs(self, rows: slice, limit: int) -> list[Pairs]:
+        """All positives of the anchors in `rows`, in groups of at most `limit` pairs, or of a single k."""
+        groups, counts, first = [], list[int](), 0
+        for k in range(len(self.prefix)):
+            n = self.having(k, rows)
+            if counts and (not n or sum(counts) + n > limit):
+                groups.append(self._group(first, counts, rows))
+                first, counts = k, []
+            if not n:
+                break
+            counts.append(n)
+        return [*groups, self._group(first, counts, rows)] if counts else groups
+
+    def _group(self, first: int, counts: list[int], rows: slice) -> Pairs:
+        offset = torch.arange(counts[0], device=self.start_M.device)
+        if len(counts) == 1:
+            return Pairs(offset, self.positive(first, rows), counts)
+        anchor_T = torch.cat([offset[:n] for n in counts])
+        row_T = torch.cat([self.start_M[rows][:n] + k for k, n in enumerate(counts, first)])
+        row_T += row_T >= self.self_M[rows].index_select(0, anchor_T)
+        return Pairs(anchor_T, row_T, counts)
 
     def having(self, k: int, rows: slice) -> int:
         """How many of the anchors in `rows` have a k-th positive: the first ones."""
@@ -82,9 +112,9 @@ def order_whole(labels_N: Tensor) -> Order:
     count_N = torch.searchsorted(sorted_N, sorted_N, right=True) - start_N
     by_count_N = count_N.argsort(descending=True, stable=True)
     here_N = torch.arange(N, device=labels_N.device)
-    start_sorted_N = here_N - (by_count_N - start_N[by_count_N])
-    rows_N = perm_N[by_count_N]
-    return _finish(rows_N, rows_N, start_sorted_N, count_N[by_count_N], here_N, whole=True)
+    start_sorted_N = here_N - (by_count_N - start_N.index_select(0, by_count_N))
+    rows_N = perm_N.index_select(0, by_count_N)
+    return _finish(rows_N, rows_N, start_sorted_N, count_N.index_select(0, by_count_N), here_N, whole=True)
 
 
 def order_against(labels_M: Tensor, labels_N: Tensor, own_M: Tensor | None) -> Order:

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from facemetric.mining.order import Order
+from facemetric.mining.order import Order, Pairs
 from facemetric.mining.tiles import product_tiles, row_distance
 
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
 CHUNK = 64
 
-_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class Operands(NamedTuple):
@@ -40,12 +40,16 @@ class Operands(NamedTuple):
 
 def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> Operands:
     """Sorts, centres and extends the rows; `reference_ND` None means that the anchors are the reference."""
-    y_ND = (anchors_MD if reference_ND is None else reference_ND)[order.reference_N]
+    y_ND = (anchors_MD if reference_ND is None else reference_ND).index_select(0, order.reference_N)
     mean_D = y_ND.mean(0)
     y_ND = y_ND - mean_D
-    x_MD = y_ND if reference_ND is None else anchors_MD[order.anchors_M] - mean_D
-    right_ND = torch.cat([y_ND, y_ND.square().sum(1, keepdim=True), torch.ones_like(y_ND[:, :1])], 1)
-    left_MD = torch.cat([x_MD * -2, torch.ones_like(x_MD[:, :1]), x_MD.square().sum(1, keepdim=True)], 1)
+    x_MD = y_ND if reference_ND is None else anchors_MD.index_select(0, order.anchors_M) - mean_D
+    y_sq_N1, ones_N1 = torch.linalg.vecdot(y_ND, y_ND)[:, None], y_ND.new_ones(len(y_ND), 1)
+    x_sq_M1, ones_M1 = y_sq_N1, ones_N1
+    if reference_ND is not None:
+        x_sq_M1, ones_M1 = torch.linalg.vecdot(x_MD, x_MD)[:, None], x_MD.new_ones(len(x_MD), 1)
+    right_ND = torch.cat([y_ND, y_sq_N1, ones_N1], 1)
+    left_MD = torch.cat([x_MD * -2, ones_M1, x_sq_M1], 1)
     return Operands(left_MD, right_ND, x_MD, y_ND)
 
 
@@ -81,7 +85,7 @@ def pick_semihard(
     picked, missing = [], []
     for d_ap in positive:
         gap_RN = torch.sub(d_ap[:, None], dist_RN[: len(d_ap)], out=scratch_RN[: len(d_ap)])
-        best, at = argmin_rows(gap_RN.view(_INTEGER[gap_RN.dtype]))
+        best, at = argmin_rows(gap_RN.view(INTEGER[gap_RN.dtype]))
         picked.append(at)
         missing.append(best >= 0)
     lack = missing[0].clone()
@@ -100,7 +104,7 @@ def pick_nearest(
 ) -> list[Tensor]:
     """For each anchor the nearest negative. Source: Hermans et al. 2017, arXiv:1703.07737."""
     order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), torch.inf)
-    return [argmin_rows(dist_RN.view(_INTEGER[dist_RN.dtype]))[1]]
+    return [argmin_rows(dist_RN.view(INTEGER[dist_RN.dtype]))[1]]
 
 
 def pick_by_distance(dimensions: int, square: float, generator: torch.Generator) -> Pick:
@@ -195,59 +199,66 @@ def sparse_sums(
     grad_ND = grad_MD if order.whole else torch.zeros_like(ops.reference_ND)
     active_rows = order.prefix[0] if order.prefix else 0
     valid = active_rows if farthest else sum(order.prefix)
-    scratch = None
     walk = product_tiles(
         ops.left_MD[:active_rows], ops.right_ND, budget_mib=budget_mib, buffers=2, whole_rows=True
     )
+    scratch = ops.left_MD.new_empty(0)
     for rows, _, dist_RN in walk:
-        if scratch is None:
+        if not len(scratch):
             scratch = torch.empty_like(dist_RN)
-        at_p = [order.positive(k, rows) for k in range(len(order.prefix)) if order.having(k, rows)]
-        x_RD = ops.anchors_MD[rows]
-        d_ap = [row_distance(x_RD[: len(at)], ops.reference_ND[at]) for at in at_p]
+        # a group of pairs takes no more room than a tile
+        groups = order.pairs(rows, max(len(dist_RN), dist_RN.numel() // ops.left_MD.shape[1]))
+        squared = [row_distance(*_ends(ops, rows, pairs)) for pairs in groups]
         if farthest:
-            at_p, d_ap = _farthest(at_p, d_ap)
-        at_n = pick(dist_RN, rows, scratch[: len(dist_RN)], order, d_ap)
-        for p, n, squared_ap in zip(at_p, at_n, d_ap, strict=True):
-            anchor = slice(rows.start, rows.start + len(p))
-            total += _pay_triplets(ops, rule, anchor, p, n, squared_ap, grad_MD, grad_ND)
+            groups, squared = _farthest(groups, squared)
+        d_ap = [part for pairs, d in zip(groups, squared, strict=True) for part in d.split(pairs.counts)]
+        picked = pick(dist_RN, rows, scratch[: len(dist_RN)], order, d_ap)
+        for pairs, squared_ap in zip(groups, squared, strict=True):
+            at_n_T = torch.cat([picked.pop(0) for _ in pairs.counts])
+            total += _pay_triplets(ops, rule, rows, pairs, at_n_T, squared_ap, (grad_MD, grad_ND))
     loss, active, sum_ap, sum_an = total
-    weight = torch.full_like(loss, valid)
-    return Sums(loss, weight, active, valid, sum_ap, sum_an, grad_MD, grad_ND)
+    return Sums(loss, torch.full_like(loss, valid), active, valid, sum_ap, sum_an, grad_MD, grad_ND)
 
 
-def _farthest(at_p: list[Tensor], d_ap: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    at, best = at_p[0].clone(), d_ap[0].clone()
-    for other, d in zip(at_p[1:], d_ap[1:], strict=True):
-        n = len(d)
-        farther = d > best[:n]
-        at[:n] = torch.where(farther, other, at[:n])
-        best[:n] = torch.where(farther, d, best[:n])
-    return [at], [best]
+def _ends(ops: Operands, rows: slice, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Embeddings (T, D) of the anchors and of their positives."""
+    return ops.anchors_MD[rows].index_select(0, pairs.anchor_T), ops.reference_ND.index_select(0, pairs.row_T)
+
+
+def _farthest(groups: list[Pairs], squared: list[Tensor]) -> tuple[list[Pairs], list[Tensor]]:
+    """One positive for each anchor, as one group."""
+    first = groups[0]
+    at, best = first.row_T[: first.counts[0]].clone(), squared[0][: first.counts[0]].clone()
+    for pairs, squared_T in zip(groups, squared, strict=True):
+        for row, d in zip(pairs.row_T.split(pairs.counts), squared_T.split(pairs.counts), strict=True):
+            farther = d > best[: len(d)]
+            at[: len(d)] = torch.where(farther, row, at[: len(d)])
+            best[: len(d)] = torch.where(farther, d, best[: len(d)])
+    return [Pairs(first.anchor_T[: len(at)], at, [len(at)])], [best]
 
 
 def _pay_triplets(
     ops: Operands,
     rule: Rule,
-    anchor: slice,
-    p: Tensor,
-    n: Tensor,
-    squared_ap: Tensor,
-    grad_MD: Tensor,
-    grad_ND: Tensor,
+    rows: slice,
+    pairs: Pairs,
+    at_n_T: Tensor,
+    squared_ap_T: Tensor,
+    grads: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Loss, active count and both distances of triplets (anchor, p, n), summed; their gradient is added."""
-    x_TD = ops.anchors_MD[anchor]
-    to_n_TD = x_TD - ops.reference_ND[n]
-    squared_an = to_n_TD.square().sum(1)
-    d_ap, d_an = rule.distance(squared_ap), rule.distance(squared_an)
-    value, slope = rule.pay(d_ap - d_an)
-    to_p_TD = x_TD - ops.reference_ND[p]
-    to_p_TD *= (slope * rule.slope(squared_ap))[:, None]
-    to_n_TD *= (slope * rule.slope(squared_an))[:, None]
-    grad_MD[anchor] += to_p_TD
-    grad_MD[anchor] -= to_n_TD
-    add_rows(grad_ND, p, to_p_TD.neg_())
-    add_rows(grad_ND, n, to_n_TD)
-    sums = [value.sum(dtype=torch.float64), (value > 0).sum(dtype=torch.float64)]
-    return torch.stack([*sums, d_ap.sum(dtype=torch.float64), d_an.sum(dtype=torch.float64)])
+    """Loss, active count and both distances of triplets, summed; their gradient is added to `grads`."""
+    x_TD, to_p_TD = _ends(ops, rows, pairs)
+    to_n_TD = x_TD - ops.reference_ND.index_select(0, at_n_T)
+    torch.sub(x_TD, to_p_TD, out=to_p_TD)
+    squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)
+    d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
+    value_T, slope_T = rule.pay(d_ap_T - d_an_T)
+    to_p_TD *= (slope_T * rule.slope(squared_ap_T))[:, None]
+    to_n_TD *= (slope_T * rule.slope(squared_an_T))[:, None]
+    push_TD = torch.sub(to_p_TD, to_n_TD, out=x_TD)
+    grad_MD, grad_ND = grads
+    for part in push_TD.split(pairs.counts):
+        grad_MD[rows.start : rows.start + len(part)] += part
+    add_rows(grad_ND, pairs.row_T, to_p_TD.neg_())
+    add_rows(grad_ND, at_n_T, to_n_TD)
+    return torch.stack([value_T, value_T > 0, d_ap_T, d_an_T]).sum(1, dtype=torch.float64)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, did_you_mean
 from facemetric.mining.dense import Select, batch_all_sums, weighted_sums
-from facemetric.mining.engine import Anchors, Margin, Mined, make_rule, mine
+from facemetric.mining.engine import Anchors, Kernel, Margin, Mined, make_rule, mine
 from facemetric.mining.order import Order
+from facemetric.mining.small import small_all, small_hard, small_semihard
 from facemetric.mining.sparse import (
     Operands,
     Pick,
@@ -33,6 +34,23 @@ from facemetric.mining.sparse import (
     pick_semihard,
     sparse_sums,
 )
+
+
+def _sparse(ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool) -> Sums:
+    return sparse_sums(ops, order, rule, pick=pick, farthest=farthest, budget_mib=budget)
+
+
+def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
+    return (
+        weighted_sums(ops, order, rule, None, budget)
+        if rule.soft
+        else batch_all_sums(ops, order, rule, budget)
+    )
+
+
+_ALL = Kernel(_all, small_all)
+_SEMIHARD = Kernel(partial(_sparse, pick=pick_semihard, farthest=False), small_semihard)
+_HARD = Kernel(partial(_sparse, pick=pick_nearest, farthest=True), small_hard)
 
 
 def batch_all(
@@ -54,14 +72,7 @@ def batch_all(
     Errors: DataError for shapes that do not meet or embeddings that are not finite, ConfigError for options.
     """
 
-    def kernel(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
-        return (
-            weighted_sums(ops, order, rule, None, budget)
-            if rule.soft
-            else batch_all_sums(ops, order, rule, budget)
-        )
-
-    return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, _ALL, margin, distance, anchors, budget_mib)
 
 
 def semihard(
@@ -78,8 +89,7 @@ def semihard(
     Arguments and errors as in `batch_all`. Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2; the
     fallback is that of TensorFlow Addons.
     """
-    kernel = partial(_sparse, pick=pick_semihard, farthest=False)
-    return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, _SEMIHARD, margin, distance, anchors, budget_mib)
 
 
 def batch_hard(
@@ -95,8 +105,7 @@ def batch_hard(
 
     Arguments and errors as in `batch_all`. Source: Hermans et al. 2017, arXiv:1703.07737.
     """
-    kernel = partial(_sparse, pick=pick_nearest, farthest=True)
-    return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, _HARD, margin, distance, anchors, budget_mib)
 
 
 def batch_select(
@@ -117,10 +126,10 @@ def batch_select(
     the weights. Other arguments and errors as in `batch_all`.
     """
 
-    def kernel(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
+    def tiled(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
         return weighted_sums(ops, order, rule, select, budget)
 
-    return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, Kernel(tiled), margin, distance, anchors, budget_mib)
 
 
 def distance_weighted(
@@ -143,7 +152,7 @@ def distance_weighted(
     generator = torch.Generator(embeddings_BD.device).manual_seed(seed)
     square = 2.0 if distance == "cosine" else 1.0  # |x - y|^2 is 2 (1 - cos)
     pick = pick_by_distance(embeddings_BD.shape[-1], square, generator)
-    kernel = partial(_sparse, pick=pick, farthest=False)
+    kernel = Kernel(partial(_sparse, pick=pick, farthest=False))
     return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
 
 
@@ -227,7 +236,3 @@ class TripletLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.miner}, margin={self.margin}, distance={self.distance}"
-
-
-def _sparse(ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool) -> Sums:
-    return sparse_sums(ops, order, rule, pick=pick, farthest=farthest, budget_mib=budget)

@@ -63,7 +63,7 @@ OPTIONS = st.fixed_dictionaries(
     {
         "margin": st.sampled_from([0.0, 0.2, 0.9, -0.3, "soft"]),
         "distance": st.sampled_from(DISTANCES),
-        "budget_mib": st.sampled_from([8 * 30 / MIB, 8 * 700 / MIB, 1.0]),
+        "budget_mib": st.sampled_from([8 * 30 / MIB, 8 * 700 / MIB, 1.0, None]),
     }
 )
 
@@ -80,7 +80,14 @@ def test_equals_the_slow_twin(kind, data, options):
     assert abs(mined.active.item() - active) <= 2 * (
         options["margin"] in (0.0, "soft")
     )  # 0 or rounding: both are true
-    torch.testing.assert_close(grad, expected, atol=2e-12, rtol=0)
+    torch.testing.assert_close(folded(grad, emb), folded(expected, emb), atol=2e-12, rtol=0)
+
+
+def folded(grad, emb):
+    """Which of two equal rows takes the gradient is open: their sum is compared."""
+    return (
+        torch.cat([grad[:1] + grad[1:2], grad[2:]]) if len(emb) > 1 and torch.equal(emb[0], emb[1]) else grad
+    )
 
 
 @pytest.mark.parametrize("kind", [*TRIO, "select"])
@@ -98,7 +105,7 @@ def test_anchors_against_a_larger_set_equal_the_slow_twin(kind, data, options, c
     loss, _, valid, expected = twin(kind, emb, labels, margin, distance, window, anchors)
     assert mined.loss.item() == pytest.approx(loss.item(), abs=1e-12)
     assert mined.valid == valid
-    torch.testing.assert_close(grad, expected[0], atol=2e-12, rtol=0)
+    torch.testing.assert_close(folded(grad, emb), folded(expected[0], emb), atol=2e-12, rtol=0)
     if apart:
         torch.testing.assert_close(anchors[0].grad, expected[1], atol=2e-12, rtol=0)
 
