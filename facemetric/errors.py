@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class FacemetricError(Exception):
@@ -24,6 +26,17 @@ class WeightsError(FacemetricError, ValueError):
 
 class TrainingError(FacemetricError):
     """A run that cannot go on: a loss that is not finite, a worker that died, a run that is stopped."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in the system's error where a write fails (a full disk): without this it has no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

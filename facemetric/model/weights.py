@@ -17,12 +17,12 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 import facemetric
 from facemetric.data.images import Preprocess
-from facemetric.errors import ConfigError, WeightsError, did_you_mean
+from facemetric.errors import ConfigError, WeightsError, did_you_mean, writing
 from facemetric.model.embedder import Embedder, build_backbone
 
 FORMAT = 1
@@ -44,10 +44,16 @@ def save_weights(folder: Path, embedder: Embedder, *, provenance: dict[str, Any]
     tensors = {name: value.detach().cpu().contiguous() for name, value in embedder.backbone.state_dict().items()}
     for name, value in embedder.folded_projection().state_dict().items():
         tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
-    save_file(tensors, staging / MODEL, metadata={"format": "pt"})
-    config = describe(embedder, key) | {"sha256": file_hash(staging / MODEL)}
-    config["facemetric"] |= {"provenance": provenance, "metrics": metrics}
-    (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        with writing(folder):
+            # Not save_file: a full disk would be an error of its own kind there.
+            (staging / MODEL).write_bytes(save(tensors, metadata={"format": "pt"}))
+            config = describe(embedder, key) | {"sha256": file_hash(staging / MODEL)}
+            config["facemetric"] |= {"provenance": provenance, "metrics": metrics}
+            (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     replace_folder(staging, folder)
 
 
