@@ -21,9 +21,9 @@ from facemetric.evaluation.verification import unit_rows
 class Identification(NamedTuple):
     """Open-set identification by the single best match in the gallery.
 
-    `rank_1`: share of the M known probes whose best match is right, at any score. `points`: for
-    each wanted FPIR (share of the O unknown probes that match anybody), `tar` is the TPIR (share of the M known
-    ones whose best match is right and >= threshold), `far` the FPIR reached.
+    `rank_1`: share of the M known probes whose best match is right, at any score. `points`: for each wanted
+    FPIR (share of the O unknown probes that match anybody), `tar` is the TPIR (share of the M known ones
+    whose best match is right and >= threshold), `far` the FPIR reached.
     """
 
     rank_1: float

@@ -18,7 +18,7 @@ from facemetric.evaluation.verification import unit_rows
 from facemetric.mining.tiles import product_tiles
 
 Ints = npt.NDArray[np.int64]
-BUDGET_MIB = 16.0  # rows x all N columns of float32: at N = 100,000 still 40 rows a product
+BUDGET_MIB = 8.0  # rows x all N columns of float32: at N = 100,000 still 20 rows a product
 
 
 class Neighbours(NamedTuple):
@@ -142,15 +142,16 @@ def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[
 
 
 def _bound(score_RN: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
-    """A value (R, 1) that at least k scores of the row reach, and few more: the k-th best of group maxima."""
+    """A value (R, 1) that at least k scores of the row reach, and few more: the k-th best of group maxima.
+
+    The last columns, which fill no group, are left out of it: the bound holds all the same.
+    """
     n = score_RN.shape[1]
     groups = max(256, 8 * k)
     if 2 * groups > n:
         return np.partition(score_RN, n - k, axis=1)[:, n - k : n - k + 1]
     depth = n // groups
     best_RG = score_RN[:, : depth * groups].reshape(-1, depth, groups).max(1)
-    rest_RG = best_RG[:, : n - depth * groups]
-    np.maximum(rest_RG, score_RN[:, depth * groups :], out=rest_RG)
     return np.partition(best_RG, groups - k, axis=1)[:, groups - k : groups - k + 1]
 
 
