@@ -9,6 +9,7 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.intervals import (
     _Figures,
     _scale,
+    _weights,
     mean_interval,
     paired_differences,
     persons_of_pairs,
@@ -102,6 +103,17 @@ def test_scale_between_pairs_alone_and_all_pairs():
     together = _scale(difficulty[i] + difficulty[j] + 0.1 * rng.normal(size=len(i)), i, j, 120)
     assert 0.97 < together <= 1
     assert _scale(np.zeros(5), np.arange(5), np.arange(5) + 5, 10) == 1
+
+
+def test_a_pair_of_people_seen_once_has_the_variance_of_one_trial():
+    same = np.arange(600) < 300
+    figures = _Figures(np.random.default_rng(0).normal(same), same, (0.1,))
+    persons = np.arange(600), np.where(same, np.arange(600), np.arange(600) + 600)
+    weight = np.concatenate(list(_weights(figures, persons, 2000, 0)))
+    assert weight.shape == (2000, 600)
+    assert weight[:, same].var() == pytest.approx(1, rel=0.05)
+    assert weight[:, ~same].var() == pytest.approx(1, rel=0.05)
+    assert weight[:, ~same].mean() == pytest.approx(1, rel=0.01)
 
 
 def test_coverage_is_near_what_it_says():
