@@ -70,10 +70,9 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
         weight_RC, scratch_RC = (b[: dist_RC.numel()].view(dist_RC.shape) for b in spare)
         order.fill_same(dist_RC, rows, cols, FAR)
         _count_active(dist_RC, rows, order, positives, weight_RC, scratch_RC, fresh=True)
-        if order.whole and rows == cols:
-            weight_RC = torch.add(weight_RC, weight_RC.T, out=scratch_RC)
-        elif order.whole:
-            _count_active(dist_RC.T, cols, order, positives, weight_RC.T, scratch_RC.T, fresh=False)
+        if order.whole:  # on the diagonal both sides are the same triplets: add their weights, count them once
+            tally = rows != cols
+            _count_active(dist_RC.T, cols, order, positives, weight_RC.T, scratch_RC.T, tally=tally)
         _to_coefficient(weight_RC, dist_RC, rule)
         out_ME[rows].addmm_(weight_RC, ops.right_ND[cols])
         if not (order.whole and rows == cols):
@@ -107,7 +106,8 @@ def _count_active(
     weight_RC: Tensor,
     scratch_RC: Tensor,
     *,
-    fresh: bool,
+    fresh: bool = False,
+    tally: bool = True,
 ) -> None:
     """Adds the active triplets of one side of a tile to the counts and to `weight_RC` (`fresh` writes it)."""
     for k in range(len(order.prefix)):
@@ -120,7 +120,8 @@ def _count_active(
         if not n:
             break
         torch.lt(dist_RC[:n], positives.bound[k][mine, None], out=active_nC)
-        positives.active[k][mine] += active_nC.sum(1)
+        if tally:
+            positives.active[k][mine] += active_nC.sum(1)
         if not first:
             weight_RC[:n] += active_nC
 

@@ -22,7 +22,7 @@ class CrossBatchMemory(nn.Module):
         mined = memory(embeddings, labels, margin=0.2)
 
     The memory is made of buffers: `state_dict` saves it and `load_state_dict` brings it back. Embeddings are
-    stored as float32 after they were mined, in training mode only; under torchrun each rank keeps its own.
+    stored as float32 after they were mined, in training mode only.
     For the first `warmup` batches, while embeddings still move fast, it is filled but not used.
     """
 
@@ -45,9 +45,12 @@ class CrossBatchMemory(nn.Module):
         for name in ("filled", "cursor", "batches"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, **options: Any) -> Mined:
+    def forward(
+        self, embeddings_BD: Tensor, labels_B: Tensor, *, rows: slice | None = None, **options: Any
+    ) -> Mined:
         """Mines the rows of the batch against the batch and the memory; `options` are those of the miner.
 
+        `rows` are those to mine, all without it: under torchrun one process's part of the gathered batch.
         Errors: DataError for another dimension than `dim` or for labels that are not integers.
         """
         if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embeddings.shape[1]:
@@ -62,7 +65,7 @@ class CrossBatchMemory(nn.Module):
         mined = self.mine(
             torch.cat([embeddings_BD, self.embeddings[:known]]),
             torch.cat([labels_B.to(torch.int64), self.labels[:known]]),
-            anchors=slice(0, len(labels_B)),
+            anchors=rows or slice(0, len(labels_B)),
             **options,
         )
         if self.training:
