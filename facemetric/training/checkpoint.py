@@ -44,7 +44,8 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], s
         try:
             state = torch.load(candidate, map_location=device, weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reasons.append(f"{candidate.name} is damaged ({str(error).splitlines()[0][:80]})")
+            reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+            reasons.append(f"{candidate.name} is damaged ({reason})")
             continue
         note = f"{reasons[0]}; going on from {candidate.name}" if reasons else ""
         return state, note

@@ -1,0 +1,275 @@
+"""The loop: a run that goes on has the same bits as one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from facemetric.config import PretrainConfig
+from facemetric.errors import ConfigError, TrainingError
+from facemetric.training.loop import Progress, Settings, fit, stop_signals
+from facemetric.training.run import Run
+from facemetric.training.setup import make_optimizer, make_scheduler
+
+
+def train(
+    task: Any, folder: Path, *, resume: bool = False, ema: float = 0.0, minutes: float = 60.0, **options: Any
+) -> Progress:
+    """fit() a task as the stages do; `options` are those of stage one."""
+    config = PretrainConfig(**({"epochs": 3, "lr": 0.05, "optimizer": "sgd"} | options))
+    settings = Settings(config.epochs, config.clip_grad, ema, False, config.seed, minutes)
+    run = Run(folder, config_toml=f"epochs = {config.epochs}\n", resume=resume)
+    try:
+        optimizer = make_optimizer(config, [(task.model, config.lr)])
+        scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
+        return fit(task, run, optimizer, scheduler, settings, resume=resume)
+    finally:
+        run.close()
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def log_of(folder: Path, event: str = "") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if event in ("", line["event"])]
+
+
+def same(one: Any, other: Any) -> bool:
+    """The same bits all the way down."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def stopper(number: int) -> Callable[[int, int], float]:
+    """Send ourselves a signal in step 2 of epoch 1."""
+
+    def at_step(epoch: int, step: int) -> float:
+        if (epoch, step) == (1, 2):
+            signal.raise_signal(number)
+        return 1.0
+
+    return at_step
+
+
+def crash(epoch: int, step: int) -> float:
+    """The power goes in step 3 of epoch 1."""
+    if (epoch, step) == (1, 3):
+        raise InterruptedError
+    return 1.0
+
+
+@pytest.fixture(params=[("sgd", 0.0), ("adamw", 0.9)], ids=["sgd", "adamw and ema"])
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {"optimizer": request.param[0], "ema": request.param[1]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_with_the_same_bits(
+    toy: Any, tmp_path: Path, how: dict[str, Any], number: int
+) -> None:
+    whole = toy()
+    train(whole, tmp_path / "whole", **how)
+    with pytest.raises(TrainingError, match="after step 3 of epoch 2; the same command with --resume"):
+        train(toy(stopper(number)), tmp_path / "parts", **how)
+    assert log_of(tmp_path / "parts")[-1]["event"] == "stopped"
+    rest = toy()
+    train(rest, tmp_path / "parts", resume=True, **how)
+    assert rest.seen[0] == (1, 3)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    assert same(whole.saved[-1], rest.saved[-1])
+
+
+@pytest.mark.parametrize(("minutes", "first"), [(0.0, (1, 3)), (60.0, (1, 0))], ids=["steps", "epochs"])
+def test_a_crash_loses_the_steps_since_the_checkpoint(
+    toy: Any, tmp_path: Path, how: dict[str, Any], minutes: float, first: tuple[int, int]
+) -> None:
+    train(toy(), tmp_path / "whole", **how)
+    with pytest.raises(InterruptedError):
+        train(toy(crash), tmp_path / "parts", minutes=minutes, **how)
+    rest = toy()
+    train(rest, tmp_path / "parts", resume=True, minutes=minutes, **how)
+    assert rest.seen[0] == first
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    toy: Any, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(toy(), tmp_path / "whole", ema=0.9)
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "parts", ema=0.9)
+    checkpoint = tmp_path / "parts" / "checkpoint.pt"
+    if damage == "cut":
+        os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    elif damage == "noise":
+        checkpoint.write_bytes(b"\x80\x02" + bytes(range(256)))
+    else:
+        checkpoint.unlink()
+    capsys.readouterr()
+    rest = toy()
+    train(rest, tmp_path / "parts", resume=True, ema=0.9)
+    said = capsys.readouterr().out
+    assert f"checkpoint.pt is {'missing' if damage == 'missing' else 'damaged'}" in said
+    assert "going on from checkpoint.previous" in said
+    assert rest.seen[0] == (1, 0)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_resume(toy: Any, tmp_path: Path) -> None:
+    train(toy(), tmp_path / "run")
+    for name in ("checkpoint.pt", "checkpoint.previous"):
+        (tmp_path / "run" / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"checkpoint.pt is damaged.*checkpoint.previous is damaged"):
+        train(toy(), tmp_path / "run", resume=True)
+
+
+def test_the_log_of_a_stopped_run_is_whole(toy: Any, tmp_path: Path) -> None:
+    train(toy(), tmp_path / "whole")
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "parts")
+    with open(tmp_path / "parts" / "log.jsonl", "a") as file:
+        file.write('{"event": "train", "st')  # a crash in the middle of a line
+    train(toy(), tmp_path / "parts", resume=True)
+
+    def validations(folder: str) -> list[dict[str, Any]]:
+        lines = log_of(tmp_path / folder, "validation")
+        return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+    assert validations("whole") == validations("parts")
+    assert not log_of(tmp_path / "parts", "stopped")
+    steps = [line["step"] for line in log_of(tmp_path / "parts", "train")]
+    assert steps == [5, 8, 10, 15]  # 8: the checkpoint of the stop
+
+    def summed(folder: str) -> float:
+        lines = log_of(tmp_path / folder, "train")
+        before = [0, *(line["step"] for line in lines)]
+        return sum(line["loss"] * (line["step"] - last) for line, last in zip(lines, before, strict=False))
+
+    assert summed("parts") == pytest.approx(summed("whole"), rel=1e-5)
+
+
+def test_a_crash_leaves_no_line_twice(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        train(toy(crash), tmp_path / "run")
+    train(toy(), tmp_path / "run", resume=True)
+    keys = [(line["event"], line["step"]) for line in log_of(tmp_path / "run")]
+    assert len(keys) == len(set(keys)) == 6
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    toy: Any, tmp_path: Path, factor: float
+) -> None:
+    last: dict[str, Tensor] = {}
+
+    def at_step(epoch: int, step: int) -> float:
+        if (epoch, step) == (1, 2):
+            last.update({name: value.detach().clone() for name, value in task.model.named_parameters()})
+            return factor
+        return 1.0
+
+    task = toy(at_step)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 2, step 3; lower --lr"):
+        train(task, tmp_path / "run")
+    assert same(last, dict(task.model.named_parameters()))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(toy: Any, tmp_path: Path) -> None:
+    task = toy()
+    task.model[3].weight.register_hook(lambda grad: grad / 0)
+    before = {name: value.detach().clone() for name, value in task.model.named_parameters()}
+    with pytest.raises(TrainingError, match=r"the gradient is (nan|inf) in epoch 1, step 1"):
+        train(task, tmp_path / "run")
+    assert same(before, dict(task.model.named_parameters()))
+
+
+def test_the_best_epoch_is_kept_and_ties_keep_the_first(toy: Any, tmp_path: Path) -> None:
+    task = toy(scores=[0.2, 0.5, 0.5, 0.1])
+    at = train(task, tmp_path / "run", epochs=4)
+    assert len(task.saved) == 2
+    assert at.best_epoch == 2
+    assert at.best is not None
+    assert at.best["score"] == 0.5
+    assert same(task.saved[-1], task.validated[1])
+    assert not same(task.saved[-1], task.validated[3])
+
+
+def test_the_best_epoch_survives_a_stop(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM), scores=[0.9]), tmp_path / "run")
+    rest = toy(scores=[0.5, 0.6])
+    at = train(rest, tmp_path / "run", resume=True)
+    assert (at.best_epoch, rest.saved) == (1, [])
+
+
+def test_without_a_score_the_last_epoch_is_kept(toy: Any, tmp_path: Path) -> None:
+    task = toy()
+    at = train(task, tmp_path / "run")
+    assert (len(task.saved), at.best_epoch) == (3, 3)
+    assert same(task.saved[-1], state_of(tmp_path / "run")["model"])
+
+
+def test_the_moving_average_is_what_is_kept(toy: Any, tmp_path: Path) -> None:
+    task = toy()
+    train(task, tmp_path / "run", ema=0.9)
+    state = state_of(tmp_path / "run")
+    assert same(task.saved[-1], state["ema"])
+    assert not same(state["ema"], state["model"])
+
+
+def test_a_resume_with_other_options_is_refused_and_keeps_the_old_ones(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "run")
+    other = toy()
+    other.steps_per_epoch = 4
+    with pytest.raises(ConfigError, match="5 steps an epoch, this run 4; resume with the data"):
+        train(other, tmp_path / "run", resume=True, epochs=9)
+    assert (tmp_path / "run" / "config.toml").read_text() == "epochs = 3\n"
+    wider = toy()
+    wider.model[3] = torch.nn.Linear(8, 2)
+    with pytest.raises(ConfigError, match="of another model or optimizer"):
+        train(wider, tmp_path / "run", resume=True)
+    train(toy(), tmp_path / "run", resume=True, epochs=4)
+    assert (tmp_path / "run" / "config.toml").read_text() == "epochs = 4\n"
+
+
+def test_the_second_ctrl_c_interrupts_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+        with stop_signals() as stopped:
+            signal.raise_signal(signal.SIGINT)
+            assert stopped.is_set()
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_thread_leaves_the_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def in_thread() -> None:
+        with stop_signals() as stopped:
+            seen.append((stopped.is_set(), signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert seen == [(False, True)]

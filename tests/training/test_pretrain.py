@@ -1,0 +1,268 @@
+"""Stage one on drawn faces: same seed same numbers, identities apart, weights that open again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from facemetric import cli, load_embedder, pretrain
+from facemetric.cli import read_toml
+from facemetric.config import PretrainConfig, StageConfig
+from facemetric.data.index import read_index
+from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.evaluation.inference import embed_index
+from facemetric.training.pretrain import Classification, Trained, hold_back
+from facemetric.training.run import Run
+from facemetric.training.setup import open_set_figures, pick_device, read_split
+
+
+def weights_of(run: Trained) -> dict[str, torch.Tensor]:
+    return load_file(run.weights / "model.safetensors")
+
+
+def same_weights(one: Trained, other: Trained) -> bool:
+    left, right = weights_of(one), weights_of(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def task_of(faces: Path, folder: Path, **options: Any) -> Classification:
+    """The task as run_pretrain builds it."""
+    config = PretrainConfig((str(faces),), arch="lcnet_035", image_size=32, workers=0, **options)
+    run = Run(folder, config_toml="", resume=False)
+    torch.manual_seed(config.seed)
+    return Classification(config, read_split(config), run, pick_device("cpu"))
+
+
+def test_the_run_folder_is_complete(stage_one: Trained) -> None:
+    names = {path.name.split(".1")[0] for path in stage_one.run.iterdir()}
+    assert {"config.toml", "log.jsonl", "checkpoint.pt", "best", "events.out.tfevents"} <= names
+    config = json.loads((stage_one.weights / "config.json").read_text())["facemetric"]
+    assert config["metrics"] == stage_one.metrics
+    assert config["provenance"]["identities"] == 14
+    assert len(config["provenance"]["data_fingerprint"]) >= 16
+    assert {"val_eer", "val_auc", "val_tar_at_far_0.01", "val_knn_accuracy", "closed_set_accuracy"} <= set(
+        stage_one.metrics
+    )
+    assert all(0 <= value <= 1 for value in stage_one.metrics.values())
+
+
+def test_same_seed_same_numbers_for_any_number_of_workers(
+    faces: Path, stage_one: Trained, small: dict[str, Any], tmp_path: Path
+) -> None:
+    again = pretrain(str(faces), **small | {"workers": 1}, out=tmp_path / "again")
+    assert again.metrics == stage_one.metrics
+    assert same_weights(again, stage_one)
+    other = pretrain(str(faces), **small, seed=1, out=tmp_path / "other")
+    assert not same_weights(other, stage_one)
+
+
+def test_everything_random_follows_the_seed(faces: Path, small: dict[str, Any], tmp_path: Path) -> None:
+    options = small | {
+        "random_erasing": 0.5,
+        "dropout": 0.2,
+        "drop_path": 0.1,
+        "blur": 0.3,
+        "low_resolution": 0.3,
+        "auto_augment": "rand-m5-mstd0.5",
+        "arch": "resnet10t",
+        "val_fraction": 0.0,
+        "closed_set_fraction": 0.0,
+    }
+    runs = [pretrain(str(faces), **options, out=tmp_path / name) for name in "ab"]
+    assert same_weights(*runs)
+
+
+def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
+    faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = small | {"epochs": 2, "ema": 0.9, "head": "arcface", "random_erasing": 0.5}
+    whole = pretrain(str(faces), **options, out=tmp_path / "whole")
+    step, count = Classification.step, [0]
+
+    def stopping(self: Classification, batch: Any, progress: float, backward: Any) -> dict[str, float]:
+        count[0] += 1
+        if count[0] == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, progress, backward)
+
+    monkeypatch.setattr(Classification, "step", stopping)
+    with pytest.raises(TrainingError, match="after step 2 of epoch 2"):
+        pretrain(str(faces), **options, out=tmp_path / "parts")
+    parts = pretrain(str(faces), **options, out=tmp_path / "parts", resume=True)
+    assert count == [10]
+    assert parts.metrics == whole.metrics
+    assert same_weights(parts, whole)
+    states = [torch.load(run.run / "checkpoint.pt", weights_only=True) for run in (whole, parts)]
+    for name in states[0]["model"]:
+        assert torch.equal(states[0]["model"][name], states[1]["model"][name])
+
+
+def test_the_config_of_a_run_makes_it_again(stage_one: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["pretrain", "--config", str(stage_one.run / "config.toml"), "--out", str(out)])
+    assert same_weights(Trained(out, out / "best", {}), stage_one)
+    mine, theirs = (read_toml(run / "config.toml") for run in (stage_one.run, out))
+    assert mine | {"out": ""} == theirs | {"out": ""}
+
+
+@pytest.mark.parametrize("head", ["softmax", "arcface", "cosface"])
+def test_heads_learn_a_batch_by_heart(faces: Path, tmp_path: Path, head: str) -> None:
+    task = task_of(faces, tmp_path / "run", head=head, embedding_size=16, batch_size=8)
+    optimizer = torch.optim.SGD(task.model.parameters(), 0.05, momentum=0.9)
+    batch = next(task.batches(0, 0))
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses.append(task.step(batch, 1.0, lambda loss: loss.backward())["loss"])
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_best_weights_give_the_figures_they_say(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
+    embedder = load_embedder(stage_one.run)
+    split = read_split(PretrainConfig((str(faces),)))
+    assert split.val is not None
+    table = embed_index(embedder, split.val).table
+    figures = open_set_figures(table.embeddings, table.identities)
+    for name, value in figures.items():
+        assert stage_one.metrics[name] == pytest.approx(value, abs=1e-6)
+
+
+def test_weights_to_start_from_keep_all_but_the_classifier(
+    stage_one: Trained, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = task_of(faces, tmp_path / "run", weights=str(stage_one.run), val_fraction=0.5)
+    assert "its classifier is replaced by a new one" in capsys.readouterr().out
+    head = task.model.head
+    assert head.weight.shape == (8, 1280)  # 8 identities here, 14 there
+    start, loaded = load_embedder(stage_one.run).state_dict(), task.model.embedder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in start.items())
+
+
+def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
+    config = StageConfig((str(faces),), val_fraction=0.25, seed=3)
+    split = read_split(config)
+    assert split.val is not None
+    assert len(split.val.identities) == 4
+    assert not set(split.train.identities) & set(split.val.identities)
+    assert len(split.train) + len(split.val) == 96
+    again = read_split(config)
+    assert again.train.identities == split.train.identities
+    other = read_split(StageConfig((str(faces),), val_fraction=0.25, seed=4))
+    assert other.train.identities != split.train.identities
+
+
+def test_named_lists_split_merge_and_leave_out(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = read_index([str(faces)]).identities
+    (tmp_path / "val.txt").write_text(f"{names[0]}\n{names[1]}\nnobody\n")
+    (tmp_path / "out.txt").write_text(f"{names[2]}\nnobody\n")
+    (tmp_path / "merge.csv").write_text(f"{names[3]},{names[4]}\n{names[5]},nobody\n")
+    split = read_split(
+        StageConfig(
+            (str(faces),),
+            val_identities=tmp_path / "val.txt",
+            leave_out=tmp_path / "out.txt",
+            merge=tmp_path / "merge.csv",
+        )
+    )
+    assert split.val is not None
+    assert split.val.identities == names[:2]
+    assert split.train.identities == (names[3], *names[5:])
+    assert split.train.counts()[0] == 12
+    said = capsys.readouterr().out
+    assert said.count("1 names of") == 3
+    assert "first 'nobody'" in said
+
+
+def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
+    index = read_index([str(faces)])
+    held = hold_back(index, 0.3, seed=0)
+    assert held.sum() == round(0.3 * len(index))
+    assert np.bincount(index.identity[held], minlength=16).max() <= 3
+    assert hold_back(index, 0.9, seed=0).sum() == 48  # never more than half
+    assert (hold_back(index, 0.3, seed=0) == held).all()
+    assert (hold_back(index, 0.3, seed=1) != held).any()
+
+
+def test_held_back_images_are_not_trained_on_and_are_scored_right(faces: Path, tmp_path: Path) -> None:
+    task = task_of(faces, tmp_path / "run", closed_set_fraction=0.2, batch_size=8)
+    trained = {int(row) for epoch in range(3) for batch in task.batches(epoch, 0) for row in batch.rows}
+    assert task.closed is not None
+    names = {task.split.train.name(row) for row in trained}
+    held = {task.closed.name(row) for row in range(len(task.closed))}
+    assert len(held) == 17
+    assert not names & held
+    # A head that knows the answer: the embedding is not looked at, the label of the first held-back image is.
+    own = task.closed.identities[task.closed.identity[0]]
+    with torch.no_grad():
+        task.model.head.weight.zero_()
+        task.model.head.bias.zero_()[task.split.train.identities.index(own)] = 1.0
+    share = float(np.mean([task.closed.identities[i] == own for i in task.closed.identity]))
+    assert task.closed_set_accuracy(task.model) == pytest.approx(share)
+
+
+def test_a_margin_grows_over_the_first_third(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(faces, tmp_path / "run", head="cosface", margin=0.4, batch_size=8)
+    batch = next(task.batches(0, 0))
+    losses = [
+        task.step(batch, progress, lambda loss: None)["loss"] for progress in (0.0, 1 / 6, 1 / 3, 1.0)
+    ]
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[3] == pytest.approx(losses[2], rel=0.05)
+
+
+def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Path) -> None:
+    names = read_index([str(faces)]).identities
+    three = tmp_path / "three"
+    for name in names[:3]:
+        shutil.copytree(faces / name, three / name)
+    with pytest.raises(DataError, match=r"3 identities cannot be split.*--val-fraction 0"):
+        pretrain(str(three), **small, out=tmp_path / "run")
+    run = pretrain(str(three), **small, val_fraction=0.0, out=tmp_path / "run")
+    assert run.weights.is_dir()
+    for name in names[:3]:
+        for image in sorted((three / name).iterdir())[1:]:
+            image.unlink()
+    (tmp_path / "val.txt").write_text(names[0])
+    with pytest.raises(DataError, match=r"1 validation identities have 1 images.*--val-fraction 0"):
+        pretrain(str(three), **small, val_identities=tmp_path / "val.txt", out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean 'sgd'"),
+        ({"scheduler": "cosin"}, "schedule"),
+        ({"head": "arcfase"}, "unknown head 'arcfase': did you mean 'arcface'"),
+        ({"arch": "lcnet_036"}, "timm has no architecture 'lcnet_036': did you mean 'lcnet_035'"),
+        ({"auto_augment": "rnd"}, "auto_augment is 'rnd'"),
+        ({"batch_size": 1}, "--batch-size is 1; it must be at least 2"),
+        ({"ema": 1.5}, "--ema is 1.5; it is a share"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"device": "gpu"}, "unknown device 'gpu': did you mean 'cpu'"),
+    ],
+)
+def test_options_that_cannot_be_are_named(
+    faces: Path, small: dict[str, Any], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain(str(faces), **small | options, out=tmp_path / "run")
+    # What failed leaves no run behind: the mended command works in the same folder.
+    config = PretrainConfig((str(faces),), **small, out=tmp_path / "run")
+    Run(config.out, config_toml="", resume=False).close()
+
+
