@@ -39,8 +39,7 @@ def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
             np.concatenate([[start], tar]),
             where="post",
             label=name,
-            color=COLOURS[i % len(COLOURS)],
-            linestyle=STYLES[i // len(COLOURS) % len(STYLES)],
+            **_line(i),
         )
     axes.set_xscale("log")
     axes.set_xlim(min(lowest, 0.5), 1)
@@ -48,6 +47,27 @@ def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     axes.set_xlabel("false accept rate (log)")
     axes.set_ylabel("true accept rate")
     axes.legend(loc="lower right", frameon=False)
+    return _save(figure, file)
+
+
+def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
+    """Detection error trade-off of each named curve: false rejects over false accepts. Writes a png."""
+    if not curves:
+        raise DataError("no curve to draw; needed one name and Roc or more")
+    figure, axes = _figure()
+    lowest = np.array([0.1, 0.1])
+    for i, (name, curve) in enumerate(curves.items()):
+        # A log axis has no place for 0; the curve leaves the picture there. A perfect one is never in it.
+        shown = (curve.far > 0) & (curve.tar < 1)
+        lowest = np.minimum(lowest, [curve.far[shown].min(initial=1), (1 - curve.tar[shown]).min(initial=1)])
+        axes.step(curve.far[shown], 1 - curve.tar[shown], where="post", label=name, **_line(i))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(lowest[0], 1)
+    axes.set_ylim(lowest[1], 1)
+    axes.set_xlabel("false accept rate (log)")
+    axes.set_ylabel("false reject rate (log)")
+    axes.legend(loc="lower left", frameon=False)
     return _save(figure, file)
 
 
@@ -92,6 +112,10 @@ def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
                 writer.writerows((name, *point) for point in zip(*columns, strict=True))
 
     return _whole(file, fill)
+
+
+def _line(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
 
 
 def _figure() -> tuple[Figure, Any]:

@@ -140,6 +140,8 @@ def test_paired_difference():
     paired = paired_differences((score, worse), same, persons, draws=256, fars=(0.1,))
     alone = verification_intervals(score, same, persons, draws=256, fars=(0.1,))
     assert paired["auc"].high - paired["auc"].low < 0.5 * (alone["auc"].high - alone["auc"].low)
+    figures = [_Figures(s, same, (0.1,)).values() for s in (score, worse)]
+    assert paired["eer"].value == figures[1]["eer"] - figures[0]["eer"]
     turned = paired_differences((score, -score), same, persons, draws=128)
     assert turned["auc"].high < 0 < turned["eer"].low
 
@@ -152,6 +154,8 @@ def test_mean_interval_counts_persons_not_images():
     expected = wilson(int(value[::20].sum()), 50)
     assert interval.value == value.mean()
     assert interval.high - interval.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    uneven = mean_interval(np.ones(55), np.repeat(np.arange(10), np.arange(1, 11)))
+    assert tuple(uneven)[:3] == pytest.approx((1, 1, 1))
 
 
 def test_persons_from_genuine_links():

@@ -6,10 +6,14 @@ from PIL import Image
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import roc, split_scores
-from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
+from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 
 SCORE = np.random.default_rng(0).normal(np.repeat([1.0, 0.0], 500))
 SAME = np.arange(1000) < 500
+
+
+def curve(score):
+    return roc(*split_scores(score, SAME))
 
 
 def dark(file):
@@ -34,6 +38,15 @@ def test_curve_of_a_perfect_model_and_of_ties(tmp_path):
     assert dark(draw_roc(tmp_path / "c.png", {"c": roc(*split_scores(np.zeros(1000), SAME))})) > 0.005
 
 
+def test_error_trade_off(tmp_path):
+    one = draw_det(tmp_path / "one.png", {"model": curve(SCORE)})
+    two = draw_det(tmp_path / "two.png", {"model": curve(SCORE), "other": curve(SCORE[::-1])})
+    assert 0.005 < dark(one) < dark(two) < 0.5
+    assert dark(draw_det(tmp_path / "p.png", {"perfect": curve(SAME.astype(float))})) > 0.005
+    with pytest.raises(DataError, match="no curve"):
+        draw_det(tmp_path / "x.png", {})
+
+
 def test_score_histogram(tmp_path):
     plain = draw_scores(tmp_path / "plain.png", SCORE, SAME)
     lined = draw_scores(tmp_path / "lined.png", SCORE, SAME, thresholds={"FAR 0.01": 2.3, "none": np.inf})
@@ -46,12 +59,12 @@ def test_score_histogram(tmp_path):
 
 
 def test_roc_csv_reads_back(tmp_path):
-    curve = roc(*split_scores(SCORE, SAME))
-    with open(write_roc_csv(tmp_path / "roc.csv", {"a, b": curve}), newline="") as file:
+    whole = curve(SCORE)
+    with open(write_roc_csv(tmp_path / "roc.csv", {"a, b": whole}), newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["curve"] for row in rows} == {"a, b"}
     for name in ("far", "tar", "threshold"):
-        np.testing.assert_array_equal([float(row[name]) for row in rows], getattr(curve, name))
+        np.testing.assert_array_equal([float(row[name]) for row in rows], getattr(whole, name))
 
 
 def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path):
