@@ -115,12 +115,12 @@ def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Features | None
     """The cached features of a key, or None where they are not there whole."""
     try:
         record = json.loads((cache / f"{key}.json").read_text())
+        bad = [(int(row), str(reason)) for row, reason in record["bad"]]
         values = np.load(cache / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     if values.shape != shape or values.dtype != np.float32:
         return None
-    bad = [(int(row), str(reason)) for row, reason in record["bad"]]
     valid = np.ones(shape[1], bool)
     valid[[row for row, _ in bad]] = False
     return Features(values, valid, bad, reused=True)
