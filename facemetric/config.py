@@ -156,6 +156,8 @@ class FinetuneConfig(StageConfig):
     """Cached copies of each image with --freeze backbone: the plain one and views - 1 augmented ones."""
     cache: Path | None = None
     """Folder of the cached features; `features` beside the run folder where none is named."""
+    memory: int = 0
+    """Embeddings of past batches to mine against as well (cross-batch memory); 0 for none."""
     microbatch: int = 0
     """Images that are in memory with their graph at once (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: int = 512
@@ -287,7 +289,7 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     least = {name: 1 for name in ("epochs", "image_size", "views")}
     least |= {name: 2 for name in ("batch_size", "images_per_identity")}  # batch norm and triplets need two
-    least |= {name: 0 for name in ("embedding_size", "microbatch", "margin", "clip_grad", "warmup_epochs")}
+    least |= {name: 0 for name in ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs")}
     least |= {"weight_decay": 0, "checkpoint_minutes": 0, "seed": 0, "workers": -1}
     check_least(config, least)
     require(getattr(config, "lr", 1.0) > 0, f"--lr is {getattr(config, 'lr', 1.0)}; it must be above 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from facemetric.config import FinetuneConfig, check_stage, config_dict, config_toml, make_config
 from facemetric.data.loader import BadImageLog
@@ -27,16 +26,18 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError
-from facemetric.mining.triplets import resolve_miner
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import start_projection
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training.features import Features, cached_features
+from facemetric.training import distributed
+from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.microbatch import backward_in_chunks
+from facemetric.training.objective import TripletObjective
 from facemetric.training.pretrain import Trained
-from facemetric.training.run import BAD_IMAGES, Run, provenance
+from facemetric.training.run import Run, provenance
 from facemetric.training.setup import (
     SCORE,
     OpenSet,
@@ -67,7 +68,7 @@ def finetune(*positional: Any, **options: Any) -> Trained:
 def run_finetune(config: FinetuneConfig) -> Trained:
     """finetune, from a config."""
     check_stage(config)
-    device = pick_device(config.device)
+    device = pick_device(distributed.start(config.device))
     embedder = load_weights(config.weights, device)
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
     try:
@@ -77,7 +78,8 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         task = kind(config, embedder, split, run, device)
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        before = task.start_figures
+        # Process 0 measures for all, as in the loop.
+        before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
         run.log("before", 0, **before)
         show("before stage two", before)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True)
@@ -89,7 +91,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
 def show(what: str, figures: dict[str, float]) -> None:
     """One line of figures."""
     if figures:
-        tqdm.write(f"{what}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        say(f"{what}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
 
 def with_pairs(split: Split, run: Run) -> Split:
@@ -98,7 +100,7 @@ def with_pairs(split: Split, run: Run) -> Split:
     if left_out:
         path = run.folder / SINGLES
         path.write_text("\n".join(left_out) + "\n")
-        tqdm.write(f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}")
+        say(f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}")
     check_identities(kept, allow_case_twins=True)
     return Split(kept, split.val, split.fingerprint)
 
@@ -114,11 +116,18 @@ class StageTwo:
         self.config, self.split, self.run, self.device = config, split, run, device
         self.workers = pick_workers(config.workers)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
-        self.bad_images = BadImageLog(run.folder / BAD_IMAGES, total, config.max_bad)
+        self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.original = copy.deepcopy(embedder)  # stage one's embedder: kept where stage two does not help
         self.embedder = embedder
-        margin: float | str = "soft" if config.soft_margin else config.margin
-        self.miner = partial(resolve_miner(config.miner), margin=margin, distance=config.distance)
+        self.objective = TripletObjective(
+            config.miner,
+            margin=config.margin,
+            soft=config.soft_margin,
+            distance=config.distance,
+            memory=config.memory,
+            seed=config.seed,
+            run=run,
+        )
 
     def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
         """P x K batches over labels (N,); fewer identities than P make smaller batches, which is said."""
@@ -130,23 +139,48 @@ class StageTwo:
                 f"{self.config.images_per_identity} images; two are needed: raise --batch-size"
             )
         if per_batch > identities:
-            tqdm.write(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
+            say(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
             per_batch = identities
-        return IdentityBatches(labels, per_batch, self.config.images_per_identity, self.config.seed)
+        return IdentityBatches(
+            labels,
+            per_batch,
+            self.config.images_per_identity,
+            self.config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
 
-    def mine(self, emb_BD: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of unit embeddings, and what is logged of it."""
-        mined = self.miner(emb_BD, labels)
-        figures = {
-            "loss": mined.loss.item(),
-            "fraction_positive": float(mined.fraction_positive),
-            "mean_d_ap": float(mined.d_ap),
-            "mean_d_an": float(mined.d_an),
-        }
-        return mined.loss, figures
+    def extra_state(self) -> dict[str, Any]:
+        """The memory."""
+        return self.objective.state_dict()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The memory, back again."""
+        self.objective.load_state_dict(state)
+
+    def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:
+        """The features of an index, and a line that says where they come from."""
+        if distributed.rank() > 0:
+            distributed.barrier()  # process 0 fills the cache, the others read it
+        found = cached_features(
+            self.embedder,
+            index,
+            cache,
+            views=views,
+            augment=augment_of(self.config),
+            seed=self.config.seed,
+            workers=self.workers,
+        )
+        if distributed.rank() == 0:
+            distributed.barrier()
+        shape = " x ".join(str(n) for n in found.values.shape)
+        say(f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}")
+        return found
 
     def save_embedder(self, embedder: Embedder, metrics: dict[str, float]) -> None:
-        """Write an embedder as the run's best weights."""
+        """Write an embedder as the run's best weights, in process 0."""
+        if distributed.rank() > 0:
+            return
         origin = provenance(
             data=self.split.fingerprint,
             images=len(self.split.train),
@@ -158,16 +192,16 @@ class StageTwo:
     def keep_better(self, before: dict[str, float], after: dict[str, float], epoch: int) -> dict[str, float]:
         """Keep the better of the weights before stage two and its best epoch, and say which."""
         if not before:
-            tqdm.write(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
+            say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
             return after
         old, new = before[self.score], after[self.score]
         if old > new:
             self.save_embedder(self.original, before)
-            tqdm.write(f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with")
+            say(f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with")
         else:
             moment = f"epoch {epoch}" if epoch else "the start of the projection"
-            tqdm.write(f"kept {moment}: {self.score} {new:.4f}, before stage two {old:.4f}")
-        tqdm.write(f"weights in {self.run.best}")
+            say(f"kept {moment}: {self.score} {new:.4f}, before stage two {old:.4f}")
+        say(f"weights in {self.run.best}")
         self.run.log("kept", 0, epoch=epoch if new >= old else -1, before=old, after=new)
         return before if old > new else after
 
@@ -203,21 +237,6 @@ class OnFeatures(StageTwo):
         self.sampler = self.sampler_of(labels)
         self.steps_per_epoch = self.sampler.steps
 
-    def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:
-        """The features of an index, and a line that says where they come from."""
-        found = cached_features(
-            self.embedder,
-            index,
-            cache,
-            views=views,
-            augment=augment_of(self.config),
-            seed=self.config.seed,
-            workers=self.workers,
-        )
-        shape = " x ".join(str(n) for n in found.values.shape)
-        tqdm.write(f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}")
-        return found
-
     def parts(self) -> list[tuple[nn.Module, float]]:
         """What trains, with its learning rate."""
         return [(self.model, self.config.lr)]
@@ -243,7 +262,7 @@ class OnFeatures(StageTwo):
         places, views = batch
         features = self.values[torch.from_numpy(views), torch.from_numpy(self.rows[places])].to(self.device)
         labels = self.labels[torch.from_numpy(places)].to(self.device)
-        loss, figures = self.mine(functional.normalize(self.model(features).float(), dim=1), labels)
+        loss, figures = self.objective(functional.normalize(self.model(features).float(), dim=1), labels)
         backward(loss)
         return figures
 
@@ -293,7 +312,7 @@ class OnImages(StageTwo):
         values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
         if config.projection_init in ("pca", "lda"):
             cache = config.cache or config.out.parent / "features"
-            features = cached_features(embedder, index, cache, workers=self.workers)
+            features = self.cached(index, cache, 1)
             note_bad(self.bad_images, index, features.bad)
             values, labels = features.values[0][features.valid], index.identity[features.valid]
         return start_projection(
@@ -335,7 +354,7 @@ class OnImages(StageTwo):
             return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))
 
         def loss_of(emb_BD: Tensor) -> Tensor:
-            loss, found = self.mine(emb_BD, labels)
+            loss, found = self.objective(emb_BD, labels)
             figures.update(found)
             return loss
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from facemetric.errors import ConfigError, TrainingError
+from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.distributed import say
 from facemetric.training.run import CHECKPOINT, Run
 
 LOG_STEPS = 20  # steps averaged into one line of the log
@@ -52,6 +54,12 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """Write the weights folder of the best epoch."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides model and optimizer."""
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ def fit(
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
     not finite raises TrainingError before the weights are touched."""
     device = next(task.model.parameters()).device
+    distributed.same_weights(task.model)
     ema = ModelEmaV3(task.model, decay=settings.ema, use_warmup=True) if settings.ema else None
     amp = Amp(device, settings.amp)
     trainer = Trainer(task, run, optimizer, scheduler, settings, ema, amp)
@@ -141,6 +150,7 @@ class Trainer:
         self.settings, self.ema, self.amp = settings, ema, amp
         self.at = Progress()
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
 
     @property
@@ -170,17 +180,19 @@ class Trainer:
             unit="step",
             leave=False,
             dynamic_ncols=True,
+            disable=distributed.rank() > 0,
         )
         with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 meter.add(self.step(batch))
                 bar.update()
                 due = time.monotonic() - self.saved > 60 * settings.checkpoint_minutes
+                stopping = distributed.any_of(stopped.is_set(), self.device)
                 # The log is complete up to each checkpoint: a resumed run goes on with both.
-                if meter.count == LOG_STEPS or due or stopped.is_set():
+                if meter.count == LOG_STEPS or due or stopping:
                     means = self.log_train(meter)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
-                if stopped.is_set():
+                if stopping:
                     self.stop()
                 if due:
                     self.save()
@@ -189,7 +201,7 @@ class Trainer:
         at.epoch, at.step = at.epoch + 1, 0
         self.validate()
         self.save()
-        if stopped.is_set() and at.epoch < settings.epochs:
+        if distributed.any_of(stopped.is_set(), self.device) and at.epoch < settings.epochs:
             self.stop()
 
     def log_train(self, meter: Meter) -> dict[str, float]:
@@ -200,7 +212,7 @@ class Trainer:
 
     def step(self, batch: Any) -> dict[str, float]:
         """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
-        seed = self.settings.seed * 1_000_003 + self.done
+        seed = (self.settings.seed * 1_000_003 + self.done) * 1024 + distributed.rank()
         torch.manual_seed(seed)
         random.seed(seed)  # timm's random erasing draws from it
         np.random.seed(seed & 0xFFFFFFFF)
@@ -210,6 +222,7 @@ class Trainer:
         where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
         if not math.isfinite(figures["loss"]):
             raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
+        distributed.sum_gradients(self.parameters)
         self.amp.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
@@ -226,15 +239,17 @@ class Trainer:
 
     def validate(self) -> None:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""
-        metrics = self.task.validate(self.kept)
+        # Process 0 validates for all, so that they agree on the best epoch.
+        metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
         self.run.log("validation", self.done, epoch=self.at.epoch, **metrics)
         score = metrics.get(self.task.score)
         if score is None or self.at.best is None or score > self.at.best[self.task.score]:
             self.at.best, self.at.best_epoch = metrics, self.at.epoch
-            self.task.save(self.kept, metrics)
+            if distributed.rank() == 0:
+                self.task.save(self.kept, metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         star = " *" if self.at.best_epoch == self.at.epoch else ""
-        tqdm.write(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}")
+        say(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}")
 
     def stop(self) -> None:
         """Write a checkpoint and end the run in the words the user needs to go on."""
@@ -253,15 +268,17 @@ class Trainer:
             "scaler": self.amp.scaler.state_dict(),
             "progress": vars(self.at),
             "steps_per_epoch": self.task.steps_per_epoch,
+            "extra": self.task.extra_state(),
         }
-        save_checkpoint(self.run.folder / CHECKPOINT, state)
+        if distributed.rank() == 0:
+            save_checkpoint(self.run.folder / CHECKPOINT, state)
         self.saved = time.monotonic()
 
     def load(self, device: torch.device) -> None:
         """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
         state, note = load_checkpoint(self.run.folder / CHECKPOINT, device)
         if note:
-            tqdm.write(note)
+            say(note)
         if state["steps_per_epoch"] != self.task.steps_per_epoch:
             raise ConfigError(
                 f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
@@ -273,6 +290,7 @@ class Trainer:
             if self.ema:
                 self.ema.module.load_state_dict(state["ema"])
             self.amp.scaler.load_state_dict(state["scaler"])
+            self.task.load_extra_state(state["extra"])
         except (RuntimeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.run.folder} is of another model or optimizer "

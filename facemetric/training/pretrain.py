@@ -11,7 +11,6 @@ import torch
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from facemetric.config import PretrainConfig, check_stage, config_dict, config_toml, make_config
 from facemetric.data.loader import BadImageLog
@@ -25,8 +24,10 @@ from facemetric.evaluation.inference import images_of
 from facemetric.model.embedder import Embedder, build_embedder
 from facemetric.model.heads import make_head
 from facemetric.model.weights import load_weights, save_weights
+from facemetric.training import distributed
+from facemetric.training.distributed import say
 from facemetric.training.loop import fit
-from facemetric.training.run import BAD_IMAGES, Run, provenance
+from facemetric.training.run import Run, provenance
 from facemetric.training.setup import (
     SCORE,
     OpenSet,
@@ -75,7 +76,7 @@ def pretrain(*positional: Any, **options: Any) -> Trained:
 def run_pretrain(config: PretrainConfig) -> Trained:
     """pretrain, from a config."""
     check_stage(config)
-    device = pick_device(config.device)
+    device = pick_device(distributed.start(config.device))
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
     try:
         torch.manual_seed(config.seed)
@@ -86,7 +87,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
     finally:
         run.close()
-    tqdm.write(f"best epoch {at.best_epoch}; weights in {run.best}")
+    say(f"best epoch {at.best_epoch}; weights in {run.best}")
     return Trained(run.folder, run.best, at.best or {})
 
 
@@ -105,7 +106,7 @@ def start_embedder(config: PretrainConfig) -> Embedder:
         )
     embedder = load_weights(config.weights)
     embedder.dropout.p = config.dropout
-    tqdm.write(
+    say(
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
     )
@@ -136,7 +137,7 @@ class Classification:
         self.workers = pick_workers(config.workers)
         embedder = start_embedder(config)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
-        self.bad_images = BadImageLog(run.folder / BAD_IMAGES, total, config.max_bad)
+        self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
         held = hold_back(split.train, config.closed_set_fraction, config.seed)
         self.rows = np.flatnonzero(~held)
@@ -152,7 +153,13 @@ class Classification:
         self.transform = train_transform(embedder.preprocess, augment_of(config))
         self.erase = RandomErasing(config.random_erasing, mode="pixel", device=device) if config.random_erasing else None
         batch_size = min(config.batch_size, len(self.rows))
-        self.sampler = ShuffledBatches(split.train.identity[self.rows], batch_size, config.seed)
+        self.sampler = ShuffledBatches(
+            split.train.identity[self.rows],
+            batch_size,
+            config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
         self.steps_per_epoch = self.sampler.steps
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -184,9 +191,11 @@ class Classification:
         strength = min(1.0, progress / MARGIN_GROWTH)
         logits = self.model(images, labels, strength).float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        backward(loss)
-        right = logits.detach().argmax(1) == labels
-        return {"loss": loss.item(), "accuracy": right.float().mean().item()}
+        share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
+        backward(loss * share)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share).tolist()
+        return {"loss": mean, "accuracy": accuracy}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures, and the closed-set accuracy on held-back images of training identities."""
@@ -209,6 +218,13 @@ class Classification:
                 right += int((model(images).argmax(1).cpu().numpy() == label[rows]).sum())
                 seen += len(rows)
         return right / seen if seen else float("nan")
+
+    def extra_state(self) -> dict[str, Any]:
+        """Nothing besides model and optimizer."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Nothing."""
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 import facemetric
 from facemetric.errors import ConfigError
 from facemetric.model.weights import BEST
+from facemetric.training import distributed
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
 
@@ -30,6 +31,9 @@ class Run:
         self.folder = Path(folder)
         self.started = time.time()
         self._config = config_toml
+        self.writes = distributed.rank() == 0
+        if not self.writes:  # process 0 keeps the folder
+            return
         log, checkpoint = self.folder / LOG, self.folder / CHECKPOINT
         begun = log.exists() and log.stat().st_size > 0
         saved = checkpoint.exists() or checkpoint.with_suffix(".previous").exists()
@@ -51,12 +55,20 @@ class Run:
         (self.folder / CONFIG).write_bytes(self._config.encode("utf-8", "backslashreplace"))
 
     @property
+    def bad_images(self) -> Path:
+        """The list of bad images; each process keeps its own."""
+        rank = distributed.rank()
+        return self.folder / (f"bad_images.{rank}.csv" if rank else BAD_IMAGES)
+
+    @property
     def best(self) -> Path:
         """The weights folder of the best epoch."""
         return self.folder / BEST
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """A line of log.jsonl, and for each number a point in TensorBoard under `event/name`."""
+        if not self.writes:
+            return
         line = {"event": event, "step": step, "seconds": round(time.time() - self.started, 2)}
         line |= {name: plain(value) for name, value in values.items()}
         self._log.write(json.dumps(line) + "\n")
@@ -67,6 +79,8 @@ class Run:
 
     def go_on(self, step: int) -> None:
         """Go on from a step: keep the options given now; drop the log's lines after it, which come again."""
+        if not self.writes:
+            return
         self.write_config()
         path = self.folder / LOG
         kept = []
@@ -83,8 +97,9 @@ class Run:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._log.close()
-        self._board.close()
+        if self.writes:
+            self._log.close()
+            self._board.close()
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,6 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from tqdm import tqdm
 
 from facemetric.config import StageConfig
 from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
@@ -26,6 +25,7 @@ from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.neighbours import leave_one_out
 from facemetric.model.embedder import Embedder
+from facemetric.training.distributed import say
 from facemetric.training.loop import Settings
 
 FARS = (1e-2, 1e-3)
@@ -45,24 +45,24 @@ def read_split(config: StageConfig) -> Split:
     """Read DATA, merge, leave out, and split off the validation identities; says what it did in one line each."""
     index = read_index(config.data)
     for note in index.notes:
-        tqdm.write(note)
+        say(note)
     fingerprint = index.fingerprint
     if config.merge:
         merged = merge_identities(index, read_merges(config.merge), skip_unknown=True)
         index = merged.joined
-        tqdm.write(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, config.merge)}")
+        say(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, config.merge)}")
     if config.leave_out:
         parted = index.split_identities(read_identity_list(config.leave_out), skip_unknown=True)
         index = parted.rest
         left = len(parted.picked.identities)
-        tqdm.write(f"left out {left} identities{unknown_note(parted.unknown, config.leave_out)}")
+        say(f"left out {left} identities{unknown_note(parted.unknown, config.leave_out)}")
     check_identities(index)
     val = None
     if config.val_identities:
         parted = index.split_identities(read_identity_list(config.val_identities), skip_unknown=True)
         index, val = parted.rest, parted.picked
         if parted.unknown:
-            tqdm.write(f"validation identities{unknown_note(parted.unknown, config.val_identities)}")
+            say(f"validation identities{unknown_note(parted.unknown, config.val_identities)}")
         if len(val) == 0:
             raise DataError(f"none of the identities of {config.val_identities} is in the data; mend the names")
     elif config.val_fraction > 0:
@@ -70,9 +70,9 @@ def read_split(config: StageConfig) -> Split:
     check_identities(index, allow_case_twins=True)
     if val is not None:
         check_validation(val)
-    tqdm.write(f"training on {len(index):,} images of {len(index.identities):,} identities")
+    say(f"training on {len(index):,} images of {len(index.identities):,} identities")
     if val is not None:
-        tqdm.write(f"validating on {len(val):,} images of {len(val.identities):,} other identities")
+        say(f"validating on {len(val):,} images of {len(val.identities):,} other identities")
     return Split(index, val, fingerprint)
 
 

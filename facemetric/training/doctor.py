@@ -1,0 +1,128 @@
+"""The doctor: names the illness of a triplet run while it trains, its cause and its remedy, in one line.
+
+Each finding comes from means over WINDOW steps, so that one odd batch does not raise it, and is said once in
+a run. The thresholds:
+
+collapse        The spread of unit embeddings is 1 - |mean|^2: 0 where all are one point, near 1 where they
+                cover the sphere. Below 0.05 the mean angle to the mean is under 13 degrees, and identities
+                cannot stand apart by a margin of 0.2.
+stuck           A hinge loss equal to its margin (within 2 %), or a soft margin's equal to log 2, with d_ap and
+                d_an equal within 5 %: positives and negatives are told apart no better than by chance.
+dead miner      No triplet with a loss in a whole window: nothing is learned any more.
+one class       Batches without a triplet at all: one identity, or no identity with two images.
+
+A loss that is not finite is the loop's to stop (loop.py), before it reaches the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+from tqdm import tqdm
+
+WINDOW = 20  # steps
+COLLAPSED = 0.05  # spread
+NEAR_MARGIN = 0.02  # share of the margin
+NEAR_EQUAL = 0.05  # share of d_an
+
+
+class Seen(NamedTuple):
+    """What the doctor looks at in a step."""
+
+    loss: float
+    active: float
+    valid: int
+    d_ap: float
+    d_an: float
+    spread: float
+
+
+class Doctor:
+    """Watches steps; `say` gets each finding once."""
+
+    def __init__(
+        self, *, margin: float, soft: bool, miner: str, say: Callable[[str, str], None] | None = None
+    ) -> None:
+        self.margin, self.soft, self.miner = margin, soft, miner
+        self.say = say or (lambda name, text: tqdm.write(f"doctor: {text}"))
+        self.window: deque[Seen] = deque(maxlen=WINDOW)
+        self.said: set[str] = set()
+
+    def watch(self, seen: Seen) -> None:
+        """Take a step's figures into account, and say what they show."""
+        self.window.append(seen)
+        if len(self.window) < WINDOW:
+            return
+        for name, text in self.findings():
+            if name not in self.said:
+                self.said.add(name)
+                self.say(name, text)
+
+    def findings(self) -> list[tuple[str, str]]:
+        """(name, cause and remedy) of everything that the window shows."""
+        mean = Seen(*(sum(column) / len(self.window) for column in zip(*self.window, strict=True)))
+        if mean.valid == 0:
+            return [
+                (
+                    "one class",
+                    f"the last {WINDOW} batches held no triplet: one identity each, or single images; raise "
+                    "--batch-size or lower --images-per-identity so that a batch holds two identities, one with "
+                    "two images",
+                )
+            ]
+        found = []
+        if mean.spread < COLLAPSED:
+            found.append(
+                (
+                    "collapse",
+                    f"the embeddings have collapsed to nearly one point (spread {mean.spread:.3f} < {COLLAPSED}); "
+                    f"lower --lr, or mine with semihard in place of {self.miner}, and start again from the weights",
+                )
+            )
+        elif self.stuck(mean):
+            target = "log 2" if self.soft else f"the margin {self.margin:g}"
+            found.append(
+                (
+                    "stuck",
+                    f"the loss stands at {target} ({mean.loss:.4f}), with d_ap {mean.d_ap:.3f} and d_an "
+                    f"{mean.d_an:.3f} alike: identities are not told apart; start from pretrained weights, lower "
+                    "--lr, or mine with all or semihard",
+                )
+            )
+        if mean.active == 0:
+            found.append(
+                (
+                    "dead miner",
+                    f"no triplet had a loss in {WINDOW} steps: {self.miner} finds nothing to learn; raise --margin or "
+                    "--batch-size, mine with hard, or stop here",
+                )
+            )
+        return found
+
+    def stuck(self, mean: Seen) -> bool:
+        """Whether the loss stands where embeddings that know nothing put it."""
+        target = math.log(2) if self.soft else self.margin
+        at_target = abs(mean.loss - target) <= NEAR_MARGIN * target
+        alike = abs(mean.d_ap - mean.d_an) <= NEAR_EQUAL * max(mean.d_an, 1e-6)
+        return at_target and alike
+
+
+def spread(emb_BD: Tensor) -> float:
+    """1 - |mean|^2 of unit embeddings (B, D): 0 where they are one point, near 1 where they cover the sphere."""
+    return 1.0 - float(emb_BD.detach().float().mean(0).square().sum())
+
+
+def see(emb_BD: Tensor, figures: dict[str, float], valid: int) -> Seen:
+    """A step's figures for the doctor."""
+    return Seen(
+        loss=figures["loss"],
+        active=figures["fraction_positive"] * valid,
+        valid=valid,
+        d_ap=figures["mean_d_ap"],
+        d_an=figures["mean_d_an"],
+        spread=spread(emb_BD),
+    )

@@ -1,0 +1,89 @@
+"""What stage two minimises: triplets mined in the global batch and the memory, watched by the doctor.
+
+Shapes: B rows of this process, A rows of all processes, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facemetric.errors import ConfigError
+from facemetric.mining.memory import CrossBatchMemory
+from facemetric.mining.triplets import SEEDED_MINERS, resolve_miner
+from facemetric.training import distributed
+from facemetric.training.distributed import say
+from facemetric.training.doctor import Doctor, see
+from facemetric.training.run import Run
+
+
+class TripletObjective:
+    """The loss of a batch and its figures. `memory` is the number of past embeddings to mine against, 0 for none."""
+
+    def __init__(
+        self, miner: str, *, margin: float, soft: bool, distance: str, memory: int, seed: int, run: Run
+    ) -> None:
+        self.options: dict[str, Any] = {"margin": "soft" if soft else margin, "distance": distance}
+        self.mine = resolve_miner(miner)
+        self.seeded, self.seed, self.calls = miner in SEEDED_MINERS, seed, 0
+        self.run = run
+        self.doctor = Doctor(margin=margin, soft=soft, miner=miner, say=self.report)
+        self.miner, self.size = miner, memory
+        self.memory: CrossBatchMemory | None = None
+
+    def report(self, name: str, text: str) -> None:
+        """What the doctor found, for the user and the log."""
+        say(f"doctor: {text}")
+        self.run.log("doctor", self.calls, finding=name, text=text)
+
+    def __call__(self, emb_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Unit embeddings (B, D) and labels (B,) of this process -> (its part of the loss, figures of all).
+
+        The parts of all processes add up to the loss of one process with the whole batch."""
+        self.calls += 1
+        options = dict(self.options)
+        if self.seeded:
+            options["seed"] = self.seed * 1_000_003 + self.calls
+        emb_AD, labels_A, own = distributed.gather_rows(emb_BD, labels_B)
+        if self.size:
+            mined = self.remembering(emb_AD)(emb_AD, labels_A, rows=own, **options)
+        else:
+            anchors = own if distributed.together() else None
+            mined = self.mine(emb_AD, labels_A, anchors=anchors, **options)
+        loss = mined.loss
+        sums = torch.stack([mined.weight, mined.active, *(mined.weight * part for part in mined[3:5])]).double()
+        counts = distributed.total(torch.cat([sums, sums.new_tensor([mined.valid])]))
+        weight, active, d_ap, d_an, valid = counts.tolist()
+        if distributed.together():
+            loss = loss * (float(mined.weight) / weight if weight else 0.0)
+        figures = {
+            "loss": float(distributed.total(loss)),
+            "fraction_positive": active / valid if valid else 0.0,
+            "mean_d_ap": d_ap / weight if weight else 0.0,
+            "mean_d_an": d_an / weight if weight else 0.0,
+        }
+        self.doctor.watch(see(emb_AD, figures, int(valid)))
+        return loss, figures
+
+    def remembering(self, emb_AD: Tensor) -> CrossBatchMemory:
+        """The memory, made when the first batch tells its dimension and device."""
+        if self.memory is None:
+            self.memory = CrossBatchMemory(self.size, dim=emb_AD.shape[1], miner=self.miner).to(emb_AD.device)
+        return self.memory
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the calls so far, and the memory."""
+        return {"calls": self.calls, "memory": self.memory.state_dict() if self.memory is not None else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back. Raises ConfigError for a memory of another size."""
+        self.calls = state["calls"]
+        if state["memory"] is None:
+            return
+        size, dim = state["memory"]["embeddings"].shape
+        if size != self.size:
+            raise ConfigError(f"the checkpoint has --memory {size}, this run {self.size}; resume with {size}")
+        self.memory = CrossBatchMemory(size, dim=dim, miner=self.miner).to(state["memory"]["embeddings"].device)
+        self.memory.load_state_dict(state["memory"])

@@ -1,0 +1,106 @@
+"""Two and three processes give the loss, the gradients and the weights of one process with the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn import functional
+
+from facemetric.training import distributed
+from facemetric.training.objective import TripletObjective
+
+D = 8
+
+
+class Silent:
+    """A run that keeps nothing."""
+
+    def log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def batch(uneven: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(24, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (24,), generator=generator) if uneven else torch.arange(24) // 4
+    return images, labels
+
+
+def parts(count: int, world: int) -> list[slice]:
+    """Uneven shares: the first process gets the most."""
+    cuts = {1: [0, 24], 2: [0, 15, 24], 3: [0, 13, 20, 24]}[world]
+    assert cuts[-1] == count
+    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def objective(miner: str, memory: int) -> TripletObjective:
+    return TripletObjective(
+        miner, margin=0.5, soft=False, distance="squared", memory=memory, seed=0, run=Silent()  # type: ignore[arg-type]
+    )
+
+
+def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, Any]:
+    """Losses, figures and the weight's gradient of two steps on this process's share of the batch."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, D).double()
+    images, labels = batch(uneven)
+    own = parts(len(labels), world)[distributed.rank()]
+    mine = objective(miner, memory)
+    found: dict[str, Any] = {"figures": []}
+    for _ in range(2):
+        layer.zero_grad()
+        emb = functional.normalize(layer(images[own]), dim=1)
+        loss, figures = mine(emb, labels[own])
+        loss.backward()
+        distributed.sum_gradients(layer.parameters())
+        assert layer.weight.grad is not None
+        found["figures"].append(figures)
+        found["grad"] = layer.weight.grad.clone()
+        with torch.no_grad():
+            layer.weight -= 0.1 * layer.weight.grad
+    return found
+
+
+def process(rank: int, world: int, port: int, folder: str, case: tuple[str, bool, int]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    torch.save(two_steps(*case, world), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+CASES = [("all", False, 0), ("semihard", True, 0), ("hard", True, 0), ("semihard", True, 16)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_processes_agree_with_one(world: int, case: tuple[str, bool, int], tmp_path: Path) -> None:
+    mp.spawn(process, args=(world, free_port(), str(tmp_path), case), nprocs=world)
+    expected = two_steps(*case, 1)
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["grad"], expected["grad"], rtol=1e-10, atol=1e-12)
+        for got, wanted in zip(found["figures"], expected["figures"], strict=True):
+            assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+def test_alone_nothing_is_gathered() -> None:
+    rows, labels = torch.randn(4, D), torch.arange(4)
+    gathered, all_labels, own = distributed.gather_rows(rows, labels)
+    assert gathered is rows
+    assert all_labels is labels
+    assert own == slice(0, 4)
+    assert distributed.start("cpu") == "cpu"

@@ -1,0 +1,84 @@
+"""Each illness is caused, and the doctor names it; a healthy run hears nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from facemetric.errors import DataError
+from facemetric.training.doctor import WINDOW, spread
+from facemetric.training.objective import TripletObjective
+
+
+class Log:
+    """A run that keeps what the doctor says."""
+
+    def __init__(self) -> None:
+        self.findings: list[str] = []
+
+    def log(self, event: str, step: int, **values: Any) -> None:
+        assert event == "doctor"
+        self.findings.append(values["finding"])
+        assert "\n" not in values["text"]
+
+
+def train(
+    emb_of: Any, labels: torch.Tensor, *, miner: str = "semihard", margin: float = 0.2, soft: bool = False
+) -> list[str]:
+    log = Log()
+    objective = TripletObjective(
+        miner, margin=margin, soft=soft, distance="squared", memory=0, seed=0, run=log  # type: ignore[arg-type]
+    )
+    for step in range(WINDOW + 5):
+        torch.manual_seed(step)
+        objective(functional.normalize(emb_of(), dim=1), labels)
+    return log.findings
+
+
+LABELS = torch.arange(32) // 4
+CENTRES = functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+
+
+def healthy() -> torch.Tensor:
+    return CENTRES[LABELS] + 0.25 * torch.randn(32, 16)
+
+
+@pytest.mark.parametrize("miner", ["all", "semihard", "hard"])
+def test_a_healthy_run_hears_nothing(miner: str) -> None:
+    assert train(healthy, LABELS, miner=miner, margin=0.5) == []
+
+
+@pytest.mark.parametrize("miner", ["all", "semihard", "hard"])
+def test_collapse(miner: str) -> None:
+    point = torch.ones(16)
+    assert train(lambda: point + 0.01 * torch.randn(32, 16), LABELS, miner=miner) == ["collapse"]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_stuck_at_the_margin(soft: bool) -> None:
+    # Directions at random in a high dimension: all distances are 2, whoever it is.
+    found = train(lambda: torch.randn(32, 16384), LABELS, miner="distance-weighted", margin=1.0, soft=soft)
+    assert found == ["stuck"]
+
+
+def test_dead_miner() -> None:
+    found = train(lambda: CENTRES[LABELS] + 1e-3 * torch.randn(32, 16), LABELS, miner="all", margin=0.05)
+    assert found == ["dead miner"]
+
+
+def test_one_class() -> None:
+    assert train(healthy, torch.zeros(32, dtype=torch.long)) == ["one class"]
+    assert train(healthy, torch.arange(32)) == ["one class"]
+
+
+def test_nan_is_an_error_at_once() -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        train(lambda: torch.full((32, 16), float("nan")), LABELS)
+
+
+def test_spread() -> None:
+    assert spread(torch.eye(4)[[0, 0, 0]]) == pytest.approx(0.0)
+    assert spread(torch.cat([torch.eye(4), -torch.eye(4)])) == pytest.approx(1.0)
