@@ -1,0 +1,141 @@
+"""The gradient of a batch in parts is the gradient of the batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facemetric.mining.triplets import semihard
+from facemetric.training.microbatch import backward_in_chunks
+
+LABELS = torch.arange(12) % 4
+
+
+def net(dropout: float = 0.0) -> nn.Sequential:
+    """A small network in float64, its batch norm with statistics that are not the first ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(216, 5)
+    ).double()
+    with torch.no_grad():
+        model[1].running_mean.normal_()
+        model[1].running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def run(
+    model: nn.Module, chunk: int, loss_of: Callable[[Tensor], Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(gradients, embeddings that the loss saw) of a batch in chunks of so many images."""
+    images = torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = []
+
+    def watched(emb_BD: Tensor) -> Tensor:
+        seen.append(emb_BD.detach().clone())
+        return semihard(emb_BD, LABELS, margin=0.5).loss if loss_of is None else loss_of(emb_BD)
+
+    model.zero_grad()
+    backward_in_chunks(
+        model,
+        lambda part: functional.normalize(model(part), dim=1),
+        watched,
+        images.split(chunk),
+        lambda loss: loss.backward(),
+    )
+    assert len(seen) == 1
+    return gradients(model), seen[0]
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 11])
+def test_with_a_still_batch_norm_it_is_the_gradient_of_one_pass(chunk: int) -> None:
+    model = net().eval()
+    whole, parts = run(model, 12), run(model, chunk)
+    torch.testing.assert_close(parts[1], whole[1], rtol=0, atol=1e-12)
+    assert whole[0].keys() == parts[0].keys()
+    assert max(float(grad.abs().max()) for grad in whole[0].values()) > 1e-3
+    for name, grad in whole[0].items():
+        torch.testing.assert_close(parts[0][name], grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [3, 5])
+def test_dropout_draws_the_same_in_both_passes(chunk: int) -> None:
+    model = net(dropout=0.4).eval()
+    model[3].train()
+    torch.manual_seed(7)
+    grads, emb = run(model, chunk)
+
+    def plain() -> dict[str, Tensor]:
+        """One pass with a graph over everything, dropout drawn chunk by chunk."""
+        torch.manual_seed(7)
+        images = torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        model.zero_grad()
+        found = torch.cat([functional.normalize(model(part), dim=1) for part in images.split(chunk)])
+        torch.testing.assert_close(found, emb, rtol=0, atol=1e-12)
+        semihard(found, LABELS, margin=0.5).loss.backward()
+        return gradients(model)
+
+    for name, grad in plain().items():
+        torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-10)
+
+
+def test_the_random_numbers_go_on_as_after_one_pass() -> None:
+    model = net(dropout=0.4).eval()
+    model[3].train()
+    after = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        run(model, 3)
+        after.append(torch.rand(3))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for part in torch.zeros(12, 3, 8, 8, dtype=torch.float64).split(3):
+            model(part)
+    assert torch.equal(after[0], after[1])
+    assert torch.equal(after[0], torch.rand(3))
+
+
+def test_running_statistics_move_once() -> None:
+    model = net().train()
+    twin = copy.deepcopy(model)
+    run(model, 4)
+    images = torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for part in images.split(4):
+            twin(part)
+    assert int(model[1].num_batches_tracked) == 3
+    torch.testing.assert_close(model[1].running_mean, twin[1].running_mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model[1].running_var, twin[1].running_var, rtol=0, atol=1e-12)
+
+
+def test_a_training_batch_norm_gives_the_gradient_of_chunks() -> None:
+    model = net().train()
+    twin = copy.deepcopy(model)
+    grads, emb = run(model, 4)
+    images = torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = torch.cat([functional.normalize(twin(part), dim=1) for part in images.split(4)])
+    torch.testing.assert_close(found, emb, rtol=0, atol=1e-12)
+    semihard(found, LABELS, margin=0.5).loss.backward()
+    for name, value in twin.named_parameters():
+        assert value.grad is not None
+        torch.testing.assert_close(grads[name], value.grad, rtol=0, atol=1e-10)
+
+
+def test_an_error_in_the_loss_leaves_the_statistics_as_they_were() -> None:
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+
+    def fail(emb_BD: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        run(model, 4, fail)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
