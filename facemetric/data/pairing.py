@@ -36,9 +36,9 @@ def make_pairs(identity: npt.ArrayLike, *, count: int, folds: int = 10, seed: in
         )
     each = count // folds // 2
     rng = np.random.default_rng(seed)
-    # Persons with pairs of their own are dealt out first, so that every fold gets its share of them.
+    # Persons with most images are dealt out first, so that every fold gets its share of them.
     order = rng.permutation(len(sizes))
-    order = order[np.argsort(sizes[order] < 2, kind="stable")]
+    order = order[np.argsort(-sizes[order], kind="stable")]
     fold_of = np.empty(len(sizes), dtype=np.int64)
     fold_of[order] = np.arange(len(sizes)) % folds
     parts = []

@@ -203,7 +203,7 @@ def test_drawn_pairs_are_balanced_distinct_and_disjoint(sizes, folds, seed):
     try:
         drawn = make_pairs(labels, count=count, folds=folds, seed=seed)
     except DataError:
-        assert sum(s * (s - 1) // 2 for s in sizes) < 2 * count
+        assert sum(s >= 3 for s in sizes) < folds  # otherwise each fold has three pairs of one person
         return
     assert len(drawn.a) == count
     assert (drawn.same == (labels[drawn.a] == labels[drawn.b])).all()
