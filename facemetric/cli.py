@@ -40,6 +40,8 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
     """Stage two: train a projection (or everything) on DATA with online triplets."""
     from facemetric.training.finetune import run_finetune
 
+    if ":" in config.miner and "" not in sys.path:
+        sys.path.insert(0, "")  # the user's own module lies in the folder the command is run from
     run_finetune(config)
 
 
