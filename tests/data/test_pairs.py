@@ -266,3 +266,9 @@ def test_named_pairs_resolve_to_the_same_rows(tmp_path):
     assert (a == drawn.a).all()
     assert (b == drawn.b).all()
     assert (back.fold == drawn.fold).all()
+
+
+def test_every_fold_gets_its_share_of_people_with_images():
+    labels = np.repeat(np.arange(44), [3] * 4 + [1] * 40)
+    for seed in range(10):
+        assert len(make_pairs(labels, count=24, folds=4, seed=seed).a) == 24
