@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from facemetric.errors import ConfigError, did_you_mean
 
@@ -227,13 +227,18 @@ class DemoConfig:
 def make_config(kind: type[C], *positional: object, **options: object) -> C:
     """A config from Python arguments; text becomes a Path or a tuple where the field is one.
 
-    Raises ConfigError that names the nearest option for a misspelt one."""
+    Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
     known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
     values: dict[str, Any] = dict(zip(known, positional, strict=False))
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
         values[name] = value
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
+        nearest = did_you_mean(str(value), map(str, choices))
+        require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
     if isinstance(values.get("data"), (str, Path)):
         values["data"] = (values["data"],)
     if "data" in values:
@@ -272,7 +277,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_least(config: Any, least: dict[str, int]) -> None:
-    """Raise ConfigError where an option of these names is below its bound; options that are not there pass."""
+    """Raise ConfigError where an option of these names is below its bound; one that is not there passes."""
     for name, bound in least.items():
         value = getattr(config, name, bound)
         require(value >= bound, f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
@@ -287,10 +292,10 @@ def check_stage(config: StageConfig) -> None:
     for name in shares:
         value = getattr(config, name, 0.0)
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
-    least = {name: 1 for name in ("epochs", "image_size", "views")}
-    least |= {name: 2 for name in ("batch_size", "images_per_identity")}  # batch norm and triplets need two
-    least |= {name: 0 for name in ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs")}
-    least |= {"weight_decay": 0, "checkpoint_minutes": 0, "seed": 0, "workers": -1}
-    check_least(config, least)
+    none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
+    least = dict.fromkeys((*none, "checkpoint_minutes", "seed"), 0)
+    least |= dict.fromkeys(("epochs", "image_size", "views"), 1)
+    least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
+    check_least(config, least | {"workers": -1})
     require(getattr(config, "lr", 1.0) > 0, f"--lr is {getattr(config, 'lr', 1.0)}; it must be above 0")
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")

@@ -80,7 +80,8 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         # Process 0 measures for all, as in the loop.
         before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
-        run.log("before", 0, **before)
+        if not config.resume:
+            run.log("before", 0, **before)
         show("before stage two", before)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True)
         return Trained(run.folder, run.best, task.keep_better(before, at.best or {}, at.best_epoch))

@@ -78,7 +78,8 @@ def test_lda_with_shrinkage_solves_its_equation(people: tuple[np.ndarray, np.nda
     groups = [features[labels == label] for label in np.unique(labels)]
     means = np.stack([group.mean(0) for group in groups])
     centred = np.concatenate([group - group.mean(0) for group in groups])
-    within = LedoitWolf(assume_centered=True).fit(centred).covariance_ * len(centred) / (len(centred) - len(means))
+    within = LedoitWolf(assume_centered=True).fit(centred).covariance_
+    within = within * len(centred) / (len(centred) - len(means))
     between = np.cov(means.T)
     # Within identities the directions are uncorrelated, each of variance b / (b + 1).
     b = np.diag(weight @ between @ weight.T) / np.diag(weight @ within @ weight.T)

