@@ -101,7 +101,7 @@ def run_backbone_each_step(data: Path, weights: Path, epochs: int, batch_size: i
     embedder, index = load_weights(weights), read_index(data)
     projection = torch.nn.Linear(embedder.num_features, embedder.num_features)
     optimizer = torch.optim.AdamW(projection.parameters(), 1e-3)
-    sampler = IdentityBatches(index.identity, batch_size // 4, 4, 0)
+    sampler = IdentityBatches(index.identity, min(len(index.identities), batch_size // 4), 4, 0)
     for epoch in range(epochs):
         steps = sampler.epoch(epoch)
         for batch in load_batches(index, steps, eval_transform(embedder.preprocess), epoch=epoch, workers=1):

@@ -49,6 +49,7 @@ class Doctor:
     ) -> None:
         self.margin, self.soft, self.miner = margin, soft, miner
         self.say = say or (lambda name, text: tqdm.write(f"doctor: {text}"))
+        self.milder = "all" if miner == "semihard" else "semihard"
         self.window: deque[Seen] = deque(maxlen=WINDOW)
         self.said: set[str] = set()
 
@@ -80,7 +81,7 @@ class Doctor:
                 (
                     "collapse",
                     f"the embeddings have collapsed to nearly one point (spread {mean.spread:.3f} < {COLLAPSED}); "
-                    f"lower --lr, or mine with semihard in place of {self.miner}, and start again from the weights",
+                    f"lower --lr, or mine with {self.milder} in place of {self.miner}, and start again",
                 )
             )
         elif self.stuck(mean):
@@ -90,7 +91,7 @@ class Doctor:
                     "stuck",
                     f"the loss stands at {target} ({mean.loss:.4f}), with d_ap {mean.d_ap:.3f} and d_an "
                     f"{mean.d_an:.3f} alike: identities are not told apart; start from pretrained weights, lower "
-                    "--lr, or mine with all or semihard",
+                    f"--lr, or mine with {self.milder}",
                 )
             )
         if mean.active == 0:
