@@ -24,6 +24,7 @@ app = App(
     help_format="plaintext",
     version=facemetric.__version__,
     default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,  # main says what goes on
 )
 
 

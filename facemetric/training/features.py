@@ -58,8 +58,9 @@ def cached_features(
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / f"{key}.{os.getpid()}.part"
     try:
-        values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        claim_space(part)
+        with writing(part):
+            values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+            claim_space(part)
         bad = fill(values, embedder, index, augment=augment, seed=seed, workers=workers)
         values.flush()
         del values
@@ -79,7 +80,7 @@ def claim_space(file: Path) -> None:
     """Give a sparse file its place on the disk. Raises OSError where the disk is full: writing to the mapped
     file would then kill the process instead."""
     if hasattr(os, "posix_fallocate"):
-        with writing(file), open(file, "r+b") as opened:
+        with open(file, "r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, os.fstat(opened.fileno()).st_size)
 
 
