@@ -216,7 +216,7 @@ class DemoConfig:
     """People to draw; a fifth is only for the evaluation."""
     images: int = 12
     """Pictures of each."""
-    epochs: int = 8
+    epochs: int = 16
     """Passes of stage one."""
     seed: int = 0
     """Seed of the faces and of the training."""

@@ -16,6 +16,7 @@ from facemetric.data.pairs import Pairs, read_pairs, resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.intervals import Interval, persons_of_pairs, verification_intervals
 from facemetric.evaluation.neighbours import Retrieval, leave_one_out
 from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
 from facemetric.model.weights import find_weights, load_weights, read_config
@@ -26,10 +27,11 @@ FARS = (1e-1, 1e-2, 1e-3)
 
 
 class Evaluation(NamedTuple):
-    """What was measured: on the pairs, on the images' neighbours (each None where not asked for), and where
-    it was written."""
+    """What was measured: on the pairs, with 95 % intervals by the figure's name, and on the images' neighbours
+    (None where not asked for), and where it was written."""
 
     verification: Verification | None
+    intervals: dict[str, Interval]
     neighbours: Retrieval | None
     out: Path
 
@@ -38,6 +40,9 @@ class Evaluation(NamedTuple):
         found: dict[str, Any] = {}
         if self.verification is not None:
             found["verification"] = self.verification.to_dict()
+            found["verification"]["intervals_95"] = {
+                name: {"low": interval.low, "high": interval.high} for name, interval in self.intervals.items()
+            }
         if self.neighbours is not None:
             found["neighbours"] = self.neighbours.to_dict()
         return found
@@ -61,11 +66,11 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
         find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else embed(config, pairs)
-    verification = score_pairs(config, pairs, table) if pairs is not None else None
+    verification, intervals = score_pairs(config, pairs, table) if pairs is not None else (None, {})
     neighbours = None
     if config.data or config.embeddings:
         neighbours = score_neighbours(table)
-    evaluation = Evaluation(verification, neighbours, config.out)
+    evaluation = Evaluation(verification, intervals, neighbours, config.out)
     write_metrics(config, evaluation)
     print(table_text(evaluation))
     return evaluation
@@ -118,8 +123,10 @@ def check_readable(
     print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
 
 
-def score_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Verification:
-    """Verification of the pairs; writes the curve and its pictures."""
+def score_pairs(
+    config: EvalConfig, pairs: Pairs, table: EmbeddingTable
+) -> tuple[Verification, dict[str, Interval]]:
+    """Verification of the pairs, and its intervals over persons; writes the curve and its pictures."""
     rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
     score = pair_scores(table.embeddings, rows_a, rows_b)
     found = verify_pairs(score, pairs.same, fold=pairs.fold, fars=FARS, folds=config.folds, seed=config.seed)
@@ -127,7 +134,10 @@ def score_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Veri
     write_roc_csv(config.out / "roc.csv", {name: found.roc})
     draw_roc(config.out / "roc.png", {name: found.roc})
     draw_scores(config.out / "scores.png", score, pairs.same, thresholds={"threshold of equal errors": found.eer_threshold})
-    return found
+    persons = table.identities[rows_a], table.identities[rows_b]
+    if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
+        persons = persons_of_pairs(rows_a, rows_b, pairs.same)
+    return found, verification_intervals(score, pairs.same, persons, fars=FARS, seed=config.seed)
 
 
 def score_neighbours(table: EmbeddingTable) -> Retrieval | None:
@@ -160,6 +170,11 @@ def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
 def table_text(evaluation: Evaluation) -> str:
     """The table that is printed."""
     lines: list[tuple[str, str]] = []
+
+    def between(name: str) -> str:
+        interval = evaluation.intervals.get(name)
+        return f"  95 % [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""
+
     found = evaluation.verification
     if found is not None:
         lines.append(("pairs", f"{found.n_genuine:,} genuine, {found.n_impostor:,} impostor"))
@@ -173,9 +188,10 @@ def table_text(evaluation: Evaluation) -> str:
                     f"standard error {a.standard_error:.4f}{drawn})",
                 )
             )
-        lines += [("AUC", f"{found.auc:.4f}"), ("EER", f"{found.eer:.4f}")]
+        lines += [("AUC", f"{found.auc:.4f}{between('auc')}"), ("EER", f"{found.eer:.4f}{between('eer')}")]
         for p in found.points:
-            text = f"{p.tar:.4f}  (threshold {p.threshold:.4f}, {p.accepted_impostors} impostors accepted)"
+            text = f"{p.tar:.4f}{between(f'tar_at_far_{p.wanted:g}')}"
+            text += f"  (threshold {p.threshold:.4f}, {p.accepted_impostors} impostors accepted)"
             if not p.supported:
                 text = f"not measured: needs {1 / p.wanted:.0f} impostor pairs, there are {found.n_impostor}"
             lines.append((f"TAR @ FAR={p.wanted:g}", text))
