@@ -229,6 +229,7 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
 
     Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
     known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
+    require(len(positional) <= 1, f"only {known[0]} goes without its name; several of them go in one list")
     values: dict[str, Any] = dict(zip(known, positional, strict=False))
     for name, value in options.items():
         if name not in known:
@@ -243,6 +244,8 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         values["data"] = (values["data"],)
     if "data" in values:
         values["data"] = tuple(str(source) for source in values["data"])
+    if isinstance(values.get("crop"), list):
+        values["crop"] = tuple(values["crop"])
     if isinstance(values.get("weights"), Path):
         values["weights"] = str(values["weights"])
     for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
@@ -297,5 +300,7 @@ def check_stage(config: StageConfig) -> None:
     least |= dict.fromkeys(("epochs", "image_size", "views"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
     check_least(config, least | {"workers": -1})
-    require(getattr(config, "lr", 1.0) > 0, f"--lr is {getattr(config, 'lr', 1.0)}; it must be above 0")
+    for name in ("lr", "backbone_lr"):
+        value = getattr(config, name, 1.0)
+        require(0 < value < float("inf"), f"--{name.replace('_', '-')} is {value}; it must be above 0, and finite")
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")

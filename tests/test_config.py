@@ -1,0 +1,184 @@
+"""Every option stands once: the flag, the TOML key and the Python argument give the same config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+import facemetric
+from facemetric import cli
+from facemetric.config import (
+    DemoConfig,
+    EvalConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    check_stage,
+    config_dict,
+    config_toml,
+    make_config,
+)
+from facemetric.errors import ConfigError
+
+KINDS: dict[str, Any] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "eval": EvalConfig,
+    "demo": DemoConfig,
+}
+RUNNERS = {
+    "pretrain": "facemetric.training.pretrain.run_pretrain",
+    "finetune": "facemetric.training.finetune.run_finetune",
+    "eval": "facemetric.report.scorecard.run_evaluate",
+    "demo": "facemetric.demo.run_demo",
+}
+OPTIONS = [
+    (name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"
+]
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+    """The configs that a command would have run with."""
+
+    def catch(name: str) -> list[Any]:
+        found: list[Any] = []
+        monkeypatch.setattr(RUNNERS[name], found.append)
+        return found
+
+    return catch
+
+
+def run(*tokens: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(tokens)
+    assert not end.value.code
+
+
+def another(kind: Any, name: str) -> Any:
+    """A value of the option's type that is not its default."""
+    default, hint = getattr(kind(), name), get_type_hints(kind)[name]
+    if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
+        return next(choice for choice in get_args(hint) if choice != default)
+    if name == "data":
+        return ("a folder", "b.tar")
+    if name == "crop":
+        return (0.1, 0.0, 0.25, 1e-05)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 3
+    if isinstance(default, float):
+        return default + 0.25
+    return "ein Wörtchen" if isinstance(default, str) else Path("some/päth")
+
+
+def flag(name: str, value: Any) -> list[str]:
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    if isinstance(value, tuple) and name == "crop":
+        return [f"--{dashed}", *map(str, value)]
+    if isinstance(value, tuple):
+        return [token for part in value for token in (f"--{dashed}", part)]
+    return [f"--{dashed}", str(value)]
+
+
+@pytest.mark.parametrize(("command", "name"), OPTIONS)
+def test_flag_toml_key_and_python_argument_are_one(
+    caught: Callable[[str], list[Any]], tmp_path: Path, command: str, name: str
+) -> None:
+    kind, found = KINDS[command], caught(command)
+    value = another(kind, name)
+    expected = make_config(kind, **{name: value})
+    assert getattr(expected, name) == value != getattr(kind(), name)
+    run(command, *flag(name, value))
+    plain = str(value) if isinstance(value, Path) else value
+    (tmp_path / "c.toml").write_text(f"{name} = {json.dumps(plain, ensure_ascii=False)}\n", encoding="utf-8")
+    run(command, "--config", str(tmp_path / "c.toml"))
+    assert found == [expected, expected]
+    if command != "demo":
+        function = {"pretrain": "pretrain", "finetune": "finetune", "eval": "evaluate"}[command]
+        getattr(facemetric, function)(**{name: list(plain) if isinstance(plain, tuple) else plain})
+        assert found[2] == expected
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(command, "--help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in fields(KINDS[command]):
+        if field.name not in ("_", "data"):
+            assert f"--{field.name.replace('_', '-')}" in text
+    said = {
+        "pretrain": "Images: a folder of identity folders",
+        "finetune": "What keeps still: the backbone",
+        "eval": "Folder for metrics.json",
+        "demo": "People to draw",
+    }
+    assert said[command] in text
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_a_written_config_reads_back(
+    caught: Callable[[str], list[Any]], tmp_path: Path, command: str
+) -> None:
+    kind, found = KINDS[command], caught(command)
+    full = make_config(kind, **{name: another(kind, name) for of, name in OPTIONS if of == command})
+    for config in (kind(), full):
+        (tmp_path / "c.toml").write_text(config_toml(config), encoding="utf-8")
+        run(command, "--config", str(tmp_path / "c.toml"))
+        anew = {"resume": False} if hasattr(config, "resume") else {}
+        assert config_dict(found[-1]) == config_dict(config) | anew
+
+
+def test_flags_win_over_the_file(caught: Callable[[str], list[Any]], tmp_path: Path) -> None:
+    found = caught("pretrain")
+    (tmp_path / "c.toml").write_text('epochs = 7\nlr = 0.5\ndata = ["from_file"]\n')
+    run("pretrain", "from_flags", f"--config={tmp_path / 'c.toml'}", "--epochs", "9")
+    assert (found[0].data, found[0].epochs, found[0].lr) == (("from_flags",), 9, 0.5)
+    run("pretrain", "--epochs", "9")  # the file is not remembered
+    assert found[1].lr == 0.1
+
+
+def test_python_arguments_may_be_text() -> None:
+    config = make_config(FinetuneConfig, "faces", out="runs/x", weights=Path("runs/y"), cache="c")
+    assert (config.data, config.out) == (("faces",), Path("runs/x"))
+    assert (config.weights, config.cache) == ("runs/y", Path("c"))
+    assert make_config(EvalConfig, "w", data=[Path("a"), "b"]).data == ("a", "b")
+    with pytest.raises(ConfigError, match="only data goes without its name; several of them go in one list"):
+        make_config(PretrainConfig, "faces", "more faces")
+
+
+def test_a_misspelt_argument_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown option 'epoch': did you mean 'epochs'"):
+        make_config(PretrainConfig, epoch=3)
+    with pytest.raises(ConfigError, match="unknown head 'arcfase': did you mean 'arcface'"):
+        make_config(PretrainConfig, head="arcfase")
+
+
+@pytest.mark.parametrize(
+    ("options", "flag_named"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 1}, "--batch-size"),
+        ({"seed": -1}, "--seed"),
+        ({"workers": -2}, "--workers"),
+        ({"max_bad": 1.1}, "--max-bad"),
+        ({"dropout": -0.1}, "--dropout"),
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"weight_decay": float("nan")}, "--weight-decay"),
+        ({"hflip": float("nan")}, "--hflip"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": float("inf")}, "--lr"),
+        ({"data": ()}, "no DATA"),
+    ],
+)
+def test_numbers_out_of_their_range_are_named(options: dict[str, Any], flag_named: str) -> None:
+    check_stage(PretrainConfig(("faces",)))
+    with pytest.raises(ConfigError, match=flag_named):
+        check_stage(make_config(PretrainConfig, **{"data": ("faces",)} | options))
