@@ -70,7 +70,9 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
         weight_RC, scratch_RC = (b[: dist_RC.numel()].view(dist_RC.shape) for b in spare)
         order.fill_same(dist_RC, rows, cols, FAR)
         _count_active(dist_RC, rows, order, positives, weight_RC, scratch_RC, fresh=True)
-        if order.whole:  # on the diagonal both sides are the same triplets: add their weights, count them once
+        if (
+            order.whole
+        ):  # on the diagonal both sides are the same triplets: add their weights, count them once
             tally = rows != cols
             _count_active(dist_RC.T, cols, order, positives, weight_RC.T, scratch_RC.T, tally=tally)
         _to_coefficient(weight_RC, dist_RC, rule)
@@ -191,7 +193,7 @@ def _to_coefficient(weight_RC: Tensor, dist_RC: Tensor, rule: Rule) -> None:
         tiny = rule.tiny(dist_RC.dtype)
         inverse_RC = dist_RC.clamp_(min=tiny * tiny).rsqrt_()
         weight_RC *= inverse_RC
-        weight_RC *= inverse_RC < 0.999 / tiny  # what was clamped is noise and pulls nowhere
+        weight_RC *= inverse_RC < 0.999 / tiny  # what was clamped is noise, and products would magnify it
 
 
 def _gradients(

@@ -81,8 +81,7 @@ def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None
     squared_ap_T = _squared(table, a_T, p_T)
     dist_NN = table.dist_NN.masked_fill_(table.same_NN, -torch.inf)
     gap_TN = squared_ap_T[:, None] - dist_NN.index_select(0, a_T)
-    best_T, n_T = gap_TN.view(INTEGER[gap_TN.dtype]).min(1)  # see pick_semihard
-    n_T = torch.where(best_T < 0, n_T, dist_NN.argmax(1).index_select(0, a_T))
+    n_T = gap_TN.view(INTEGER[gap_TN.dtype]).min(1).indices  # see pick_semihard
     return _pay(table, rule, a_T, p_T, n_T)
 
 

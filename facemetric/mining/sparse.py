@@ -53,19 +53,18 @@ def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> O
     return Operands(left_MD, right_ND, x_MD, y_ND)
 
 
-def argmin_rows(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum (R,) of each row and its column (R,); integers only, where it is fastest."""
+def argmin_rows(bits_RC: Tensor) -> Tensor:
+    """Column (R,) of the minimum of each row; integers only, where it is fastest."""
     C = bits_RC.shape[1]
     if C < 4 * CHUNK:
-        return bits_RC.min(1)
+        return bits_RC.min(1).indices
     full = C - C % CHUNK
     best_RK = bits_RC[:, :full].unflatten(1, (-1, CHUNK)).amin(2)
     if full < C:  # the last chunk reaches back, so that all have one width
         best_RK = torch.cat([best_RK, bits_RC[:, C - CHUNK :].amin(1, keepdim=True)], 1)
     start_R1 = (best_RK.argmin(1, keepdim=True) * CHUNK).clamp_(max=C - CHUNK)
     chunk_RK = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device))
-    best_R1, at_R1 = chunk_RK.min(1, keepdim=True)
-    return best_R1[:, 0], (start_R1 + at_R1)[:, 0]
+    return start_R1[:, 0] + chunk_RK.min(1).indices
 
 
 # Squared distances of a panel, its rows, scratch, order, squared d_ap of each k -> picked column of each k.
@@ -77,25 +76,16 @@ def pick_semihard(
 ) -> list[Tensor]:
     """For each (a, p) the nearest negative with d_an > d_ap; where there is none, the farthest negative.
 
-    d_ap - d_an is negative exactly for those, and the bits of negative floats, read as integers, grow with
-    the distance from zero: one subtraction and one integer minimum find the nearest. Source: Schroff et al.
-    2015, arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons' triplet_semihard_loss.
+    d_ap - d_an is negative exactly for those, and the bits of negative floats, read as integers, are below
+    all others and grow with the distance from zero; among the others the smallest belongs to the farthest
+    negative. So one subtraction and one integer minimum answer both. Source: Schroff et al. 2015,
+    arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons' triplet_semihard_loss.
     """
     order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), -torch.inf)
-    picked, missing = [], []
+    picked = []
     for d_ap in positive:
-        gap_RN = torch.sub(d_ap[:, None], dist_RN[: len(d_ap)], out=scratch_RN[: len(d_ap)])
-        best, at = argmin_rows(gap_RN.view(INTEGER[gap_RN.dtype]))
-        picked.append(at)
-        missing.append(best >= 0)
-    lack = missing[0].clone()
-    for flags in missing[1:]:
-        lack[: len(flags)] |= flags
-    short = lack.nonzero()[:, 0]
-    if len(short):
-        farthest = torch.zeros_like(picked[0])
-        farthest[short] = dist_RN[short].argmax(1)
-        picked = [torch.where(m, farthest[: len(m)], at) for m, at in zip(missing, picked, strict=True)]
+        gap_nN = torch.sub(d_ap[:, None], dist_RN[: len(d_ap)], out=scratch_RN[: len(d_ap)])
+        picked.append(argmin_rows(gap_nN.view(INTEGER[gap_nN.dtype])))
     return picked
 
 
@@ -104,7 +94,7 @@ def pick_nearest(
 ) -> list[Tensor]:
     """For each anchor the nearest negative. Source: Hermans et al. 2017, arXiv:1703.07737."""
     order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), torch.inf)
-    return [argmin_rows(dist_RN.view(INTEGER[dist_RN.dtype]))[1]]
+    return [argmin_rows(dist_RN.view(INTEGER[dist_RN.dtype]))]
 
 
 def pick_by_distance(dimensions: int, square: float, generator: torch.Generator) -> Pick:
@@ -158,7 +148,7 @@ class Rule(NamedTuple):
 
     @staticmethod
     def tiny(dtype: torch.dtype) -> float:
-        """Plain distance below which a tile holds nothing but rounding."""
+        """Plain distance below which 1 / d would magnify little but rounding."""
         return 1e-3 if dtype == torch.float32 else 1e-7
 
     def pay(self, gap: Tensor) -> tuple[Tensor, Tensor]:

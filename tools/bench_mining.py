@@ -1,0 +1,256 @@
+"""Time and memory of the miners beside the other ways to mine, in one run.
+
+    python tools/bench_mining.py                              # the table of the README, about ten minutes
+    python tools/bench_mining.py --sizes 64 256 --miners hard
+    python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
+
+A figure is the median over rounds of forward plus backward; a round runs every contender once, so that a busy
+machine slows all of them alike: read the ratios. A contender that took longer than --patience seconds, or ran
+out of memory, is left out of larger sizes. Memory is the peak above what was there before the call, each
+contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
+2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs two more halves.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # before torch: threads that spin stall each other when shared
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from facemetric.mining import MINERS
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+MARGIN = 0.2
+
+
+def batch(rows: int, dim: int, images: int, device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    embeddings = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator))
+    labels = (torch.arange(rows) // images)[torch.randperm(rows, generator=generator)]
+    return embeddings.to(device), labels.to(device)
+
+
+# --- the same definitions in plain torch, as one would write them
+
+
+def squared(embeddings: Tensor) -> Tensor:
+    return 2 - 2 * (embeddings @ embeddings.T)
+
+
+def plain_all(embeddings: Tensor, labels: Tensor) -> Tensor:
+    dist, same = squared(embeddings), labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    loss = (dist[:, :, None] - dist[:, None] + MARGIN).clamp(min=0) * (positive[:, :, None] & ~same[:, None])
+    return loss.sum() / (loss > 0).sum().clamp(min=1)
+
+
+def plain_semihard(embeddings: Tensor, labels: Tensor) -> Tensor:
+    dist, same = squared(embeddings), labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    farther = (dist[:, None] > dist[:, :, None]) & ~same[:, None]
+    nearest = torch.where(farther, dist[:, None], torch.inf).amin(2)
+    farthest = dist.masked_fill(same, -torch.inf).amax(1, keepdim=True)
+    d_an = torch.where(nearest.isinf(), farthest, nearest)
+    return ((dist - d_an + MARGIN).clamp(min=0) * positive).sum() / positive.sum()
+
+
+def plain_hard(embeddings: Tensor, labels: Tensor) -> Tensor:
+    dist, same = squared(embeddings), labels[:, None] == labels
+    d_ap, d_an = (dist * same).amax(1), (dist + 1e9 * same).amin(1)
+    return (d_ap - d_an + MARGIN).clamp(min=0).mean()
+
+
+def plain_cdist_hard(embeddings: Tensor, labels: Tensor) -> Tensor:
+    dist, same = torch.cdist(embeddings, embeddings), labels[:, None] == labels
+    d_ap, d_an = (dist * same).amax(1), dist.masked_fill(same, torch.inf).amin(1)
+    return (d_ap - d_an + MARGIN).clamp(min=0).mean()
+
+
+def contenders(miner: str) -> dict[str, Loss]:
+    """Ours first; libraries that are not installed are left out, and the head of the table says so."""
+    found: dict[str, Loss] = {"facemetric": lambda e, y: MINERS[miner](e, y, margin=MARGIN).loss}
+    plain = {"all": plain_all, "semihard": plain_semihard, "hard": plain_hard}
+    found["plain torch"] = plain[miner]
+    if miner == "hard":
+        found["plain cdist"] = plain_cdist_hard
+    try:
+        from pytorch_metric_learning import distances, losses, miners
+    except ImportError:
+        pass
+    else:
+        distance = distances.LpDistance(normalize_embeddings=False, power=2)
+        loss = losses.TripletMarginLoss(margin=MARGIN, distance=distance)
+        if miner == "all":
+            found["pml"] = loss
+        elif miner == "hard":
+            pick_hard = miners.BatchHardMiner(distance=distance)
+            found["pml"] = lambda e, y: loss(e, y, pick_hard(e, y))
+        else:  # every negative inside the margin: not the same definition, the nearest there is
+            pick = miners.TripletMarginMiner(margin=MARGIN, type_of_triplets="semihard", distance=distance)
+            found["pml"] = lambda e, y: loss(e, y, pick(e, y))
+    try:
+        from oml.losses.triplet import TripletLossWithMiner
+        from oml.miners.inbatch_all_tri import AllTripletsMiner
+        from oml.miners.inbatch_hard_tri import HardTripletsMiner
+    except ImportError:
+        pass
+    else:
+        if miner != "semihard":  # it has none
+            oml = TripletLossWithMiner(MARGIN, HardTripletsMiner() if miner == "hard" else AllTripletsMiner())
+            found["oml"] = oml
+    return found
+
+
+# --- measuring
+
+
+def once(loss: Loss, embeddings: Tensor, labels: Tensor) -> float:
+    rows = embeddings.clone().requires_grad_()
+    wait(rows)
+    start = time.perf_counter()
+    loss(rows, labels).backward()
+    wait(rows)
+    return time.perf_counter() - start
+
+
+def wait(rows: Tensor) -> None:
+    if rows.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def floor(miner: str, embeddings: Tensor) -> float:
+    """Seconds for the product alone, in row blocks of a tile's size."""
+    share = 1.5 if miner == "all" else 1.0
+    step = max(2**20 // len(embeddings), 256) if embeddings.device.type == "cpu" else 8192
+    out = embeddings.new_empty(min(step, len(embeddings)), len(embeddings))
+    wait(embeddings)
+    start = time.perf_counter()
+    for top in range(0, len(embeddings), step):
+        rows = embeddings[top : top + step]
+        torch.mm(rows, embeddings.T, out=out[: len(rows)])
+    wait(embeddings)
+    return (time.perf_counter() - start) * share
+
+
+def peak_mib(miner: str, name: str, rows: int, dim: int, images: int, device: str) -> float:
+    """MiB above what the process held when the inputs were there and a small batch had been mined."""
+    loss = contenders(miner)[name]
+    once(loss, *batch(64, dim, images, device))
+    embeddings, labels = batch(rows, dim, images, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        once(loss, embeddings, labels)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with open("/proc/self/clear_refs", "w") as file:  # 5 sets the peak back to what is held now
+        file.write("5")
+    before = resident("VmHWM")
+    once(loss, embeddings, labels)
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(field: str) -> int:
+    """KiB, of /proc/self/status."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))
+
+
+def memory(miner: str, name: str, rows: int, options: argparse.Namespace) -> str:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(send, miner, name, rows, options))
+    process.start()
+    send.close()
+    try:
+        figure = receive.recv()
+    except EOFError:  # killed: no memory left
+        figure = None
+    process.join()
+    return "out" if figure is None else f"{figure:.0f}"
+
+
+def _report(send, miner: str, name: str, rows: int, options: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
+    if options.device == "cpu":  # a peer that wants more fails, instead of taking the machine with it
+        limit = int(options.memory_limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        send.send(peak_mib(miner, name, rows, options.dim, options.images, options.device))
+    except (RuntimeError, MemoryError):
+        send.send(None)
+
+
+def times(miner: str, rows: int, options: argparse.Namespace, given_up: set[str]) -> dict[str, float]:
+    """Median seconds of each contender and of the floor."""
+    embeddings, labels = batch(rows, options.dim, options.images, options.device)
+    runs = {name: loss for name, loss in contenders(miner).items() if name not in given_up}
+    taken: dict[str, list[float]] = {name: [] for name in [*runs, "floor"]}
+    started = time.perf_counter()
+    for round_ in range(options.rounds + 1):
+        if round_ > 2 and time.perf_counter() - started > options.patience * 2:
+            break
+        for name, loss in list(runs.items()):
+            try:
+                seconds = once(loss, embeddings, labels)
+            except (RuntimeError, MemoryError):
+                del runs[name], taken[name]
+                given_up.add(name)
+                continue
+            if round_ or seconds > options.patience:  # the first round warms up
+                taken[name].append(seconds)
+            if seconds > options.patience:
+                del runs[name]
+                given_up.add(name)
+        taken["floor"].append(floor(miner, embeddings))
+    return {name: statistics.median(found) for name, found in taken.items() if found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 512, 1024, 4096])
+    parser.add_argument(
+        "--miners", nargs="+", choices=["all", "semihard", "hard"], default=["all", "semihard", "hard"]
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--images", type=int, default=4, help="images an identity")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--patience", type=float, default=3.0, help="seconds for one call")
+    parser.add_argument(
+        "--memory-limit", type=float, default=12.0, help="GiB of address space for one contender"
+    )
+    options = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
+        f"{options.images} images an identity; ms forward + backward, median of {options.rounds} rounds"
+    )
+    for miner in options.miners:
+        names = list(contenders(miner))
+        head = ["B", *names, "best peer / ours", "ours / floor", *(f"MiB {name}" for name in names)]
+        print(f"\n**{miner}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+        given_up: set[str] = set()
+        for rows in options.sizes:
+            found = times(miner, rows, options, given_up)
+            peers = [seconds for name, seconds in found.items() if name not in ("facemetric", "floor")]
+            ratio = f"{min(peers) / found['facemetric']:.2f}" if peers else "-"
+            cells = [f"{found[name] * 1e3:.2f}" if name in found else "-" for name in names]
+            sizes = [memory(miner, name, rows, options) if name in found else "-" for name in names]
+            line = [str(rows), *cells, ratio, f"{found['facemetric'] / found['floor']:.2f}", *sizes]
+            print(f"| {' | '.join(line)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
