@@ -19,13 +19,20 @@ INITS = ("identity", "pca", "lda", "random")
 MOST = 50_000  # images that PCA and LDA look at
 
 
+def sample_for(kind: str, count: int, seed: int) -> np.ndarray:
+    """Which of `count` images a start looks at: up to MOST of them for PCA and LDA, none for the others."""
+    if kind not in ("pca", "lda"):
+        return np.empty(0, np.int64)
+    return np.sort(np.random.default_rng([seed, 13]).permutation(count)[:MOST])
+
+
 def start_projection(
     kind: str, embedder: Embedder, features_NF: np.ndarray, labels_N: np.ndarray, *, size: int, seed: int
 ) -> nn.Linear:
     """A linear layer F -> D to start stage two from.
 
     `identity` is the embedder's own projection (its size, not `size`), so that stage two starts exactly at
-    stage one; `pca` the directions of most variance of unit features; `lda` those that part identities best,
+    stage one; `pca` the directions of most variance of the features; `lda` those that part identities best,
     scaled so that the variance within identities is the same along each; `random` orthogonal.
     Raises ConfigError where the data cannot give so many directions."""
     if kind not in INITS:
@@ -48,9 +55,8 @@ def start_projection(
             weight = scipy.linalg.qr(generator.normal(size=(features, features)))[0][:size]
             bias = np.zeros(size)
         else:
-            rows = np.sort(generator.permutation(len(labels_N))[:MOST])
-            some_NF, some_N = np.asarray(features_NF[rows], np.float64), np.asarray(labels_N)[rows]
-            weight, bias = pca(some_NF, size) if kind == "pca" else lda(some_NF, some_N, size)
+            some_NF = np.asarray(features_NF, np.float64)
+            weight, bias = pca(some_NF, size) if kind == "pca" else lda(some_NF, np.asarray(labels_N), size)
     linear = nn.Linear(features, len(weight))
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))

@@ -134,7 +134,7 @@ def score_pairs(
     write_roc_csv(config.out / "roc.csv", {name: found.roc})
     draw_roc(config.out / "roc.png", {name: found.roc})
     draw_scores(config.out / "scores.png", score, pairs.same, thresholds={"threshold of equal errors": found.eer_threshold})
-    persons = table.identities[rows_a], table.identities[rows_b]
+    persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
     if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
         persons = persons_of_pairs(rows_a, rows_b, pairs.same)
     return found, verification_intervals(score, pairs.same, persons, fars=FARS, seed=config.seed)

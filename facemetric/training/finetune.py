@@ -28,7 +28,7 @@ from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode
-from facemetric.model.projections import start_projection
+from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training.features import Features, cached_features
 from facemetric.training import distributed
@@ -226,11 +226,12 @@ class OnFeatures(StageTwo):
         if split.val is not None:
             self.val = self.cached(split.val, cache, 1)
             note_bad(self.bad_images, split.val, self.val.bad)
+        some = sample_for(config.projection_init, len(labels), config.seed)
         projection = start_projection(
             config.projection_init,
             embedder,
-            features.values[0][self.rows],
-            labels,
+            features.values[0][self.rows[some]],
+            labels[some],
             size=config.embedding_size,
             seed=config.seed,
         )
@@ -315,7 +316,9 @@ class OnImages(StageTwo):
             cache = config.cache or config.out.parent / "features"
             features = self.cached(index, cache, 1)
             note_bad(self.bad_images, index, features.bad)
-            values, labels = features.values[0][features.valid], index.identity[features.valid]
+            rows = np.flatnonzero(features.valid)
+            rows = rows[sample_for(config.projection_init, len(rows), config.seed)]
+            values, labels = features.values[0][rows], index.identity[rows]
         return start_projection(
             config.projection_init, embedder, values, labels, size=config.embedding_size, seed=config.seed
         )
