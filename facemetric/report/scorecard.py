@@ -21,6 +21,7 @@ from facemetric.evaluation.neighbours import Retrieval, leave_one_out
 from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
 from facemetric.model.weights import find_weights, load_weights, read_config
 from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
+from facemetric.training.run import BAD_IMAGES
 from facemetric.training.setup import pick_device, pick_workers
 
 FARS = (1e-1, 1e-2, 1e-3)
@@ -65,6 +66,7 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     if config.weights:
         find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of an evaluation before
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else embed(config, pairs)
     verification, intervals = score_pairs(config, pairs, table) if pairs is not None else (None, {})
     neighbours = None
@@ -117,7 +119,7 @@ def check_readable(
                 f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}{more}; "
                 "mend the images or take their pairs out"
             )
-    log = BadImageLog(config.out / "bad_images.csv", len(index), config.max_bad)
+    log = BadImageLog(config.out / BAD_IMAGES, len(index), config.max_bad)
     for row, reason in bad:
         log.add(index.name(row), reason)
     print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")

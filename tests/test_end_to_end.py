@@ -1,0 +1,103 @@
+"""The three commands on drawn faces: people never seen are told apart, unlike by an untrained network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from facemetric import cli, load_embedder
+from facemetric.data.drawn import draw_faces
+from facemetric.data.images import Preprocess
+from facemetric.data.index import read_index
+from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pairs import write_pairs
+from facemetric.model.embedder import build_embedder
+from facemetric.model.weights import save_weights
+
+PEOPLE, UNSEEN, IMAGES = 60, 16, 8
+
+
+def run(*tokens: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(token) for token in tokens])
+    assert not end.value.code
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn people, pretrain, finetune; `eval` of both, and of a network that learned nothing."""
+    folder = tmp_path_factory.mktemp("story")
+    train, test = folder / "train", folder / "test"
+    draw_faces(train, identities=PEOPLE, images=IMAGES, size=32, seed=5, workers=1, progress=False)
+    test.mkdir()
+    for person in sorted(train.iterdir())[-UNSEEN:]:
+        os.replace(person, test / person.name)
+    index = read_index([str(test)])
+    drawn = make_pairs(index.identity, count=600, folds=4, seed=0)
+    write_pairs(folder / "pairs.csv", name_pairs(drawn, [f"test/{index.name(i)}" for i in range(len(index))]))
+    torch.manual_seed(0)
+    untrained = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)))
+    save_weights(folder / "untrained", untrained, provenance={}, metrics={})
+    common = ["--workers", 0, "--device", "cpu"]
+    learn = ["--arch", "test_resnet", "--image-size", 32, "--epochs", 14, "--batch-size", 32, "--lr", 0.1]
+    run("pretrain", train, "--out", folder / "pretrain", *learn, *common)
+    tune = ["--weights", folder / "pretrain", "--freeze", "backbone", "--epochs", 10, "--batch-size", 64]
+    run("finetune", train, "--out", folder / "finetune", *tune, *common)
+    for name in ("untrained", "pretrain", "finetune"):
+        measure = ["--pairs", folder / "pairs.csv", "--data", test, "--out", folder / "eval" / name]
+        run("eval", "--weights", folder / name, *measure, *common)
+    return folder
+
+
+def metrics(story: Path, name: str) -> dict[str, Any]:
+    return json.loads((story / "eval" / name / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_unseen_people_are_told_apart_far_better_than_by_chance(story: Path, name: str) -> None:
+    found = metrics(story, name)
+    # Chance: AUC 0.5, EER 0.5, accuracy 0.5, and 7 of 127 neighbours the same person.
+    assert found["verification"]["auc"] > 0.75
+    assert found["verification"]["eer"] < 0.3
+    assert found["verification"]["accuracy"]["mean"] > 0.68
+    assert found["neighbours"]["knn_accuracy_1"] > 6 * 7 / 127
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_and_far_better_than_by_an_untrained_network(story: Path, name: str) -> None:
+    before, after = metrics(story, "untrained"), metrics(story, name)
+    assert after["verification"]["auc"] > before["verification"]["auc"] + 0.12
+    assert after["verification"]["eer"] < before["verification"]["eer"] - 0.1
+    assert after["neighbours"]["knn_accuracy_1"] > before["neighbours"]["knn_accuracy_1"] + 0.1
+
+
+def test_stage_two_is_no_worse(story: Path) -> None:
+    one, two = metrics(story, "pretrain"), metrics(story, "finetune")
+    assert two["verification"]["auc"] > one["verification"]["auc"] - 0.02
+    lines = [json.loads(line) for line in (story / "finetune" / "log.jsonl").read_text().splitlines()]
+    kept = next(line for line in lines if line["event"] == "kept")
+    assert max(kept["before"], kept["after"]) == pytest.approx(
+        json.loads((story / "finetune" / "best" / "config.json").read_text())["facemetric"]["metrics"][
+            "val_tar_at_far_0.01"
+        ],
+        rel=1e-6,
+    )
+
+
+def test_the_log_has_what_stage_two_is_watched_by(story: Path) -> None:
+    lines = [json.loads(line) for line in (story / "finetune" / "log.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["event"] == "train"]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert train[-1]["mean_d_ap"] < train[-1]["mean_d_an"]
+    assert 0 <= train[-1]["fraction_positive"] <= 1
+
+
+def test_the_weights_open_from_python(story: Path) -> None:
+    embedder = load_embedder(story / "finetune")
+    emb = embedder(torch.zeros(2, 3, 32, 32))
+    torch.testing.assert_close(emb.norm(dim=1), torch.ones(2))
