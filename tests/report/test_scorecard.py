@@ -89,7 +89,7 @@ def test_the_folds_of_the_file_are_used(scored: Any, pairs: Path) -> None:
         fold = np.array([int(line["fold"]) for line in csv.DictReader(file)])
     assert len(found["folds"]) == len(set(fold.tolist())) == 4
     for i, number in enumerate(sorted(set(fold.tolist()))):
-        here, threshold = fold == number, found["thresholds"][i] - 1e-6  # cosines here are rounded differently
+        here, threshold = fold == number, found["thresholds"][i] - 1e-6  # rounding
         assert found["folds"][i] == pytest.approx(np.mean((score[here] >= threshold) == same[here]))
         # Chosen on the other folds: no threshold does better there.
         best = max(np.mean((score[~here] >= t) == same[~here]) for t in score[~here])
