@@ -19,14 +19,10 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError
 from facemetric.mining.order import Order
-from facemetric.mining.sparse import Operands, Rule, Sums, add_rows
+from facemetric.mining.sparse import FAR, Operands, Rule, Sums, add_rows
 from facemetric.mining.tiles import product_tiles, row_distance
 
 Select = Callable[[Tensor, Tensor], Tensor]
-
-# Squared distance of a pair that shares a label while negatives are counted: beyond every threshold, yet
-# finite, because a weight of 0 times infinity would be NaN.
-FAR = 1e30
 
 
 class _Positives(NamedTuple):

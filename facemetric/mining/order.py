@@ -18,14 +18,6 @@ from torch import Tensor
 SCATTER_RUN = 64
 
 
-class Pairs(NamedTuple):
-    """Anchors with some of their positives, one k after the other."""
-
-    anchor_T: Tensor  # offset into the rows asked for
-    row_T: Tensor  # sorted reference row of the positive
-    counts: list[int]  # how many of the T belong to each k; they are the first so many anchors
-
-
 class Order(NamedTuple):
     """Anchors, most positives first, and reference rows, both in runs of one label.
 
@@ -46,28 +38,6 @@ class Order(NamedTuple):
         rows = slice(rows.start, max(rows.start, min(rows.stop, self.prefix[k])))
         row = self.start_M[rows] + k
         return row + (row >= self.self_M[rows])
-
-    def pairs(self, rows: slice, limit: int) -> list[Pairs]:
-        """All positives of the anchors in `rows`, in groups of at most `limit` pairs, or of a single k."""
-        groups, counts, first = [], list[int](), 0
-        for k in range(len(self.prefix)):
-            n = self.having(k, rows)
-            if counts and (not n or sum(counts) + n > limit):
-                groups.append(self._group(first, counts, rows))
-                first, counts = k, []
-            if not n:
-                break
-            counts.append(n)
-        return [*groups, self._group(first, counts, rows)] if counts else groups
-
-    def _group(self, first: int, counts: list[int], rows: slice) -> Pairs:
-        offset = torch.arange(counts[0], device=self.start_M.device)
-        if len(counts) == 1:
-            return Pairs(offset, self.positive(first, rows), counts)
-        anchor_T = torch.cat([offset[:n] for n in counts])
-        row_T = torch.cat([self.start_M[rows][:n] + k for k, n in enumerate(counts, first)])
-        row_T += row_T >= self.self_M[rows].index_select(0, anchor_T)
-        return Pairs(anchor_T, row_T, counts)
 
     def having(self, k: int, rows: slice) -> int:
         """How many of the anchors in `rows` have a k-th positive: the first ones."""

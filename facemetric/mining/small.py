@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from facemetric.mining.sparse import INTEGER, Rule, Sums
+from facemetric.mining.sparse import FAR, INTEGER, Rule, Sums, argmin_rows
 
 # Above this many rows, or entries of a T x N table, the sorted and tiled miners are as fast.
 SMALL_ROWS = 256
@@ -54,7 +54,7 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
         return None
     a_T, p_T = pairs
     squared_ap_T = _squared(table, a_T, p_T)
-    dist_NN = table.dist_NN.masked_fill_(table.same_NN, 1e30)
+    dist_NN = table.dist_NN.masked_fill_(table.same_NN, FAR)
     active_TN = (dist_NN.index_select(0, a_T) < rule.squared_bound(squared_ap_T)[:, None]).to(dist_NN.dtype)
     count_T = active_TN.sum(1)
     of_anchor_NT = (torch.arange(len(dist_NN), device=a_T.device)[:, None] == a_T).to(dist_NN.dtype)
@@ -93,8 +93,9 @@ def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
     fewest, most = torch.aminmax(table.same_NN.sum(1))
     if int(fewest) < 2 or int(most) == len(labels_N):
         return None  # some anchors have no triplet
-    p_N = torch.where(table.same_NN, table.dist_NN.fill_diagonal_(-torch.inf), -torch.inf).argmax(1)
-    n_N = table.dist_NN.masked_fill_(table.same_NN, torch.inf).argmin(1)
+    same_NN = table.same_NN.to(rows_ND.dtype)  # sums are faster than masks
+    p_N = torch.sub(table.dist_NN.fill_diagonal_(-1), 1 - same_NN, alpha=FAR).argmax(1)
+    n_N = argmin_rows(table.dist_NN.add_(same_NN, alpha=FAR).view(INTEGER[rows_ND.dtype]))[1]
     return _pay(table, rule, None, p_N, n_N)
 
 

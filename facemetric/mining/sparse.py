@@ -1,9 +1,10 @@
 """Miners that keep one negative for an anchor, or for an (anchor, positive): pick it, then pay only for it.
 
-A panel is a tile as wide as the reference. In it the negatives are picked by comparing, never by gathering;
-the picked triplets are then computed again by direct difference, which keeps every digit near zero.
+In a tile the negatives are picked by comparing, never by gathering; the picked triplets are then computed
+again by direct difference, which keeps every digit near zero.
 
-Shapes: M anchors, N reference rows, D embedding, R rows of a panel, T picked triplets.
+Shapes: M anchors, N reference rows, D embedding, R and C rows and columns of a tile, n rows with a k-th
+positive, T triplets.
 """
 
 # ruff: noqa: N815  shape suffixes name the fields too
@@ -16,11 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from facemetric.mining.order import Order, Pairs
-from facemetric.mining.tiles import product_tiles, row_distance
+from facemetric.mining.order import Order
+from facemetric.mining.tiles import MIB, product_tiles, row_distance
 
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
-CHUNK = 64
+CHUNK = 32
+
+# Squared distance of a pair that shares a label while all negatives are weighed: beyond every threshold, yet
+# finite, because a weight of 0 times infinity would be NaN.
+FAR = 1e30
 
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -53,27 +58,42 @@ def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> O
     return Operands(left_MD, right_ND, x_MD, y_ND)
 
 
-def argmin_rows(bits_RC: Tensor) -> Tensor:
-    """Column (R,) of the minimum of each row; integers only, where it is fastest."""
+def argmin_rows(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum (R,) of each row and its column (R,); integers only, where it is fastest."""
     C = bits_RC.shape[1]
     if C < 4 * CHUNK:
-        return bits_RC.min(1).indices
+        best_R, at_R = bits_RC.min(1)
+        return best_R, at_R
     full = C - C % CHUNK
     best_RK = bits_RC[:, :full].unflatten(1, (-1, CHUNK)).amin(2)
     if full < C:  # the last chunk reaches back, so that all have one width
         best_RK = torch.cat([best_RK, bits_RC[:, C - CHUNK :].amin(1, keepdim=True)], 1)
     start_R1 = (best_RK.argmin(1, keepdim=True) * CHUNK).clamp_(max=C - CHUNK)
-    chunk_RK = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device))
-    return start_R1[:, 0] + chunk_RK.min(1).indices
+    best_R, at_R = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device)).min(1)
+    return best_R, start_R1[:, 0] + at_R
 
 
-# Squared distances of a panel, its rows, scratch, order, squared d_ap of each k -> picked column of each k.
-Pick = Callable[[Tensor, slice, Tensor, Order, list[Tensor]], list[Tensor]]
+def argmin_columns(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum (C,) of each column and its row (C,)."""
+    R, C = bits_RC.shape
+    if R < 4 * CHUNK:
+        return argmin_rows(bits_RC.T.contiguous())
+    full = R - R % CHUNK
+    best_KC = bits_RC[:full].unflatten(0, (-1, CHUNK)).amin(1)
+    if full < R:
+        best_KC = torch.cat([best_KC, bits_RC[R - CHUNK :].amin(0, keepdim=True)])
+    start_C1 = (best_KC.T.contiguous().argmin(1, keepdim=True) * CHUNK).clamp_(max=R - CHUNK)
+    step = torch.arange(CHUNK, device=bits_RC.device)
+    best_C, at_C = bits_RC[start_C1 + step, torch.arange(C, device=step.device)[:, None]].min(1)
+    return best_C, start_C1[:, 0] + at_C
 
 
-def pick_semihard(
-    dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
-) -> list[Tensor]:
+# Operands, order, squared d_ap of the k-th positives (n,) for each k, budget -> sorted reference row of the
+# negative, (n,) for each k.
+Pick = Callable[[Operands, Order, list[Tensor], float], list[Tensor]]
+
+
+def pick_semihard(ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float) -> list[Tensor]:
     """For each (a, p) the nearest negative with d_an > d_ap; where there is none, the farthest negative.
 
     d_ap - d_an is negative exactly for those, and the bits of negative floats, read as integers, are below
@@ -81,42 +101,78 @@ def pick_semihard(
     negative. So one subtraction and one integer minimum answer both. Source: Schroff et al. 2015,
     arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons' triplet_semihard_loss.
     """
-    order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), -torch.inf)
-    picked = []
-    for d_ap in positive:
-        gap_nN = torch.sub(d_ap[:, None], dist_RN[: len(d_ap)], out=scratch_RN[: len(d_ap)])
-        picked.append(argmin_rows(gap_nN.view(INTEGER[gap_nN.dtype])))
-    return picked
+    return _sweep(ops, order, squared_ap, budget_mib, gap=True)
 
 
-def pick_nearest(
-    dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
-) -> list[Tensor]:
+def pick_nearest(ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float) -> list[Tensor]:
     """For each anchor the nearest negative. Source: Hermans et al. 2017, arXiv:1703.07737."""
-    order.fill_same(dist_RN, rows, slice(0, dist_RN.shape[1]), torch.inf)
-    return [argmin_rows(dist_RN.view(INTEGER[dist_RN.dtype]))]
+    return _sweep(ops, order, squared_ap, budget_mib, gap=False)
+
+
+def _sweep(
+    ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float, *, gap: bool
+) -> list[Tensor]:
+    """Reference row with the least bits of the distance, or of the `gap` d_ap - d_an.
+
+    In a whole batch a tile above the diagonal is read along its rows and down its columns: half the product.
+    """
+    integer = INTEGER[ops.left_MD.dtype]
+    best = [torch.full_like(d, torch.iinfo(integer).max, dtype=integer) for d in squared_ap]
+    at = [torch.zeros_like(d, dtype=torch.int64) for d in squared_ap]
+    n_rows = len(squared_ap[0]) if squared_ap else 0
+    if order.whole and n_rows:
+        n_rows = len(ops.left_MD)  # rows without a positive are still negatives of the others
+    walk = product_tiles(
+        ops.left_MD[:n_rows],
+        ops.right_ND,
+        budget_mib=budget_mib,
+        buffers=2,
+        triangle=order.whole and n_rows > 0,
+    )
+    scratch = ops.left_MD.new_empty(0)
+    for rows, cols, dist_RC in walk:
+        if gap and not len(scratch):
+            scratch = torch.empty_like(dist_RC).view(-1)
+        order.fill_same(dist_RC, rows, cols, -torch.inf if gap else torch.inf)
+        for down in (False, True) if order.whole and rows != cols else (False,):
+            side, other = (cols, rows) if down else (rows, cols)
+            for k, d_ap in enumerate(squared_ap):
+                if not (n := order.having(k, side)):
+                    break
+                mine = slice(side.start, side.start + n)
+                part = dist_RC[:, :n] if down else dist_RC[:n]
+                if gap:
+                    d_ap_part = d_ap[mine] if down else d_ap[mine, None]
+                    part = torch.sub(d_ap_part, part, out=scratch[: part.numel()].view(part.shape))
+                found, where = (argmin_columns if down else argmin_rows)(part.view(integer))
+                better = found < best[k][mine]
+                best[k][mine] = torch.where(better, found, best[k][mine])
+                at[k][mine] = torch.where(better, where + other.start, at[k][mine])
+    return at
 
 
 def pick_by_distance(dimensions: int, square: float, generator: torch.Generator) -> Pick:
     """Draws one negative for each (a, p), weighed by the inverse density of distances on the unit sphere.
 
-    q(d) = d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2); the panel times `square` is d^2. The argmax of log weight
-    plus Gumbel noise is a draw by weight. Source: Wu et al. 2017, arXiv:1706.07567, section 4.2.
+    q(d) = d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2); a squared distance of `ops` times `square` is d^2. The
+    argmax of log weight plus Gumbel noise is a draw by weight. Source: Wu et al. 2017, arXiv:1706.07567,
+    section 4.2.
     """
 
-    def pick(
-        dist_RN: Tensor, rows: slice, scratch_RN: Tensor, order: Order, positive: list[Tensor]
-    ) -> list[Tensor]:
-        square_RN = torch.mul(dist_RN, square, out=dist_RN).clamp_(0.25, 2.0)
-        log_weight_RN = torch.log(square_RN, out=scratch_RN).mul_(-(dimensions - 2) / 2)
-        log_weight_RN -= square_RN.mul_(-0.25).log1p_().mul_((dimensions - 3) / 2)
-        order.fill_same(log_weight_RN, rows, slice(0, dist_RN.shape[1]), -torch.inf)
-        picked = []
-        for d_ap in positive:
-            n = len(d_ap)
-            noise_nN = dist_RN[:n].exponential_(generator=generator).clamp_(min=1e-30).log_()
-            picked.append(torch.sub(log_weight_RN[:n], noise_nN, out=noise_nN).argmax(1))
-        return picked
+    def pick(ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float) -> list[Tensor]:
+        picked: list[list[Tensor]] = [[] for _ in squared_ap]
+        left_MD = ops.left_MD[: len(squared_ap[0]) if squared_ap else 0]
+        walk = product_tiles(left_MD, ops.right_ND, budget_mib=budget_mib, buffers=2, whole_rows=True)
+        for rows, cols, dist_RN in walk:
+            square_RN = dist_RN.mul_(square).clamp_(0.25, 2.0)
+            log_weight_RN = square_RN.log().mul_(-(dimensions - 2) / 2)
+            log_weight_RN -= square_RN.mul_(-0.25).log1p_().mul_((dimensions - 3) / 2)
+            order.fill_same(log_weight_RN, rows, cols, -torch.inf)
+            for k in range(len(squared_ap)):
+                n = order.having(k, rows)
+                noise_nN = dist_RN[:n].exponential_(generator=generator).clamp_(min=1e-30).log_()
+                picked[k].append(torch.sub(log_weight_RN[:n], noise_nN, out=noise_nN).argmax(1))
+        return [torch.cat(parts) for parts in picked]
 
     return pick
 
@@ -184,71 +240,65 @@ def sparse_sums(
     ops: Operands, order: Order, rule: Rule, *, pick: Pick, farthest: bool, budget_mib: float
 ) -> Sums:
     """Sum of the loss over picked triplets; `farthest` keeps one positive an anchor, else every one."""
+    D = ops.reference_ND.shape[1]
+    # rows of differences at a time: x, both differences and a temporary share the budget
+    step = max(int(budget_mib * MIB) // (4 * D * ops.left_MD.element_size()), 1)
+    every = slice(0, len(ops.left_MD))
+    at_p = [order.positive(k, every) for k in range(len(order.prefix))]
+    squared_ap = [_squared(ops, p, step) for p in at_p]
+    if farthest and at_p:
+        at_p, squared_ap = _farthest(at_p, squared_ap)
+    at_n = pick(ops, order, squared_ap, budget_mib)
     total = ops.left_MD.new_zeros(4, dtype=torch.float64)  # loss, active, d_ap, d_an
     grad_MD = torch.zeros_like(ops.anchors_MD)
     grad_ND = grad_MD if order.whole else torch.zeros_like(ops.reference_ND)
-    active_rows = order.prefix[0] if order.prefix else 0
-    valid = active_rows if farthest else sum(order.prefix)
-    walk = product_tiles(
-        ops.left_MD[:active_rows], ops.right_ND, budget_mib=budget_mib, buffers=2, whole_rows=True
-    )
-    scratch = ops.left_MD.new_empty(0)
-    for rows, _, dist_RN in walk:
-        if not len(scratch):
-            scratch = torch.empty_like(dist_RN)
-        # a group of pairs takes no more room than a tile
-        groups = order.pairs(rows, max(len(dist_RN), dist_RN.numel() // ops.left_MD.shape[1]))
-        squared = [row_distance(*_ends(ops, rows, pairs)) for pairs in groups]
-        if farthest:
-            groups, squared = _farthest(groups, squared)
-        d_ap = [part for pairs, d in zip(groups, squared, strict=True) for part in d.split(pairs.counts)]
-        picked = pick(dist_RN, rows, scratch[: len(dist_RN)], order, d_ap)
-        for pairs, squared_ap in zip(groups, squared, strict=True):
-            at_n_T = torch.cat([picked.pop(0) for _ in pairs.counts])
-            total += _pay_triplets(ops, rule, rows, pairs, at_n_T, squared_ap, (grad_MD, grad_ND))
-    loss, active, sum_ap, sum_an = total
+    for p, n, squared in zip(at_p, at_n, squared_ap, strict=True):
+        for top in range(0, len(p), step):
+            part = slice(top, min(top + step, len(p)))
+            total += _pay_triplets(ops, rule, part, p[part], n[part], squared[part], grad_MD, grad_ND)
+    loss, active, sum_ap, sum_an = total.unbind()
+    valid = sum(len(p) for p in at_p)
     return Sums(loss, torch.full_like(loss, valid), active, valid, sum_ap, sum_an, grad_MD, grad_ND)
 
 
-def _ends(ops: Operands, rows: slice, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Embeddings (T, D) of the anchors and of their positives."""
-    return ops.anchors_MD[rows].index_select(0, pairs.anchor_T), ops.reference_ND.index_select(0, pairs.row_T)
+def _squared(ops: Operands, at_p: Tensor, step: int) -> Tensor:
+    """Squared distance (n,) of the first anchors to these reference rows, some at a time."""
+    parts = zip(ops.anchors_MD[: len(at_p)].split(step), at_p.split(step), strict=True)
+    return torch.cat([row_distance(x, ops.reference_ND.index_select(0, p)) for x, p in parts])
 
 
-def _farthest(groups: list[Pairs], squared: list[Tensor]) -> tuple[list[Pairs], list[Tensor]]:
-    """One positive for each anchor, as one group."""
-    first = groups[0]
-    at, best = first.row_T[: first.counts[0]].clone(), squared[0][: first.counts[0]].clone()
-    for pairs, squared_T in zip(groups, squared, strict=True):
-        for row, d in zip(pairs.row_T.split(pairs.counts), squared_T.split(pairs.counts), strict=True):
-            farther = d > best[: len(d)]
-            at[: len(d)] = torch.where(farther, row, at[: len(d)])
-            best[: len(d)] = torch.where(farther, d, best[: len(d)])
-    return [Pairs(first.anchor_T[: len(at)], at, [len(at)])], [best]
+def _farthest(at_p: list[Tensor], squared_ap: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """One positive for each anchor."""
+    at, best = at_p[0].clone(), squared_ap[0].clone()
+    for other, d in zip(at_p[1:], squared_ap[1:], strict=True):
+        n = len(d)
+        farther = d > best[:n]
+        at[:n] = torch.where(farther, other, at[:n])
+        best[:n] = torch.where(farther, d, best[:n])
+    return [at], [best]
 
 
 def _pay_triplets(
     ops: Operands,
     rule: Rule,
-    rows: slice,
-    pairs: Pairs,
-    at_n_T: Tensor,
+    anchor: slice,
+    p_T: Tensor,
+    n_T: Tensor,
     squared_ap_T: Tensor,
-    grads: tuple[Tensor, Tensor],
+    grad_MD: Tensor,
+    grad_ND: Tensor,
 ) -> Tensor:
-    """Loss, active count and both distances of triplets, summed; their gradient is added to `grads`."""
-    x_TD, to_p_TD = _ends(ops, rows, pairs)
-    to_n_TD = x_TD - ops.reference_ND.index_select(0, at_n_T)
-    torch.sub(x_TD, to_p_TD, out=to_p_TD)
+    """Loss, active count and both distances of triplets (anchor, p, n), summed; their gradient is added."""
+    x_TD = ops.anchors_MD[anchor]
+    to_n_TD = x_TD - ops.reference_ND.index_select(0, n_T)
     squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)
     d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
     value_T, slope_T = rule.pay(d_ap_T - d_an_T)
+    to_p_TD = x_TD - ops.reference_ND.index_select(0, p_T)
     to_p_TD *= (slope_T * rule.slope(squared_ap_T))[:, None]
     to_n_TD *= (slope_T * rule.slope(squared_an_T))[:, None]
-    push_TD = torch.sub(to_p_TD, to_n_TD, out=x_TD)
-    grad_MD, grad_ND = grads
-    for part in push_TD.split(pairs.counts):
-        grad_MD[rows.start : rows.start + len(part)] += part
-    add_rows(grad_ND, pairs.row_T, to_p_TD.neg_())
-    add_rows(grad_ND, at_n_T, to_n_TD)
+    grad_MD[anchor] += to_p_TD
+    grad_MD[anchor] -= to_n_TD
+    add_rows(grad_ND, p_T, to_p_TD.neg_())
+    add_rows(grad_ND, n_T, to_n_TD)
     return torch.stack([value_T, value_T > 0, d_ap_T, d_an_T]).sum(1, dtype=torch.float64)
