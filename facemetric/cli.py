@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
+    before, threading.excepthook = threading.excepthook, of_a_thread
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
         app(rest, exit_on_error=False, print_error=False)
@@ -80,6 +82,14 @@ def main(tokens: Sequence[str] | None = None) -> None:
         fail(f"{error.strerror or error}{where}; {remedy}")
     except KeyboardInterrupt:
         fail("interrupted; a run goes on from its last checkpoint with --resume")
+    finally:
+        threading.excepthook = before
+
+
+def of_a_thread(raised: Any) -> None:
+    """TensorBoard's thread meets a full disk too: the main one says it, so this one is silent."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)
 
 
 def with_config_file(tokens: list[str]) -> list[str]:

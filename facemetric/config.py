@@ -284,6 +284,8 @@ def check_least(config: Any, least: dict[str, int]) -> None:
     for name, bound in least.items():
         value = getattr(config, name, bound)
         require(value >= bound, f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+    seed = getattr(config, "seed", 0)
+    require(seed < 2**32, f"--seed is {seed}; it must be below 2 ** 32")  # it is multiplied by steps
 
 
 def check_stage(config: StageConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -400,6 +402,30 @@ def test_a_bug_keeps_its_traceback(faces: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(room, "run_pretrain", fail)
         with pytest.raises(type(error), match="a bug"):
             cli.main(["pretrain", str(faces)])
+
+
+def test_a_full_disk_in_a_thread_is_left_to_the_main_one(
+    command: Callable[..., Ran], faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from facemetric.training import pretrain as room
+
+    def fail(config: Any) -> None:
+        for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a bug")):
+
+            def raise_it(error: Exception = error) -> None:
+                raise error
+
+            thread = threading.Thread(target=raise_it)
+            thread.start()
+            thread.join()
+
+    monkeypatch.setattr(room, "run_pretrain", fail)
+    before = threading.excepthook
+    ran = command("pretrain", faces)
+    assert threading.excepthook is before
+    assert "No space left" not in ran.err
+    assert ran.err.count("Traceback") == 1  # a bug keeps its own
+    assert "RuntimeError: a bug" in ran.err
 
 
 def test_a_message_of_many_lines_is_one_line(

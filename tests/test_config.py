@@ -167,6 +167,7 @@ def test_a_misspelt_argument_names_the_nearest() -> None:
         ({"epochs": 0}, "--epochs"),
         ({"batch_size": 1}, "--batch-size"),
         ({"seed": -1}, "--seed"),
+        ({"seed": 2**32}, "--seed"),
         ({"workers": -2}, "--workers"),
         ({"max_bad": 1.1}, "--max-bad"),
         ({"dropout": -0.1}, "--dropout"),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from facemetric.training.pretrain import Trained, pretrain
 
-SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "device": "cpu"}
+SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
+SMALL |= {"workers": 0, "device": "cpu"}
 
 
 @pytest.fixture(scope="session")

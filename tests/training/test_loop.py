@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,14 +251,21 @@ def test_a_resume_with_other_options_is_refused_and_keeps_the_old_ones(toy: Any,
     assert (tmp_path / "run" / "config.toml").read_text() == "epochs = 4\n"
 
 
-def test_the_second_ctrl_c_interrupts_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def python_s_own_sigint() -> Iterator[Any]:
+    """The handler of Ctrl-C that Python starts with; a shell's background jobs begin without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_interrupts_at_once(python_s_own_sigint: Any) -> None:
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
         with stop_signals() as stopped:
             signal.raise_signal(signal.SIGINT)
             assert stopped.is_set()
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is python_s_own_sigint
 
 
 def test_a_thread_leaves_the_signals_alone() -> None:
