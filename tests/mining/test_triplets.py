@@ -21,6 +21,7 @@ from facemetric.mining import (
     resolve_miner,
     semihard,
 )
+from facemetric.mining.sparse import argmin_columns, argmin_rows
 from facemetric.mining.tiles import MIB
 
 DISTANCES = ("squared", "euclidean", "cosine")
@@ -152,7 +153,7 @@ def test_ranks_add_up_to_one_process(kind, distance):
 
 @pytest.mark.parametrize("kind", TRIO)
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("budget_mib", [0.05, 12.0])
+@pytest.mark.parametrize("budget_mib", [0.05, 0.5, 12.0])
 def test_float32_is_near_float64_in_many_tiles(kind, distance, budget_mib):
     emb, _ = batch(400, 1, dim=32, seed=1)
     labels = torch.arange(400) // 5
@@ -254,6 +255,28 @@ def test_gradients_of_near_duplicates_stay_small(kind, budget_mib):
     assert torch.isfinite(mined.loss)
     # every triplet pulls with unit vectors: 2 on its anchor, 1 on each of the others
     assert grad.norm(dim=1).sum() < 4
+
+
+@pytest.mark.parametrize("kind", TRIO)
+@pytest.mark.parametrize("budget_mib", [None, 0.001])
+def test_duplicates_do_not_spoil_the_digits_of_others(kind, budget_mib):
+    emb, labels = batch(24, 4, dim=3, seed=12)
+    emb[8:16] = emb[:8]
+    labels[8:16] = labels[:8]
+    _, grad = run(kind, emb, labels, margin=1.5, distance="euclidean", budget_mib=budget_mib)
+    expected = twin(kind, emb, labels, 1.5, "euclidean")[3][0]
+    pairs, expected_pairs = grad[:8] + grad[8:16], expected[:8] + expected[8:16]
+    torch.testing.assert_close(pairs, expected_pairs, atol=2e-12, rtol=0)
+    torch.testing.assert_close(grad[16:], expected[16:], atol=2e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 131, 160, 300])
+@pytest.mark.parametrize("cols", [1, 129, 200])
+def test_minimum_in_two_levels(rows, cols):
+    bits = torch.randint(-(10**9), 10**9, (rows, cols), generator=torch.Generator().manual_seed(0))
+    for name, (best, at), dim in (("rows", argmin_rows(bits), 1), ("columns", argmin_columns(bits), 0)):
+        assert torch.equal(best, bits.amin(dim)), name
+        assert torch.equal(at, bits.argmin(dim)), name
 
 
 @pytest.mark.parametrize("kind", TRIO)
