@@ -151,6 +151,7 @@ def test_other_views_are_another_key(
 ) -> None:
     features_of(embedder, views=2, augment=AUGMENT)
     assert not features_of(embedder, **{"views": 2, "augment": AUGMENT} | options).reused
+    assert features_of(embedder, views=2, augment=AUGMENT).reused  # the others are still there
 
 
 def test_a_plain_view_does_not_ask_how_it_would_be_augmented(

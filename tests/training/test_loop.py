@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
+from facemetric.training import loop
 from facemetric.training.loop import Progress, Settings, fit, stop_signals
 from facemetric.training.run import Run
 from facemetric.training.setup import make_optimizer, make_scheduler
@@ -166,12 +169,28 @@ def test_the_log_of_a_stopped_run_is_whole(toy: Any, tmp_path: Path) -> None:
     assert summed("parts") == pytest.approx(summed("whole"), rel=1e-5)
 
 
-def test_a_crash_leaves_no_line_twice(toy: Any, tmp_path: Path) -> None:
+def test_a_crash_leaves_no_line_twice(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
     with pytest.raises(InterruptedError):
         train(toy(crash), tmp_path / "run")
     train(toy(), tmp_path / "run", resume=True)
     keys = [(line["event"], line["step"]) for line in log_of(tmp_path / "run")]
-    assert len(keys) == len(set(keys)) == 6
+    assert len(keys) == len(set(keys)) == 15 + 3
+
+
+def test_each_step_draws_its_own_numbers(toy: Any, tmp_path: Path) -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def look(epoch: int, step: int) -> float:
+        seen.append((float(torch.rand(())), random.random(), np.random.random()))
+        return 1.0
+
+    train(toy(look), tmp_path / "a")
+    assert all(len(set(numbers)) == 15 for numbers in zip(*seen, strict=True))
+    train(toy(look), tmp_path / "b", seed=1)
+    assert all(len(set(numbers)) == 30 for numbers in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
