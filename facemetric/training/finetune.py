@@ -100,7 +100,8 @@ def with_pairs(split: Split, run: Run) -> Split:
     kept, left_out = with_at_least(split.train, 2)
     if left_out:
         path = run.folder / SINGLES
-        path.write_text("\n".join(left_out) + "\n")
+        # Names that are no UTF-8 are written with escapes.
+        path.write_bytes(("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace"))
         say(f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}")
     check_identities(kept, allow_case_twins=True)
     return Split(kept, split.val, split.fingerprint)

@@ -43,14 +43,12 @@ def backward_in_chunks(
         for chunk in chunks:
             states.append(random_state())
             parts.append(embed(chunk))
-        after = random_state()
     with torch.enable_grad():
         emb_BD = torch.cat(parts).requires_grad_()
         (grad_BD,) = torch.autograd.grad(loss_of(emb_BD), emb_BD)
         for chunk, state, grad in zip(chunks, states, grad_BD.split([len(part) for part in parts]), strict=True):
             set_random_state(state)
             backward((embed(chunk) * grad).sum())
-    set_random_state(after)
 
 
 @contextlib.contextmanager

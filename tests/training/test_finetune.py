@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -191,6 +192,17 @@ def test_identities_with_one_image_are_left_out_and_listed(
     assert path.read_text().splitlines() == list(read_index([str(some_single)]).identities[1:3])
     provenance = json.loads((run.weights / "config.json").read_text())["facemetric"]["provenance"]
     assert (provenance["identities"], provenance["images"]) == (4, 24)
+
+
+def test_odd_names_are_listed_too(stage_one: Trained, some_single: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in some_single.iterdir())
+    (some_single / names[1]).rename(some_single / "Zoë 😀")
+    os.rename(os.fsencode(some_single / names[2]), os.fsencode(some_single / "caf") + b"\xe9")
+    run = finetune(
+        str(some_single), weights=str(stage_one.run), val_fraction=0.0, **FAST, out=tmp_path / "run"
+    )
+    listed = (run.run / "identities_with_one_image.txt").read_text(encoding="utf-8").splitlines()
+    assert set(listed) == {"Zoë 😀", "caf\\udce9"}
 
 
 def test_only_identities_with_one_image(stage_one: Trained, some_single: Path, tmp_path: Path) -> None:
