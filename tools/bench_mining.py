@@ -1,6 +1,6 @@
 """Time and memory of the miners beside the other ways to mine, in one run.
 
-    python tools/bench_mining.py                              # the table of the README, about ten minutes
+    python tools/bench_mining.py                              # the table of the README, some ten minutes
     python tools/bench_mining.py --sizes 64 256 --miners hard
     python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
 
@@ -25,6 +25,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
@@ -181,14 +182,19 @@ def memory(miner: str, name: str, rows: int, options: argparse.Namespace) -> str
     return "out" if figure is None else f"{figure:.0f}"
 
 
-def _report(send, miner: str, name: str, rows: int, options: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
-    if options.device == "cpu":  # a peer that wants more fails, instead of taking the machine with it
-        limit = int(options.memory_limit * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def _report(send: Connection, miner: str, name: str, rows: int, options: argparse.Namespace) -> None:
+    limit_memory(options)
     try:
         send.send(peak_mib(miner, name, rows, options.dim, options.images, options.device))
     except (RuntimeError, MemoryError):
         send.send(None)
+
+
+def limit_memory(options: argparse.Namespace) -> None:
+    """A peer that wants more fails, instead of taking the machine with it."""
+    if options.device == "cpu":
+        limit = int(options.memory_limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def times(miner: str, rows: int, options: argparse.Namespace, given_up: set[str]) -> dict[str, float]:
@@ -227,12 +233,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--images", type=int, default=4, help="images an identity")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--patience", type=float, default=3.0, help="seconds for one call")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds for one call")
     parser.add_argument(
         "--memory-limit", type=float, default=12.0, help="GiB of address space for one contender"
     )
     options = parser.parse_args()
+    limit_memory(options)
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
         f"{options.images} images an identity; ms forward + backward, median of {options.rounds} rounds"
