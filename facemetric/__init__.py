@@ -1,6 +1,6 @@
 """facemetric: from a folder of faces to a verified identity embedding.
 
-    from facemetric import pretrain, finetune, evaluate, load_embedder
+from facemetric import pretrain, finetune, evaluate, load_embedder
 """
 
 from __future__ import annotations

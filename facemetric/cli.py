@@ -17,7 +17,6 @@ import facemetric
 from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig
 from facemetric.errors import ConfigError, FacemetricError
 
-
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: pretrain, finetune, eval.\n\n"
@@ -95,11 +94,10 @@ def of_a_thread(raised: Any) -> None:
 def with_config_file(tokens: list[str]) -> list[str]:
     """Take `--config FILE` out of the tokens and give its options to the app. Raises ConfigError."""
     app.config = ()  # type: ignore[assignment]
-    for at, token in enumerate(tokens):
-        if token == "--config" or token.startswith("--config="):
-            break
-    else:
+    found = [i for i, token in enumerate(tokens) if token == "--config" or token.startswith("--config=")]
+    if not found:
         return tokens
+    at, token = found[0], tokens[found[0]]
     if token == "--config" and at + 1 == len(tokens):
         raise ConfigError("--config needs a TOML file")
     file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))

@@ -260,7 +260,9 @@ def config_dict(config: Any) -> dict[str, Any]:
     for name, value in asdict(config).items():
         if value is None or name == "_":
             continue
-        plain[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        plain[name] = (
+            str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        )
     return plain
 
 
@@ -290,10 +292,22 @@ def check_least(config: Any, least: dict[str, int]) -> None:
 
 def check_stage(config: StageConfig) -> None:
     """Raise ConfigError for a number out of its range, before any file is read."""
-    shares = (
-        "val_fraction max_bad ema hflip crop_scale color_jitter grayscale blur low_resolution random_erasing "
-        "label_smoothing dropout drop_path closed_set_fraction"
-    ).split()
+    shares = [
+        "val_fraction",
+        "max_bad",
+        "ema",
+        "hflip",
+        "crop_scale",
+        "color_jitter",
+        "grayscale",
+        "blur",
+        "low_resolution",
+        "random_erasing",
+        "label_smoothing",
+        "dropout",
+        "drop_path",
+        "closed_set_fraction",
+    ]
     for name in shares:
         value = getattr(config, name, 0.0)
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
@@ -304,5 +318,7 @@ def check_stage(config: StageConfig) -> None:
     check_least(config, least | {"workers": -1})
     for name in ("lr", "backbone_lr"):
         value = getattr(config, name, 1.0)
-        require(0 < value < float("inf"), f"--{name.replace('_', '-')} is {value}; it must be above 0, and finite")
+        require(
+            0 < value < float("inf"), f"--{name.replace('_', '-')} is {value}; it must be above 0, and finite"
+        )
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")

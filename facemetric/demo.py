@@ -54,8 +54,18 @@ def run_demo(config: DemoConfig) -> Evaluation:
         out=out / "pretrain",
         **common,
     )
-    run("finetune", finetune, train, weights=out / "pretrain", freeze="backbone", out=out / "finetune", **common)
-    found = run("eval", evaluate, None, weights=out / "finetune", pairs=pairs, out=out / "eval", device=config.device)
+    run(
+        "finetune",
+        finetune,
+        train,
+        weights=out / "pretrain",
+        freeze="backbone",
+        out=out / "finetune",
+        **common,
+    )
+    found = run(
+        "eval", evaluate, None, weights=out / "finetune", pairs=pairs, out=out / "eval", device=config.device
+    )
     print(f"\nall of it took {time.time() - began:.0f} s; it wrote")
     for path in (train, test, pairs, out / "pretrain", out / "finetune", out / "eval"):
         print(f"  {path}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 from facemetric.data.drawn import draw_faces
 
 

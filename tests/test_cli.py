@@ -226,9 +226,7 @@ def test_above_the_share_of_bad_images_the_job_stops(
     assert listed(tmp_path / "out").keys() <= bad.keys()
 
 
-def test_layouts_that_cannot_be_trained_on(
-    command: Callable[..., Ran], people: Path, tmp_path: Path
-) -> None:
+def test_layouts_that_cannot_be_trained_on(command: Callable[..., Ran], people: Path, tmp_path: Path) -> None:
     def fault(*data: object) -> str:
         return command("pretrain", *data, "--out", tmp_path / "out", *FAST).fault
 

@@ -36,9 +36,7 @@ RUNNERS = {
     "eval": "facemetric.report.scorecard.run_evaluate",
     "demo": "facemetric.demo.run_demo",
 }
-OPTIONS = [
-    (name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"
-]
+OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
 
 
 @pytest.fixture

@@ -10,7 +10,16 @@ from pathlib import Path
 import facemetric
 
 ROOT = Path(facemetric.__file__).parent
-FLOORS = {"errors": 0, "config": 0, "data": 1, "mining": 1, "model": 2, "evaluation": 3, "training": 4, "report": 5}
+FLOORS = {
+    "errors": 0,
+    "config": 0,
+    "data": 1,
+    "mining": 1,
+    "model": 2,
+    "evaluation": 3,
+    "training": 4,
+    "report": 5,
+}
 TOP = 6  # cli, demo, __init__
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facemetric.config import make_config
-from facemetric.config import PretrainConfig
+from facemetric.config import PretrainConfig, make_config
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.pairs import read_pairs, resolve

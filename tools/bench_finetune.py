@@ -129,7 +129,9 @@ def bench_cache(folder: Path, images: int, epochs: int) -> None:
         ours.append(time.perf_counter() - began)
         peer.append(run_backbone_each_step(data, folder / "weights", epochs, 256))
     print(f"the whole of stage two, {epochs} epochs of {images:,} images, lcnet_050 at 112 px")
-    print(f"finetune --freeze backbone      {statistics.median(ours):7.1f} s (caching, validation and saving included)")
+    print(
+        f"finetune --freeze backbone      {statistics.median(ours):7.1f} s (caching, validation and saving included)"
+    )
     print(f"frozen backbone in every step   {statistics.median(peer):7.1f} s")
     print(f"ratio                           {statistics.median(peer) / statistics.median(ours):7.1f}")
 

@@ -3,8 +3,6 @@
 Shapes: M anchors, N reference rows, R and C rows and columns of one tile, n rows with enough positives.
 """
 
-# ruff: noqa: N815  shape suffixes name the fields too
-
 from __future__ import annotations
 
 from itertools import pairwise

@@ -6,8 +6,6 @@ pairs of one label are formed at once. The coefficients of x_i - x_j in the grad
 Shapes: N rows of the batch, D embedding, T pairs (anchor, positive).
 """
 
-# ruff: noqa: N815  shape suffixes name the fields too
-
 from __future__ import annotations
 
 from typing import NamedTuple

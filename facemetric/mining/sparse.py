@@ -7,8 +7,6 @@ Shapes: M anchors, N reference rows, D embedding, R and C rows and columns of a 
 positive, T triplets.
 """
 
-# ruff: noqa: N815  shape suffixes name the fields too
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -76,7 +76,8 @@ class Embedder(nn.Module):
         weight, bias = self.projection.weight.detach(), self.projection.bias.detach()
         if isinstance(self.neck, nn.BatchNorm1d):
             neck = self.neck
-            assert neck.running_var is not None and neck.running_mean is not None
+            assert neck.running_var is not None
+            assert neck.running_mean is not None
             gain = neck.weight.detach() / torch.sqrt(neck.running_var + neck.eps)
             weight, bias = weight * gain[:, None], (bias - neck.running_mean) * gain + neck.bias.detach()
         with torch.no_grad():
@@ -161,4 +162,6 @@ def check_backbone(backbone: nn.Module, arch: str, image_size: tuple[int, int]) 
     finally:
         backbone.train(training)
     if len(shape) != 2 or shape[1] != feature_count(backbone):
-        raise ConfigError(f"{arch} gives features of shape {shape}, not one vector an image; choose another --arch")
+        raise ConfigError(
+            f"{arch} gives features of shape {shape}, not one vector an image; choose another --arch"
+        )

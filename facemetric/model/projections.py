@@ -66,7 +66,9 @@ def start_projection(
 
 def pca(features_NF: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(weight (D, F), bias (D,)) of the `size` directions of most variance, centred."""
-    found = PCA(size, svd_solver="full" if min(features_NF.shape) < 500 else "covariance_eigh").fit(features_NF)
+    found = PCA(size, svd_solver="full" if min(features_NF.shape) < 500 else "covariance_eigh").fit(
+        features_NF
+    )
     return found.components_, -found.components_ @ found.mean_
 
 

@@ -31,7 +31,9 @@ BEST = "best"  # the weights folder inside a run folder
 SHIPPED = Path(facemetric.__file__).parent.parent / "weights"
 
 
-def save_weights(folder: Path, embedder: Embedder, *, provenance: dict[str, Any], metrics: dict[str, Any]) -> None:
+def save_weights(
+    folder: Path, embedder: Embedder, *, provenance: dict[str, Any], metrics: dict[str, Any]
+) -> None:
     """Write the embedder as a weights folder; the folder appears whole or not at all.
 
     `provenance` says where the weights come from (data, commit, versions, seed), `metrics` how good they are."""
@@ -41,7 +43,9 @@ def save_weights(folder: Path, embedder: Embedder, *, provenance: dict[str, Any]
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     key = classifier_key(embedder.arch)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in embedder.backbone.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in embedder.backbone.state_dict().items()
+    }
     for name, value in embedder.folded_projection().state_dict().items():
         tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
     try:
@@ -124,7 +128,9 @@ def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedd
 def find_weights(name: str | Path) -> Path:
     """The weights folder that a path or a shipped name stands for. Raises WeightsError for neither."""
     if not str(name):
-        raise WeightsError("no weights were given; name a weights folder, a run folder or a shipped name (--weights)")
+        raise WeightsError(
+            "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
+        )
     path = Path(name)
     for folder in (path, path / BEST, path / (BEST + ".old"), SHIPPED / str(name)):
         if (folder / CONFIG).is_file():
@@ -147,7 +153,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(ours, dict) or not isinstance(config.get("architecture"), str):
         raise WeightsError(f"{path} is not a config of facemetric: 'architecture' or 'facemetric' is missing")
     if ours.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {ours.get('format')}, this version reads {FORMAT}; update facemetric")
+        raise WeightsError(
+            f"{path} has format {ours.get('format')}, this version reads {FORMAT}; update facemetric"
+        )
     missing = [field for field in ("preprocess", "embedding_size") if field not in ours]
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(missing)}; make the weights again")
@@ -161,7 +169,9 @@ def read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor
         raise WeightsError(f"{folder} has a {CONFIG} but no {MODEL}; copy the whole folder")
     expected = config.get("sha256")
     if expected and file_hash(path) != expected:
-        raise WeightsError(f"{path} is not the file that {CONFIG} describes (cut short or changed); copy it again")
+        raise WeightsError(
+            f"{path} is not the file that {CONFIG} describes (cut short or changed); copy it again"
+        )
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

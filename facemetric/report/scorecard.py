@@ -42,7 +42,8 @@ class Evaluation(NamedTuple):
         if self.verification is not None:
             found["verification"] = self.verification.to_dict()
             found["verification"]["intervals_95"] = {
-                name: {"low": interval.low, "high": interval.high} for name, interval in self.intervals.items()
+                name: {"low": interval.low, "high": interval.high}
+                for name, interval in self.intervals.items()
             }
         if self.neighbours is not None:
             found["neighbours"] = self.neighbours.to_dict()
@@ -60,7 +61,9 @@ def evaluate(*positional: Any, **options: Any) -> Evaluation:
 def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config."""
     require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
-    require(bool(config.pairs or config.data or config.embeddings), "nothing to score: give --pairs or --data")
+    require(
+        bool(config.pairs or config.data or config.embeddings), "nothing to score: give --pairs or --data"
+    )
     check_least(config, {"folds": 2, "batch_size": 1, "seed": 0, "workers": -1})
     pairs = read_pairs(config.pairs) if config.pairs else None
     if config.weights:
@@ -135,7 +138,12 @@ def score_pairs(
     name = config.weights or str(config.embeddings)
     write_roc_csv(config.out / "roc.csv", {name: found.roc})
     draw_roc(config.out / "roc.png", {name: found.roc})
-    draw_scores(config.out / "scores.png", score, pairs.same, thresholds={"threshold of equal errors": found.eer_threshold})
+    draw_scores(
+        config.out / "scores.png",
+        score,
+        pairs.same,
+        thresholds={"threshold of equal errors": found.eer_threshold},
+    )
     persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
     if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
         persons = persons_of_pairs(rows_a, rows_b, pairs.same)
@@ -200,7 +208,9 @@ def table_text(evaluation: Evaluation) -> str:
     near = evaluation.neighbours
     if near is not None:
         left = f"  ({near.left_out} images are their identity's only one)" if near.left_out else ""
-        lines += [(f"kNN accuracy, k={k}", f"{value:.4f}{left if k == 1 else ''}") for k, value in near.knn.items()]
+        lines += [
+            (f"kNN accuracy, k={k}", f"{value:.4f}{left if k == 1 else ''}") for k, value in near.knn.items()
+        ]
         lines.append(("MAP@R", f"{near.map_at_r:.4f}"))
     width = max((len(name) for name, _ in lines), default=0)
     body = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

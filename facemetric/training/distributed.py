@@ -11,8 +11,8 @@ Shapes: B rows of this process, A rows of all processes, D embedding.
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch

@@ -127,7 +127,9 @@ def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Features | None
     return Features(values, valid, bad, reused=True)
 
 
-def cache_key(embedder: Embedder, index: ImageIndex, *, views: int, augment: Augment | None, seed: int) -> str:
+def cache_key(
+    embedder: Embedder, index: ImageIndex, *, views: int, augment: Augment | None, seed: int
+) -> str:
     """32 hex digits that change with whatever changes the features."""
     digest = hashlib.sha256()
     what = {

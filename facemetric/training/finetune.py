@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig, check_stage, config_dict, config_toml, make_config
-from facemetric.data.loader import BadImageLog
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.identities import check_identities, with_at_least
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import Batch, load_batches
+from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.training.features import Features, cached_features
 from facemetric.training import distributed
 from facemetric.training.distributed import say
+from facemetric.training.features import Features, cached_features
 from facemetric.training.loop import fit
 from facemetric.training.microbatch import backward_in_chunks
 from facemetric.training.objective import TripletObjective
@@ -83,7 +82,9 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         if not config.resume:
             run.log("before", 0, **before)
         show("before stage two", before)
-        at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True)
+        at = fit(
+            task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True
+        )
         return Trained(run.folder, run.best, task.keep_better(before, at.best or {}, at.best_epoch))
     finally:
         run.close()
@@ -102,7 +103,9 @@ def with_pairs(split: Split, run: Run) -> Split:
         path = run.folder / SINGLES
         # Names that are no UTF-8 are written with escapes.
         path.write_bytes(("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace"))
-        say(f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}")
+        say(
+            f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}"
+        )
     check_identities(kept, allow_case_twins=True)
     return Split(kept, split.val, split.fingerprint)
 
@@ -199,7 +202,9 @@ class StageTwo:
         old, new = before[self.score], after[self.score]
         if old > new:
             self.save_embedder(self.original, before)
-            say(f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with")
+            say(
+                f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with"
+            )
         else:
             moment = f"epoch {epoch}" if epoch else "the start of the projection"
             say(f"kept {moment}: {self.score} {new:.4f}, before stage two {old:.4f}")
@@ -276,7 +281,10 @@ class OnFeatures(StageTwo):
             return {}
         rows = np.flatnonzero(self.val.valid)
         values = torch.from_numpy(np.asarray(self.val.values[0]))
-        parts = [projection(values[chunk].to(self.device)).float().cpu() for chunk in np.array_split(rows, len(rows) // 4096 + 1)]
+        parts = [
+            projection(values[chunk].to(self.device)).float().cpu()
+            for chunk in np.array_split(rows, len(rows) // 4096 + 1)
+        ]
         return open_set_figures(torch.cat(parts).numpy(), self.split.val.identity[rows])
 
     @cached_property

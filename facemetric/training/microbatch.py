@@ -46,7 +46,9 @@ def backward_in_chunks(
     with torch.enable_grad():
         emb_BD = torch.cat(parts).requires_grad_()
         (grad_BD,) = torch.autograd.grad(loss_of(emb_BD), emb_BD)
-        for chunk, state, grad in zip(chunks, states, grad_BD.split([len(part) for part in parts]), strict=True):
+        for chunk, state, grad in zip(
+            chunks, states, grad_BD.split([len(part) for part in parts]), strict=True
+        ):
             set_random_state(state)
             backward((embed(chunk) * grad).sum())
 

@@ -53,7 +53,9 @@ class TripletObjective:
             anchors = own if distributed.together() else None
             mined = self.mine(emb_AD, labels_A, anchors=anchors, **options)
         loss = mined.loss
-        sums = torch.stack([mined.weight, mined.active, *(mined.weight * part for part in mined[3:5])]).double()
+        sums = torch.stack(
+            [mined.weight, mined.active, *(mined.weight * part for part in mined[3:5])]
+        ).double()
         counts = distributed.total(torch.cat([sums, sums.new_tensor([mined.valid])]))
         weight, active, d_ap, d_an, valid = counts.tolist()
         if distributed.together():
@@ -85,5 +87,7 @@ class TripletObjective:
         size, dim = state["memory"]["embeddings"].shape
         if size != self.size:
             raise ConfigError(f"the checkpoint has --memory {size}, this run {self.size}; resume with {size}")
-        self.memory = CrossBatchMemory(size, dim=dim, miner=self.miner).to(state["memory"]["embeddings"].device)
+        self.memory = CrossBatchMemory(size, dim=dim, miner=self.miner).to(
+            state["memory"]["embeddings"].device
+        )
         self.memory.load_state_dict(state["memory"])

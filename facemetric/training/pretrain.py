@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig, check_stage, config_dict, config_toml, make_config
-from facemetric.data.loader import BadImageLog
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import Batch, load_batches
+from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import DataError
 from facemetric.evaluation.inference import images_of
 from facemetric.model.embedder import Embedder, build_embedder
 from facemetric.model.heads import make_head
@@ -151,7 +150,11 @@ class Classification:
         )
         self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
         self.transform = train_transform(embedder.preprocess, augment_of(config))
-        self.erase = RandomErasing(config.random_erasing, mode="pixel", device=device) if config.random_erasing else None
+        self.erase = (
+            RandomErasing(config.random_erasing, mode="pixel", device=device)
+            if config.random_erasing
+            else None
+        )
         batch_size = min(config.batch_size, len(self.rows))
         self.sampler = ShuffledBatches(
             split.train.identity[self.rows],

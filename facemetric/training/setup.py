@@ -64,7 +64,9 @@ def read_split(config: StageConfig) -> Split:
         if parted.unknown:
             say(f"validation identities{unknown_note(parted.unknown, config.val_identities)}")
         if len(val) == 0:
-            raise DataError(f"none of the identities of {config.val_identities} is in the data; mend the names")
+            raise DataError(
+                f"none of the identities of {config.val_identities} is in the data; mend the names"
+            )
     elif config.val_fraction > 0:
         index, val = split_fraction(index, config.val_fraction, config.seed)
     check_identities(index, allow_case_twins=True)
@@ -149,9 +151,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}") from error
+        raise ConfigError(
+            f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu")
+        raise ConfigError(
+            f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu"
+        )
     return device
 
 
@@ -197,11 +203,17 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
     groups = []
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
-        groups.append({"params": [p for p in trained if p.ndim > 1], "lr": lr, "weight_decay": config.weight_decay})
+        groups.append(
+            {"params": [p for p in trained if p.ndim > 1], "lr": lr, "weight_decay": config.weight_decay}
+        )
         groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     return create_optimizer_v2(
-        groups, opt=config.optimizer, lr=parts[0][1], weight_decay=config.weight_decay, momentum=config.momentum
+        groups,
+        opt=config.optimizer,
+        lr=parts[0][1],
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
     )
 
 

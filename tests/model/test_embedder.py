@@ -67,7 +67,7 @@ def test_what_is_frozen_stays_the_same_bits(how: str) -> None:
 
 
 def test_a_misspelt_architecture_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="'mobilenetv4_conv_smal'.*did you mean 'mobilenetv4_conv_small"):
+    with pytest.raises(ConfigError, match=r"'mobilenetv4_conv_smal'.*did you mean 'mobilenetv4_conv_small"):
         build_embedder("mobilenetv4_conv_smal", preprocess=PRE)
 
 

@@ -14,7 +14,9 @@ from facemetric.model.heads import make_head
 B, D, C = 32, 8, 5
 
 
-def slow_logits(kind: str, emb: np.ndarray, weight: np.ndarray, labels: np.ndarray, scale: float, margin: float) -> np.ndarray:
+def slow_logits(
+    kind: str, emb: np.ndarray, weight: np.ndarray, labels: np.ndarray, scale: float, margin: float
+) -> np.ndarray:
     """One image and one identity at a time, with the angle itself."""
     logits = np.empty((len(emb), len(weight)))
     for i, x in enumerate(emb):

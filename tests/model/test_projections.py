@@ -58,9 +58,7 @@ def test_lda_without_shrinkage_spans_scikit_learns(
     from facemetric.model import projections
 
     features, labels = people
-    monkeypatch.setattr(
-        projections, "ledoit_wolf", lambda x, assume_centered: (x.T @ x / len(x), 0.0)
-    )
+    monkeypatch.setattr(projections, "ledoit_wolf", lambda x, assume_centered: (x.T @ x / len(x), 0.0))
     for size in (1, 3, C - 1):
         weight, _ = lda(features, labels, size)
         expected = LinearDiscriminantAnalysis(solver="eigen").fit(features, labels).scalings_[:, :size].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -37,12 +38,18 @@ def parts(count: int, world: int) -> list[slice]:
     """Uneven shares: the first process gets the most."""
     cuts = {1: [0, 24], 2: [0, 15, 24], 3: [0, 13, 20, 24]}[world]
     assert cuts[-1] == count
-    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def objective(miner: str, memory: int) -> TripletObjective:
     return TripletObjective(
-        miner, margin=0.5, soft=False, distance="squared", memory=memory, seed=0, run=Silent()  # type: ignore[arg-type]
+        miner,
+        margin=0.5,
+        soft=False,
+        distance="squared",
+        memory=memory,
+        seed=0,
+        run=Silent(),  # type: ignore[arg-type]
     )
 
 

@@ -30,7 +30,13 @@ def train(
 ) -> list[str]:
     log = Log()
     objective = TripletObjective(
-        miner, margin=margin, soft=soft, distance="squared", memory=0, seed=0, run=log  # type: ignore[arg-type]
+        miner,
+        margin=margin,
+        soft=soft,
+        distance="squared",
+        memory=0,
+        seed=0,
+        run=log,  # type: ignore[arg-type]
     )
     for step in range(WINDOW + 5):
         torch.manual_seed(step)

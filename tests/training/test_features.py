@@ -213,7 +213,6 @@ def test_the_space_is_taken_before_the_file_is_mapped(
     features_of: Callable[..., Features], embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-
     def look(values: np.ndarray, *args: Any, **options: Any) -> dict[int, str]:
         part = next((tmp_path / "cache").glob("*.part"))
         assert part.stat().st_blocks * 512 >= values.nbytes  # a hole would have none
@@ -226,7 +225,6 @@ def test_the_space_is_taken_before_the_file_is_mapped(
 def test_an_interrupted_fill_leaves_no_cache(
     features_of: Callable[..., Features], embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
 
     def interrupt(*args: Any, **options: Any) -> dict[int, str]:
         raise KeyboardInterrupt
@@ -254,5 +252,3 @@ def test_the_record_is_plain_json(
     features_of(embedder)
     record = json.loads(next((tmp_path / "cache").glob("*.json")).read_text())
     assert record == {"shape": [1, 18, 512], "bad": []}
-
-

@@ -169,9 +169,7 @@ def test_the_log_of_a_stopped_run_is_whole(toy: Any, tmp_path: Path) -> None:
     assert summed("parts") == pytest.approx(summed("whole"), rel=1e-5)
 
 
-def test_a_crash_leaves_no_line_twice(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_leaves_no_line_twice(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "LOG_STEPS", 1)
     with pytest.raises(InterruptedError):
         train(toy(crash), tmp_path / "run")

@@ -216,9 +216,7 @@ def test_a_margin_grows_over_the_first_third(
 ) -> None:
     task = task_of(faces, tmp_path / "run", head="cosface", margin=0.4, batch_size=8)
     batch = next(task.batches(0, 0))
-    losses = [
-        task.step(batch, progress, lambda loss: None)["loss"] for progress in (0.0, 1 / 6, 1 / 3, 1.0)
-    ]
+    losses = [task.step(batch, progress, lambda loss: None)["loss"] for progress in (0.0, 1 / 6, 1 / 3, 1.0)]
     assert losses[0] < losses[1] < losses[2]
     assert losses[3] == pytest.approx(losses[2], rel=0.05)
 
@@ -263,5 +261,3 @@ def test_options_that_cannot_be_are_named(
     # What failed leaves no run behind: the mended command works in the same folder.
     config = PretrainConfig((str(faces),), **small, out=tmp_path / "run")
     Run(config.out, config_toml="", resume=False).close()
-
-
