@@ -225,6 +225,12 @@ def test_bad_images_are_listed_and_their_identity_is_checked_again(
     assert all(line.startswith(names[0]) for line in lines[1:])
     trained = {task.split.train.identities[i] for i in task.labels.tolist()}
     assert trained == set(names[3:])  # the first has one image left
+    batch = next(iter(task.batches(0, 0)))
+    rows = task.rows[batch[0]]
+    emb = functional.normalize(task.values[0, torch.from_numpy(rows)], dim=1)
+    labels = torch.from_numpy(task.split.train.identity[rows])
+    loss, *_ = reference_mining.twin("semihard", emb, labels)
+    assert task.step(batch, 0.0, lambda loss: None)["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 @pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
