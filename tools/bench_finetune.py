@@ -99,7 +99,7 @@ def run_backbone_each_step(data: Path, weights: Path, epochs: int, batch_size: i
     """Seconds of the peer: the frozen backbone embeds every batch, the projection learns on it."""
     began = time.perf_counter()
     embedder, index = load_weights(weights), read_index(data)
-    projection = torch.nn.Linear(embedder.num_features, embedder.num_features)
+    projection = torch.nn.Linear(embedder.num_features, 128)
     optimizer = torch.optim.AdamW(projection.parameters(), 1e-3)
     sampler = IdentityBatches(index.identity, min(len(index.identities), batch_size // 4), 4, 0)
     for epoch in range(epochs):
@@ -124,7 +124,7 @@ def bench_cache(folder: Path, images: int, epochs: int) -> None:
         began = time.perf_counter()
         finetune(
             data, weights=folder / "weights", epochs=epochs, batch_size=256, out=folder / f"run{turn}",
-            cache=folder / f"cache{turn}", workers=1, device="cpu",
+            cache=folder / f"cache{turn}", workers=1, device="cpu", projection_init="pca", embedding_size=128,
         )  # fmt: skip
         ours.append(time.perf_counter() - began)
         peer.append(run_backbone_each_step(data, folder / "weights", epochs, 256))
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
