@@ -24,7 +24,7 @@ from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import sample_for, start_projection
@@ -360,6 +360,8 @@ class OnImages(StageTwo):
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """Embed, mine, backward; in chunks with --microbatch."""
         note_bad(self.bad_images, self.split.train, batch.bad)
+        if len(batch.rows) < 2:
+            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images, labels = batch.images, batch.labels.to(self.device)
         figures: dict[str, float] = {}
 
