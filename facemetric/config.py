@@ -80,7 +80,7 @@ class StageConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = -1
-    """Processes that read images; 0 reads in the training process, -1 takes half the cores, 1 to 8."""
+    """Processes that read images; 0 reads in the training process, -1 takes half the cores (none of two), up to 8."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     resume: bool = False
@@ -202,7 +202,7 @@ class EvalConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = -1
-    """Processes that read images; 0 reads in the main process, -1 takes half the cores, 1 to 8."""
+    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,51 @@ def step_cost(rounds: int = 12) -> float:
     return statistics.median(times)
 
 
+def wall(index: ImageIndex, rounds: int, steps: int = 40) -> None:
+    """Prints the wall time that the loader adds to a training step, the default augmentation on; turns interleave."""
+    pre = Preprocess(size=(SIZE, SIZE))
+    model = timm.create_model("lcnet_050", num_classes=1000).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
+    sampler = ShuffledBatches(index.identity, BATCH, 0)
+    transform = train_transform(pre, Augment(color_jitter=0.2, grayscale=0.1))
+
+    def step(pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(normalise(pixels, pre, "cpu")), labels).backward()
+        optimizer.step()
+
+    def seconds(workers: int | None, epoch: int) -> float:
+        batches = load_batches(index, sampler.epoch(epoch), transform, epoch=epoch, workers=workers or 0)
+        batch = next(batches)
+        for i in range(-5, steps):
+            if i == 0:
+                began = time.perf_counter()
+            if workers is not None:
+                batch = next(batches)
+            step(batch.images, batch.labels % 1000)
+        took = (time.perf_counter() - began) / steps
+        batches.close()  # type: ignore[attr-defined]
+        return took
+
+    ways: dict[str, int | None] = {"without loading": None, "in place": 0, "one worker": 1}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for epoch in range(rounds):
+        for name, workers in ways.items():
+            times[name].append(seconds(workers, epoch))
+    floor = statistics.median(times["without loading"])
+    for name, taken in times.items():
+        each = statistics.median(taken)
+        print(f"{name:<16} {BATCH / each:5.0f} images/s, {(each - floor) / floor:6.1%} of the step added")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", nargs="+")
     parser.add_argument("--images", type=int, default=3200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--step", action="store_true")
+    parser.add_argument("--step", action="store_true", help="also as a share of the CPU time of a step")
+    parser.add_argument("--wall", action="store_true", help="only the wall time added to a training step")
     options = parser.parse_args()
     before = time.perf_counter()
     index = read_index(options.data)
@@ -109,6 +147,9 @@ def main() -> None:
     print(f"{index} read in {seconds:.2f} s, {index.nbytes / len(index):.0f} bytes an image")
     rows = np.random.default_rng(0).permutation(len(index))[: options.images]
     index = index.select(np.sort(rows))
+    if options.wall:
+        wall(index, options.rounds)
+        return
     images = len(index) // BATCH * BATCH
     floor = step_cost() if options.step else 0.0
     with tempfile.TemporaryDirectory() as folder:

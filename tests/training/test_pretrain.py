@@ -21,7 +21,7 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.inference import embed_index
 from facemetric.training.pretrain import Classification, Trained, hold_back
 from facemetric.training.run import Run
-from facemetric.training.setup import open_set_figures, pick_device, read_split
+from facemetric.training.setup import open_set_figures, pick_device, pick_workers, read_split
 
 
 def weights_of(run: Trained) -> dict[str, torch.Tensor]:
@@ -267,3 +267,14 @@ def test_options_that_cannot_be_are_named(
     # What failed leaves no run behind: the mended command works in the same folder.
     config = PretrainConfig((str(faces),), **small, out=tmp_path / "run")
     Run(config.out, config_toml="", resume=False).close()
+
+
+def test_reading_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for cores, expected in ((1, 0), (2, 0), (4, 2), (64, 8)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert pick_workers(-1) == expected
+        assert pick_workers(3) == 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert pick_workers(-1) == 1
