@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 WINDOW = 20  # steps
 COLLAPSED = 0.05  # spread
@@ -44,11 +43,9 @@ class Seen(NamedTuple):
 class Doctor:
     """Watches steps; `say` gets each finding once."""
 
-    def __init__(
-        self, *, margin: float, soft: bool, miner: str, say: Callable[[str, str], None] | None = None
-    ) -> None:
+    def __init__(self, *, margin: float, soft: bool, miner: str, say: Callable[[str, str], None]) -> None:
         self.margin, self.soft, self.miner = margin, soft, miner
-        self.say = say or (lambda name, text: tqdm.write(f"doctor: {text}"))
+        self.say = say
         self.milder = "all" if miner == "semihard" else "semihard"
         self.window: deque[Seen] = deque(maxlen=WINDOW)
         self.said: set[str] = set()

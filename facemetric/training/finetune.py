@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.config import FinetuneConfig, check_stage, config_dict, config_toml, make_config
+from facemetric.config import FinetuneConfig, check_stage, config_toml, make_config
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.identities import check_identities, with_at_least
 from facemetric.data.images import normalise
@@ -28,7 +28,7 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features
@@ -36,7 +36,7 @@ from facemetric.training.loop import fit
 from facemetric.training.microbatch import backward_in_chunks
 from facemetric.training.objective import TripletObjective
 from facemetric.training.pretrain import Trained
-from facemetric.training.run import Run, provenance
+from facemetric.training.run import Run
 from facemetric.training.setup import (
     SCORE,
     OpenSet,
@@ -49,6 +49,7 @@ from facemetric.training.setup import (
     pick_device,
     pick_workers,
     read_split,
+    save_best,
     settings_of,
 )
 
@@ -184,15 +185,7 @@ class StageTwo:
 
     def save_embedder(self, embedder: Embedder, metrics: dict[str, float]) -> None:
         """Write an embedder as the run's best weights, in process 0."""
-        if distributed.rank() > 0:
-            return
-        origin = provenance(
-            data=self.split.fingerprint,
-            images=len(self.split.train),
-            identities=len(self.split.train.identities),
-            options=config_dict(self.config),
-        )
-        save_weights(self.run.best, embedder, provenance=origin, metrics=metrics)
+        save_best(self.run, embedder, self.split, self.config, metrics)
 
     def keep_better(self, before: dict[str, float], after: dict[str, float], epoch: int) -> dict[str, float]:
         """Keep the better of the weights before stage two and its best epoch, and say which."""

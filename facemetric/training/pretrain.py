@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.config import PretrainConfig, check_stage, config_dict, config_toml, make_config
+from facemetric.config import PretrainConfig, check_stage, config_toml, make_config
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
@@ -22,11 +22,11 @@ from facemetric.errors import DataError
 from facemetric.evaluation.inference import images_of
 from facemetric.model.embedder import Embedder, build_embedder
 from facemetric.model.heads import make_head
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
-from facemetric.training.run import Run, provenance
+from facemetric.training.run import Run
 from facemetric.training.setup import (
     SCORE,
     OpenSet,
@@ -38,6 +38,7 @@ from facemetric.training.setup import (
     pick_device,
     pick_workers,
     read_split,
+    save_best,
     settings_of,
 )
 
@@ -231,13 +232,7 @@ class Classification:
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""
-        origin = provenance(
-            data=self.split.fingerprint,
-            images=len(self.split.train),
-            identities=len(self.split.train.identities),
-            options=config_dict(self.config),
-        )
-        save_weights(self.run.best, model.embedder, provenance=origin, metrics=metrics)  # type: ignore[arg-type]
+        save_best(self.run, model.embedder, self.split, self.config, metrics)  # type: ignore[arg-type]
 
 
 class Rows(Sequence[np.ndarray]):

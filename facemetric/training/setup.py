@@ -15,7 +15,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from facemetric.config import StageConfig
+from facemetric.config import StageConfig, config_dict
 from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import BadImageLog
@@ -25,8 +25,11 @@ from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.neighbours import leave_one_out
 from facemetric.model.embedder import Embedder
+from facemetric.model.weights import save_weights
+from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.loop import Settings
+from facemetric.training.run import Run, provenance
 
 FARS = (1e-2, 1e-3)
 SCORE = "val_tar_at_far_0.01"
@@ -115,6 +118,21 @@ def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]
     """List the bad rows of an index; raises DataError above the share that the log allows."""
     for row, reason in bad:
         log.add(index.name(row), reason)
+
+
+def save_best(
+    run: Run, embedder: Embedder, split: Split, config: StageConfig, metrics: dict[str, float]
+) -> None:
+    """Write an embedder as the run's best weights, with where they come from; process 0 alone does."""
+    if distributed.rank() > 0:
+        return
+    origin = provenance(
+        data=split.fingerprint,
+        images=len(split.train),
+        identities=len(split.train.identities),
+        options=config_dict(config),
+    )
+    save_weights(run.best, embedder, provenance=origin, metrics=metrics)
 
 
 class OpenSet:
