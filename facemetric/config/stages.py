@@ -1,24 +1,17 @@
-"""Every option of every command, once.
-
-A field here is at once the flag (`--batch-size`), the TOML key (`batch_size`) and the Python argument
-(`batch_size=`). The string under a field is its help. Nothing in this module imports torch, so that
-`facemetric --help` answers at once.
-"""
+"""Options of the training stages, and of the demo that runs them."""
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.config.making import check_least, require
 
 Head = Literal["softmax", "arcface", "cosface"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 Init = Literal["identity", "pca", "lda", "random"]
 Distance = Literal["squared", "euclidean", "cosine"]
-
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -175,37 +168,6 @@ class FinetuneConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Verification of listed pairs, and nearest neighbours of a folder."""
-
-    weights: str = ""
-    """What to evaluate: a weights folder, a run folder or a shipped name."""
-    _: KW_ONLY
-    pairs: Path | None = None
-    """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt or the two-line CPLFW form."""
-    data: tuple[str, ...] = ()
-    """Images that the pairs name, as for pretrain; also scored by nearest neighbours."""
-    embeddings: Path | None = None
-    """Embeddings to score in place of weights: .npz with embeddings, identities and paths."""
-    out: Path = Path("runs/eval")
-    """Folder for metrics.json, roc.csv, roc.png and embeddings.npz."""
-    flip: bool = False
-    """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
-    folds: int = 10
-    """Folds of the accuracy where the pairs do not name theirs."""
-    max_bad: float = 0.0
-    """Share of unreadable images of `data` above which the job stops, 0..1; an unreadable pair always does."""
-    batch_size: int = 256
-    """Images embedded at once."""
-    seed: int = 0
-    """Seed of the folds where the pairs do not name theirs."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int = -1
-    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
-
-
-@dataclass(frozen=True)
 class DemoConfig:
     """The whole story on faces drawn by facemetric itself."""
 
@@ -222,72 +184,6 @@ class DemoConfig:
     """Seed of the faces and of the training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-
-
-def make_config(kind: type[C], *positional: object, **options: object) -> C:
-    """A config from Python arguments; text becomes a Path or a tuple where the field is one.
-
-    Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
-    known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
-    require(len(positional) <= 1, f"only {known[0]} goes without its name; several of them go in one list")
-    values: dict[str, Any] = dict(zip(known, positional, strict=False))
-    for name, value in options.items():
-        if name not in known:
-            raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
-        values[name] = value
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
-        nearest = did_you_mean(str(value), map(str, choices))
-        require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
-    if isinstance(values.get("data"), (str, Path)):
-        values["data"] = (values["data"],)
-    if "data" in values:
-        values["data"] = tuple(str(source) for source in values["data"])
-    if isinstance(values.get("crop"), list):
-        values["crop"] = tuple(values["crop"])
-    if isinstance(values.get("weights"), Path):
-        values["weights"] = str(values["weights"])
-    for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
-        if isinstance(values.get(name), str):
-            values[name] = Path(values[name])
-    return kind(**values)
-
-
-def config_dict(config: Any) -> dict[str, Any]:
-    """The options as plain numbers, texts and lists; options that are not set (None) stay away."""
-    plain = {}
-    for name, value in asdict(config).items():
-        if value is None or name == "_":
-            continue
-        plain[name] = (
-            str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        )
-    return plain
-
-
-def config_toml(config: Any) -> str:
-    """The options as TOML that `--config` reads back, without `resume`: it starts the same run anew."""
-    import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
-
-    options = config_dict(config)
-    options.pop("resume", None)
-    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with `message` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def check_least(config: Any, least: dict[str, int]) -> None:
-    """Raise ConfigError where an option of these names is below its bound; one that is not there passes."""
-    for name, bound in least.items():
-        value = getattr(config, name, bound)
-        require(value >= bound, f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
-    seed = getattr(config, "seed", 0)
-    require(seed < 2**32, f"--seed is {seed}; it must be below 2 ** 32")  # it is multiplied by steps
 
 
 def check_stage(config: StageConfig) -> None:

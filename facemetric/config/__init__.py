@@ -1,0 +1,24 @@
+"""Every option of every command, once.
+
+A field of these dataclasses is at once the flag (`--batch-size`), the TOML key (`batch_size`) and the Python
+argument (`batch_size=`). The string under a field is its help. Nothing in this room imports torch, so that
+`facemetric --help` answers at once.
+"""
+
+from facemetric.config.making import check_least, config_dict, config_toml, make_config, require
+from facemetric.config.scoring import EvalConfig
+from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
+
+__all__ = [
+    "DemoConfig",
+    "EvalConfig",
+    "FinetuneConfig",
+    "PretrainConfig",
+    "StageConfig",
+    "check_least",
+    "check_stage",
+    "config_dict",
+    "config_toml",
+    "make_config",
+    "require",
+]

@@ -1,0 +1,77 @@
+"""Configs from Python arguments, and back to plain values and TOML; checks that configs share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from facemetric.errors import ConfigError, did_you_mean
+
+C = TypeVar("C")
+
+
+def make_config(kind: type[C], *positional: object, **options: object) -> C:
+    """A config from Python arguments; text becomes a Path or a tuple where the field is one.
+
+    Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
+    known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
+    require(len(positional) <= 1, f"only {known[0]} goes without its name; several of them go in one list")
+    values: dict[str, Any] = dict(zip(known, positional, strict=False))
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
+        values[name] = value
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
+        nearest = did_you_mean(str(value), map(str, choices))
+        require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
+    if isinstance(values.get("data"), (str, Path)):
+        values["data"] = (values["data"],)
+    if "data" in values:
+        values["data"] = tuple(str(source) for source in values["data"])
+    if isinstance(values.get("crop"), list):
+        values["crop"] = tuple(values["crop"])
+    if isinstance(values.get("weights"), Path):
+        values["weights"] = str(values["weights"])
+    for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
+        if isinstance(values.get(name), str):
+            values[name] = Path(values[name])
+    return kind(**values)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """The options as plain numbers, texts and lists; options that are not set (None) stay away."""
+    plain = {}
+    for name, value in asdict(config).items():
+        if value is None or name == "_":
+            continue
+        plain[name] = (
+            str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        )
+    return plain
+
+
+def config_toml(config: Any) -> str:
+    """The options as TOML that `--config` reads back, without `resume`: it starts the same run anew."""
+    import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
+
+    options = config_dict(config)
+    options.pop("resume", None)
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_least(config: Any, least: dict[str, int]) -> None:
+    """Raise ConfigError where an option of these names is below its bound; one that is not there passes."""
+    for name, bound in least.items():
+        value = getattr(config, name, bound)
+        require(value >= bound, f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+    seed = getattr(config, "seed", 0)
+    require(seed < 2**32, f"--seed is {seed}; it must be below 2 ** 32")  # it is multiplied by steps

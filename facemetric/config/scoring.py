@@ -1,0 +1,37 @@
+"""Options of the commands that score weights and show what they do."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Verification of listed pairs, and nearest neighbours of a folder."""
+
+    weights: str = ""
+    """What to evaluate: a weights folder, a run folder or a shipped name."""
+    _: KW_ONLY
+    pairs: Path | None = None
+    """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt or the two-line CPLFW form."""
+    data: tuple[str, ...] = ()
+    """Images that the pairs name, as for pretrain; also scored by nearest neighbours."""
+    embeddings: Path | None = None
+    """Embeddings to score in place of weights: .npz with embeddings, identities and paths."""
+    out: Path = Path("runs/eval")
+    """Folder for metrics.json, roc.csv, roc.png and embeddings.npz."""
+    flip: bool = False
+    """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
+    folds: int = 10
+    """Folds of the accuracy where the pairs do not name theirs."""
+    max_bad: float = 0.0
+    """Share of unreadable images of `data` above which the job stops, 0..1; an unreadable pair always does."""
+    batch_size: int = 256
+    """Images embedded at once."""
+    seed: int = 0
+    """Seed of the folds where the pairs do not name theirs."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = -1
+    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
