@@ -14,7 +14,8 @@ from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError
-from facemetric.report.scorecard import Evaluation, evaluate
+from facemetric.report.record import Evaluation
+from facemetric.report.scorecard import evaluate
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
 

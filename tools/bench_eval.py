@@ -126,7 +126,7 @@ def bench_coverage(draws: int) -> None:
         for draw in range(draws):
             sample = emb[rng.choice(len(emb), persons, replace=False)]
             score, same, who = _pairs(sample, each, rng)
-            found = verification_intervals(score, same, who, fars=fars, draws=500, seed=draw)
+            found = verification_intervals(score, same, who, fars=fars, draws=500, seed=draw).figures
             for name, value in truth.items():
                 hits[name] += found[name].low <= value <= found[name].high
         shares = ", ".join(f"{name} {n / draws:.3f}" for name, n in hits.items())

@@ -18,6 +18,7 @@ from facemetric.errors import ConfigError, DataError
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 CHUNK = 1 << 20  # scores looked up at once
+HISTOGRAM_BINS = 256
 
 
 class Roc(NamedTuple):
@@ -26,6 +27,17 @@ class Roc(NamedTuple):
     far: Floats
     tar: Floats
     threshold: Floats
+
+
+class Histogram(NamedTuple):
+    """Exact counts of scores: bin i holds `edge[i] <= score < edge[i + 1]`, edges (H + 1,), counts int64 (H,).
+
+    The first and the last bin also hold what lies beyond them.
+    """
+
+    edge: Floats
+    genuine: Ints
+    impostor: Ints
 
 
 class FarPoint(NamedTuple):
@@ -96,6 +108,16 @@ def split_scores(score: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Scores, Sco
 def check_counts(n_genuine: int, n_impostor: int) -> None:
     if not n_genuine or not n_impostor:
         raise DataError(f"{n_genuine} genuine and {n_impostor} impostor pairs; verification needs both kinds")
+
+
+def histogram(genuine: Scores, impostor: Scores) -> Histogram:
+    """Counts of cosine similarities in 256 bins from -1 to 1."""
+    edge = np.linspace(-1, 1, HISTOGRAM_BINS + 1)  # multiples of 2^-7, so edges of every tally's grid
+    counts = []
+    for scores in (genuine, impostor):
+        above = np.concatenate([[scores.total], scores.at_least(edge[1:-1]), [0]])
+        counts.append(-np.diff(above))
+    return Histogram(edge, *counts)
 
 
 def _exact_from(genuine: Scores, impostor: Scores) -> tuple[float, Floats]:

@@ -83,6 +83,16 @@ class SvmAccuracy(NamedTuple):
     people: int
     people_left_out: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names."""
+        return {
+            "accuracy": self.mean,
+            "standard_deviation_sample": self.deviation_sample,
+            "folds": self.folds,
+            "people": self.people,
+            "people_left_out": self.people_left_out,
+        }
+
 
 def svm_accuracy(
     embeddings: npt.ArrayLike, labels: npt.ArrayLike, *, folds: int = 5, c: float = 1.0, seed: int = 0

@@ -7,7 +7,7 @@ Shapes: P pairs, W persons, B draws, T thresholds (one for each different score)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -33,6 +33,22 @@ class Interval(NamedTuple):
     level: float
 
 
+class Band(NamedTuple):
+    """The interval of the TAR (K,) at each FAR (K,), rising: one FAR at a time, not all of them at once."""
+
+    far: Floats
+    tar: Floats
+    low: Floats
+    high: Floats
+
+
+class Bounds(NamedTuple):
+    """Intervals of `auc`, `eer` and `tar_at_far_X` by name, and of the TAR along the ROC."""
+
+    figures: dict[str, Interval]
+    band: Band
+
+
 def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
     """A share of independent trials. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
     if not 0 <= successes <= total or not total:
@@ -54,8 +70,8 @@ def verification_intervals(
     draws: int = DRAWS,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """Intervals of `auc`, `eer` and `tar_at_far_X` of listed pairs: scores, `same` and both persons (P,).
+) -> Bounds:
+    """Intervals of the figures of listed pairs: scores, `same` and both persons (P,).
 
     A Bayesian bootstrap over persons (Rubin 1981): person i gets a weight w_i, a genuine pair w_i, an
     impostor pair u_i u_j with u = 1 + s (w - 1). Plain products (s = 1) give an impostor pair of two people
@@ -63,8 +79,22 @@ def verification_intervals(
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     """
     figures = _Figures(score, same, fars)
-    draw = [figures.weighted(w) for w in _weights(figures, persons, draws, seed)]
-    return _intervals(figures.values(), np.concatenate(draw), level)
+    draws_BF = np.concatenate([figures.weighted(w) for w in _weights(figures, persons, draws, seed)])
+    named = len(figures.values())
+    low, high = _quantiles(draws_BF[:, named:], level)
+    band = Band(figures.band_fars, figures.band_tar(), low, high)
+    return Bounds(_intervals(figures.values(), draws_BF[:, :named], level), band)
+
+
+def band_fars(n_impostor: int) -> Floats:
+    """Eight FARs a decade, rising, from the lowest that so many impostor pairs support up to 1."""
+    steps = np.arange(math.ceil(-8 * math.log10(n_impostor)), 0)
+    return np.unique([1 / n_impostor, *10 ** (steps / 8), 1.0])
+
+
+def tar_name(far: float) -> str:
+    """The name of a TAR in metrics.json."""
+    return f"tar_at_far_{far:g}"
 
 
 def paired_differences(
@@ -85,24 +115,29 @@ def paired_differences(
     # One factor s for both, from the first, so that both see the same weights.
     draw = [second.weighted(w) - first.weighted(w) for w in _weights(first, persons, draws, seed)]
     values = {name: value - first.values()[name] for name, value in second.values().items()}
-    return _intervals(values, np.concatenate(draw), level)
+    return _intervals(values, np.concatenate(draw)[:, : len(values)], level)
 
 
-def mean_interval(
-    value: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """The mean of a value per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
-    value_N = np.asarray(value, dtype=np.float64)
+def mean_intervals(
+    values: Mapping[str, npt.ArrayLike],
+    person: npt.ArrayLike,
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
     who_N = np.unique(np.asarray(person), return_inverse=True)[1]
-    if value_N.shape != who_N.shape or not value_N.size:
+    value_FN = np.array([np.asarray(v, dtype=np.float64) for v in values.values()])
+    if value_FN.shape[1:] != who_N.shape or not value_FN.size:
         raise DataError(
-            f"values of shape {value_N.shape} and persons of shape {who_N.shape}; needed one for one"
+            f"values of shape {value_FN.shape[1:]} and persons of shape {who_N.shape}; needed one for one"
         )
-    sum_W, count_W = np.bincount(who_N, weights=value_N), np.bincount(who_N)
-    w_BW = np.concatenate(list(_person_weights(len(sum_W), draws, seed)))
-    return _intervals({"mean": float(value_N.mean())}, (w_BW @ sum_W / (w_BW @ count_W))[:, None], level)[
-        "mean"
-    ]
+    sum_WF = np.stack([np.bincount(who_N, weights=value_N) for value_N in value_FN], 1)
+    count_W1 = np.bincount(who_N)[:, None]
+    w_BW = np.concatenate(list(_person_weights(len(sum_WF), draws, seed)))
+    means = dict(zip(values, value_FN.mean(1).tolist(), strict=True))
+    return _intervals(means, w_BW @ sum_WF / (w_BW @ count_W1), level)
 
 
 class _Figures:
@@ -113,6 +148,7 @@ class _Figures:
         self.score, self.same = np.asarray(score), np.asarray(same, dtype=bool)
         points = [tar_at_far(self.genuine, self.impostor, far) for far in fars]
         self.points: list[FarPoint] = [p for p in points if p.supported]
+        self.band_fars = band_fars(self.impostor.total)
         order = np.argsort(-self.score, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(self.score[order])), len(order) - 1)
         # Where each kind stands after each different score; -1 before the first of a kind.
@@ -121,10 +157,13 @@ class _Figures:
 
     def values(self) -> dict[str, float]:
         named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}
-        return named | {f"tar_at_far_{p.wanted:g}": p.tar for p in self.points}
+        return named | {tar_name(p.wanted): p.tar for p in self.points}
+
+    def band_tar(self) -> Floats:
+        return np.array([tar_at_far(self.genuine, self.impostor, far).tar for far in self.band_fars])
 
     def weighted(self, weight_BP: Floats) -> Floats:
-        """The same figures (B, figures) with weighted pairs."""
+        """The same figures with weighted pairs, then the TAR at the FARs of the band: (B, figures + K)."""
         tar_BT, far_BT = (self._share(weight_BP, kind) for kind in (0, 1))
         step_BT = np.diff(far_BT, axis=1)
         columns = [(step_BT * (tar_BT[:, 1:] + tar_BT[:, :-1]) / 2).sum(1)]
@@ -133,11 +172,10 @@ class _Figures:
         after_B = (excess_BT >= 0).argmax(1)
         gap_0, gap_1 = -excess_BT[draw_B, after_B - 1], excess_BT[draw_B, after_B]
         columns.append(far_BT[draw_B, after_B - 1] + step_BT[draw_B, after_B - 1] * gap_0 / (gap_0 + gap_1))
-        for point in self.points:
-            # Rounding of the sums must not push a full step over the line.
-            last_B = (far_BT <= point.wanted * (1 + 1e-9)).sum(1) - 1
-            columns.append(tar_BT[draw_B, last_B])
-        return np.stack(columns, 1)
+        # Rounding of the sums must not push a full step over the line.
+        wanted = np.array([*(p.wanted for p in self.points), *self.band_fars]) * (1 + 1e-9)
+        last_BF = np.stack([np.searchsorted(far_T, wanted, side="right") - 1 for far_T in far_BT])
+        return np.concatenate([np.stack(columns, 1), np.take_along_axis(tar_BT, last_BF, 1)], axis=1)
 
     def _share(self, weight_BP: Floats, kind: int) -> Floats:
         """Accepted share (B, T + 1) of one kind at each threshold, from 0 to 1."""
@@ -198,12 +236,17 @@ def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
 
 
 def _intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
-    tail = (1 - _checked_level(level)) / 2
-    low, high = np.quantile(draws_BF, [tail, 1 - tail], axis=0)
+    low, high = _quantiles(draws_BF, level)
     return {
         name: Interval(value, float(low[k]), float(high[k]), level)
         for k, (name, value) in enumerate(values.items())
     }
+
+
+def _quantiles(draws_BF: Floats, level: float) -> Floats:
+    """Low and high (2, F) of each column."""
+    tail = (1 - _checked_level(level)) / 2
+    return np.quantile(draws_BF, [tail, 1 - tail], axis=0)
 
 
 def _checked_level(level: float) -> float:

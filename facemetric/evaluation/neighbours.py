@@ -6,7 +6,7 @@ Shapes: Q query images, N gallery images, D embedding, K neighbours, R x N one t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,18 @@ class Neighbours(NamedTuple):
     score: npt.NDArray[np.float32]
 
 
+class Queries(NamedTuple):
+    """Each query by itself: `rows` (Q,) among the images or probes, its `nearest` row (Q,) of the gallery,
+    the `score` (Q,) of that one; figures by their name in `Retrieval.to_dict`, float64 (Q,), whose mean is
+    the figure.
+    """
+
+    rows: Ints
+    nearest: Ints
+    score: npt.NDArray[np.float32]
+    figures: dict[str, npt.NDArray[np.float64]]
+
+
 @dataclass(frozen=True)
 class Retrieval:
     """Shares 0..1 over the queries that have someone to find; `left_out` queries have nobody.
@@ -43,6 +55,7 @@ class Retrieval:
     map_at_r: float
     queries: int
     left_out: int
+    each: Queries = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
@@ -80,7 +93,8 @@ def leave_one_out(
     """
     emb_ND, who_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
     query = np.flatnonzero(np.bincount(who_N)[who_N] > 1)
-    return _retrieve(emb_ND[query], who_N[query], emb_ND, who_N, knn, recall, own=query)
+    images = _Images(emb_ND, who_N)
+    return _retrieve(images, images, query, knn, recall, alone=True)
 
 
 def gallery_probe(
@@ -97,11 +111,9 @@ def gallery_probe(
     both = np.concatenate([np.asarray(gallery_labels), np.asarray(probe_labels)])
     who = _numbered(both, len(gallery_ND) + len(probe_QD))
     who_N, who_Q = who[: len(gallery_ND)], who[len(gallery_ND) :]
-    known = np.isin(who_Q, who_N)
-    found = _retrieve(probe_QD[known], who_Q[known], gallery_ND, who_N, knn, recall, own=None)
-    return Retrieval(
-        found.knn, found.recall, found.r_precision, found.map_at_r, found.queries, int((~known).sum())
-    )
+    gallery_images, probe_images = _Images(gallery_ND, who_N), _Images(probe_QD, who_Q)
+    known = np.flatnonzero(np.isin(who_Q, who_N))
+    return _retrieve(probe_images, gallery_images, known, knn, recall, alone=False)
 
 
 def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
@@ -155,47 +167,64 @@ def _bound(score_RN: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]
     return np.partition(best_RG, groups - k, axis=1)[:, groups - k : groups - k + 1]
 
 
+class _Images(NamedTuple):
+    emb_ND: npt.NDArray[np.float32]
+    who_N: Ints
+
+
 def _retrieve(
-    query_QD: npt.NDArray,
-    who_Q: Ints,
-    gallery_ND: npt.NDArray,
-    who_N: Ints,
+    probes: _Images,
+    gallery: _Images,
+    rows_Q: Ints,
     knn: Sequence[int],
     recall: Sequence[int],
     *,
-    own: Ints | None,
+    alone: bool,
 ) -> Retrieval:
-    """`own` (Q,): the gallery row that is the query itself, never a neighbour of it; None: no such row."""
-    n_others = len(who_N) - (own is not None)
-    left_out = len(who_N) - len(own) if own is not None else 0
+    """The probes of `rows_Q` look in the gallery. `alone`: both are the same images, and none finds itself."""
+    query_QD, who_Q = probes.emb_ND[rows_Q], probes.who_N[rows_Q]
+    who_N = gallery.who_N
+    n_others = len(who_N) - alone
     if not len(who_Q):
         raise DataError(
             "no image has another of its person to find; kNN needs persons with two images or more"
         )
     ks = [k for k in (*knn, *recall) if k <= n_others]
     _check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
-    total_Q = np.bincount(who_N, minlength=who_Q.max() + 1)[who_Q] - (own is not None)
-    votes = {k: 0 for k in knn if k <= n_others}
-    hits = {k: 0 for k in recall if k <= n_others}
-    precision = mean_precision = 0.0
-    for rows, score_RN in _score_rows(query_QD, gallery_ND):
-        if own is not None:
-            score_RN[np.arange(len(score_RN)), own[rows]] = -np.inf
+    total_Q = np.bincount(who_N, minlength=who_Q.max() + 1)[who_Q] - alone
+    n = len(who_Q)
+    votes = {k: np.empty(n) for k in knn if k <= n_others}
+    hits = {k: np.empty(n) for k in recall if k <= n_others}
+    precision_Q, mean_precision_Q = np.empty(n), np.empty(n)
+    nearest_Q, score_Q = np.empty(n, np.int64), np.empty(n, np.float32)
+    for rows, score_RN in _score_rows(query_QD, gallery.emb_ND):
+        if alone:
+            score_RN[np.arange(len(score_RN)), rows_Q[rows]] = -np.inf
         total_R = total_Q[rows]
         cols, score = _best(score_RN, max(*ks, int(total_R.max())))
+        nearest_Q[rows], score_Q[rows] = cols[:, 0], score[:, 0]
         who_RK = who_N[cols]
         right = who_RK == who_Q[rows, None]
         for k in votes:
-            votes[k] += int((_vote(who_RK[:, :k], score[:, :k]) == who_Q[rows]).sum())
+            votes[k][rows] = _vote(who_RK[:, :k], score[:, :k]) == who_Q[rows]
         for k in hits:
-            hits[k] += int(right[:, :k].any(1).sum())
+            hits[k][rows] = right[:, :k].any(1)
         ranks = np.arange(1, right.shape[1] + 1)
         counted = right & (ranks <= total_R[:, None])
-        precision += float((counted.sum(1) / total_R).sum())
-        mean_precision += float(((counted * counted.cumsum(1) / ranks).sum(1) / total_R).sum())
-    n = len(who_Q)
-    shares = [{k: count / n for k, count in counts.items()} for counts in (votes, hits)]
-    return Retrieval(shares[0], shares[1], precision / n, mean_precision / n, n, left_out)
+        precision_Q[rows] = counted.sum(1) / total_R
+        mean_precision_Q[rows] = (counted * counted.cumsum(1) / ranks).sum(1) / total_R
+    figures = {f"knn_accuracy_{k}": v for k, v in votes.items()}
+    figures |= {f"recall_at_{k}": v for k, v in hits.items()}
+    figures |= {"r_precision": precision_Q, "map_at_r": mean_precision_Q}
+    return Retrieval(
+        {k: float(v.mean()) for k, v in votes.items()},
+        {k: float(v.mean()) for k, v in hits.items()},
+        float(precision_Q.mean()),
+        float(mean_precision_Q.mean()),
+        n,
+        len(probes.who_N) - n,
+        Queries(rows_Q, nearest_Q, score_Q, figures),
+    )
 
 
 def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:

@@ -10,17 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.curves import FarPoint, Floats, Roc, auc, eer, roc, split_scores, tar_at_far
+from facemetric.evaluation.curves import (
+    FarPoint,
+    Floats,
+    Histogram,
+    Ints,
+    Roc,
+    auc,
+    eer,
+    histogram,
+    roc,
+    split_scores,
+    tar_at_far,
+)
 
 SCORE = "cosine similarity"
 FARS = (1e-1, 1e-2, 1e-3)
 CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
+HARDEST = 24  # mistakes of each kind that are kept to be looked at
 
 
 @dataclass(frozen=True)
@@ -40,9 +53,25 @@ class FoldAccuracy:
     drawn: bool
 
 
+class HardPairs(NamedTuple):
+    """Pairs of images, the hardest first: rows of both (K,) and their scores (K,)."""
+
+    rows_a: Ints
+    rows_b: Ints
+    score: Floats
+
+
+class Hardest(NamedTuple):
+    """The genuine pairs of the lowest scores and the impostor pairs of the highest, mistakes or not."""
+
+    genuine: HardPairs
+    impostor: HardPairs
+
+
 @dataclass(frozen=True)
 class Verification:
-    """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds.
+    """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds;
+    `hardest` where rows of images are known.
 
     `exact_from`: thresholds below this score lie on a grid (all pairs of a large set); -inf where none do.
     """
@@ -54,7 +83,9 @@ class Verification:
     eer_threshold: float
     points: tuple[FarPoint, ...]
     roc: Roc
+    histogram: Histogram
     accuracy: FoldAccuracy | None = None
+    hardest: Hardest | None = None
     score: str = SCORE
     exact_from: float = -math.inf
 
@@ -143,6 +174,24 @@ def pair_scores(
     return score_P
 
 
+def hardest_pairs(
+    score: npt.ArrayLike,
+    same: npt.ArrayLike,
+    rows_a: npt.ArrayLike,
+    rows_b: npt.ArrayLike,
+    count: int = HARDEST,
+) -> Hardest:
+    """The `count` hardest of each kind among listed pairs: scores, `same` and both rows (P,)."""
+    score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
+    a_P, b_P = np.asarray(rows_a), np.asarray(rows_b)
+    kinds = []
+    for kind, hardness_P in ((True, score_P), (False, -score_P)):
+        places = np.flatnonzero(same_P == kind)
+        worst = places[np.argsort(hardness_P[places], kind="stable")[:count]]
+        kinds.append(HardPairs(a_P[worst], b_P[worst], score_P[worst]))
+    return Hardest(*kinds)
+
+
 def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.int64]:
     """Fold 0..F-1 for each pair (P,), the same share of each kind in each, at random."""
     same_P = np.asarray(same, dtype=bool)
@@ -225,5 +274,6 @@ def verify_pairs(
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
         roc(genuine, impostor),
+        histogram(genuine, impostor),
         fold_accuracy(score, same, fold_P, drawn=fold is None),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,38 +18,23 @@ from facemetric.data.pairs import Pairs, read_pairs, resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
-from facemetric.evaluation.intervals import Interval, persons_of_pairs, verification_intervals
+from facemetric.evaluation.intervals import (
+    Bounds,
+    Interval,
+    mean_intervals,
+    persons_of_pairs,
+    tar_name,
+    verification_intervals,
+)
 from facemetric.evaluation.neighbours import Retrieval, leave_one_out
-from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
+from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
 from facemetric.model.weights import find_weights, load_weights, read_config
-from facemetric.report.plots import draw_roc, draw_scores, write_roc_csv
+from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
+from facemetric.report.record import Evaluation
 from facemetric.training.run import BAD_IMAGES
 from facemetric.training.setup import pick_device, pick_workers
 
 FARS = (1e-1, 1e-2, 1e-3)
-
-
-class Evaluation(NamedTuple):
-    """What was measured: on the pairs, with 95 % intervals by the figure's name, and on the images' neighbours
-    (None where not asked for), and where it was written."""
-
-    verification: Verification | None
-    intervals: dict[str, Interval]
-    neighbours: Retrieval | None
-    out: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under plain names."""
-        found: dict[str, Any] = {}
-        if self.verification is not None:
-            found["verification"] = self.verification.to_dict()
-            found["verification"]["intervals_95"] = {
-                name: {"low": interval.low, "high": interval.high}
-                for name, interval in self.intervals.items()
-            }
-        if self.neighbours is not None:
-            found["neighbours"] = self.neighbours.to_dict()
-        return found
 
 
 def evaluate(*positional: Any, **options: Any) -> Evaluation:
@@ -70,26 +57,42 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
         find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of an evaluation before
-    table = EmbeddingTable.load(config.embeddings) if config.embeddings else embed(config, pairs)
-    verification, intervals = score_pairs(config, pairs, table) if pairs is not None else (None, {})
-    neighbours = None
+    images, table = read_table(config, pairs)
+    found: dict[str, Any] = {}
+    if pairs is not None:
+        verification, bounds = score_pairs(config, pairs, table)
+        found |= {"pairs": str(config.pairs), "verification": verification}
+        found |= {"intervals": bounds.figures, "band": bounds.band}
     if config.data or config.embeddings:
         neighbours = score_neighbours(table)
-    evaluation = Evaluation(verification, intervals, neighbours, config.out)
+        found["neighbours"] = neighbours
+        if neighbours is not None:
+            found["neighbour_intervals"] = retrieval_intervals(neighbours, table, config.seed)
+    evaluation = Evaluation(config.out, table, images, **found)
     write_metrics(config, evaluation)
     print(table_text(evaluation))
     return evaluation
 
 
-def embed(config: EvalConfig, pairs: Pairs | None) -> EmbeddingTable:
-    """Embed the images of `data`, or else those that the pairs name, and keep the table in the out folder."""
+def read_table(config: EvalConfig, pairs: Pairs | None) -> tuple[ImageIndex | None, EmbeddingTable]:
+    """The images, those of `data` or else those that the pairs name, and their embeddings.
+
+    Beside embeddings that were given, `data` only lends its pictures to the report."""
+    index = None
     if config.data:
         index = read_index(config.data)
         for note in index.notes:
             print(note)
-    else:
+    if config.embeddings:
+        return index, EmbeddingTable.load(config.embeddings)
+    if index is None:
         assert pairs is not None
         index = index_files(pairs.paths(), Path(pairs.source).parent)
+    return index, embed(config, index, pairs)
+
+
+def embed(config: EvalConfig, index: ImageIndex, pairs: Pairs | None) -> EmbeddingTable:
+    """Embed the images and keep the table in the out folder."""
     if pairs is not None:
         resolve(pairs, index, missing_list=config.out / "missing_images.txt")  # before the long work
     embedder = load_weights(config.weights, pick_device(config.device))
@@ -128,16 +131,16 @@ def check_readable(
     print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
 
 
-def score_pairs(
-    config: EvalConfig, pairs: Pairs, table: EmbeddingTable
-) -> tuple[Verification, dict[str, Interval]]:
+def score_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> tuple[Verification, Bounds]:
     """Verification of the pairs, and its intervals over persons; writes the curve and its pictures."""
     rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
     score = pair_scores(table.embeddings, rows_a, rows_b)
     found = verify_pairs(score, pairs.same, fold=pairs.fold, fars=FARS, folds=config.folds, seed=config.seed)
+    found = replace(found, hardest=hardest_pairs(score, pairs.same, rows_a, rows_b))
     name = config.weights or str(config.embeddings)
     write_roc_csv(config.out / "roc.csv", {name: found.roc})
     draw_roc(config.out / "roc.png", {name: found.roc})
+    draw_det(config.out / "det.png", {name: found.roc})
     draw_scores(
         config.out / "scores.png",
         score,
@@ -165,6 +168,11 @@ def score_neighbours(table: EmbeddingTable) -> Retrieval | None:
     )
 
 
+def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
+    """Intervals of the figures of retrieval: the people who ask are drawn anew, the gallery stays."""
+    return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
+
+
 def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
     """metrics.json: the figures, the options, and what the weights say of themselves."""
     record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
@@ -181,8 +189,8 @@ def table_text(evaluation: Evaluation) -> str:
     """The table that is printed."""
     lines: list[tuple[str, str]] = []
 
-    def between(name: str) -> str:
-        interval = evaluation.intervals.get(name)
+    def between(name: str, intervals: Mapping[str, Interval] = evaluation.intervals) -> str:
+        interval = intervals.get(name)
         return f"  95 % [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""
 
     found = evaluation.verification
@@ -200,7 +208,7 @@ def table_text(evaluation: Evaluation) -> str:
             )
         lines += [("AUC", f"{found.auc:.4f}{between('auc')}"), ("EER", f"{found.eer:.4f}{between('eer')}")]
         for p in found.points:
-            text = f"{p.tar:.4f}{between(f'tar_at_far_{p.wanted:g}')}"
+            text = f"{p.tar:.4f}{between(tar_name(p.wanted))}"
             text += f"  (threshold {p.threshold:.4f}, {p.accepted_impostors} impostors accepted)"
             if not p.supported:
                 text = f"not measured: needs {1 / p.wanted:.0f} impostor pairs, there are {found.n_impostor}"
@@ -208,10 +216,11 @@ def table_text(evaluation: Evaluation) -> str:
     near = evaluation.neighbours
     if near is not None:
         left = f"  ({near.left_out} images are their identity's only one)" if near.left_out else ""
-        lines += [
-            (f"kNN accuracy, k={k}", f"{value:.4f}{left if k == 1 else ''}") for k, value in near.knn.items()
-        ]
-        lines.append(("MAP@R", f"{near.map_at_r:.4f}"))
+        bounds = evaluation.neighbour_intervals
+        for k, value in near.knn.items():
+            text = f"{value:.4f}{between(f'knn_accuracy_{k}', bounds)}{left if k == 1 else ''}"
+            lines.append((f"kNN accuracy, k={k}", text))
+        lines.append(("MAP@R", f"{near.map_at_r:.4f}{between('map_at_r', bounds)}"))
     width = max((len(name) for name, _ in lines), default=0)
     body = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
     return f"{body}\n{'written to':<{width}}  {evaluation.out}"

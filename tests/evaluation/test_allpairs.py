@@ -110,6 +110,26 @@ def test_the_kept_scores_are_the_highest(spread, step):
     assert counted.total == 50_000
 
 
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize("people", [3, 40])
+def test_hardest_pairs_and_histogram_of_the_tiles(people, pieces):
+    rng = np.random.default_rng(people)
+    labels = rng.integers(people, size=90)
+    emb = rng.normal(size=(people, 6))[labels] + rng.normal(size=(90, 6))
+    record = verify_all_pairs(emb, labels, budget_mib=90 * 90 * 4 / 2**20 / pieces)
+    score, same = slow.all_pairs(emb, labels)
+    unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
+    for pairs, kind, sign in ((record.hardest.genuine, True, 1), (record.hardest.impostor, False, -1)):
+        expected = sign * np.sort(sign * score[same == kind])[:24]
+        assert len(pairs.score) == min(24, (same == kind).sum())
+        np.testing.assert_allclose(pairs.score, expected, atol=1e-6)
+        assert ((labels[pairs.rows_a] == labels[pairs.rows_b]) == kind).all()
+        np.testing.assert_allclose(pairs.score, (unit[pairs.rows_a] * unit[pairs.rows_b]).sum(1), atol=1e-6)
+        assert len({frozenset(p) for p in zip(pairs.rows_a, pairs.rows_b, strict=True)}) == len(pairs.score)
+    for kind, count in ((True, record.histogram.genuine), (False, record.histogram.impostor)):
+        np.testing.assert_array_equal(count, np.histogram(score[same == kind], record.histogram.edge)[0])
+
+
 def test_more_ties_than_can_be_kept():
     emb = np.ones((60, 4))
     labels = np.arange(60) % 20

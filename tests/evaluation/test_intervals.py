@@ -10,7 +10,7 @@ from facemetric.evaluation.intervals import (
     _Figures,
     _scale,
     _weights,
-    mean_interval,
+    mean_intervals,
     paired_differences,
     persons_of_pairs,
     verification_intervals,
@@ -48,8 +48,9 @@ def test_whole_weights_are_repetitions(rows):
         wanted = [slow.auc(s, y), slow.eer(s, y)] + [
             slow.tar_at_far(s, y, p.wanted)[0] for p in figures.points
         ]
+        wanted += [slow.tar_at_far(s, y, far)[0] for far in figures.band_fars]
         np.testing.assert_allclose(line, wanted, atol=1e-9)
-    np.testing.assert_allclose(got[0], list(figures.values().values()), atol=1e-9)
+    np.testing.assert_allclose(got[0], [*figures.values().values(), *figures.band_tar()], atol=1e-9)
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -63,7 +64,9 @@ def test_wilson_as_scipy(total, share, level):
 
 def test_seeded_and_around_the_value():
     score, same, persons = pairs_of(population(100, 0), 300, 0)
-    first, again, other = (verification_intervals(score, same, persons, seed=s, draws=200) for s in (1, 1, 2))
+    first, again, other = (
+        verification_intervals(score, same, persons, seed=s, draws=200).figures for s in (1, 1, 2)
+    )
     assert first == again != other
     assert list(first) == [
         "auc",
@@ -73,24 +76,38 @@ def test_seeded_and_around_the_value():
     ]  # 1e-3 needs 1000 impostor pairs
     for interval in first.values():
         assert interval.low < interval.value < interval.high
-    wide = verification_intervals(score, same, persons, seed=1, draws=200, level=0.99)
+    wide = verification_intervals(score, same, persons, seed=1, draws=200, level=0.99).figures
     assert all(wide[k].low <= first[k].low and first[k].high <= wide[k].high for k in first)
+
+
+def test_the_band_is_the_interval_at_each_far():
+    score, same, persons = pairs_of(population(100, 0), 300, 0)
+    found = verification_intervals(score, same, persons, draws=200, fars=(1 / 300, 0.1, 1.0))
+    band = found.band
+    assert (band.far[0], band.far[-1]) == (1 / 300, 1)
+    assert (np.diff(band.far) > 0).all()
+    assert (np.diff(np.log10(band.far)) < 0.126).all()  # eight a decade
+    for place, far in ((0, 1 / 300), (int(np.argmin(abs(band.far - 0.1))), 0.1), (-1, 1.0)):
+        wanted = found.figures[f"tar_at_far_{far:g}"]
+        assert (band.tar[place], band.low[place], band.high[place]) == pytest.approx(tuple(wanted)[:3])
+    assert (band.low <= band.tar + 1e-12).all()
+    assert (band.tar <= band.high + 1e-12).all()
 
 
 def test_order_of_the_pairs_does_not_matter():
     score, same, (a, b) = pairs_of(population(60, 0), 200, 0)
     order = np.random.default_rng(0).permutation(len(score))
-    one = verification_intervals(score, same, (a, b), draws=128)
-    two = verification_intervals(score[order], same[order], (b[order], a[order]), draws=128)
+    one = verification_intervals(score, same, (a, b), draws=128).figures
+    two = verification_intervals(score[order], same[order], (b[order], a[order]), draws=128).figures
     np.testing.assert_allclose(list(one.values()), list(two.values()), atol=1e-9)
 
 
 def test_repeating_every_pair_adds_no_certainty():
     score, same, (a, b) = pairs_of(population(60, 0), 300, 0)
-    one = verification_intervals(score, same, (a, b), draws=400)["auc"]
+    one = verification_intervals(score, same, (a, b), draws=400).figures["auc"]
     four = verification_intervals(
         *(np.tile(x, 4) for x in (score, same)), (np.tile(a, 4), np.tile(b, 4)), draws=400
-    )
+    ).figures
     assert (four["auc"].high - four["auc"].low) > 0.85 * (one.high - one.low)
 
 
@@ -119,12 +136,14 @@ def test_a_pair_of_people_seen_once_has_the_variance_of_one_trial():
 def test_coverage_is_near_what_it_says():
     # Few draws, so only a coarse check; tools/bench_eval.py measures it over 1,000.
     people = population(3000, 1)
-    truth = {k: v.value for k, v in verification_intervals(*pairs_of(people, 60_000, 2), draws=100).items()}
+    truth = {
+        k: v.value for k, v in verification_intervals(*pairs_of(people, 60_000, 2), draws=100).figures.items()
+    }
     hits = dict.fromkeys(("auc", "eer", "tar_at_far_0.1"), 0)
     for draw in range(100):
         rng = np.random.default_rng(draw)
         sample = people[rng.choice(len(people), 250, replace=False)]
-        found = verification_intervals(*pairs_of(sample, 150, draw), draws=128, fars=(0.1,))
+        found = verification_intervals(*pairs_of(sample, 150, draw), draws=128, fars=(0.1,)).figures
         for name in hits:
             hits[name] += found[name].low <= truth[name] <= found[name].high
     assert all(87 <= n <= 100 for n in hits.values()), hits
@@ -138,7 +157,7 @@ def test_paired_difference():
     assert all(tuple(v)[:3] == (0, 0, 0) for v in same_model.values())
     worse = score + 0.02 * rng.normal(size=len(score))
     paired = paired_differences((score, worse), same, persons, draws=256, fars=(0.1,))
-    alone = verification_intervals(score, same, persons, draws=256, fars=(0.1,))
+    alone = verification_intervals(score, same, persons, draws=256, fars=(0.1,)).figures
     assert paired["auc"].high - paired["auc"].low < 0.5 * (alone["auc"].high - alone["auc"].low)
     figures = [_Figures(s, same, (0.1,)).values() for s in (score, worse)]
     assert paired["eer"].value == figures[1]["eer"] - figures[0]["eer"]
@@ -150,11 +169,11 @@ def test_mean_interval_counts_persons_not_images():
     rng = np.random.default_rng(0)
     person = np.repeat(np.arange(50), 20)
     value = np.repeat(rng.integers(2, size=50), 20)
-    interval = mean_interval(value, person)
+    interval = mean_intervals({"right": value}, person)["right"]
     expected = wilson(int(value[::20].sum()), 50)
     assert interval.value == value.mean()
     assert interval.high - interval.low == pytest.approx(expected.high - expected.low, rel=0.15)
-    uneven = mean_interval(np.ones(55), np.repeat(np.arange(10), np.arange(1, 11)))
+    uneven = mean_intervals({"right": np.ones(55)}, np.repeat(np.arange(10), np.arange(1, 11)))["right"]
     assert tuple(uneven)[:3] == pytest.approx((1, 1, 1))
 
 

@@ -116,6 +116,27 @@ def test_by_hand_single_images_stay_in_the_gallery():
     assert result.to_dict()["recall_at_2"] == 1
 
 
+def test_each_query_by_itself():
+    emb, labels = people(150, 30)
+    ours = leave_one_out(emb, labels)
+    unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    rows = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    np.testing.assert_array_equal(ours.each.rows, rows)
+    np.testing.assert_array_equal(ours.each.nearest, cosine.argmax(1)[rows])
+    np.testing.assert_allclose(ours.each.score, cosine.max(1)[rows], atol=1e-6)
+    right = labels[ours.each.nearest] == labels[rows]
+    np.testing.assert_array_equal(ours.each.figures["knn_accuracy_1"], right)
+    named = {k: v for k, v in ours.to_dict().items() if not k.startswith("queries")}
+    assert {k: v.mean() for k, v in ours.each.figures.items()} == pytest.approx(named)
+    probe = np.arange(150) >= 100
+    found = gallery_probe(emb[~probe], labels[~probe], emb[probe], labels[probe])
+    known = np.flatnonzero(np.isin(labels[probe], labels[~probe]))
+    np.testing.assert_array_equal(found.each.rows, known)
+    np.testing.assert_array_equal(found.each.nearest, cosine[probe][:, ~probe].argmax(1)[known])
+
+
 def test_k_beyond_the_set_is_left_out_not_lied_about():
     emb, labels = people(6, 2)
     labels[:] = [0, 0, 0, 1, 1, 1]

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.curves import allowed_errors, auc, eer, roc, split_scores, tar_at_far
-from facemetric.evaluation.verification import draw_folds, fold_accuracy, pair_scores, unit_rows, verify_pairs
+from facemetric.evaluation.curves import allowed_errors, auc, eer, histogram, roc, split_scores, tar_at_far
+from facemetric.evaluation.verification import (
+    draw_folds,
+    fold_accuracy,
+    hardest_pairs,
+    pair_scores,
+    unit_rows,
+    verify_pairs,
+)
 
 FARS = (1.0, 0.5, 0.2, 0.1, 0.05)
 quick = settings(max_examples=60, deadline=None)
@@ -179,6 +186,31 @@ def test_pair_scores_are_cosines_in_float64():
     got = pair_scores(emb, a, b)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+@quick
+@given(scored())
+def test_histogram_counts_every_score(case):
+    score, same = case  # multiples of 1/4, so edges of bins too
+    found = histogram(*split_scores(score, same))
+    edge = np.linspace(-1, 1, 257)
+    np.testing.assert_array_equal(found.edge, edge)
+    for kind, count in ((True, found.genuine), (False, found.impostor)):
+        expected, _ = np.histogram(score[same == kind].clip(-1, 1 - 1e-9), edge)
+        np.testing.assert_array_equal(count, expected)
+
+
+@quick
+@given(scored(), st.integers(1, 9))
+def test_hardest_pairs(case, count):
+    score, same = case
+    rows_a, rows_b = np.arange(len(score)) + 7, np.arange(len(score)) + 90
+    found = hardest_pairs(score, same, rows_a, rows_b, count)
+    for pairs, kind, sign in ((found.genuine, True, 1), (found.impostor, False, -1)):
+        places = [i for _, i in sorted((sign * s, i) for i, s in enumerate(score) if same[i] == kind)]
+        assert pairs.rows_a.tolist() == [i + 7 for i in places[:count]]
+        assert pairs.rows_b.tolist() == [i + 90 for i in places[:count]]
+        np.testing.assert_array_equal(pairs.score, score[places[:count]])
 
 
 def test_thinned_curve_lies_on_the_whole():
