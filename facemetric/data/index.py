@@ -185,9 +185,10 @@ class ImageIndex:
         return index
 
 
-def read_index(data: str | Path | Sequence[str | Path]) -> ImageIndex:
+def read_index(data: str | Path | Sequence[str | Path], *, loose: bool = False) -> ImageIndex:
     """Reads one or several sources (see the top of the module) into one index.
 
+    With `loose`, images that belong to no identity are taken too: see `sources.is_loose`.
     What is passed over (files that are no images, broken links) is counted in `ignored` and said in `notes`.
     DataError where a source is missing, empty, damaged, or one image is listed for two identities.
     """
@@ -197,7 +198,7 @@ def read_index(data: str | Path | Sequence[str | Path]) -> ImageIndex:
     sources = [parse_source(text) for text in texts]
     rows = Rows()
     for source, prefix in zip(sources, prefixes(sources), strict=True):
-        scan(rows, source, prefix)
+        scan(rows, source, prefix, loose=loose)
     return _in_order(rows)
 
 

@@ -57,17 +57,25 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
     return [source.name + "/" for source in sources]
 
 
-def scan(rows: Rows, source: Source, prefix: str) -> None:
-    """Adds the images of one source. DataError where there is none, or it cannot be read."""
+def is_loose(identity: str) -> bool:
+    """Whether an index's identity is none: that of images read with `loose` outside an identity's folder."""
+    return not identity or identity.endswith("/")
+
+
+def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> None:
+    """Adds the images of one source. DataError where there is none, or it cannot be read.
+
+    `loose` takes images without an identity too: outside an identity's folder, or of a csv without that column.
+    """
     path = str(source.path)
     before = len(rows.identity)
     if os.path.isdir(path):
-        shards = _shards(path)
+        shards = _shards(path, loose)
         if shards:
             for shard in shards:
-                _scan_tar(rows, shard, prefix)
+                _scan_tar(rows, shard, prefix, loose)
         else:
-            _scan_folder(rows, path, prefix)
+            _scan_folder(rows, path, prefix, loose)
     elif not os.path.isfile(path):
         raise DataError(
             f"{path}: no such file or folder; give a folder of identities, a csv (path,identity) or a .tar"
@@ -77,17 +85,18 @@ def scan(rows: Rows, source: Source, prefix: str) -> None:
             f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
         )
     elif path.lower().endswith(".csv"):
-        _scan_csv(rows, path, prefix)
+        scan_files(
+            rows, os.path.dirname(os.path.abspath(path)), _csv_lines(path, loose), prefix=prefix, said=path
+        )
     elif path.lower().endswith(".tar"):
-        _scan_tar(rows, path, prefix)
+        _scan_tar(rows, path, prefix, loose)
     else:
         raise DataError(
             f"{path}: unknown kind of data; give a folder of identities, a .csv (path,identity) or a .tar"
         )
     if len(rows.identity) == before:
-        raise DataError(
-            f"{path}: holds no image of an identity{_instead(rows)}; needed is identity/image.jpg"
-        )
+        what, needed = ("image", "image.jpg") if loose else ("image of an identity", "identity/image.jpg")
+        raise DataError(f"{path}: holds no {what}{_instead(rows)}; needed is {needed}")
 
 
 def _instead(rows: Rows) -> str:
@@ -100,30 +109,31 @@ def _is_image(leaf: str) -> bool:
     return leaf.lower().endswith(IMAGE_ENDINGS) and not leaf.startswith(".")
 
 
-def _shards(path: str) -> list[str]:
+def _shards(path: str, loose: bool) -> list[str]:
     found = [entry for entry in _entries(path) if not entry.name.startswith(".")]
     shards = [
         entry.path for entry in found if entry.name.lower().endswith(".tar") and os.path.isfile(entry.path)
     ]
-    if shards and any(_is_dir(entry) for entry in found):
-        raise DataError(f"{path}: holds both .tar shards and folders; put them apart and name both")
+    for what, there in (("folders", _is_dir), ("images", lambda entry: loose and _is_image(entry.name))):
+        if shards and any(there(entry) for entry in found):
+            raise DataError(f"{path}: holds both .tar shards and {what}; put them apart and name both")
     return shards
 
 
-def _scan_tar(rows: Rows, path: str, prefix: str) -> None:
+def _scan_tar(rows: Rows, path: str, prefix: str, loose: bool) -> None:
     state = os.stat(path)
     rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
     for name, offset, size in walk_tar(path):
         identity, slash, _ = name.partition("/")
         if not _is_image(name.rpartition("/")[2]):
             rows.ignore("files that are no images", name)
-        elif not slash:
-            rows.ignore("images outside an identity's folder", name)
+        elif slash or loose:
+            rows.add(identity if slash else "", name, offset, size, 0)
         else:
-            rows.add(identity, name, offset, size, 0)
+            rows.ignore("images outside an identity's folder", name)
 
 
-def _scan_folder(rows: Rows, root: str, prefix: str) -> None:
+def _scan_folder(rows: Rows, root: str, prefix: str, loose: bool) -> None:
     rows.files.append(SourceFile(root, False, prefix, 0, 0))
     above = {_identity_of(root)} | {
         _identity_of(str(parent)) for parent in Path(os.path.realpath(root)).parents
@@ -137,11 +147,10 @@ def _scan_folder(rows: Rows, root: str, prefix: str) -> None:
                 _scan_identity(rows, entry.name, entry.path, above)
                 if len(rows.identity) == before:
                     rows.ignore("folders without an image", entry.name)
+        elif _is_image(entry.name) and not loose:
+            rows.ignore("images outside an identity's folder", entry.name)
         else:
-            image = _is_image(entry.name)
-            rows.ignore(
-                "images outside an identity's folder" if image else "files that are no images", entry.name
-            )
+            _add_file(rows, "", entry.name, entry)
 
 
 def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, int]]) -> None:
@@ -161,18 +170,24 @@ def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, i
             name = f"{below}/{entry.name}"
             if _is_dir(entry):
                 todo.append((name, entry.path))
-            elif not _is_image(entry.name):
-                rows.ignore("files that are no images", name)
             else:
-                try:
-                    state = entry.stat()
-                except OSError:
-                    rows.ignore("broken links", name)
-                    continue
-                if stat.S_ISREG(state.st_mode):
-                    rows.add(identity, name, 0, state.st_size, state.st_mtime_ns)
-                else:  # to read a pipe would wait for ever
-                    rows.ignore("pipes and devices", name)
+                _add_file(rows, identity, name, entry)
+
+
+def _add_file(rows: Rows, identity: str, name: str, entry: os.DirEntry[str]) -> None:
+    """An image, or what is passed over in place of one."""
+    if not _is_image(entry.name):
+        rows.ignore("files that are no images", name)
+        return
+    try:
+        state = entry.stat()
+    except OSError:
+        rows.ignore("broken links", name)
+        return
+    if stat.S_ISREG(state.st_mode):
+        rows.add(identity, name, 0, state.st_size, state.st_mtime_ns)
+    else:  # to read a pipe would wait for ever
+        rows.ignore("pipes and devices", name)
 
 
 def _identity_of(path: str) -> tuple[int, int]:
@@ -200,11 +215,6 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
         ) from None
 
 
-def _scan_csv(rows: Rows, path: str, prefix: str) -> None:
-    root = os.path.dirname(os.path.abspath(path))
-    scan_files(rows, root, _csv_lines(path), prefix=prefix, said=path)
-
-
 def scan_files(
     rows: Rows, root: str, listed: Iterable[tuple[str, str]], *, prefix: str = "", said: str = "the list"
 ) -> None:
@@ -228,18 +238,20 @@ def scan_files(
         )
 
 
-def _csv_lines(path: str) -> Iterator[tuple[str, str]]:
-    """(path, identity) of each line; other columns are passed over."""
+def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str]]:
+    """(path, identity) of each line; other columns are passed over. With `loose` the identity may be empty."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [cell.strip() for cell in next(reader, [])]
-            places = [_column(path, header, wanted) for wanted in ("path", "identity")]
+            places = [_column(path, header, "path")]
+            if not loose or "identity" in header:
+                places.append(_column(path, header, "identity"))
             for cells in reader:
                 if not cells:
                     continue
-                image, identity = (cells[i].strip() if i < len(cells) else "" for i in places)
-                if not image or not identity:
+                image, identity = [*(cells[i].strip() if i < len(cells) else "" for i in places), ""][:2]
+                if not image or not (identity or loose):
                     empty = "identity" if image else "path"
                     raise DataError(
                         f"{path} line {reader.line_num}: an empty {empty}; both columns need a value"

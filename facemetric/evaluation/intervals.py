@@ -127,17 +127,28 @@ def mean_intervals(
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
+    value_NK = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=-1)
+    drawn_BK = mean_draws(value_NK, person, draws=draws, seed=seed)
+    return _intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
+
+
+def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+    """Means (B, K) of the values (N, K) of images, with the persons (N,) drawn anew."""
+    value_NK = np.asarray(values, dtype=np.float64)
     who_N = np.unique(np.asarray(person), return_inverse=True)[1]
-    value_FN = np.array([np.asarray(v, dtype=np.float64) for v in values.values()])
-    if value_FN.shape[1:] != who_N.shape or not value_FN.size:
+    if value_NK.shape[:-1] != who_N.shape or not value_NK.size:
         raise DataError(
-            f"values of shape {value_FN.shape[1:]} and persons of shape {who_N.shape}; needed one for one"
+            f"values of shape {value_NK.shape[:-1]} and persons of shape {who_N.shape}; needed one for one"
         )
-    sum_WF = np.stack([np.bincount(who_N, weights=value_N) for value_N in value_FN], 1)
     count_W1 = np.bincount(who_N)[:, None]
-    w_BW = np.concatenate(list(_person_weights(len(sum_WF), draws, seed)))
-    means = dict(zip(values, value_FN.mean(1).tolist(), strict=True))
-    return _intervals(means, w_BW @ sum_WF / (w_BW @ count_W1), level)
+    sum_WK = np.stack([np.bincount(who_N, weights=column) for column in value_NK.T], axis=1)
+    chunks = person_weights(len(count_W1), draws, seed)
+    return np.concatenate([w_BW @ sum_WK / (w_BW @ count_W1) for w_BW in chunks])
+
+
+def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
+    """A figure with the percentiles of its draws (B,)."""
+    return _intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
 
 
 class _Figures:
@@ -204,12 +215,13 @@ def _weights(
         )
     n = int(who.max()) + 1
     scale = _scale(figures.score[~same_P], a_P[~same_P], b_P[~same_P], n)
-    for w_BW in _person_weights(n, draws, seed):
+    for w_BW in person_weights(n, draws, seed):
         u_BW = 1 + scale * (w_BW - 1)
         yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
 
 
-def _person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
+def person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
+    """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time."""
     if n < 2 or draws < 100:
         raise ConfigError(
             f"{draws} draws of {n} persons; an interval needs 100 draws and two persons or more"
@@ -225,10 +237,16 @@ def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
     accepted = score >= np.quantile(score, 1 - WATCHED_FAR)
     error = accepted - accepted.mean()
     alone = float((error**2).sum())
-    if alone == 0:
-        return 1.0
     by_person = np.bincount(a, error, n) + np.bincount(b, error, n)
-    shared = max(0.0, float((by_person**2).sum()) - 2 * alone)
+    return dyad_scale(alone, float((by_person**2).sum()))
+
+
+def dyad_scale(alone: float, by_person: float) -> float:
+    """s of `verification_intervals`, from the errors of all pairs of persons: their sum of squares, and that
+    of each person's sum. The variance robust to shared persons is by_person - alone."""
+    if alone <= 0:
+        return 1.0
+    shared = max(0.0, by_person - 2 * alone)
     # Weights of variance v give (2 v + v^2) alone + v shared; wanted is alone + shared.
     half = alone + shared / 2
     v = (math.sqrt(half * half + alone * (alone + shared)) - half) / alone
