@@ -76,6 +76,8 @@ class StageConfig:
     """Processes that read images; 0 reads in the training process, -1 takes half the cores (none of two), up to 8."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
+    validate_every: int = 1
+    """Epochs from one validation to the next; the last epoch is always validated."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
 
@@ -95,6 +97,8 @@ class PretrainConfig(StageConfig):
     """Start from timm's own weights for the architecture (downloads them)."""
     image_size: int = 96
     """Side of the square picture that the network sees, pixels."""
+    start_size: int = 0
+    """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
     crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Shares of each picture's width and height cut off at the left, top, right and bottom."""
     embedding_size: int = 0
@@ -112,6 +116,8 @@ class PretrainConfig(StageConfig):
     """Dropout of the features before the projection or the head, 0..1."""
     drop_path: float = 0.0
     """Stochastic depth of the backbone, where it has it, 0..1."""
+    max_per_identity: int = 0
+    """Most images of an identity in an epoch, others each epoch, so that a few rich ones do not rule; 0 takes all."""
     closed_set_fraction: float = 0.02
     """Share of the training identities' images held back for closed-set accuracy, 0..1."""
     epochs: int = 30
@@ -209,7 +215,8 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
     least = dict.fromkeys((*none, "checkpoint_minutes", "seed"), 0)
-    least |= dict.fromkeys(("epochs", "image_size", "views"), 1)
+    least |= dict.fromkeys(("start_size", "max_per_identity"), 0)
+    least |= dict.fromkeys(("epochs", "image_size", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
     check_least(config, least | {"workers": -1})
     for name in ("lr", "backbone_lr"):

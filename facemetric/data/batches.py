@@ -46,10 +46,11 @@ def chunks(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -
 
 
 class ShuffledBatches:
-    """Every row once an epoch, shuffled anew each epoch.
+    """Every row once an epoch, shuffled anew each epoch; or at most `cap` rows of each label, drawn anew.
 
-    `labels` (N,) gives the number of rows. `batch_size` is that of all ranks together. With `drop_last` the
-    rows that do not fill a batch wait for another epoch, as batch statistics of a few images are bad ones.
+    `labels` (N,) are the rows' identities; `cap` 0 takes all. `batch_size` is that of all ranks together. With
+    `drop_last` the rows that do not fill a batch wait for another epoch, as batch statistics of a few images
+    are bad ones.
     """
 
     def __init__(
@@ -58,12 +59,16 @@ class ShuffledBatches:
         batch_size: int,
         seed: int,
         *,
+        cap: int = 0,
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         _check(batch_size, rank, world_size)
+        self.labels, self.cap = np.asarray(labels), cap
         self.count = len(labels)
+        if cap:
+            self.count = int(np.minimum(np.unique(self.labels, return_counts=True)[1], cap).sum())
         if self.count < (batch_size if drop_last else 1):
             raise ConfigError(
                 f"{self.count} images, a batch needs {batch_size}; lower --batch-size to {self.count}"
@@ -73,7 +78,9 @@ class ShuffledBatches:
 
     def epoch(self, epoch: int) -> Steps:
         """The steps of an epoch."""
-        order = _generator(self.seed, epoch, SHUFFLED).permutation(self.count)
+        order = _generator(self.seed, epoch, SHUFFLED).permutation(len(self.labels))
+        if self.cap:
+            order = order[places_within(self.labels[order]) < self.cap]
         return Steps(order, (self.batch_size, self.steps), self.share)
 
 
@@ -135,6 +142,15 @@ class IdentitySteps(Steps):
         nth = np.arange(self.k)
         picked = self.starts[identities][:, None] + (turn[:, None] * self.k + nth) % counts[:, None]
         return self.order[picked[nth < counts[:, None]]]
+
+
+def places_within(labels: np.ndarray) -> np.ndarray:
+    """The place of each row among those of its label, int64 (N,): 0 for the first that comes."""
+    grouped = np.argsort(labels, kind="stable")
+    _, counts = np.unique(labels, return_counts=True)
+    places = np.empty(len(labels), np.int64)
+    places[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
 
 
 def identity_rounds(

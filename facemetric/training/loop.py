@@ -72,6 +72,7 @@ class Settings:
     amp: bool
     seed: int
     checkpoint_minutes: float
+    validate_every: int = 1
 
 
 @dataclass
@@ -199,7 +200,8 @@ class Trainer:
         if meter.count:
             self.log_train(meter)
         at.epoch, at.step = at.epoch + 1, 0
-        self.validate()
+        if at.epoch % settings.validate_every == 0 or at.epoch == settings.epochs:
+            self.validate()
         self.save()
         if distributed.any_of(stopped.is_set(), self.device) and at.epoch < settings.epochs:
             self.stop()

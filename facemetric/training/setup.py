@@ -214,6 +214,7 @@ def settings_of(config: Any) -> Settings:
         amp=config.amp,
         seed=config.seed,
         checkpoint_minutes=config.checkpoint_minutes,
+        validate_every=config.validate_every,
     )
 
 
