@@ -95,8 +95,8 @@ class PretrainConfig(StageConfig):
     """Weights to start from: a weights folder, a run folder or a shipped name; the classifier is new."""
     pretrained: bool = False
     """Start from timm's own weights for the architecture (downloads them)."""
-    image_size: int = 96
-    """Side of the square picture that the network sees, pixels."""
+    image_size: int = 0
+    """Side of the square picture that the network sees, pixels; 0 takes that of --weights, or else 96."""
     start_size: int = 0
     """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
     crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -215,8 +215,8 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
     least = dict.fromkeys((*none, "checkpoint_minutes", "seed"), 0)
-    least |= dict.fromkeys(("start_size", "max_per_identity"), 0)
-    least |= dict.fromkeys(("epochs", "image_size", "views", "validate_every"), 1)
+    least |= dict.fromkeys(("image_size", "start_size", "max_per_identity"), 0)
+    least |= dict.fromkeys(("epochs", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
     check_least(config, least | {"workers": -1})
     for name in ("lr", "backbone_lr"):

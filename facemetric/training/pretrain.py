@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig, check_stage, config_toml, make_config, require
-from facemetric.data.batches import ShuffledBatches
+from facemetric.data.batches import ShuffledBatches, places_within
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
-from facemetric.evaluation.inference import images_of
+from facemetric.evaluation.inference import embed_index, images_of
 from facemetric.model.embedder import Embedder, build_embedder, check_backbone
-from facemetric.model.heads import make_head
+from facemetric.model.heads import MarginHead, make_head
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -43,6 +43,7 @@ from facemetric.training.setup import (
     settings_of,
 )
 
+IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
 SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
 SIZE_STEP = (
@@ -97,9 +98,11 @@ def run_pretrain(config: PretrainConfig) -> Trained:
 
 
 def start_embedder(config: PretrainConfig) -> Embedder:
-    """A new embedder, or that of --weights: then architecture, picture and projection are theirs."""
+    """A new embedder, or that of --weights: then architecture, crop, projection and, where none is asked for,
+    the picture's size are theirs."""
     if not config.weights:
-        pre = Preprocess(size=(config.image_size, config.image_size), crop=config.crop)
+        side = config.image_size or IMAGE_SIZE
+        pre = Preprocess(size=(side, side), crop=config.crop)
         return build_embedder(
             config.arch,
             preprocess=pre,
@@ -111,6 +114,9 @@ def start_embedder(config: PretrainConfig) -> Embedder:
         )
     embedder = load_weights(config.weights)
     embedder.dropout.p = config.dropout
+    if config.image_size:
+        embedder.preprocess = replace(embedder.preprocess, size=(config.image_size, config.image_size))
+        check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     say(
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
@@ -137,14 +143,23 @@ def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
     """Mask (N,) of images kept from training for closed-set accuracy, at most half of an identity's."""
     rng = np.random.default_rng([seed, 11])
     order = rng.permutation(len(index))
-    order = order[np.argsort(index.identity[order], kind="stable")]
-    counts = index.counts()
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    place = np.arange(len(index)) - first  # of each image within its identity, in random order
-    allowed = order[place < counts[index.identity[order]] // 2]
+    identity = index.identity[order]
+    allowed = order[places_within(identity) < index.counts()[identity] // 2]
     held = np.zeros(len(index), bool)
     held[rng.permutation(allowed)[: round(fraction * len(index))]] = True
     return held
+
+
+def identity_means(embedder: Embedder, index: ImageIndex, workers: int) -> Tensor:
+    """Mean unit embedding of each identity's readable images (C, D): where a margin head on trained weights starts.
+
+    Source: Qi et al. 2018, arXiv:1712.07136, section 3.2 (imprinted weights)."""
+    table = embed_index(embedder, index, workers=workers, progress="identities' means").table
+    row = {name: i for i, name in enumerate(index.identities)}
+    identity = torch.tensor([row[name] for name in table.identities.tolist()])
+    sums_CD = torch.zeros(len(row), embedder.embedding_size)
+    sums_CD.index_add_(0, identity, torch.from_numpy(table.embeddings))
+    return sums_CD / torch.bincount(identity, minlength=len(row)).clamp_min(1)[:, None]
 
 
 class Classification:
@@ -169,6 +184,10 @@ class Classification:
             scale=config.scale,
             margin=config.margin,
         )
+        if config.weights and isinstance(head, MarginHead):
+            mean_CD = identity_means(embedder.to(device), split.train.select(~held), self.workers)
+            with torch.no_grad():
+                head.weight.copy_(mean_CD)
         self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
         self.sizes = growing_sizes(config.start_size, embedder.preprocess.size[0], config.epochs)
         if self.sizes[0] != self.sizes[-1]:

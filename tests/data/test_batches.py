@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facemetric.data.batches import IdentityBatches, ShuffledBatches, chunks, identity_rounds
+from facemetric.data.batches import (
+    IdentityBatches,
+    ShuffledBatches,
+    chunks,
+    identity_rounds,
+    places_within,
+)
 from facemetric.errors import ConfigError
 
 LABELS = st.lists(st.integers(0, 12), min_size=1, max_size=80).map(np.array)
@@ -41,6 +47,29 @@ def test_shuffled_by_seed_and_epoch() -> None:
     assert lists(ShuffledBatches(np.zeros(100), 10, 4).epoch(0)) != first
     assert lists(batches.epoch(0)) == first
     assert first != lists(chunks(100, 10))
+
+
+@given(LABELS, st.integers(1, 6), st.integers(0, 3))
+def test_a_cap_takes_so_many_of_each_identity(labels: np.ndarray, cap: int, epoch: int) -> None:
+    batches = ShuffledBatches(labels, 3, 7, cap=cap, drop_last=False)
+    rows = np.concatenate(lists(batches.epoch(epoch)))
+    assert len(set(rows)) == len(rows) == batches.count
+    for label in np.unique(labels):
+        assert (labels[rows] == label).sum() == min(cap, (labels == label).sum())
+
+
+def test_a_cap_gives_all_images_their_turn() -> None:
+    labels = np.repeat([4, 9], [30, 2])
+    batches = ShuffledBatches(labels, 4, 0, cap=3)
+    seen = [set(np.concatenate(lists(batches.epoch(epoch))).tolist()) for epoch in range(60)]
+    assert set.union(*seen) == set(range(32))
+    assert seen[0] != seen[1]
+
+
+@given(LABELS)
+def test_places_within(labels: np.ndarray) -> None:
+    expected = [int((labels[:row] == label).sum()) for row, label in enumerate(labels)]
+    assert places_within(labels).tolist() == expected
 
 
 def test_chunks() -> None:

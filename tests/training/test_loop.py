@@ -30,7 +30,9 @@ def train(
 ) -> Progress:
     """fit() a task as the stages do; `options` are those of stage one."""
     config = PretrainConfig(**({"epochs": 3, "lr": 0.05, "optimizer": "sgd"} | options))
-    settings = Settings(config.epochs, config.clip_grad, ema, False, config.seed, minutes)
+    settings = Settings(
+        config.epochs, config.clip_grad, ema, False, config.seed, minutes, config.validate_every
+    )
     run = Run(folder, config_toml=f"epochs = {config.epochs}\n", resume=resume)
     try:
         optimizer = make_optimizer(config, [(task.model, config.lr)])
@@ -235,6 +237,13 @@ def test_the_best_epoch_survives_a_stop(toy: Any, tmp_path: Path) -> None:
     rest = toy(scores=[0.5, 0.6])
     at = train(rest, tmp_path / "run", resume=True)
     assert (at.best_epoch, rest.saved) == (1, [])
+
+
+def test_validation_every_few_epochs_and_after_the_last(toy: Any, tmp_path: Path) -> None:
+    task = toy(scores=[0.2, 0.5, 0.1])
+    at = train(task, tmp_path / "run", epochs=5, validate_every=2)
+    assert [line["epoch"] for line in log_of(tmp_path / "run", "validation")] == [2, 4, 5]
+    assert at.best_epoch == 4
 
 
 def test_without_a_score_the_last_epoch_is_kept(toy: Any, tmp_path: Path) -> None:

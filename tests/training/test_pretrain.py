@@ -19,7 +19,7 @@ from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.inference import embed_index
-from facemetric.training.pretrain import Classification, Trained, hold_back
+from facemetric.training.pretrain import Classification, Trained, growing_sizes, hold_back
 from facemetric.training.run import Run
 from facemetric.training.setup import open_set_figures, pick_device, pick_workers, read_split
 
@@ -35,7 +35,9 @@ def same_weights(one: Trained, other: Trained) -> bool:
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Classification:
     """The task as run_pretrain builds it."""
-    config = PretrainConfig((str(faces),), arch="test_resnet", image_size=32, workers=0, **options)
+    config = PretrainConfig(
+        (str(faces),), **({"arch": "test_resnet", "image_size": 32, "workers": 0} | options)
+    )
     run = Run(folder, config_toml="", resume=False)
     torch.manual_seed(config.seed)
     return Classification(config, read_split(config), run, pick_device("cpu"))
@@ -147,6 +149,27 @@ def test_weights_to_start_from_keep_all_but_the_classifier(
     assert all(torch.equal(loaded[name], value) for name, value in start.items())
 
 
+def test_a_margin_head_on_weights_starts_from_the_identities_means(
+    stage_one: Trained, faces: Path, tmp_path: Path
+) -> None:
+    task = task_of(
+        faces, tmp_path / "run", weights=str(stage_one.run), head="cosface", closed_set_fraction=0.2
+    )
+    table = embed_index(load_embedder(stage_one.run), task.split.train.select(task.rows)).table
+    for own, weight in zip(task.split.train.identities, task.model.head.weight.detach(), strict=True):
+        mean = table.embeddings[table.identities == own].mean(axis=0)
+        np.testing.assert_allclose(weight.numpy(), mean, atol=1e-6)
+
+
+def test_weights_take_another_size_of_picture(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
+    kept = task_of(faces, tmp_path / "kept", weights=str(stage_one.run), image_size=0)
+    assert kept.model.embedder.preprocess.size == (32, 32)
+    larger = task_of(faces, tmp_path / "larger", weights=str(stage_one.run), image_size=48)
+    assert next(larger.batches(0, 0)).images.shape[1:3] == (48, 48)
+    new = task_of(faces, tmp_path / "new", image_size=0)
+    assert new.model.embedder.preprocess.size == (96, 96)
+
+
 def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
     config = StageConfig((str(faces),), val_fraction=0.25, seed=3)
     split = read_split(config)
@@ -227,6 +250,35 @@ def test_a_margin_grows_over_the_first_third(
     assert losses[3] == pytest.approx(losses[2], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((64, 112, 10), [64, 64, 80, 80, 96, 96, 112, 112, 112, 112]),
+        ((100, 112, 5), [100, 100, 100, 112, 112]),
+        ((0, 96, 3), [96, 96, 96]),
+        ((96, 96, 2), [96, 96]),
+        ((64, 112, 1), [64]),
+    ],
+)
+def test_pictures_grow(sizes: tuple[int, int, int], expected: list[int]) -> None:
+    assert growing_sizes(*sizes) == expected
+
+
+def test_batches_have_the_size_of_their_epoch(faces: Path, tmp_path: Path) -> None:
+    task = task_of(faces, tmp_path / "run", image_size=48, start_size=32, epochs=5, batch_size=8)
+    sizes = [tuple(next(task.batches(epoch, 0)).images.shape[1:3]) for epoch in range(5)]
+    assert sizes == [(32, 32)] * 3 + [(48, 48)] * 2
+    assert task.model.embedder.preprocess.size == (48, 48)
+    assert task.closed_set_accuracy(task.model) >= 0  # validation sees the full size
+
+
+def test_rich_identities_are_capped(faces: Path, tmp_path: Path) -> None:
+    task = task_of(faces, tmp_path / "run", max_per_identity=2, batch_size=8)
+    labels = np.concatenate([batch.labels.numpy() for batch in task.batches(0, 0)])
+    assert np.bincount(labels).max() == 2
+    assert task.steps_per_epoch == 2 * len(task.split.train.identities) // 8
+
+
 def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Path) -> None:
     names = read_index([str(faces)]).identities
     three = tmp_path / "three"
@@ -254,6 +306,9 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
         ({"auto_augment": "rnd"}, "auto_augment is 'rnd'"),
         ({"batch_size": 1}, "--batch-size is 1; it must be at least 2"),
         ({"ema": 1.5}, "--ema is 1.5; it is a share"),
+        ({"start_size": 64}, "--start-size is 64, above the full size of 32"),
+        ({"validate_every": 0}, "--validate-every is 0; it must be at least 1"),
+        ({"max_per_identity": -1}, "--max-per-identity is -1"),
         ({"seed": -1}, "--seed is -1"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"device": "gpu"}, "unknown device 'gpu': did you mean 'cpu'"),
