@@ -12,8 +12,11 @@ import os
 import random
 import re
 import signal
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ from facemetric.data.transforms import Transform
 from facemetric.errors import DataError
 
 MAX_BYTES = 256 << 20  # of one image file
+DRAWING = threading.Lock()  # the global generators are one at a time's
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
@@ -41,6 +45,9 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     rows: torch.Tensor
     bad: list[tuple[int, str]]
+
+
+Found = np.ndarray | BadImage
 
 
 def load_batches(
@@ -81,23 +88,37 @@ class _Batches(Dataset[Batch]):
         self.labels, self.stream = np.asarray(labels), stream
 
     def __getitem__(self, step: int) -> Batch:
+        return self.make(step, map)
+
+    def make(self, step: int, mapped: Callable[..., Iterable[Found]]) -> Batch:
+        """The batch of a step; `mapped` is `map`, or that of threads."""
         rows = self.row_batches[step]
         pixels = torch.empty((len(rows), self.transform.height, self.transform.width, 3), dtype=torch.uint8)
         filled = pixels.numpy()
         good: list[int] = []
         bad: list[tuple[int, str]] = []
-        for row in rows.tolist():
-            try:
-                image = self._decode(row)
-            except BadImage as error:
-                bad.append((row, error.reason))
+        for row, found in zip(rows.tolist(), mapped(partial(self.image, step), rows.tolist()), strict=True):
+            if isinstance(found, BadImage):
+                bad.append((row, found.reason))
                 continue
-            seed_everything(sample_seed(*self.stream, step, row))
-            filled[len(good)] = self.transform(image)
+            filled[len(good)] = found
             good.append(row)
         kept = np.array(good, np.int64)
         labels = torch.from_numpy(self.labels[kept].astype(np.int64))
         return Batch(pixels[: len(good)], labels, torch.from_numpy(kept), bad)
+
+    def image(self, step: int, row: int) -> Found:
+        """The pixels of a row, or why there are none."""
+        try:
+            image = self._decode(row)
+        except BadImage as error:
+            return error
+        with DRAWING:
+            seed_everything(sample_seed(*self.stream, step, row))
+            pixels = self.transform.draw(image)
+            if self.transform.draws_late:
+                return pixels(image)
+        return pixels(image)
 
     def _decode(self, row: int) -> Any:
         try:
@@ -131,16 +152,36 @@ def seed_everything(seed: int) -> None:
 
 
 def _in_place(made: _Batches, steps: range) -> Iterator[Batch]:
-    for step in steps:
-        # The training's own random numbers (dropout) must not notice that images were made here.
-        state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        try:
-            batch = made[step]
-        finally:
-            random.setstate(state[0])
-            np.random.set_state(state[1])
-            torch.set_rng_state(state[2])
-        yield batch
+    with Threads(torch.get_num_threads()) as threads:
+        for step in steps:
+            # The training's own random numbers (dropout) must not notice that images were made here.
+            state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+            try:
+                batch = made.make(step, threads.map)
+            finally:
+                random.setstate(state[0])
+                np.random.set_state(state[1])
+                torch.set_rng_state(state[2])
+            yield batch
+
+
+class Threads:
+    """`map` on some threads, each with a share of the items in one piece: PIL works outside the interpreter's lock."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.pool = count, ThreadPoolExecutor(count)
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.pool.shutdown()
+
+    def map(self, function: Callable[[int], Found], items: Sequence[int]) -> Iterable[Found]:
+        """The function's values in the order of the items."""
+        shares = [items[first :: self.count] for first in range(self.count)]
+        made = list(self.pool.map(lambda share: [function(item) for item in share], shares))
+        return [made[i % self.count][i // self.count] for i in range(len(items))]
 
 
 def _in_workers(made: _Batches, steps: range, workers: int) -> Iterator[Batch]:

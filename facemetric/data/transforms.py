@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -25,7 +26,7 @@ from torchvision.transforms import ColorJitter
 from facemetric.data.images import INTERPOLATIONS, Preprocess
 from facemetric.errors import ConfigError
 
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL's grey
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
 Box = tuple[float, float, float, float]
 
 
@@ -57,8 +58,18 @@ class Augment:
             raise ConfigError(f"color_jitter is {self.color_jitter}; 0 or more is needed")
 
 
+Step = Callable[[Image.Image], Image.Image]
+Pixels = Callable[[Image.Image], np.ndarray]
+
+
 class Transform:
-    """PIL RGB -> uint8 (H, W, 3). `enough` is the shorter side that `decode` needs to keep."""
+    """PIL RGB -> uint8 (H, W, 3). `enough` is the shorter side that `decode` needs to keep.
+
+    Calling it is `draw(image)(image)`: first everything random, then the pixels. The first part takes from the
+    global generators, so one thread at a time may do it; the second takes nearly all the time and no random
+    numbers, but where `draws_late` says so."""
+
+    draws_late = False
 
     def __init__(self, pre: Preprocess) -> None:
         self.crop = pre.crop
@@ -69,7 +80,20 @@ class Transform:
         self.enough = int(2 * max(self.width / (1 - left - right), self.height / (1 - top - bottom))) + 1
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(self.cut(image, self.region(image)))
+        return self.draw(image)(image)
+
+    def draw(self, image: Image.Image) -> Pixels:
+        """What is to be done to the image, with its random numbers drawn."""
+        return partial(self.make, self.region(image), (), False)
+
+    def make(self, box: Box, steps: Sequence[Step], flip: bool, image: Image.Image) -> np.ndarray:
+        """The pixels of the box, after the steps and the flip."""
+        image = self.cut(image, box)
+        for step in steps:
+            image = step(image)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
 
     def region(self, image: Image.Image) -> Box:
         """(left, upper, right, lower) in pixels, after the fixed crop."""
@@ -92,14 +116,12 @@ class TrainTransform(Transform):
         self.augment = augment
         self.enough = int(self.enough / augment.crop_scale[0] ** 0.5) + 1
         self.steps = _steps(pre, augment)
+        self.draws_late = bool(augment.auto_augment)
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        image = self.cut(image, self.region(image))
-        for step in self.steps:
-            image = step(image)
-        if random.random() < self.augment.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(image)
+    def draw(self, image: Image.Image) -> Pixels:
+        box = self.region(image)
+        steps = [step for draw in self.steps if (step := draw()) is not None]
+        return partial(self.make, box, steps, random.random() < self.augment.hflip)
 
     def region(self, image: Image.Image) -> Box:
         box = super().region(image)
@@ -127,23 +149,24 @@ def train_transform(pre: Preprocess, augment: Augment) -> TrainTransform:
     return TrainTransform(pre, augment)
 
 
-Step = Callable[[Image.Image], Image.Image]
+Draw = Callable[[], Step | None]  # a step with its random numbers, or None where it is not its turn
 
 
-def _steps(pre: Preprocess, augment: Augment) -> list[Step]:
-    steps: list[Step] = []
+def _steps(pre: Preprocess, augment: Augment) -> list[Draw]:
+    steps: list[Draw] = []
     if augment.low_resolution:
-        steps.append(Sometimes(augment.low_resolution, low_resolution))
+        steps.append(partial(sometimes, augment.low_resolution, low_resolution))
     if augment.auto_augment:
-        steps.append(_policy(pre, augment.auto_augment))
+        policy = _policy(pre, augment.auto_augment)
+        steps.append(lambda: policy)
     if augment.color_jitter:
-        steps.append(Jitter(augment.color_jitter))
+        steps.append(partial(jitter, augment.color_jitter))
     if augment.grayscale:
-        steps.append(Sometimes(augment.grayscale, grayscale))
+        steps.append(partial(sometimes, augment.grayscale, lambda: grayscale))
     if augment.blur:
-        steps.append(Sometimes(augment.blur, blur))
+        steps.append(partial(sometimes, augment.blur, blur))
     if augment.jpeg:
-        steps.append(Sometimes(augment.jpeg, jpeg))
+        steps.append(partial(sometimes, augment.jpeg, jpeg))
     return steps
 
 
@@ -163,42 +186,30 @@ def _policy(pre: Preprocess, text: str) -> Step:
         ) from None
 
 
-class Sometimes:
-    """Does a step with a chance of 0..1."""
-
-    def __init__(self, chance: float, step: Step) -> None:
-        self.chance, self.step = chance, step
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return self.step(image) if random.random() < self.chance else image
+def sometimes(chance: float, draw: Callable[[], Step]) -> Step | None:
+    """A step with a chance of 0..1."""
+    return draw() if random.random() < chance else None
 
 
-class Jitter:
+def jitter(share: float) -> Step:
     """torchvision's ColorJitter of brightness, contrast and saturation, each by up to `share` up or down.
 
-    The three are affine in the colours, so they are put together into one matrix and one pass over the
-    pixels: in 40 % of the time. PIL cuts off fractions and whatever leaves 0..255 after each of the three,
-    this only once.
+    The three are affine in the colours and, as none of them is cut off at 0..255, come to the same in any
+    order: one matrix, one pass over the pixels. PIL cuts off after each of the three, this only once.
     """
+    reach = (max(0.0, 1 - share), 1 + share)
+    _, *factors, _ = ColorJitter.get_params(reach, reach, reach, None)
+    brightness, contrast, saturation = (float(factor) for factor in factors)
+    return partial(recolour, brightness, contrast, saturation)
 
-    def __init__(self, share: float) -> None:
-        self.range = (max(0.0, 1 - share), 1 + share)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        order, *factors, _ = ColorJitter.get_params(self.range, self.range, self.range, None)
-        brightness, contrast, saturation = (float(factor) for factor in factors)
-        mean_rgb = np.array(image.reduce(image.size).getpixel((0, 0)))
-        colour, offset = np.eye(3), np.zeros(3)
-        for which in order.tolist():
-            if which == 0:
-                colour, offset = brightness * colour, brightness * offset
-            elif which == 1:
-                grey = LUMA @ (colour @ mean_rgb + offset)
-                colour, offset = contrast * colour, contrast * offset + (1 - contrast) * grey
-            elif which == 2:
-                mix = saturation * np.eye(3) + (1 - saturation) * LUMA
-                colour, offset = mix @ colour, mix @ offset
-        return image.convert("RGB", tuple(np.column_stack([colour, offset]).ravel().tolist()))
+def recolour(brightness: float, contrast: float, saturation: float, image: Image.Image) -> Image.Image:
+    """brightness * (contrast * (saturation * x + (1 - saturation) * luma(x)) + (1 - contrast) * mean luma)."""
+    mean_rgb = image.reduce(image.size).tobytes()
+    grey = (1 - contrast) * brightness * sum(part * mean for part, mean in zip(LUMA, mean_rgb, strict=True))
+    own = brightness * contrast * saturation
+    r, g, b = (brightness * contrast * (1 - saturation) * part for part in LUMA)
+    return image.convert("RGB", (r + own, g, b, grey, r, g + own, b, grey, r, g, b + own, grey))
 
 
 def grayscale(image: Image.Image) -> Image.Image:
@@ -206,21 +217,31 @@ def grayscale(image: Image.Image) -> Image.Image:
     return image.convert("L").convert("RGB")
 
 
-def blur(image: Image.Image) -> Image.Image:
+def blur() -> Step:
     """Gaussian blur with a radius of 0.5 to 2 % of the width."""
-    return image.filter(ImageFilter.GaussianBlur(image.width * random.uniform(0.005, 0.02)))
+    share = random.uniform(0.005, 0.02)
+    return lambda image: image.filter(ImageFilter.GaussianBlur(image.width * share))
 
 
-def low_resolution(image: Image.Image) -> Image.Image:
+def low_resolution() -> Step:
     """Scaled down to 1/4..3/4 and up again, as small faces in large photographs are."""
     share = random.uniform(0.25, 0.75)
-    small = (max(1, round(image.width * share)), max(1, round(image.height * share)))
     down, up = (random.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)) for _ in range(2))
-    return image.resize(small, down).resize(image.size, up)
+
+    def step(image: Image.Image) -> Image.Image:
+        small = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+        return image.resize(small, down).resize(image.size, up)
+
+    return step
 
 
-def jpeg(image: Image.Image) -> Image.Image:
+def jpeg() -> Step:
     """Packed and unpacked as a JPEG of quality 20..80."""
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=random.randint(20, 80))
-    return Image.open(packed, formats=("JPEG",)).convert("RGB")
+    quality = random.randint(20, 80)
+
+    def step(image: Image.Image) -> Image.Image:
+        packed = io.BytesIO()
+        image.save(packed, "JPEG", quality=quality)
+        return Image.open(packed, formats=("JPEG",)).convert("RGB")
+
+    return step

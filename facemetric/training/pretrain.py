@@ -150,16 +150,19 @@ def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
     return held
 
 
-def identity_means(embedder: Embedder, index: ImageIndex, workers: int) -> Tensor:
-    """Mean unit embedding of each identity's readable images (C, D): where a margin head on trained weights starts.
+def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: int) -> Tensor:
+    """Unit vectors (C, D) along each identity's mean embedding, its images seen with `side` pixels.
 
-    Source: Qi et al. 2018, arXiv:1712.07136, section 3.2 (imprinted weights)."""
+    A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2 (imprinted weights)."""
+    full = embedder.preprocess
+    embedder.preprocess = replace(full, size=(side, side))
     table = embed_index(embedder, index, workers=workers, progress="identities' means").table
+    embedder.preprocess = full
     row = {name: i for i, name in enumerate(index.identities)}
     identity = torch.tensor([row[name] for name in table.identities.tolist()])
     sums_CD = torch.zeros(len(row), embedder.embedding_size)
     sums_CD.index_add_(0, identity, torch.from_numpy(table.embeddings))
-    return sums_CD / torch.bincount(identity, minlength=len(row)).clamp_min(1)[:, None]
+    return functional.normalize(sums_CD, dim=1)
 
 
 class Classification:
@@ -174,6 +177,9 @@ class Classification:
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
+        self.sizes = growing_sizes(config.start_size, embedder.preprocess.size[0], config.epochs)
+        if self.sizes[0] != self.sizes[-1]:
+            check_backbone(embedder.backbone, embedder.arch, (self.sizes[0], self.sizes[0]))
         held = hold_back(split.train, config.closed_set_fraction, config.seed)
         self.rows = np.flatnonzero(~held)
         self.closed = split.train.select(held) if held.any() else None
@@ -185,13 +191,11 @@ class Classification:
             margin=config.margin,
         )
         if config.weights and isinstance(head, MarginHead):
-            mean_CD = identity_means(embedder.to(device), split.train.select(~held), self.workers)
+            rows = split.train.select(~held)
+            mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
             with torch.no_grad():
                 head.weight.copy_(mean_CD)
         self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
-        self.sizes = growing_sizes(config.start_size, embedder.preprocess.size[0], config.epochs)
-        if self.sizes[0] != self.sizes[-1]:
-            check_backbone(embedder.backbone, embedder.arch, (self.sizes[0], self.sizes[0]))
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
             if config.random_erasing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from facemetric.data.batches import ShuffledBatches, chunks
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import BadImageLog, Batch, load_batches, sample_seed, seed_everything
-from facemetric.data.transforms import Augment, eval_transform, train_transform
+from facemetric.data.transforms import Augment, Pixels, eval_transform, train_transform
 from facemetric.errors import DataError
 
 PRE = Preprocess(size=(12, 16))
@@ -82,6 +83,21 @@ def test_workers_change_nothing(index: ImageIndex, workers: int) -> None:
     rest = list(load_batches(index, rows, transform, seed=3, epoch=1, workers=workers, start=2))
     assert same(alone[2:], rest)
     assert list(load_batches(index, rows, transform, workers=workers, start=4)) == []
+
+
+@pytest.mark.parametrize("policy", ["", "rand-m9-mstd0.5"])  # timm's draw while they work
+def test_threads_change_nothing(index: ImageIndex, policy: str) -> None:
+    transform = train_transform(PRE, dataclasses.replace(STRONG, auto_augment=policy))
+    rows = ShuffledBatches(index.identity, 7, 0).epoch(0)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            made += [list(load_batches(index, rows, transform, seed=3)) for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(same(made[0], other) for other in made[1:])
 
 
 def test_ranks_change_nothing(index: ImageIndex) -> None:
@@ -185,15 +201,15 @@ def test_a_file_too_large_to_read(index: ImageIndex, monkeypatch: pytest.MonkeyP
 class Dies:
     """A transform that takes its process with it at one picture."""
 
-    height, width, enough = 12, 16, 0
+    height, width, enough, draws_late = 12, 16, 0, False
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def draw(self, image: Image.Image) -> Pixels:
         os.kill(os.getpid(), signal.SIGKILL)
-        return np.zeros((12, 16, 3), np.uint8)
+        raise AssertionError
 
 
 class Stumbles(Dies):
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def draw(self, image: Image.Image) -> Pixels:
         raise ZeroDivisionError("a bug of ours")
 
 
