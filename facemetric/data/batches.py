@@ -78,9 +78,10 @@ class ShuffledBatches:
 
     def epoch(self, epoch: int) -> Steps:
         """The steps of an epoch."""
-        order = _generator(self.seed, epoch, SHUFFLED).permutation(len(self.labels))
-        if self.cap:
-            order = order[places_within(self.labels[order]) < self.cap]
+        generator = _generator(self.seed, epoch, SHUFFLED)
+        order = generator.permutation(len(self.labels))
+        if self.cap:  # the first ones of each identity; shuffled again, as those of a rich one stand early
+            order = generator.permutation(order[places_within(self.labels[order]) < self.cap])
         return Steps(order, (self.batch_size, self.steps), self.share)
 
 

@@ -153,7 +153,8 @@ def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
 def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: int) -> Tensor:
     """Unit vectors (C, D) along each identity's mean embedding, its images seen with `side` pixels.
 
-    A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2 (imprinted weights)."""
+    A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2
+    (imprinted weights)."""
     full = embedder.preprocess
     embedder.preprocess = replace(full, size=(side, side))
     table = embed_index(embedder, index, workers=workers, progress="identities' means").table

@@ -58,6 +58,14 @@ def test_a_cap_takes_so_many_of_each_identity(labels: np.ndarray, cap: int, epoc
         assert (labels[rows] == label).sum() == min(cap, (labels == label).sum())
 
 
+def test_a_cap_leaves_rich_identities_spread_over_the_epoch() -> None:
+    labels = np.repeat(np.arange(401), [400, *[1] * 400])
+    rows = np.concatenate(lists(ShuffledBatches(labels, 10, 0, cap=100).epoch(0)))
+    places = np.flatnonzero(labels[rows] == 0)
+    assert len(places) == 100
+    assert 220 < places.mean() < 280  # of 500; the first hundred of a permutation would lie at 125 on average
+
+
 def test_a_cap_gives_all_images_their_turn() -> None:
     labels = np.repeat([4, 9], [30, 2])
     batches = ShuffledBatches(labels, 4, 0, cap=3)
