@@ -69,7 +69,7 @@ def test_a_cap_leaves_rich_identities_spread_over_the_epoch() -> None:
 def test_a_cap_gives_all_images_their_turn() -> None:
     labels = np.repeat([4, 9], [30, 2])
     batches = ShuffledBatches(labels, 4, 0, cap=3)
-    seen = [set(np.concatenate(lists(batches.epoch(epoch))).tolist()) for epoch in range(60)]
+    seen = [set(np.concatenate(lists(batches.epoch(epoch))).tolist()) for epoch in range(200)]
     assert set.union(*seen) == set(range(32))
     assert seen[0] != seen[1]
 
