@@ -181,7 +181,7 @@ def look_again(detector: Detector, image: Image.Image, face: Face) -> np.ndarray
     """Landmarks (5, 2) of the face turned upright, the median of five views of it, twice over.
 
     The first look's landmarks jump by pixels when the photograph is turned, scaled or packed anew, as its box
-    does; these move by a third as much. They are kept where the views do not show a face at that place.
+    does; these move by a fifth as much. They are kept where the views do not show a face at that place.
     """
     landmarks = face.landmarks
     for _ in range(2):
