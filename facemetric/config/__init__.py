@@ -5,7 +5,14 @@ argument (`batch_size=`). The string under a field is its help. Nothing in this 
 `facemetric --help` answers at once.
 """
 
-from facemetric.config.making import check_least, config_dict, config_toml, make_config, require
+from facemetric.config.making import (
+    check_least,
+    config_command,
+    config_dict,
+    config_toml,
+    make_config,
+    require,
+)
 from facemetric.config.scoring import EvalConfig
 from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
@@ -17,6 +24,7 @@ __all__ = [
     "StageConfig",
     "check_least",
     "check_stage",
+    "config_command",
     "config_dict",
     "config_toml",
     "make_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -60,6 +61,21 @@ def config_toml(config: Any) -> str:
     options = config_dict(config)
     options.pop("resume", None)
     return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
+
+
+def config_command(name: str, config: Any) -> str:
+    """The shell command with the options that differ from their defaults, one a line."""
+    usual = config_dict(type(config)())
+    lines = [f"facemetric {name}"]
+    for option, value in config_dict(config).items():
+        flag = option.replace("_", "-")
+        if value == usual.get(option):
+            continue
+        if isinstance(value, bool):
+            lines.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            lines.append(shlex.join([f"--{flag}", *map(str, value if isinstance(value, list) else [value])]))
+    return " \\\n    ".join(lines)
 
 
 def require(condition: bool, message: str) -> None:

@@ -20,7 +20,9 @@ class EvalConfig:
     embeddings: Path | None = None
     """Embeddings to score in place of weights: .npz with embeddings, identities and paths."""
     out: Path = Path("runs/eval")
-    """Folder for metrics.json, roc.csv, roc.png and embeddings.npz."""
+    """Folder for metrics.json, report.html, roc.csv, roc.png and embeddings.npz."""
+    report: bool = True
+    """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
     flip: bool = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
     folds: int = 10

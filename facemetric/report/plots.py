@@ -111,7 +111,7 @@ def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
                 columns = (curve.far.tolist(), curve.tar.tolist(), curve.threshold.tolist())
                 writer.writerows((name, *point) for point in zip(*columns, strict=True))
 
-    return _whole(file, fill)
+    return write_whole(file, fill)
 
 
 def _line(i: int) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def _figure() -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, file: str | Path) -> Path:
-    return _whole(file, lambda path: figure.savefig(path, format="png"))
+    return write_whole(file, lambda path: figure.savefig(path, format="png"))
 
 
-def _whole(file: str | Path, fill: Callable[[Path], object]) -> Path:
+def write_whole(file: str | Path, fill: Callable[[Path], object]) -> Path:
     """Fill a temporary neighbour and put it in place, so that the file appears whole."""
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from facemetric.config import EvalConfig, check_least, config_dict, make_config, require
+from facemetric.config import (
+    EvalConfig,
+    check_least,
+    config_command,
+    config_dict,
+    config_toml,
+    make_config,
+    require,
+)
 from facemetric.data.index import ImageIndex, index_files, read_index
 from facemetric.data.loader import BadImageLog
 from facemetric.data.pairs import Pairs, read_pairs, resolve
@@ -29,6 +37,8 @@ from facemetric.evaluation.intervals import (
 from facemetric.evaluation.neighbours import Retrieval, leave_one_out
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
 from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.report.origin import origin_of
+from facemetric.report.page_facts import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.record import Evaluation
 from facemetric.training.run import BAD_IMAGES
@@ -71,6 +81,8 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     evaluation = Evaluation(config.out, table, images, **found)
     write_metrics(config, evaluation)
     print(table_text(evaluation))
+    if config.report:
+        print(f"report at {report(config, evaluation)}")
     return evaluation
 
 
@@ -183,6 +195,19 @@ def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
     staged = path.with_suffix(".new")
     staged.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(staged, path)
+
+
+def report(config: EvalConfig, evaluation: Evaluation) -> Path:
+    """report.html, with the command and the weights it came from."""
+    folder = find_weights(config.weights) if config.weights else None
+    origin = origin_of(
+        evaluation,
+        command=config_command("eval", config),
+        options=config_dict(config),
+        toml=config_toml(config),
+        weights=(folder, read_config(folder)) if folder is not None else None,
+    )
+    return write_report(evaluation, config.weights or str(config.embeddings), origin, seed=config.seed)
 
 
 def table_text(evaluation: Evaluation) -> str:

@@ -1,0 +1,67 @@
+"""Embeddings in the plane: which images to show, and where. Shapes: N images, M shown, D embedding."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.evaluation.curves import Ints
+from facemetric.evaluation.verification import unit_rows
+
+PER_PERSON = 30  # images of one person that are shown at most: nobody fills the picture
+COMPONENTS = 50  # t-SNE sees so many principal components, as van der Maaten and Hinton 2008 did
+PERPLEXITY = 30.0
+
+
+def choose_images(identities: npt.ArrayLike, most: int, seed: int) -> Ints:
+    """Rows (M,) of whole people in a random order until `most` images are reached, rising.
+
+    People with two images or more come first, as one image has nobody to lie near; of a person with more than
+    PER_PERSON images so many are drawn.
+    """
+    who_N = np.unique(np.asarray(identities), return_inverse=True)[1]
+    rng = np.random.default_rng(seed)
+    # One person after the other in random order, and random within the person.
+    shuffled = rng.permutation(len(who_N))
+    rank = rng.permutation(who_N.max(initial=-1) + 1)
+    single = np.bincount(who_N)[who_N] < 2
+    order = shuffled[np.lexsort((rank[who_N[shuffled]], single[shuffled]))]
+    starts = np.flatnonzero(np.diff(who_N[order], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return np.sort(order[place < PER_PERSON][:most])
+
+
+def lay_out(embeddings: npt.ArrayLike, *, seed: int = 0, rounds: int = 500) -> npt.NDArray[np.float64]:
+    """Places (M, 2) in 0..1 of embeddings (M, D): by t-SNE on unit rows, or as they are where D is 2.
+
+    Source: van der Maaten and Hinton 2008, JMLR 9; scikit-learn's Barnes-Hut version, started from PCA.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    emb_MD = np.asarray(embeddings, dtype=np.float32)
+    if emb_MD.shape[1] == 2:
+        return _into_square(emb_MD.astype(np.float64), keep_ratio=True)
+    emb_MD = unit_rows(emb_MD)
+    if len(emb_MD) < 5:
+        return _into_square(PCA(2, random_state=seed).fit_transform(emb_MD), keep_ratio=False)
+    if min(emb_MD.shape) > COMPONENTS:
+        emb_MD = PCA(COMPONENTS, random_state=seed).fit_transform(emb_MD)
+    tsne = TSNE(
+        perplexity=min(PERPLEXITY, (len(emb_MD) - 1) / 3), init="pca", max_iter=rounds, random_state=seed
+    )
+    with warnings.catch_warnings():
+        # Twice the same image: PCA of rows that are alike divides by their variance.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return _into_square(tsne.fit_transform(emb_MD).astype(np.float64), keep_ratio=False)
+
+
+def _into_square(place_M2: npt.NDArray[np.float64], *, keep_ratio: bool) -> npt.NDArray[np.float64]:
+    low, high = place_M2.min(0), place_M2.max(0)
+    size = np.maximum(high - low, 1e-12)
+    if keep_ratio:
+        middle, half = (low + high) / 2, size.max() / 2
+        return (place_M2 - middle) / (2 * half) + 0.5
+    return (place_M2 - low) / size

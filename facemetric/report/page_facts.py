@@ -1,0 +1,209 @@
+"""From what an evaluation found to what the page shows: pictures, mistakes, the map, all in plain records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from facemetric.evaluation.curves import Ints
+from facemetric.evaluation.neighbours import Queries, nearest
+from facemetric.evaluation.verification import HardPairs, unit_rows
+from facemetric.report.layout import PER_PERSON, choose_images, lay_out
+from facemetric.report.page import write_page
+from facemetric.report.page_curves import curve_of, thresholds_of
+from facemetric.report.page_records import Case, Curve, Gallery, Map, Origin, Page, Picture
+from facemetric.report.page_tables import figure_tables, slice_table
+from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri
+from facemetric.report.record import Evaluation
+
+REPORT = "report.html"
+FAILURES = 24
+MAP_IMAGES = 1500  # t-SNE of so many takes about a second on two cores
+MAP_ROUNDS = 500
+CELL = 64  # pixels of a picture in the map's sprite: 1,500 of them are 1.5 MB of text
+
+
+def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Path:
+    """report.html in the evaluation's folder. `name`: what was evaluated."""
+    return write_page(found.out / REPORT, page_of(found, name, origin, seed=seed))
+
+
+def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Page:
+    """The page of an evaluation; what it does not hold is not on it."""
+    pictures = Pictures(found.table, found.images)
+    verification = found.verification
+    notes = []
+    if found.images is None:
+        notes.append(
+            "There are no pictures here: the embeddings came without their images (--data adds them)."
+        )
+    shown = choose_images(found.table.identities, MAP_IMAGES, seed)
+    return Page(
+        name,
+        subtitle(found),
+        origin,
+        figures=figure_tables(found),
+        thresholds=thresholds_of(verification) if verification is not None else None,
+        curves=curves(found, name),
+        mistakes=mistakes(found, pictures),
+        failures=failures(found, pictures),
+        slices=tuple(slice_table(slicing) for slicing in found.slices),
+        map=map_of(found, pictures, shown, seed) if len(shown) > 1 else None,
+        notes=tuple(notes),
+    )
+
+
+def subtitle(found: Evaluation) -> str:
+    """How much was scored."""
+    parts = []
+    if found.verification is not None:
+        v = found.verification
+        pairs = "all pairs" if found.pairs == "all" else f"pairs of {Path(found.pairs).name}"
+        parts.append(
+            f"{v.n_genuine + v.n_impostor:,} {pairs}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor"
+        )
+    people = len(np.unique(found.table.identities))
+    parts.append(f"{len(found.table):,} images of {people:,} identities")
+    return "; ".join(parts)
+
+
+def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:
+    """The model's curve with its band, and the second model's."""
+    if found.verification is None:
+        return ()
+    drawn = [curve_of(name, found.verification, found.band)]
+    second = found.comparison
+    if second is not None and second.verification is not None:
+        drawn.append(curve_of(second.name, second.verification, None))
+    return tuple(drawn)
+
+
+def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
+    """The hardest genuine and impostor pairs."""
+    hardest = found.verification.hardest if found.verification is not None else None
+    if hardest is None:
+        return ()
+    return (
+        Gallery(
+            "False rejects",
+            f"One person twice: the {len(hardest.genuine.score)} pairs with the lowest scores. "
+            "Pairs that the chosen threshold gets right are pale.",
+            pair_cases(found, pictures, hardest.genuine),
+            "genuine",
+        ),
+        Gallery(
+            "False accepts",
+            f"Two persons: the {len(hardest.impostor.score)} pairs with the highest scores. "
+            "Look first for one person under two names.",
+            pair_cases(found, pictures, hardest.impostor),
+            "impostor",
+        ),
+    )
+
+
+def pair_cases(found: Evaluation, pictures: Pictures, pairs: HardPairs) -> tuple[Case, ...]:
+    """A case for each pair; the name of one person stands once."""
+    cases = []
+    for a, b, score in zip(pairs.rows_a.tolist(), pairs.rows_b.tolist(), pairs.score.tolist(), strict=True):
+        one, other = (str(found.table.identities[row]) for row in (a, b))
+        labels = ("", "") if one == other else (one, other)
+        both = (shown(found, pictures, row, label) for row, label in zip((a, b), labels, strict=True))
+        cases.append(Case(tuple(both), score, one if one == other else ""))
+    return tuple(cases)
+
+
+def shown(found: Evaluation, pictures: Pictures, row: int, label: str = "", caption: str = "") -> Picture:
+    """The picture of a row of the table."""
+    return Picture(found.table.name(row), pictures.uri(row), label, caption)
+
+
+def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
+    """Images whose nearest neighbour is somebody else, those first where that one's score is highest; two
+    people stand there once."""
+    if found.neighbours is None:
+        return None
+    each, who = found.neighbours.each, found.table.identities
+    wrong = np.flatnonzero(who[each.nearest] != who[each.rows])
+    cases: list[Case] = []
+    seen: set[frozenset[str]] = set()
+    for k in wrong[np.argsort(-each.score[wrong], kind="stable")]:
+        row, other = int(each.rows[k]), int(each.nearest[k])
+        people = frozenset((str(who[row]), str(who[other])))
+        if people in seen:
+            continue
+        seen.add(people)
+        own, own_score = best_of_own(found, row)
+        cases.append(
+            Case(
+                (
+                    shown(found, pictures, row, str(who[row]), "probe"),
+                    shown(found, pictures, other, str(who[other]), f"found {each.score[k]:.4f}"),
+                    shown(found, pictures, own, "", f"right {own_score:.4f}"),
+                )
+            )
+        )
+        if len(cases) == FAILURES:
+            break
+    if not cases:
+        return None
+    lead = (
+        f"{len(wrong):,} of {len(each.rows):,} images have somebody else for a nearest neighbour. Shown are the "
+        "most confident ones, two people once: the probe, whom it found, and the nearest of its own."
+    )
+    return Gallery("Wrong neighbours", lead, tuple(cases))
+
+
+def best_of_own(found: Evaluation, row: int) -> tuple[int, float]:
+    """The most similar other image of a row's person, and its score."""
+    table = found.table
+    own = np.flatnonzero(table.identities == table.identities[row])
+    own = own[own != row]
+    best = nearest(table.embeddings[[row]], table.embeddings[own], 1)
+    return int(own[best.rows[0, 0]]), float(best.score[0, 0])
+
+
+def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
+    """The embeddings of some rows in the plane."""
+    table = found.table
+    place = np.round(lay_out(table.embeddings[rows], seed=seed, rounds=MAP_ROUNDS), 4)
+    people, person = np.unique(table.identities[rows], return_inverse=True)
+    sprite = pictures.sprite(rows.tolist(), CELL)
+    how = (
+        "laid out by t\N{NON-BREAKING HYPHEN}SNE"
+        if table.embeddings.shape[1] != 2
+        else "as the two numbers of the embeddings"
+    )
+    lead = f"{len(rows):,} images of {len(people):,} people, {how}."
+    if len(rows) < len(table):
+        lead += (
+            f" Whole people were drawn from all {len(table):,} images with seed {seed}, those with two images "
+            f"and more first, {PER_PERSON} images of one at most."
+        )
+    if sprite is not None:
+        lead += " A point shows its picture, and where the same person is."
+    return Map(
+        tuple(place[:, 0].tolist()),
+        tuple(place[:, 1].tolist()),
+        tuple(person.tolist()),
+        tuple(people.tolist()),
+        tuple(table.name(row) for row in rows.tolist()),
+        tuple(bad_neighbour(found, rows).tolist()),
+        lead,
+        *((jpeg_uri(sprite[0], SPRITE_QUALITY), CELL, sprite[1]) if sprite is not None else ("", 0, 1)),
+    )
+
+
+def bad_neighbour(found: Evaluation, rows: Ints) -> np.ndarray:
+    """(M,) bool: the nearest image of all is of somebody else."""
+    who = found.table.identities
+    near = np.full(len(who), -1)
+    if found.neighbours is not None:
+        each: Queries = found.neighbours.each
+        near[each.rows] = each.nearest
+    left = rows[near[rows] < 0]
+    if len(left):
+        unit_ND = unit_rows(found.table.embeddings)
+        two = nearest(unit_ND[left], unit_ND, 2).rows
+        near[left] = np.where(two[:, 0] == left, two[:, 1], two[:, 0])
+    return who[near[rows]] != who[rows]

@@ -1,0 +1,152 @@
+"""The tables of the page: an evaluation's figures with their intervals, as rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from facemetric.evaluation.identification import Identification, SvmAccuracy
+from facemetric.evaluation.intervals import Interval, tar_name
+from facemetric.evaluation.neighbours import Retrieval
+from facemetric.evaluation.slices import Group, Slicing
+from facemetric.evaluation.verification import Verification
+from facemetric.report.page_records import Cell, Grid
+from facemetric.report.record import Comparison, Evaluation
+
+HEAD = ("", "value, 95 % interval")
+Row = tuple[Cell, ...]
+Intervals = Mapping[str, Interval]
+
+
+def figure_tables(found: Evaluation) -> tuple[Grid, ...]:
+    """A table for each thing that was measured."""
+    tables = []
+    if found.verification is not None:
+        tables.append(
+            Grid("Verification", HEAD, tuple(verification_rows(found.verification, found.intervals)))
+        )
+    for title, retrieval, intervals in (
+        ("Nearest neighbours, each image against all others", found.neighbours, found.neighbour_intervals),
+        ("Nearest neighbours, probes against the gallery", found.gallery, found.gallery_intervals),
+    ):
+        if retrieval is not None:
+            left = f"{retrieval.queries:,} images look for their person"
+            left += (
+                f"; {retrieval.left_out:,} have nobody to find and ask nothing" if retrieval.left_out else ""
+            )
+            tables.append(Grid(title, HEAD, tuple(retrieval_rows(retrieval, intervals)), left + "."))
+    if found.identification is not None:
+        tables.append(identification_table(found.identification, found.identification_intervals))
+    if found.svm is not None:
+        tables.append(svm_table(found.svm))
+    if found.comparison is not None:
+        tables.append(comparison_table(found.comparison))
+    return tuple(tables)
+
+
+def figure(
+    name: str, value: float, intervals: Intervals, key: str, *, note: str = "", about: str = ""
+) -> Row:
+    """A row: the figure's name, `about` it, its value with the interval that has the name `key`, and a note."""
+    bounds = intervals.get(key)
+    if bounds is None:
+        return Cell(name, about), Cell(f"{value:.4f}", note)
+    return Cell(name, about), Cell(f"{value:.4f}", note, value, bounds.low, bounds.high)
+
+
+def verification_rows(found: Verification, intervals: Intervals) -> Iterable[Row]:
+    """TAR at each FAR, EER, AUC, accuracy."""
+    for p in found.points:
+        name = f"TAR at FAR = {p.wanted:g}"
+        if not p.supported:
+            need = f"needs {1 / p.wanted:,.0f} pairs of two persons, there are {found.n_impostor:,}"
+            yield Cell(name), Cell("not measured", need)
+            continue
+        several = "" if p.accepted_impostors == 1 else "s"
+        note = f"threshold {p.threshold:.4f}, {p.accepted_impostors:,} false accept{several}"
+        yield figure(name, p.tar, intervals, tar_name(p.wanted), note=note)
+    yield figure("EER", found.eer, intervals, "eer", about="equal error rate; lower is better")
+    yield figure("AUC", found.auc, intervals, "auc", about="area under the ROC")
+    if found.accuracy is not None:
+        a = found.accuracy
+        note = (
+            f"standard deviation over folds {a.deviation_sample:.4f}, standard error {a.standard_error:.4f}"
+        )
+        note += ", folds drawn at random" if a.drawn else ""
+        about = f"mean of {len(a.accuracies)} folds"
+        yield Cell("Accuracy", about), Cell(f"{a.mean:.4f}", note)
+
+
+def retrieval_rows(found: Retrieval, intervals: Intervals) -> Iterable[Row]:
+    """kNN, recall, R-precision, MAP@R."""
+    for k, value in found.knn.items():
+        yield figure(f"kNN accuracy, k = {k}", value, intervals, f"knn_accuracy_{k}")
+    for k, value in found.recall.items():
+        if k > 1 or 1 not in found.knn:  # recall at 1 is the accuracy of one neighbour
+            yield figure(f"Recall at {k}", value, intervals, f"recall_at_{k}")
+    yield figure("R-precision", found.r_precision, intervals, "r_precision")
+    yield figure("MAP@R", found.map_at_r, intervals, "map_at_r")
+
+
+def identification_table(found: Identification, intervals: Intervals) -> Grid:
+    """Rank 1, and TPIR at each FPIR."""
+    rows = [figure("Rank 1", found.rank_1, intervals, "rank_1", about="at any score")]
+    for p in found.points:
+        name = f"TPIR at FPIR = {p.wanted:g}"
+        if p.supported:
+            note = f"threshold {p.threshold:.4f}"
+            rows.append(figure(name, p.tar, intervals, f"tpir_at_fpir_{p.wanted:g}", note=note))
+        else:
+            need = f"needs {1 / p.wanted:,.0f} probes of strangers, there are {found.unknown:,}"
+            rows.append((Cell(name), Cell("not measured", need)))
+    lead = f"{found.known:,} probes of people in the gallery, {found.unknown:,} of strangers."
+    return Grid("Open-set identification", HEAD, tuple(rows), lead)
+
+
+def svm_table(found: SvmAccuracy) -> Grid:
+    """The linear SVM."""
+    note = f"standard deviation over {found.folds} folds {found.deviation_sample:.4f}"
+    lead = (
+        f"{found.people:,} people; {found.people_left_out:,} with fewer than {found.folds} images left out."
+    )
+    row = (Cell("Accuracy of a linear SVM"), Cell(f"{found.mean:.4f}", note))
+    return Grid("Classification", HEAD, (row,), lead)
+
+
+def comparison_table(found: Comparison) -> Grid:
+    """Second model minus first."""
+    rows = []
+    for name, d in found.differences.items():
+        told = (
+            "the interval leaves out 0" if d.low > 0 or d.high < 0 else "not told apart: the interval holds 0"
+        )
+        rows.append((Cell(name), Cell(f"{d.value:+.4f}  [{d.low:+.4f}, {d.high:+.4f}]", told)))
+    lead = f"{found.name} minus this model, on the same pairs and queries, the same people drawn for both."
+    return Grid("Comparison", ("", "difference, 95 % interval"), tuple(rows), lead)
+
+
+def slice_table(found: Slicing) -> Grid:
+    """The groups of a column: FAR and TAR at the thresholds that give everybody together a FAR."""
+    wanted = [r.wanted for g in found.groups if g.rates for r in g.rates]
+    wanted = list(dict.fromkeys(wanted))
+    head = [found.column]
+    for far in wanted:
+        head += [f"TAR, overall FAR = {far:g}", f"FAR, overall FAR = {far:g}"]
+    gaps = [
+        f"Largest gap in {g.rate.upper()} at overall FAR = {g.wanted:g}: {g.difference.value:.4f} "
+        f"[{g.difference.low:.4f}, {g.difference.high:.4f}], {g.low_group} to {g.high_group}."
+        for g in found.gaps
+    ]
+    rows = tuple(group_row(group, wanted) for group in found.groups)
+    return Grid(f"By {found.column}", tuple(head), rows, " ".join(gaps))
+
+
+def group_row(group: Group, wanted: list[float]) -> Row:
+    """One group's row; a group that is too small says so."""
+    about = f"{group.n_people:,} people, {group.n_genuine:,} + {group.n_impostor:,} pairs"
+    if not group.rates:
+        said = Cell("not measured", group.too_small)
+        return Cell(group.name, about), said, *(Cell("") for _ in range(2 * len(wanted) - 1))
+    cells = [Cell(group.name, about)]
+    for rates in group.rates:
+        cells += [Cell(f"{r.value:.4f}", "", r.value, r.low, r.high) for r in (rates.tar, rates.far)]
+    return tuple(cells)
