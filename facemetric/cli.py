@@ -14,7 +14,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import facemetric
-from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig
+from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig, VisualizeConfig
 from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
@@ -52,6 +52,14 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.report.scorecard import run_evaluate
 
     run_evaluate(config)
+
+
+@app.command
+def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = VisualizeConfig()) -> None:
+    """Show embeddings of DATA: TensorBoard's projector with pictures, and t-SNE."""
+    from facemetric.report.visualize import run_visualize
+
+    run_visualize(config)
 
 
 @app.command

@@ -67,6 +67,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/finetune.py",
         "training/setup.py",
         "report/scorecard.py",
+        "report/visualize.py",
     }
 
 

@@ -13,7 +13,7 @@ from facemetric.config.making import (
     make_config,
     require,
 )
-from facemetric.config.scoring import EvalConfig
+from facemetric.config.scoring import EvalConfig, VisualizeConfig
 from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "FinetuneConfig",
     "PretrainConfig",
     "StageConfig",
+    "VisualizeConfig",
     "check_least",
     "check_stage",
     "config_command",

@@ -9,19 +9,18 @@ import numpy as np
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.neighbours import Queries, nearest
 from facemetric.evaluation.verification import HardPairs, unit_rows
-from facemetric.report.layout import PER_PERSON, choose_images, lay_out
+from facemetric.report.layout import choose_images, lay_out, most_of_one
 from facemetric.report.page import write_page
 from facemetric.report.page_curves import curve_of, thresholds_of
 from facemetric.report.page_records import Case, Curve, Gallery, Map, Origin, Page, Picture
 from facemetric.report.page_tables import figure_tables, slice_table
-from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri
+from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
 
 REPORT = "report.html"
 FAILURES = 24
-MAP_IMAGES = 1500  # t-SNE of so many takes about a second on two cores
-MAP_ROUNDS = 500
-CELL = 64  # pixels of a picture in the map's sprite: 1,500 of them are 1.5 MB of text
+MAP_IMAGES = 1000  # t-SNE of so many takes about a second of one core
+CELL = 64  # pixels of a picture in the map's sprite: 1,000 of them are 1.3 MB of text
 
 
 def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Path:
@@ -166,9 +165,9 @@ def best_of_own(found: Evaluation, row: int) -> tuple[int, float]:
 def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
     """The embeddings of some rows in the plane."""
     table = found.table
-    place = np.round(lay_out(table.embeddings[rows], seed=seed, rounds=MAP_ROUNDS), 4)
+    place = np.round(lay_out(table.embeddings[rows], seed=seed, quick=True), 4)
     people, person = np.unique(table.identities[rows], return_inverse=True)
-    sprite = pictures.sprite(rows.tolist(), CELL)
+    sprite = make_sprite(pictures.squares(rows.tolist(), CELL), len(rows), CELL)
     how = (
         "laid out by t\N{NON-BREAKING HYPHEN}SNE"
         if table.embeddings.shape[1] != 2
@@ -178,7 +177,7 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
     if len(rows) < len(table):
         lead += (
             f" Whole people were drawn from all {len(table):,} images with seed {seed}, those with two images "
-            f"and more first, {PER_PERSON} images of one at most."
+            f"and more first, {most_of_one(table.identities, MAP_IMAGES)} images of one at most."
         )
     if sprite is not None:
         lead += " A point shows its picture, and where the same person is."
@@ -190,7 +189,11 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
         tuple(table.name(row) for row in rows.tolist()),
         tuple(bad_neighbour(found, rows).tolist()),
         lead,
-        *((jpeg_uri(sprite[0], SPRITE_QUALITY), CELL, sprite[1]) if sprite is not None else ("", 0, 1)),
+        *(
+            (jpeg_uri(sprite.image, SPRITE_QUALITY), CELL, sprite.columns)
+            if sprite is not None
+            else ("", 0, 1)
+        ),
     )
 
 

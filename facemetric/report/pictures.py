@@ -1,11 +1,12 @@
-"""Small pictures of the images of a table: data URIs for a page, and sprites of many."""
+"""Small pictures of the images of a table: data URIs for a page, and sprites, which hold many in one."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -46,24 +47,32 @@ class Pictures:
             self._made[row] = "" if image is None else jpeg_uri(image, QUALITY)
         return self._made[row]
 
-    def sprite(self, rows: Sequence[int], cell: int) -> tuple[Image.Image, int] | None:
-        """One picture of all rows, line by line in squares of `cell` pixels, and its number of columns.
-
-        Square with room to spare at the end; an image that cannot be read leaves a grey square. None where
-        not one can be read."""
-        columns = math.ceil(math.sqrt(len(rows)))
-        sheet = Image.new("RGB", (columns * cell, math.ceil(len(rows) / columns) * cell), PAD)
-        seen = False
-        for i, row in enumerate(
-            tqdm(rows, desc="pictures", unit="image", delay=2, leave=False, disable=None)
-        ):
+    def squares(self, rows: Sequence[int], cell: int) -> Iterator[Image.Image | None]:
+        """The pictures of rows, each in a square of `cell` pixels; None for one that is not there."""
+        bar = tqdm(rows, desc="pictures", unit="image", delay=2, leave=False, disable=None)
+        for row in bar:
             image = self.image(int(row), cell)
-            if image is None:
-                continue
+            yield None if image is None else ImageOps.pad(image, (cell, cell), Image.Resampling.BILINEAR, PAD)
+
+
+class Sprite(NamedTuple):
+    """Many pictures in one, line by line in `columns` columns of `cell` pixels: a square, or a line short of it."""
+
+    image: Image.Image
+    cell: int
+    columns: int
+
+
+def make_sprite(squares: Iterable[Image.Image | None], count: int, cell: int) -> Sprite | None:
+    """`count` squares in one picture; one that is not there stays grey. None where not one is."""
+    columns = math.ceil(math.sqrt(count))
+    sheet = Image.new("RGB", (columns * cell, math.ceil(count / columns) * cell), PAD)
+    seen = False
+    for i, square in enumerate(squares):
+        if square is not None:
             seen = True
-            small = ImageOps.pad(image, (cell, cell), Image.Resampling.BILINEAR, color=PAD)
-            sheet.paste(small, (i % columns * cell, i // columns * cell))
-        return (sheet, columns) if seen else None
+            sheet.paste(square, (i % columns * cell, i // columns * cell))
+    return Sprite(sheet, cell, columns) if seen else None
 
 
 def jpeg_uri(image: Image.Image, quality: int) -> str:

@@ -19,6 +19,8 @@ from facemetric.evaluation.curves import Roc
 DPI = 144
 # Told apart by people who do not see red and green, and in print: Okabe and Ito's order, then line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS = ("o", "^", "s", "D")
+NAMED = 12  # people in the legend of a map
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -97,6 +99,35 @@ def draw_scores(
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("density")
     axes.legend(frameon=False)
+    return _save(figure, file)
+
+
+def draw_map(
+    file: str | Path, place: npt.ArrayLike, identities: npt.ArrayLike, *, title: str, axis: bool = True
+) -> Path:
+    """Images as points at `place` (N, 2); the NAMED identities of most images have a colour and a mark of
+    their own, all others are grey. `axis`: the places are numbers that mean something. Writes a png."""
+    place_N2, who_N = np.asarray(place, dtype=np.float64), np.asarray(identities)
+    if place_N2.shape != (len(who_N), 2) or not len(who_N):
+        raise DataError(f"places of shape {place_N2.shape} for {len(who_N)} identities; needed (images, 2)")
+    names, sizes = np.unique(who_N, return_counts=True)
+    first = np.argsort(-sizes, kind="stable")[:NAMED]
+    figure, axes = _figure()
+    figure.set_size_inches(8.5, 6.4)
+    rest = ~np.isin(who_N, names[first])
+    if rest.any():
+        label = f"{len(names) - len(first):,} others"
+        axes.plot(*place_N2[rest].T, ".", color="#bbbbbb", markersize=4, label=label)
+    for i, name in enumerate(names[first]):
+        mark = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i // len(COLOURS) % len(MARKS)]}
+        label = str(name).replace("$", r"\$")  # a name is no formula
+        axes.plot(*place_N2[who_N == name].T, linestyle="", markersize=4, label=label, **mark)
+    axes.set_title(title, fontsize=10)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(False)
+    if not axis:
+        axes.set_axis_off()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
     return _save(figure, file)
 
 

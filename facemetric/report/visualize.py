@@ -1,0 +1,148 @@
+"""What `facemetric visualize` does: embeddings for TensorBoard's projector, and pictures of them in the plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from facemetric.config import (
+    StageConfig,
+    VisualizeConfig,
+    check_least,
+    make_config,
+    require,
+)
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.loader import BadImageLog
+from facemetric.errors import ConfigError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.inference import embed_index
+from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.report.layout import choose_images, lay_out
+from facemetric.report.pictures import Pictures, make_sprite
+from facemetric.report.plots import draw_map
+from facemetric.report.projector import cell_size, joined, write_projector
+from facemetric.training.run import BAD_IMAGES
+from facemetric.training.setup import pick_device, pick_workers, read_split
+
+SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "leave_out", "merge", "seed")
+
+
+class Part(NamedTuple):
+    """Embeddings of some images: all that were given, or those of the training or the validation people."""
+
+    name: str
+    table: EmbeddingTable
+    images: ImageIndex | None
+
+
+def visualize(*positional: Any, **options: Any) -> Path:
+    """Show what weights make of images; the options are those of VisualizeConfig. Returns the folder.
+
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_visualize(make_config(VisualizeConfig, *positional, **options))
+
+
+def run_visualize(config: VisualizeConfig) -> Path:
+    """visualize, from a config."""
+    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
+    check_least(config, {"images": 2, "map_images": 2, "batch_size": 1, "seed": 0, "workers": -1})
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of a run before
+    parts = [given(config)] if config.embeddings else embed(config)
+    show_in_projector(config, parts)
+    for part in parts:
+        draw_part(config, part)
+    print(f"see them turn: tensorboard --logdir {config.out}")
+    return config.out
+
+
+def given(config: VisualizeConfig) -> Part:
+    """Embeddings from a file, with the images of `data` where there are some."""
+    assert config.embeddings is not None
+    table = EmbeddingTable.load(config.embeddings)
+    rows = choose_images(table.identities, config.images, config.seed)
+    say_share(len(rows), len(table), config.seed)
+    table = EmbeddingTable(table.embeddings[rows], table.identities[rows], table.paths[rows])
+    return Part("all", table, read_index(config.data) if config.data else None)
+
+
+def embed(config: VisualizeConfig) -> list[Part]:
+    """Embed the images that are shown of each part, and only those."""
+    find_weights(config.weights)  # before images are read
+    indexes = dict(read_parts(config))
+    embedder = load_weights(config.weights, pick_device(config.device))
+    log = BadImageLog(config.out / BAD_IMAGES, sum(map(len, indexes.values())), config.max_bad)
+    parts = []
+    for name, index in indexes.items():
+        rows = choose_images(index.identity, config.images // len(indexes), config.seed)
+        say_share(len(rows), len(index), config.seed, name)
+        shown = index.select(rows)
+        workers = pick_workers(config.workers)
+        embedded = embed_index(
+            embedder, shown, batch_size=config.batch_size, workers=workers, progress=f"embedding {name}"
+        )
+        for row, reason in embedded.bad:
+            log.add(shown.name(row), reason)
+        parts.append(Part(name, embedded.table, shown))
+    if len(log):
+        print(f"{len(log)} images cannot be read and are not shown: {log.path}")
+    return parts
+
+
+def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
+    """The images of DATA; without DATA those that the weights were trained on, and their validation images."""
+    if config.data:
+        yield "all", read_index(config.data)
+        return
+    origin = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
+    options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}
+    if not options.get("data"):
+        raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
+    split = read_split(make_config(StageConfig, **options))
+    if split.fingerprint != origin.get("data_fingerprint"):
+        print("the data has changed since the weights were trained on it")
+    yield "train", split.train
+    if split.val is not None:
+        yield "validation", split.val
+
+
+def say_share(shown: int, total: int, seed: int, name: str = "all") -> None:
+    """Say where not all images are shown."""
+    if shown < total:
+        print(
+            f"{name}: {shown:,} of {total:,} images are shown, people drawn with seed {seed} (--images shows more)"
+        )
+
+
+def show_in_projector(config: VisualizeConfig, parts: list[Part]) -> None:
+    """The projector's files, all parts in one."""
+    total = sum(len(part.table) for part in parts)
+    cell = cell_size(total)
+    squares = (
+        square
+        for part in parts
+        for square in Pictures(part.table, part.images).squares(range(len(part.table)), cell)
+    )
+    sprite = make_sprite(squares, total, cell)
+    names = [part.name for part in parts for _ in range(len(part.table))]
+    file = write_projector(config.out, joined([part.table for part in parts]), names, sprite)
+    print(f"{total:,} embeddings for TensorBoard's projector: {file}")
+
+
+def draw_part(config: VisualizeConfig, part: Part) -> None:
+    """The part in the plane as a png: t-SNE, or the embeddings themselves where they are two numbers."""
+    rows = choose_images(part.table.identities, config.map_images, config.seed)
+    emb = part.table.embeddings[rows]
+    plain = emb.shape[1] == 2
+    place = emb if plain else lay_out(emb, seed=config.seed)
+    name = f"{'scatter' if plain else 'tsne'}{'' if part.name == 'all' else '_' + part.name}.png"
+    people = len(np.unique(part.table.identities[rows]))
+    title = f"{len(rows):,} images of {people:,} identities"
+    title += "" if part.name == "all" else f", {part.name}"
+    title += "" if plain else f"; t-SNE, seed {config.seed}"
+    file = draw_map(config.out / name, place, part.table.identities[rows], title=title, axis=plain)
+    print(f"picture of them: {file}")
