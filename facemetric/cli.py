@@ -19,7 +19,7 @@ from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
     name="facemetric",
-    help="Identity embeddings from folders of images: pretrain, finetune, eval.\n\n"
+    help="Identity embeddings from folders of images: pretrain, finetune, eval, visualize.\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=facemetric.__version__,

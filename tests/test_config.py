@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,9 @@ from facemetric.config import (
     EvalConfig,
     FinetuneConfig,
     PretrainConfig,
+    VisualizeConfig,
     check_stage,
+    config_command,
     config_dict,
     config_toml,
     make_config,
@@ -28,12 +31,14 @@ KINDS: dict[str, Any] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "eval": EvalConfig,
+    "visualize": VisualizeConfig,
     "demo": DemoConfig,
 }
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.run_pretrain",
     "finetune": "facemetric.training.finetune.run_finetune",
     "eval": "facemetric.report.scorecard.run_evaluate",
+    "visualize": "facemetric.report.visualize.run_visualize",
     "demo": "facemetric.demo.run_demo",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
@@ -87,6 +92,19 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "name"), OPTIONS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_command_of_a_config_makes_it_again(name: str, caught: Callable[[str], list[Any]]) -> None:
+    kind = KINDS[name]
+    changed = {field.name: another(kind, field.name) for field in fields(kind) if field.name != "_"}
+    config = make_config(kind, **changed)
+    found = caught(name)
+    command = shlex.split(config_command(name, config).replace("\\\n", ""))
+    assert command[:2] == ["facemetric", name]
+    run(*command[1:])
+    assert found == [config]
+    assert config_command(name, kind()) == f"facemetric {name}"
+
+
 def test_flag_toml_key_and_python_argument_are_one(
     caught: Callable[[str], list[Any]], tmp_path: Path, command: str, name: str
 ) -> None:

@@ -30,7 +30,7 @@ SECTIONS = (
     ("mistakes", "Hardest pairs", "mistakes"),
     ("retrieval", "Retrieval", "failures"),
     ("slices", "Slices", "slices"),
-    ("clusters", "Clusters", "clusters"),
+    ("clusters", "Clusters", "cluster_figures"),
     ("map", "Map", "map"),
     ("origin", "Origin", "origin"),
 )

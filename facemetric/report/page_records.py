@@ -51,7 +51,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cases to look at. `kind` is genuine, impostor or plain: at the chosen threshold, which are mistakes."""
+    """Cases to look at. `kind`: genuine and impostor pairs are marked as mistakes at the chosen threshold; strips
+    are rows of many small pictures; plain ones are neither."""
 
     title: str
     lead: str

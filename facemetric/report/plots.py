@@ -114,13 +114,15 @@ def draw_map(
     first = np.argsort(-sizes, kind="stable")[:NAMED]
     figure, axes = _figure()
     figure.set_size_inches(8.5, 6.4)
+    figure.subplots_adjust(left=0.06, right=0.72, bottom=0.06, top=0.94)
     rest = ~np.isin(who_N, names[first])
     if rest.any():
         label = f"{len(names) - len(first):,} others"
         axes.plot(*place_N2[rest].T, ".", color="#bbbbbb", markersize=4, label=label)
     for i, name in enumerate(names[first]):
         mark = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i // len(COLOURS) % len(MARKS)]}
-        label = str(name).replace("$", r"\$")  # a name is no formula
+        label = str(name)[:28]
+        label = label.replace("$", r"\$")  # a name is no formula
         axes.plot(*place_N2[who_N == name].T, linestyle="", markersize=4, label=label, **mark)
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")
@@ -151,7 +153,9 @@ def _line(i: int) -> dict[str, Any]:
 
 def _figure() -> tuple[Figure, Any]:
     # No pyplot: its global state would touch the caller's figures and backend.
-    figure = Figure(figsize=(6.4, 4.8), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), dpi=DPI)
+    # Not a layout engine: it draws everything twice to find these margins.
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.12, top=0.97)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(True, which="both", alpha=0.2)

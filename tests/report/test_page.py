@@ -123,7 +123,7 @@ def test_what_was_not_measured_is_absent() -> None:
         "mistakes": {"mistakes": whole.mistakes},
         "retrieval": {"failures": whole.failures},
         "slices": {"slices": whole.slices},
-        "clusters": {"clusters": whole.clusters},
+        "clusters": {"cluster_figures": whole.cluster_figures, "clusters": whole.clusters},
         "map": {"map": whole.map},
     }
 
