@@ -1,6 +1,6 @@
 """facemetric: from a folder of faces to a verified identity embedding.
 
-from facemetric import pretrain, finetune, evaluate, load_embedder
+from facemetric import pretrain, finetune, evaluate, visualize, load_embedder
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "finetune", "load_embedder", "pretrain"]
+__all__ = ["evaluate", "finetune", "load_embedder", "pretrain", "visualize"]
 
 if TYPE_CHECKING:
     from facemetric.model.weights import load_weights as load_embedder
     from facemetric.report.scorecard import evaluate
+    from facemetric.report.visualize import visualize
     from facemetric.training.finetune import finetune
     from facemetric.training.pretrain import pretrain
 
@@ -25,6 +26,8 @@ def __getattr__(name: str) -> Any:
         from facemetric.training.finetune import finetune as found  # type: ignore[assignment]
     elif name == "evaluate":
         from facemetric.report.scorecard import evaluate as found  # type: ignore[assignment]
+    elif name == "visualize":
+        from facemetric.report.visualize import visualize as found  # type: ignore[assignment]
     elif name == "load_embedder":
         from facemetric.model.weights import load_weights as found  # type: ignore[assignment]
     else:

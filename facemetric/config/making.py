@@ -65,16 +65,18 @@ def config_toml(config: Any) -> str:
 
 def config_command(name: str, config: Any) -> str:
     """The shell command with the options that differ from their defaults, one a line."""
-    usual = config_dict(type(config)())
+    usual, hints = config_dict(type(config)()), get_type_hints(type(config))
     lines = [f"facemetric {name}"]
     for option, value in config_dict(config).items():
-        flag = option.replace("_", "-")
+        flag = f"--{option.replace('_', '-')}"
         if value == usual.get(option):
             continue
         if isinstance(value, bool):
-            lines.append(f"--{flag}" if value else f"--no-{flag}")
+            lines.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, list) and Ellipsis in get_args(hints[option]):
+            lines += [shlex.join([flag, str(part)]) for part in value]
         else:
-            lines.append(shlex.join([f"--{flag}", *map(str, value if isinstance(value, list) else [value])]))
+            lines.append(shlex.join([flag, *map(str, value if isinstance(value, list) else [value])]))
     return " \\\n    ".join(lines)
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemetric import evaluate, pretrain
+from facemetric import evaluate, pretrain, visualize
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.report.visualize import visualize
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
