@@ -22,9 +22,9 @@ class SoftmaxHead(nn.Linear):
         nn.init.normal_(self.weight, std=0.01)
         nn.init.zeros_(self.bias)
 
-    def forward(self, emb_BD: Tensor, label_B: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """Logits (B, C). The labels and the margin's strength of the other heads change nothing here."""
-        return super().forward(emb_BD)
+    def with_margin(self, logit_BC: Tensor, label_B: Tensor, strength: float = 1.0) -> Tensor:
+        """The logits as they are: this head has no margin."""
+        return logit_BC
 
 
 class MarginHead(nn.Module):
@@ -39,19 +39,22 @@ class MarginHead(nn.Module):
         """The cosine (B,) of each image with its own identity, after the margin."""
         raise AssertionError("a MarginHead is an ArcFaceHead or a CosFaceHead")
 
-    def forward(self, emb_BD: Tensor, label_B: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """Logits (B, C) in [-scale * (1 + margin), scale]; without labels there is no margin (validation).
-
-        `strength` 0..1 scales the margin, so that training can start without it."""
+    def forward(self, emb_BD: Tensor) -> Tensor:
+        """Logits (B, C) in [-scale, scale], without the margin: what is compared to tell who it is."""
         with torch.autocast(emb_BD.device.type, enabled=False):  # float16 cosines cost accuracy
             emb_BD = functional.normalize(emb_BD.float(), dim=1)
-            cosine_BC = functional.linear(emb_BD, functional.normalize(self.weight.float(), dim=1))
-            if label_B is not None and strength > 0 and self.margin > 0:
-                column_B1 = label_B[:, None]
-                own_B = cosine_BC.gather(1, column_B1)[:, 0]
-                own_B = self.harder(own_B, self.margin * strength)
-                cosine_BC = cosine_BC.scatter(1, column_B1, own_B[:, None])
-            return self.scale * cosine_BC
+            return self.scale * functional.linear(emb_BD, functional.normalize(self.weight.float(), dim=1))
+
+    def with_margin(self, logit_BC: Tensor, label_B: Tensor, strength: float = 1.0) -> Tensor:
+        """The logits for the loss, in [-scale * (1 + margin), scale].
+
+        `strength` 0..1 scales the margin, so that training can start without it."""
+        if strength == 0 or self.margin == 0:
+            return logit_BC
+        with torch.autocast(logit_BC.device.type, enabled=False):
+            column_B1 = label_B[:, None]
+            own_B = self.harder(logit_BC.gather(1, column_B1)[:, 0] / self.scale, self.margin * strength)
+            return logit_BC.scatter(1, column_B1, self.scale * own_B[:, None])
 
 
 class ArcFaceHead(MarginHead):
@@ -72,10 +75,11 @@ class CosFaceHead(MarginHead):
         return cosine_B - margin
 
 
+Head = SoftmaxHead | MarginHead
 HEADS = {"softmax": SoftmaxHead, "arcface": ArcFaceHead, "cosface": CosFaceHead}
 
 
-def make_head(kind: str, embedding_size: int, identities: int, *, scale: float, margin: float) -> nn.Module:
+def make_head(kind: str, embedding_size: int, identities: int, *, scale: float, margin: float) -> Head:
     """The head of a name in HEADS for so many identities. Raises ConfigError for another name."""
     if kind not in HEADS:
         raise ConfigError(f"unknown head {kind!r}{did_you_mean(kind, HEADS)}")

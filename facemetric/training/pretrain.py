@@ -22,7 +22,7 @@ from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.inference import embed_index, images_of
 from facemetric.model.embedder import Embedder, build_embedder, check_backbone
-from facemetric.model.heads import MarginHead, make_head
+from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -62,13 +62,13 @@ class Trained(NamedTuple):
 class Classifier(nn.Module):
     """An embedder and the head that it learns with."""
 
-    def __init__(self, embedder: Embedder, head: nn.Module) -> None:
+    def __init__(self, embedder: Embedder, head: Head) -> None:
         super().__init__()
         self.embedder, self.head = embedder, head
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, strength: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, C)."""
-        return self.head(self.embedder.project(self.embedder.features(images)), labels, strength)
+        return self.head(self.embedder.project(self.embedder.features(images)))
 
 
 def pretrain(*positional: Any, **options: Any) -> Trained:
@@ -191,7 +191,7 @@ class Classification:
             scale=config.scale,
             margin=config.margin,
         )
-        if config.weights and isinstance(head, MarginHead):
+        if config.weights and isinstance(head, MarginHead) and not config.resume:
             rows = split.train.select(~held)
             mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
             with torch.no_grad():
@@ -234,7 +234,7 @@ class Classification:
         self.model.train()
 
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
-        """Cross-entropy of a batch and its accuracy."""
+        """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
@@ -243,8 +243,9 @@ class Classification:
             images = self.erase(images)
         labels = batch.labels.to(self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        logits = self.model(images, labels, strength).float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        logits = self.model(images).float()
+        harder = self.model.head.with_margin(logits, labels, strength)
+        loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
         share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
         backward(loss * share)
         right = (logits.detach().argmax(1) == labels).float().mean()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from facemetric import cli, load_embedder, pretrain
 from facemetric.cli import read_toml
@@ -248,6 +249,14 @@ def test_a_margin_grows_over_the_first_third(
     losses = [task.step(batch, progress, lambda loss: None)["loss"] for progress in (0.0, 1 / 6, 1 / 3, 1.0)]
     assert losses[0] < losses[1] < losses[2]
     assert losses[3] == pytest.approx(losses[2], rel=0.05)
+
+
+def test_accuracy_is_without_the_margin(faces: Path, tmp_path: Path) -> None:
+    """A margin makes the own identity's logit the smallest of all here, and that is no mistake of the network."""
+    task = task_of(faces, tmp_path / "run", head="cosface", margin=2.0, batch_size=8)
+    batch = next(task.batches(0, 0))
+    task.model.head.forward = lambda emb: functional.one_hot(batch.labels, 14).float()  # type: ignore[method-assign]
+    assert task.step(batch, 1.0, lambda loss: None)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
