@@ -28,15 +28,22 @@ from facemetric.model.embedder import Embedder, build_backbone
 FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
-SHIPPED = Path(facemetric.__file__).parent.parent / "weights"
+PACKAGE = Path(facemetric.__file__).parent
+SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
 def save_weights(
-    folder: Path, embedder: Embedder, *, provenance: dict[str, Any], metrics: dict[str, Any]
+    folder: Path,
+    embedder: Embedder,
+    *,
+    provenance: dict[str, Any],
+    metrics: dict[str, Any],
+    half: bool = False,
 ) -> None:
     """Write the embedder as a weights folder; the folder appears whole or not at all.
 
-    `provenance` says where the weights come from (data, commit, versions, seed), `metrics` how good they are."""
+    `provenance` says where the weights come from (data, commit, versions, seed), `metrics` how good they are.
+    `half` stores matrices and filters in float16, at half the size; batch norms and biases stay float32."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(folder.name + ".new")
@@ -48,6 +55,8 @@ def save_weights(
     }
     for name, value in embedder.folded_projection().state_dict().items():
         tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    if half:
+        tensors = {name: value.half() if value.ndim > 1 else value for name, value in tensors.items()}
     try:
         with writing(folder):
             # Not save_file: a full disk would be an error of its own kind there.
@@ -132,14 +141,23 @@ def find_weights(name: str | Path) -> Path:
             "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
         )
     path = Path(name)
-    for folder in (path, path / BEST, path / (BEST + ".old"), SHIPPED / str(name)):
+    shipped = {folder.name: folder for folder in shipped_weights()}
+    for folder in (path, path / BEST, path / (BEST + ".old"), shipped.get(str(name), path)):
         if (folder / CONFIG).is_file():
             return folder
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
-    shipped = sorted(folder.parent.name for folder in SHIPPED.glob(f"*/{CONFIG}"))
     hint = did_you_mean(str(name), shipped) if shipped else ""
     raise WeightsError(f"no weights at {str(name)!r}, and none are shipped under that name{hint}")
+
+
+def shipped_weights() -> list[Path]:
+    """Folders of the weights that come with facemetric, by name; each once."""
+    found: dict[str, Path] = {}
+    for root in SHIPPED:
+        for config in root.glob(f"*/{CONFIG}"):
+            found.setdefault(config.parent.name, config.parent)
+    return [found[name] for name in sorted(found)]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import WeightsError
+from facemetric.model import weights
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.weights import find_weights, load_weights, save_weights
+from facemetric.model.weights import find_weights, load_weights, save_weights, shipped_weights
 
 PRE = Preprocess(size=(32, 32), crop=(0.1, 0.2, 0.1, 0.0))
 
@@ -65,6 +67,31 @@ def test_plain_timm_opens_the_backbone(arch: str, size: int, tmp_path: Path) -> 
 def test_a_run_folder_stands_for_its_best_weights(folder: Path) -> None:
     folder.rename(folder.with_name("best"))
     assert find_weights(folder.parent) == folder.parent / "best"
+
+
+def test_half_the_size(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
+    save_weights(tmp_path / "half", embedder, provenance={}, metrics={}, half=True)
+    sizes = [(each / "model.safetensors").stat().st_size for each in (folder, tmp_path / "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    images = torch.randn(4, 3, 32, 32)
+    loaded = load_weights(tmp_path / "half")
+    assert all(value.dtype == torch.float32 for value in loaded.parameters())
+    assert functional.cosine_similarity(loaded(images), embedder(images)).min() > 0.9999
+    plain = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True).eval()
+    torch.testing.assert_close(functional.normalize(plain(images), dim=1), loaded(images))
+
+
+def test_shipped_weights_are_found_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = (tmp_path / "checkout", tmp_path / "wheel")
+    monkeypatch.setattr(weights, "SHIPPED", roots)
+    for root, name in ((roots[0], "faces-b"), (roots[1], "faces-a"), (roots[1], "faces-b")):
+        shutil.copytree(folder, root / name)
+    assert shipped_weights() == [roots[1] / "faces-a", roots[0] / "faces-b"]  # a checkout goes first
+    assert find_weights("faces-a") == roots[1] / "faces-a"
+    with pytest.raises(WeightsError, match="did you mean 'faces-b'"):
+        find_weights("face-b")
 
 
 def test_weights_cut_short(folder: Path) -> None:
