@@ -70,6 +70,14 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
     run_demo(config)
 
 
+@app.command
+def weights() -> None:
+    """List the weights that come with facemetric: size, speed and accuracy; use one with --weights NAME."""
+    from facemetric.report.catalog import list_weights
+
+    list_weights()
+
+
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
     before, threading.excepthook = threading.excepthook, of_a_thread
