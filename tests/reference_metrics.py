@@ -109,3 +109,23 @@ def retrieval(queries, query_labels, gallery, gallery_labels, knn, recall, own=N
         mean_precision / n,
         n,
     )
+
+
+def person_counts(score, same, persons, thresholds):
+    """Accepted genuine and impostor pairs of each person at each threshold, and the sum over pairs of persons of
+    (accepted - FAR x pairs) ** 2, pair by pair. `persons`: both of each pair."""
+    people = sorted(set(persons[0]) | set(persons[1]))
+    genuine, impostor = (np.zeros((len(people), len(thresholds)), int) for _ in range(2))
+    totals = np.zeros((2, len(people)), int)
+    by_two: dict = {}
+    for s, y, a, b in zip(score, same, *persons, strict=True):
+        hit = np.array([s >= t for t in thresholds])
+        for person in {a, b}:
+            (genuine if y else impostor)[people.index(person)] += hit
+            totals[0 if y else 1, people.index(person)] += 1
+        if not y:
+            accepted, pairs = by_two.get(frozenset((a, b)), (0, 0))
+            by_two[frozenset((a, b))] = (accepted + hit, pairs + 1)
+    far = impostor.sum(0) / totals[1].sum()
+    alone = sum((accepted - far * pairs) ** 2 for accepted, pairs in by_two.values())
+    return genuine, totals[0], impostor, totals[1], alone

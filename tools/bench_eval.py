@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from facemetric.evaluation.allpairs import verify_all_pairs
-from facemetric.evaluation.intervals import verification_intervals
+from facemetric.evaluation.allpairs_intervals import all_pairs_intervals
+from facemetric.evaluation.intervals import tar_name, verification_intervals
 from facemetric.evaluation.neighbours import nearest
-from facemetric.evaluation.verification import verify_pairs
+from facemetric.evaluation.verification import Verification, verify_pairs
 from facemetric.mining.tiles import product_tiles
 
 D = 128
@@ -110,27 +111,59 @@ def bench_neighbours() -> None:
     print(f"5 nearest of 20,000 for 5,000: {ours:.2f} s, faiss {theirs:.2f} s, {ours / theirs:.2f} x")
 
 
-def bench_coverage(draws: int) -> None:
-    """How often the 95 % interval of a drawn sample holds the figure of the whole population."""
+def population(people: int) -> np.ndarray:
+    """Unit embeddings (people, 4 images, 24) of people of whom some are alike and some are hard."""
     rng = np.random.default_rng(0)
-    people = rng.normal(size=(20_000, 1, 24))
-    people[:, :, :3] += 0.6 * rng.normal(size=(20_000, 1, 1))  # some are alike
-    noise = 1.15 * np.exp(0.3 * rng.normal(size=(20_000, 1, 1)))  # some are hard
-    emb = people + noise * rng.normal(size=(20_000, 4, 24))
-    emb /= np.linalg.norm(emb, axis=2, keepdims=True)
+    centre = rng.normal(size=(people, 1, 24))
+    centre[:, :, :3] += 0.6 * rng.normal(size=(people, 1, 1))
+    noise = 1.15 * np.exp(0.3 * rng.normal(size=(people, 1, 1)))
+    emb = (centre + noise * rng.normal(size=(people, 4, 24))).astype(np.float32)
+    return emb / np.linalg.norm(emb, axis=2, keepdims=True)
+
+
+def figures_of(found: Verification) -> dict[str, float]:
+    return {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in found.points}
+
+
+def bench_coverage(draws: int) -> None:
+    """How often the 95 % interval of a drawn sample of people holds the figure of the whole population."""
+    emb = population(20_000)
     fars = (0.1, 0.01)
-    whole = verify_pairs(*_pairs(emb, 1_000_000, rng)[:2], fars=fars)
-    truth = {"auc": whole.auc, "eer": whole.eer, **{f"tar_at_far_{f:g}": whole.tar(f) for f in fars}}
+    truth = figures_of(verify_pairs(*_pairs(emb, 1_000_000, np.random.default_rng(1))[:2], fars=fars))
     for persons, each in ((400, 1000), (3000, 1000)):
         hits = dict.fromkeys(truth, 0)
         for draw in range(draws):
+            rng = np.random.default_rng(draw)
             sample = emb[rng.choice(len(emb), persons, replace=False)]
             score, same, who = _pairs(sample, each, rng)
             found = verification_intervals(score, same, who, fars=fars, draws=500, seed=draw).figures
             for name, value in truth.items():
                 hits[name] += found[name].low <= value <= found[name].high
-        shares = ", ".join(f"{name} {n / draws:.3f}" for name, n in hits.items())
-        print(f"coverage of 95 %, {persons} people, {2 * each:,} pairs, {draws} samples: {shares}")
+        _print_coverage(f"{persons} people, {2 * each:,} listed pairs", hits, draws)
+
+
+def bench_coverage_all_pairs(draws: int) -> None:
+    """The same for all pairs of a sample: one to four images of each person."""
+    emb = population(20_000)
+    fars = (0.1, 0.01, 1e-3, 1e-4)
+    who = np.arange(20_000)
+    images = 1 + who % 4
+    taken = np.arange(4) < images[:, None]
+    truth = figures_of(verify_all_pairs(emb[taken], np.repeat(who, images), fars=fars))
+    hits = dict.fromkeys(truth, 0)
+    for draw in range(draws):
+        people = np.random.default_rng(draw).choice(20_000, 400, replace=False)
+        sample, labels = emb[people][taken[people]], np.repeat(people, images[people])
+        verified = verify_all_pairs(sample, labels, fars=fars)
+        found = all_pairs_intervals(sample, labels, verified, draws=500, seed=draw).figures
+        for name, value in truth.items():
+            hits[name] += found[name].low <= value <= found[name].high
+    _print_coverage("400 people, about 1,000 images, all pairs", hits, draws)
+
+
+def _print_coverage(what: str, hits: dict[str, int], draws: int) -> None:
+    shares = ", ".join(f"{name} {n / draws:.3f}" for name, n in hits.items())
+    print(f"coverage of 95 %, {what}, {draws} samples: {shares}", flush=True)
 
 
 def _pairs(
@@ -158,6 +191,7 @@ def main() -> None:
     bench_neighbours()
     bench_listed()
     if options.coverage:
+        bench_coverage_all_pairs(options.coverage)
         bench_coverage(options.coverage)
 
 

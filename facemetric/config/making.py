@@ -28,14 +28,19 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
         nearest = did_you_mean(str(value), map(str, choices))
         require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
-    if isinstance(values.get("data"), (str, Path)):
-        values["data"] = (values["data"],)
-    if "data" in values:
-        values["data"] = tuple(str(source) for source in values["data"])
+    for name in ("data", "gallery"):
+        if name in values:
+            given = values[name]
+            several = (given,) if isinstance(given, (str, Path)) else given
+            values[name] = tuple(str(source) for source in several)
+    if "fars" in values:
+        given = values["fars"]
+        values["fars"] = (float(given),) if isinstance(given, (int, float)) else tuple(map(float, given))
     if isinstance(values.get("crop"), list):
         values["crop"] = tuple(values["crop"])
-    if isinstance(values.get("weights"), Path):
-        values["weights"] = str(values["weights"])
+    for name in ("weights", "compare"):
+        if isinstance(values.get(name), Path):
+            values[name] = str(values[name])
     for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
         if isinstance(values.get(name), str):
             values[name] = Path(values[name])

@@ -8,19 +8,29 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Verification of listed pairs, and nearest neighbours of a folder."""
+    """Verification of listed or of all pairs, nearest neighbours, identification; of one model or two."""
 
     weights: str = ""
     """What to evaluate: a weights folder, a run folder or a shipped name."""
     _: KW_ONLY
     pairs: Path | None = None
-    """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt or the two-line CPLFW form."""
+    """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt, the two-line CPLFW form, or InsightFace .bin."""
+    all_pairs: bool = False
+    """Verification of every pair of the images of `data`, in place of listed pairs."""
     data: tuple[str, ...] = ()
     """Images that the pairs name, as for pretrain; also scored by nearest neighbours."""
+    gallery: tuple[str, ...] = ()
+    """Images of known people, as `data`, among whom the images of `data` are looked for; or one .npz of theirs."""
     embeddings: Path | None = None
-    """Embeddings to score in place of weights: .npz with embeddings, identities and paths."""
+    """Embeddings in place of weights: .npz or .parquet with embeddings, identities and paths."""
+    compare: str = ""
+    """A second model on the same images: weights, or embeddings as .npz or .parquet."""
+    fars: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    """False accept rates at which the true accept rate is given; those that need more pairs are said."""
+    svm: bool = False
+    """Also a linear SVM on the embeddings, in stratified folds: minutes where there are many people."""
     out: Path = Path("runs/eval")
-    """Folder for metrics.json, report.html, roc.csv, roc.png and embeddings.npz."""
+    """Folder for metrics.json, report.html, embeddings.npz, the curve and its pictures."""
     report: bool = True
     """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
     flip: bool = False
@@ -32,7 +42,7 @@ class EvalConfig:
     batch_size: int = 256
     """Images embedded at once."""
     seed: int = 0
-    """Seed of the folds where the pairs do not name theirs."""
+    """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = -1

@@ -2,7 +2,7 @@
 
 An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any
 order. A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the
-columns `path,identity` (paths below the csv's folder), a plain `.tar` whose members are
+columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members are
 `identity/image.jpg`, or a folder of such tars. Identities of a named source are prefixed with `NAME/`; where
 several sources are given, an unnamed one is prefixed with its file's stem, so that `001` in two sources
 stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their identities.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facemetric.data.sources import Source, parse_source, prefixes, scan, scan_files
-from facemetric.data.store import EXAMPLES, Location, Rows, Store
+from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store
 from facemetric.errors import DataError, did_you_mean
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "index_files", "parse_source", "read_index"]
@@ -99,13 +99,18 @@ class ImageIndex:
         """(N,) int64: bytes of each image."""
         return self._store.size[self._rows]
 
+    def groups(self) -> dict[str, np.ndarray]:
+        """Columns of a csv beside path and identity (age, camera, ...): str (N,) by name, "" where unknown."""
+        return {name: texts[codes[self._rows]] for name, (texts, codes) in self._store.groups.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes held by the columns and names, without the identities' own names."""
         store = self._store
         columns = (store.file, store.folder, store.offset, store.size, store.mtime, self._rows, self.identity)
         packed = sum(len(p.data) + p.bounds.nbytes for p in (store.leaves, store.folders))
-        return packed + sum(column.nbytes for column in columns)
+        groups = sum(codes.nbytes for _, codes in store.groups.values())
+        return packed + groups + sum(column.nbytes for column in columns)
 
     def select(self, rows: np.ndarray) -> ImageIndex:
         """The images of a boolean mask (N,) or of row numbers, in that order.
@@ -208,7 +213,9 @@ def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageInde
     DataError that names those that do not exist.
     """
     rows = Rows()
-    scan_files(rows, str(root) or ".", [(os.fspath(path), os.path.dirname(path) or ".") for path in paths])
+    scan_files(
+        rows, str(root) or ".", [(os.fspath(path), os.path.dirname(path) or ".", {}) for path in paths]
+    )
     return _in_order(rows)
 
 
@@ -235,6 +242,11 @@ def _in_order(rows: Rows) -> ImageIndex:
     index.notes = tuple(
         f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > EXAMPLES else ''}"
         for why, count in rows.ignored_counts.items()
+    )
+    index.notes += tuple(
+        f"column {name!r} has over {MOST_VALUES:,} values: it is no group"
+        for name, column in rows.groups.items()
+        if column.many
     )
     index.ignored = sum(rows.ignored_counts.values())
     return index

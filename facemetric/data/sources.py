@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,19 +216,24 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
 
 
 def scan_files(
-    rows: Rows, root: str, listed: Iterable[tuple[str, str]], *, prefix: str = "", said: str = "the list"
+    rows: Rows,
+    root: str,
+    listed: Iterable[tuple[str, str, Mapping[str, str]]],
+    *,
+    prefix: str = "",
+    said: str = "the list",
 ) -> None:
-    """Adds files by (path below root, identity). DataError that names those that do not exist."""
+    """Adds files by (path below root, identity, groups). DataError that names those that do not exist."""
     rows.files.append(SourceFile(root, False, prefix, 0, 0))
     missing: list[str] = []
-    for image, identity in listed:
+    for image, identity, groups in listed:
         try:
             state = os.stat(os.path.join(root, image))
         except (OSError, ValueError):
             missing.append(image)
             continue
         if stat.S_ISREG(state.st_mode):
-            rows.add(identity, image, 0, state.st_size, state.st_mtime_ns)
+            rows.add(identity, image, 0, state.st_size, state.st_mtime_ns, groups)
         else:
             missing.append(image)
     if missing:
@@ -238,8 +243,10 @@ def scan_files(
         )
 
 
-def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str]]:
-    """(path, identity) of each line; other columns are passed over. With `loose` the identity may be empty."""
+def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(path, identity, groups) of each line: every other column that has a name is a group.
+
+    With `loose` the identity may be empty."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -247,6 +254,7 @@ def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str]]:
             places = [_column(path, header, "path")]
             if not loose or "identity" in header:
                 places.append(_column(path, header, "identity"))
+            others = [(i, name) for i, name in enumerate(header) if name and i not in places]
             for cells in reader:
                 if not cells:
                     continue
@@ -256,7 +264,7 @@ def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str]]:
                     raise DataError(
                         f"{path} line {reader.line_num}: an empty {empty}; both columns need a value"
                     )
-                yield image, identity
+                yield image, identity, {name: cells[i].strip() for i, name in others if i < len(cells)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: is no UTF-8 csv ({error}); write it with the columns path,identity"

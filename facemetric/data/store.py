@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 OPEN_FILES = 64  # tars kept open at once
 TICK = 4096  # images between two steps of the progress bar
+MOST_VALUES = 1000  # of a group's column
 EXAMPLES = 5  # of what is passed over, named
 
 
@@ -46,6 +48,25 @@ class Packed:
 
 
 @dataclass
+class Column:
+    """Texts of rows, few different ones; a row that has none has ""."""
+
+    values: dict[str, int] = field(default_factory=lambda: {"": 0})
+    codes: array = field(default_factory=lambda: array("i"))
+
+    @property
+    def many(self) -> bool:
+        """Whether it has too many values to be a group: file names, boxes."""
+        return len(self.values) > MOST_VALUES
+
+    def set(self, row: int, text: str) -> None:
+        if self.many:
+            return
+        self.codes.extend([0] * (row + 1 - len(self.codes)))
+        self.codes[row] = self.values.setdefault(text, len(self.values))
+
+
+@dataclass
 class Rows:
     """Rows as they are found, in growing machine arrays."""
 
@@ -58,6 +79,7 @@ class Rows:
     offset: array = field(default_factory=lambda: array("q"))
     size: array = field(default_factory=lambda: array("q"))
     mtime: array = field(default_factory=lambda: array("q"))
+    groups: dict[str, Column] = field(default_factory=dict)  # columns of a csv beside path and identity
     leaf: bytearray = field(default_factory=bytearray)
     leaf_end: array = field(default_factory=lambda: array("q"))
     ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
@@ -66,8 +88,16 @@ class Rows:
         default_factory=lambda: tqdm(desc="reading the index", unit=" images", delay=2, leave=False)
     )
 
-    def add(self, identity: str, path: str, offset: int, size: int, mtime: int) -> None:
-        """An image of the last file of `files`; `path` is below its root."""
+    def add(
+        self,
+        identity: str,
+        path: str,
+        offset: int,
+        size: int,
+        mtime: int,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        """An image of the last file of `files`; `path` is below its root, `groups` its group in each column."""
         prefix = self.files[-1].prefix
         head, _, tail = path.rpartition("/")
         folder = (prefix + head) if head else prefix[:-1]
@@ -80,6 +110,8 @@ class Rows:
         self.mtime.append(mtime)
         self.leaf += leaf.encode("utf-8", "surrogateescape")
         self.leaf_end.append(len(self.leaf))
+        for name, text in (groups or {}).items():
+            self.groups.setdefault(name, Column()).set(len(self.identity) - 1, text)
         if len(self.leaf_end) % TICK == 0:
             self.bar.update(TICK)
 
@@ -103,7 +135,14 @@ class Store:
         self.leaves = Packed(bytes(rows.leaf), np.array(rows.leaf_end, np.int64))
         folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
         self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
+        self.groups = {name: self._column(column) for name, column in rows.groups.items() if not column.many}
         self._open: dict[int, int] = {}
+
+    def _column(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
+        """Different texts, and which of them each row has (N,)."""
+        codes = np.zeros(len(self.file), np.int32)
+        codes[: len(column.codes)] = column.codes
+        return np.array(list(column.values), dtype=np.str_), codes
 
     def name(self, row: int) -> str:
         folder = self.folders[self.folder[row]]

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 
 KEYS = ("embeddings", "identities", "paths")
+GROUP = "group_"  # columns of this beginning are groups, such as group_age
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class EmbeddingTable:
     """N embeddings with the person and the image of each.
 
     `embeddings` float32 (N, D), finite, of any length (cosine is taken of them); `identities` and
-    `paths` str (N,). Raises DataError where shapes differ, a number is not finite, a row is all zero or
+    `paths` str (N,); `groups` (age, camera, ...): str (N,) by the column's name, "" where
+    unknown. Raises DataError where shapes differ, a number is not finite, a row is all zero or
     there are no rows.
     """
 
     embeddings: npt.NDArray[np.float32]
     identities: npt.NDArray[np.str_]
     paths: npt.NDArray[np.str_]
+    groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         emb = np.asarray(self.embeddings)
@@ -39,16 +42,9 @@ class EmbeddingTable:
         emb = np.ascontiguousarray(emb, dtype=np.float32)
         object.__setattr__(self, "embeddings", emb)
         for name in ("identities", "paths"):
-            column = np.asarray(getattr(self, name))
-            if column.shape != (len(emb),):
-                raise DataError(
-                    f"{name} of shape {column.shape}; {len(emb)} embeddings need shape ({len(emb)},)"
-                )
-            if column.dtype.kind == "O" and not all(isinstance(v, str) for v in column):
-                raise DataError(f"{name} holds things that are no text; needed str")
-            if column.dtype.kind not in "UOiu":
-                raise DataError(f"{name} of type {column.dtype}; needed str")
-            object.__setattr__(self, name, column.astype(np.str_))
+            object.__setattr__(self, name, _texts(name, getattr(self, name), len(emb)))
+        groups = {name: _texts(GROUP + name, column, len(emb)) for name, column in self.groups.items()}
+        object.__setattr__(self, "groups", groups)
         # One sum a row: not finite when any of its numbers is not, zero when all are; no (N, D) temporary.
         size = np.einsum("nd,nd->n", emb, emb, dtype=np.float64)
         for bad, what in ((~np.isfinite(size), "NaN or infinity in"), (size == 0, "only zeros in")):
@@ -73,23 +69,30 @@ class EmbeddingTable:
     def name(self, i: int) -> str:
         return str(self.paths[i])
 
+    def rows(self, rows: npt.NDArray[np.integer]) -> EmbeddingTable:
+        """The table of these rows, in that order."""
+        groups = {name: column[rows] for name, column in self.groups.items()}
+        return EmbeddingTable(self.embeddings[rows], self.identities[rows], self.paths[rows], groups)
+
     def save(self, file: str | Path) -> Path:
         """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
         path = _checked_name(file)
         path.parent.mkdir(parents=True, exist_ok=True)
+        texts = {"identities": self.identities, "paths": self.paths}
+        texts |= {GROUP + name: column for name, column in self.groups.items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(temporary, "wb") as out:
                 if path.suffix == ".npz":
-                    np.savez(out, embeddings=self.embeddings, identities=self.identities, paths=self.paths)
+                    np.savez(out, embeddings=self.embeddings, **texts)  # type: ignore[arg-type]
                 else:
                     import pyarrow as pa  # type: ignore[import-not-found]
                     import pyarrow.parquet as pq  # type: ignore[import-not-found]
 
                     values = pa.array(self.embeddings.reshape(-1))
                     lists = pa.FixedSizeListArray.from_arrays(values, self.embeddings.shape[1])
-                    columns = [lists, pa.array(self.identities.tolist()), pa.array(self.paths.tolist())]
-                    pq.write_table(pa.table(columns, names=list(KEYS)), out)
+                    columns = {name: pa.array(column.tolist()) for name, column in texts.items()}
+                    pq.write_table(pa.table({"embeddings": lists, **columns}), out)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -103,9 +106,25 @@ class EmbeddingTable:
             raise DataError(f"{path}: no such file; needed embeddings as .npz or .parquet")
         columns = _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
         try:
-            return cls(*columns)
+            groups = {k.removeprefix(GROUP): v for k, v in columns.items() if k.startswith(GROUP)}
+            return cls(columns["embeddings"], columns["identities"], columns["paths"], groups)
         except DataError as err:
             raise DataError(f"{path}: {err}") from None
+
+
+def _texts(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.str_]:
+    column = np.asarray(values)
+    if column.shape != (count,):
+        raise DataError(f"{name} of shape {column.shape}; {count} embeddings need shape ({count},)")
+    if column.dtype.kind == "O" and not all(isinstance(v, str) for v in column):
+        raise DataError(f"{name} holds things that are no text; needed str")
+    if column.dtype.kind not in "UOiu":
+        raise DataError(f"{name} of type {column.dtype}; needed str")
+    return column.astype(np.str_)
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    return [k for k in names if k in KEYS or k.startswith(GROUP)]
 
 
 def _checked_name(file: str | Path) -> Path:
@@ -129,13 +148,13 @@ def _need_keys(path: Path, present: Sequence[str]) -> None:
         )
 
 
-def _load_npz(path: Path) -> list[npt.NDArray]:
+def _load_npz(path: Path) -> dict[str, npt.NDArray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: a bare array; needed an .npz with {', '.join(KEYS)}")
             _need_keys(path, stored.files)
-            return [stored[k] for k in KEYS]
+            return {k: stored[k] for k in _wanted(stored.files)}
     except DataError:
         raise
     except ValueError as err:
@@ -148,7 +167,7 @@ def _load_npz(path: Path) -> list[npt.NDArray]:
         raise DataError(f"{path}: not a readable .npz ({err}); cut short?") from None
 
 
-def _load_parquet(path: Path) -> list[npt.NDArray]:
+def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
     import pyarrow as pa  # type: ignore[import-not-found]
     import pyarrow.parquet as pq  # type: ignore[import-not-found]
 
@@ -163,5 +182,5 @@ def _load_parquet(path: Path) -> list[npt.NDArray]:
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(lists) == 0 or len(flat) % len(lists):
         raise DataError(f"{path}: embeddings of differing length; needed the same number in each row")
-    names = [np.array(table[k].to_pylist(), dtype=object) for k in KEYS[1:]]
-    return [flat.reshape(len(lists), -1), *names]
+    names = {k: np.array(table[k].to_pylist(), dtype=object) for k in _wanted(table.column_names)[1:]}
+    return {"embeddings": flat.reshape(len(lists), -1), **names}

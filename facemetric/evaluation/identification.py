@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import FarPoint, Scores, tar_at_far
+from facemetric.evaluation.curves import FarPoint, Ints, Scores, tar_at_far
+from facemetric.evaluation.intervals import Interval, mean_intervals, open_set_intervals
 from facemetric.evaluation.neighbours import nearest
 from facemetric.evaluation.verification import unit_rows
 
+NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
 
-class Identification(NamedTuple):
+
+@dataclass(frozen=True)
+class Identification:
     """Open-set identification by the single best match in the gallery.
 
     `rank_1`: share of the M known probes whose best match is right, at any score. `points`: for each wanted
     FPIR (share of the O unknown probes that match anybody), `tar` is the TPIR (share of the M known ones
-    whose best match is right and >= threshold), `far` the FPIR reached.
+    whose best match is right and >= threshold), `far` the FPIR reached. `best`, `score`, `right`, (Q,): the
+    gallery row that each probe matched, how well, and whether it is the probe's person.
     """
 
     rank_1: float
     points: tuple[FarPoint, ...]
     known: int
     unknown: int
+    best: Ints = field(compare=False, repr=False)
+    score: npt.NDArray[np.float32] = field(compare=False, repr=False)
+    right: npt.NDArray[np.bool_] = field(compare=False, repr=False)
+    is_known: npt.NDArray[np.bool_] = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names; what is undefined is None."""
@@ -71,17 +81,69 @@ def identify(
     # A known probe whose best match is someone else counts, but is not identified at any threshold.
     hits = Scores(int(known.sum()), np.sort(score[known & right]))
     points = (tar_at_far(hits, Scores.listed(score[~known]), f) for f in fpirs)
-    return Identification(float(right[known].mean()), tuple(points), int(known.sum()), int((~known).sum()))
+    return Identification(
+        float(right[known].mean()),
+        tuple(points),
+        int(known.sum()),
+        int((~known).sum()),
+        best.rows[:, 0],
+        score,
+        right,
+        known,
+    )
+
+
+class OpenSet(NamedTuple):
+    """Rows of the gallery and of the probes, drawn so that some probes are of people who are not enrolled."""
+
+    gallery: Ints
+    probes: Ints
+
+
+def draw_open_set(labels: npt.ArrayLike, *, seed: int = 0) -> OpenSet:
+    """Half of the people (N,) with two images or more are enrolled with one image, drawn; all other images,
+    theirs and everybody else's, are probes. Raises DataError where there are fewer than two such people.
+    """
+    names, who_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    several = rng.permutation(np.flatnonzero(sizes >= 2))
+    if len(several) < 2 or len(names) < 2:
+        raise DataError(
+            f"{len(several)} of {len(names)} people have two images or more; an open set needs two such people"
+        )
+    enrolled = np.zeros(len(names), bool)
+    enrolled[several[: len(several) // 2]] = True
+    order = rng.permutation(len(who_N))
+    first = np.unique(who_N[order], return_index=True)[1]  # the first drawn image of each person
+    gallery = np.sort(order[first[enrolled]])
+    return OpenSet(gallery, np.setdiff1d(np.arange(len(who_N)), gallery))
+
+
+def identification_intervals(
+    found: Identification, probe_labels: npt.ArrayLike, *, seed: int = 0
+) -> dict[str, Interval]:
+    """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) drawn anew, the gallery stays."""
+    who_Q, known = np.asarray(probe_labels), found.is_known
+    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], seed=seed)
+    score_known = np.where(found.right[known], found.score[known], NEVER)
+    fpirs = [p.wanted for p in found.points]
+    scores = (score_known, who_Q[known], found.score[~known], who_Q[~known])
+    return rank_1 | open_set_intervals(*scores, fpirs, seed=seed)
 
 
 class SvmAccuracy(NamedTuple):
-    """Accuracy 0..1 of a linear SVM: the mean over `folds`, the sample deviation, and who took part."""
+    """Accuracy 0..1 of a linear SVM: the mean over `folds`, the sample deviation, and who took part.
+
+    `interval`: of the share of images that are right, with the people drawn anew.
+    """
 
     mean: float
     deviation_sample: float
     folds: int
     people: int
     people_left_out: int
+    images: int
+    interval: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
@@ -91,6 +153,8 @@ class SvmAccuracy(NamedTuple):
             "folds": self.folds,
             "people": self.people,
             "people_left_out": self.people_left_out,
+            "images": self.images,
+            "intervals_95": {"accuracy": {"low": self.interval.low, "high": self.interval.high}},
         }
 
 
@@ -99,10 +163,11 @@ def svm_accuracy(
 ) -> SvmAccuracy:
     """Closed-set accuracy of scikit-learn's LinearSVC on unit embeddings (N, D), in stratified folds.
 
-    People with fewer than `folds` images are left out and counted. `c` is the SVM's C.
+    Each image is judged by an SVM that saw other images of its person, never this one. People with fewer than
+    `folds` images are left out and counted. `c` is the SVM's C.
     """
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.svm import LinearSVC
 
     emb_ND = unit_rows(embeddings)
@@ -115,11 +180,19 @@ def svm_accuracy(
             f"{enough.sum()} of {len(names)} people have {folds} images or more; an SVM needs two people"
         )
     rows = enough[who_N]
+    emb_MD, who_M = emb_ND[rows], who_N[rows]
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # The default 1,000 rounds end before the last digit settles; the accuracy does not feel it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        shares = cross_val_score(LinearSVC(C=c, random_state=seed), emb_ND[rows], who_N[rows], cv=split)
+        right = cross_val_predict(LinearSVC(C=c, random_state=seed), emb_MD, who_M, cv=split) == who_M
+    shares = np.array([right[test].mean() for _, test in split.split(emb_MD, who_M)])
     return SvmAccuracy(
-        float(shares.mean()), float(shares.std(ddof=1)), folds, int(enough.sum()), int((~enough).sum())
+        float(shares.mean()),
+        float(shares.std(ddof=1)),
+        folds,
+        int(enough.sum()),
+        int((~enough).sum()),
+        len(who_M),
+        mean_intervals({"accuracy": right}, who_M, seed=seed)["accuracy"],
     )

@@ -60,7 +60,8 @@ def embed_index(
     kept = np.flatnonzero(read)
     identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
     paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
-    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths), bad)
+    groups = {name: column[kept] for name, column in index.groups().items()}
+    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups), bad)
 
 
 def images_of(

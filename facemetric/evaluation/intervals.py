@@ -79,11 +79,11 @@ def verification_intervals(
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     """
     figures = _Figures(score, same, fars)
-    draws_BF = np.concatenate([figures.weighted(w) for w in _weights(figures, persons, draws, seed)])
+    draws_BF = np.concatenate([figures.weighted(w) for w in pair_weights(score, same, persons, draws, seed)])
     named = len(figures.values())
-    low, high = _quantiles(draws_BF[:, named:], level)
+    low, high = quantiles(draws_BF[:, named:], level)
     band = Band(figures.band_fars, figures.band_tar(), low, high)
-    return Bounds(_intervals(figures.values(), draws_BF[:, :named], level), band)
+    return Bounds(figure_intervals(figures.values(), draws_BF[:, :named], level), band)
 
 
 def band_fars(n_impostor: int) -> Floats:
@@ -113,9 +113,10 @@ def paired_differences(
     """
     first, second = (_Figures(score, same, fars) for score in scores)
     # One factor s for both, from the first, so that both see the same weights.
-    draw = [second.weighted(w) - first.weighted(w) for w in _weights(first, persons, draws, seed)]
+    weights = pair_weights(scores[0], same, persons, draws, seed)
+    draw = [second.weighted(w) - first.weighted(w) for w in weights]
     values = {name: value - first.values()[name] for name, value in second.values().items()}
-    return _intervals(values, np.concatenate(draw)[:, : len(values)], level)
+    return figure_intervals(values, np.concatenate(draw)[:, : len(values)], level)
 
 
 def mean_intervals(
@@ -129,7 +130,7 @@ def mean_intervals(
     """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
     value_NK = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=-1)
     drawn_BK = mean_draws(value_NK, person, draws=draws, seed=seed)
-    return _intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
+    return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
 
 
 def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
@@ -148,7 +149,7 @@ def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRA
 
 def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
     """A figure with the percentiles of its draws (B,)."""
-    return _intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
+    return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
 
 
 class _Figures:
@@ -197,11 +198,15 @@ class _Figures:
         return share_BT
 
 
-def _weights(
-    figures: _Figures, persons: tuple[npt.ArrayLike, npt.ArrayLike], draws: int, seed: int
+def pair_weights(
+    score: npt.ArrayLike,
+    same: npt.ArrayLike,
+    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    draws: int,
+    seed: int,
 ) -> Iterator[Floats]:
-    """Weights (B, P) of pairs, a chunk of draws at a time."""
-    same_P = figures.same
+    """Weights (B, P) of listed pairs as `verification_intervals` says, a chunk of draws at a time."""
+    score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
     both = [np.asarray(p) for p in persons]
     if any(p.shape != same_P.shape for p in both):
         raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
@@ -214,7 +219,7 @@ def _weights(
             "give the persons of the pairs, or `persons_of_pairs`"
         )
     n = int(who.max()) + 1
-    scale = _scale(figures.score[~same_P], a_P[~same_P], b_P[~same_P], n)
+    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
     for w_BW in person_weights(n, draws, seed):
         u_BW = 1 + scale * (w_BW - 1)
         yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
@@ -253,15 +258,15 @@ def dyad_scale(alone: float, by_person: float) -> float:
     return math.sqrt(v)
 
 
-def _intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
-    low, high = _quantiles(draws_BF, level)
+def figure_intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
+    low, high = quantiles(draws_BF, level)
     return {
         name: Interval(value, float(low[k]), float(high[k]), level)
         for k, (name, value) in enumerate(values.items())
     }
 
 
-def _quantiles(draws_BF: Floats, level: float) -> Floats:
+def quantiles(draws_BF: Floats, level: float) -> Floats:
     """Low and high (2, F) of each column."""
     tail = (1 - _checked_level(level)) / 2
     return np.quantile(draws_BF, [tail, 1 - tail], axis=0)
@@ -271,6 +276,34 @@ def _checked_level(level: float) -> float:
     if not 0 < level < 1:
         raise ConfigError(f"a level of {level}; needed a share between 0 and 1, such as 0.95")
     return level
+
+
+def open_set_intervals(
+    known_score: npt.ArrayLike,
+    known_person: npt.ArrayLike,
+    unknown_score: npt.ArrayLike,
+    unknown_person: npt.ArrayLike,
+    fpirs: Sequence[float],
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of `tpir_at_fpir_X` by name: scores and persons of known probes (M,) and unknown ones (O,).
+
+    The known score is that of the best match where it is right, and below all others where it is wrong. The
+    people of the probes are drawn anew, the gallery stays.
+    """
+    score = np.concatenate([np.asarray(known_score), np.asarray(unknown_score)])
+    figures = _Figures(score, np.arange(len(score)) < len(np.asarray(known_score)), fpirs)
+    person = np.concatenate([np.asarray(known_person), np.asarray(unknown_person)])
+    who_P = np.unique(person, return_inverse=True)[1]
+    draws_BF = np.concatenate(
+        [figures.weighted(w[:, who_P]) for w in person_weights(who_P.max() + 1, draws, seed)]
+    )
+    first = len(figures.values()) - len(figures.points)
+    values = {f"tpir_at_fpir_{p.wanted:g}": p.tar for p in figures.points}
+    return figure_intervals(values, draws_BF[:, first : first + len(values)], level)
 
 
 def persons_of_pairs(rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Ints, Ints]:

@@ -80,6 +80,37 @@ def test_folder_tar_and_csv_are_one_index(tmp_path: Path) -> None:
     assert holds_its_name(by_csv)
 
 
+def test_other_columns_of_a_csv_are_groups(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", PEOPLE)
+    fill(tmp_path / "more", {"dora": ["f.jpg"]})
+    lines = [
+        "path,age,identity,camera",
+        "carl/e.bmp,old,carl,left",
+        "anna/b.png,young,anna",
+        "bob/c.jpeg,,bob,right",
+    ]
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    index = read_index([f"a={root / 'table.csv'}", f"b={tmp_path / 'more'}"])
+    assert names(index) == ["a/anna/b.png", "a/bob/c.jpeg", "a/carl/e.bmp", "b/dora/f.jpg"]
+    assert index.groups()["age"].tolist() == ["young", "", "old", ""]
+    assert index.groups()["camera"].tolist() == ["", "right", "left", ""]
+    picked = index.select(np.array([3, 2, 0]))
+    assert picked.groups()["age"].tolist() == ["", "old", "young"]
+    joined = index.relabel(np.array([1, 0, 0, 1]), ["one", "two"], {})
+    assert names(joined)[0] == "a/bob/c.jpeg"
+    assert joined.groups()["age"].tolist() == ["", "old", "young", ""]
+    assert read_index(root).groups() == {}
+
+
+def test_a_column_of_many_values_is_no_group_and_that_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, {"anna": [f"{i}.jpg" for i in range(1100)]})
+    lines = [f"anna/{i}.jpg,anna,{i},{i % 7}" for i in range(1100)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,identity,hash,week", *lines]))
+    index = read_index(tmp_path / "table.csv")
+    assert set(index.groups()) == {"week"}
+    assert index.notes == ("column 'hash' has over 1,000 values: it is no group",)
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tar_agrees_with_tarfile(tmp_path: Path, form: int) -> None:
     long = "n" * 90 + "/" + "m" * 90 + ".jpg"

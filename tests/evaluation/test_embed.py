@@ -14,7 +14,8 @@ needs_pyarrow = pytest.mark.skipif(
 def table(n=5, d=3):
     names = np.array([f"Zoë {i % 2}" for i in range(n)])
     paths = np.array([f"{name}/image {i}.jpg" for i, name in enumerate(names)])
-    return EmbeddingTable(np.random.default_rng(0).normal(size=(n, d)).astype(np.float32), names, paths)
+    emb = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    return EmbeddingTable(emb, names, paths, {"file": np.array(["", "jpg"])[np.arange(n) % 2]})
 
 
 @pytest.mark.parametrize("ending", [".npz", pytest.param(".parquet", marks=needs_pyarrow)])
@@ -24,6 +25,8 @@ def test_round_trip_leaves_nothing_else(tmp_path, ending):
     np.testing.assert_array_equal(back.embeddings, table().embeddings)
     np.testing.assert_array_equal(back.identities, table().identities)
     np.testing.assert_array_equal(back.paths, table().paths)
+    assert back.groups["file"].tolist() == ["", "jpg", "", "jpg", ""]
+    assert list(back.groups) == ["file"]
     assert back.embeddings.dtype == np.float32
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
@@ -72,6 +75,19 @@ def test_other_numbers_become_float32_and_rows_are_found():
 def test_bad_tables(embeddings, identities, paths, message):
     with pytest.raises(DataError, match=message):
         EmbeddingTable(embeddings, np.asarray(identities), np.asarray(paths))
+
+
+def test_columns_that_are_not_groups_are_passed_over_and_groups_must_fit(tmp_path):
+    np.savez(
+        tmp_path / "e.npz", **{"embeddings": np.eye(2), "identities": ["a", "b"], "paths": ["a", "b"]}, x=1
+    )
+    assert EmbeddingTable.load(tmp_path / "e.npz").groups == {}
+    with pytest.raises(DataError, match=r"group_age of shape \(3,\); 2 embeddings"):
+        EmbeddingTable(np.eye(2), np.array(["a", "b"]), np.array(["a", "b"]), {"age": np.array(list("abc"))})
+    some = table().rows(np.array([3, 1]))
+    assert some.paths.tolist() == table().paths[[3, 1]].tolist()
+    assert some.groups["file"].tolist() == ["jpg", "jpg"]
+    np.testing.assert_array_equal(some.embeddings, table().embeddings[[3, 1]])
 
 
 def test_bad_files(tmp_path):

@@ -9,8 +9,8 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.intervals import (
     _Figures,
     _scale,
-    _weights,
     mean_intervals,
+    pair_weights,
     paired_differences,
     persons_of_pairs,
     verification_intervals,
@@ -124,9 +124,9 @@ def test_scale_between_pairs_alone_and_all_pairs():
 
 def test_a_pair_of_people_seen_once_has_the_variance_of_one_trial():
     same = np.arange(600) < 300
-    figures = _Figures(np.random.default_rng(0).normal(same), same, (0.1,))
+    score = np.random.default_rng(0).normal(same)
     persons = np.arange(600), np.where(same, np.arange(600), np.arange(600) + 600)
-    weight = np.concatenate(list(_weights(figures, persons, 2000, 0)))
+    weight = np.concatenate(list(pair_weights(score, same, persons, 2000, 0)))
     assert weight.shape == (2000, 600)
     assert weight[:, same].var() == pytest.approx(1, rel=0.05)
     assert weight[:, ~same].var() == pytest.approx(1, rel=0.05)

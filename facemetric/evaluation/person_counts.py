@@ -1,0 +1,205 @@
+"""How many accepted pairs each person takes part in, over all pairs of N images, at many thresholds.
+
+Pairs that share a person rise and fall together, so these counts, a few numbers a person, are all that an
+interval needs. The pairs are formed once more on the tiles, for thresholds that are known by now.
+Shapes: N images, W persons, T thresholds, R x C one tile, C + 1 cells between thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from facemetric.evaluation.allpairs import ByPerson, sort_by_person
+from facemetric.evaluation.curves import Floats, Ints, Roc
+from facemetric.evaluation.tally import BINS, OFFSET, STEPS
+from facemetric.mining.tiles import product_tiles
+
+EXACT = 8  # thresholds that are compared one by one, wherever they lie
+LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
+
+
+class PersonCounts(NamedTuple):
+    """Accepted pairs of each person at each threshold (T,), rising.
+
+    `genuine` (W, T) of `n_genuine` (W,) pairs, `impostor` (W, T) of `n_impostor` (W,): an impostor pair counts
+    for both of its persons. `alone` (T,): the sum over pairs of persons of (accepted - FAR x pairs) ** 2.
+    """
+
+    threshold: Floats
+    genuine: Ints
+    n_genuine: Ints
+    impostor: Ints
+    n_impostor: Ints
+    alone: Floats
+
+
+def curve_thresholds(curve: Roc, fars: Floats) -> Floats:
+    """Thresholds on the grid of the tally, rising, whose FARs are about `fars`; at most 200 of them."""
+    place = np.searchsorted(curve.far, fars, side="right") - 1
+    found = curve.threshold[place[place > 0]]
+    return np.unique(np.ceil(found * STEPS) / STEPS).clip(-1, 1)[-200:]
+
+
+def count_by_person(
+    embeddings: npt.ArrayLike, labels: npt.ArrayLike, threshold: Floats, *, budget_mib: float | None = None
+) -> PersonCounts:
+    """Counts over all pairs of embeddings (N, D) of persons labels (N,), at rising thresholds (T,).
+
+    More than EXACT thresholds must lie on the grid of the tally.
+    Persons are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
+    where there are more, the accepted pairs are taken to share persons as the highest LISTED do.
+    """
+    by_person = sort_by_person(embeddings, labels)
+    who_N = by_person.who_N
+    W, cells = int(who_N[-1]) + 1, len(threshold) + 1
+    counts = np.zeros((2, W, cells), np.int64)
+    tail = _Tail()
+    _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
+    # Cell c holds the scores between threshold c - 1 and c: accepted at t are those in cells above t.
+    genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in counts)
+    total = by_person.n_impostor
+    far_T = impostor[:, 1:].sum(0) / 2 / total
+    return PersonCounts(
+        threshold,
+        genuine[:, 1:] // 2,
+        genuine[:, 0] // 2,
+        impostor[:, 1:],
+        impostor[:, 0],
+        tail.alone(far_T, impostor[:, 1:].sum(0) // 2, np.bincount(who_N)),
+    )
+
+
+class _Cells:
+    """The cell of each score: how many thresholds it reaches."""
+
+    def __init__(self, threshold: Floats) -> None:
+        edge = (np.arange(BINS) - OFFSET) / STEPS
+        self.of_bin = np.searchsorted(threshold, edge, side="right").astype(np.uint8)
+        self.exact = (threshold * STEPS).astype(np.float32) if len(threshold) <= EXACT else None
+
+    def of(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Cells (R, C) of scores in steps (R, C), which are used up."""
+        if self.exact is not None:
+            cell = np.zeros(score.shape, np.uint8)
+            for threshold in self.exact:
+                cell += score >= threshold
+            return cell
+        np.floor(score, out=score)
+        score += OFFSET
+        return self.of_bin[score.astype(np.intp)]
+
+
+class _Tail:
+    """The impostor pairs of the highest scores, one by one: cell and both persons."""
+
+    def __init__(self) -> None:
+        self.lowest = 1  # cells from here up are listed whole
+        self.cell: list[npt.NDArray[np.uint8]] = []
+        self.pair: list[Ints] = []
+        self.used = 0
+
+    def add(self, cell: npt.NDArray[np.uint8], who_R: Ints, who_C: Ints, persons: int) -> None:
+        """Cells (R, C) of impostor pairs; 0 is below all thresholds."""
+        at = np.flatnonzero(cell >= self.lowest)
+        if not len(at):
+            return
+        row, col = np.divmod(at, cell.shape[1])
+        self.cell.append(cell.reshape(-1)[at])
+        self.pair.append(who_R[row] * persons + who_C[col])
+        self.used += len(at)
+        if self.used > 2 * LISTED:
+            self._prune()
+
+    def _prune(self) -> None:
+        cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
+        from_top = np.bincount(cell, minlength=256)[::-1].cumsum()[::-1]
+        self.lowest = max(self.lowest, int(np.argmax(from_top <= LISTED)))
+        kept = cell >= self.lowest
+        self.cell, self.pair, self.used = [cell[kept]], [pair[kept]], int(kept.sum())
+
+    def alone(self, far_T: Floats, accepted_T: Ints, sizes_W: Ints) -> Floats:
+        """`PersonCounts.alone`, from the images (W,) of each person."""
+        if self.used > LISTED:
+            self._prune()
+        alone_T = np.full(len(far_T), np.nan)
+        if self.used:
+            size_W = sizes_W.astype(np.float64)
+            all_squares = ((size_W**2).sum() ** 2 - (size_W**4).sum()) / 2
+            cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
+            pairs, which = np.unique(pair, return_inverse=True)
+            possible = size_W[pairs // len(size_W)] * size_W[pairs % len(size_W)]
+            accepted, squares, cross = np.zeros(len(pairs), np.int64), 0.0, 0.0
+            by_cell = np.argsort(cell, kind="stable")
+            starts = np.searchsorted(cell[by_cell], np.arange(len(far_T) + 2))
+            for t in range(len(far_T) - 1, self.lowest - 2, -1):  # from the top down, each pair met once
+                fresh = which[by_cell[starts[t + 1] : starts[t + 2]]]
+                touched, count = np.unique(fresh, return_counts=True)
+                squares += (count * (count + 2 * accepted[touched])).sum()
+                accepted[touched] += count
+                cross += possible[fresh].sum()
+                alone_T[t] = squares - 2 * far_T[t] * cross + far_T[t] ** 2 * all_squares
+        binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both persons
+        known = np.isfinite(alone_T) & (binomial_T > 0)
+        share = alone_T[known][0] / binomial_T[known][0] if known.any() else 1.0
+        return np.where(np.isfinite(alone_T), alone_T, share * binomial_T)
+
+
+def _walk(
+    by_person: ByPerson,
+    cells_of: _Cells,
+    counts: npt.NDArray[np.int64],
+    tail: _Tail,
+    budget_mib: float | None,
+) -> None:
+    emb_ND, who_N = by_person.emb_ND, by_person.who_N
+    cells = counts.shape[2]
+    with tqdm(
+        total=len(emb_ND) ** 2 // 2,
+        desc="intervals",
+        unit="pair",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=None,
+    ) as bar:
+        for rows, cols, values in product_tiles(
+            torch.from_numpy(emb_ND), budget_mib=budget_mib, triangle=True
+        ):
+            score = values.numpy()
+            bar.update(score.size // 2 if rows == cols else score.size)
+            cell = cells_of.of(score)
+            who_R, who_C = who_N[rows], who_N[cols]
+            if who_R[-1] < who_C[0]:
+                _add(counts[1], cell, who_R, who_C, cells)
+                tail.add(cell, who_R, who_C, counts.shape[1])
+                continue
+            same = who_R[:, None] == who_C[None, :]
+            other = ~same
+            if rows == cols:
+                same, other = np.triu(same, 1), np.triu(other, 1)
+            for kind, mask in zip(counts, (same, other), strict=True):
+                _add(kind, cell, who_R, who_C, cells, mask)
+            tail.add(np.where(other, cell, 0), who_R, who_C, counts.shape[1])
+
+
+def _add(
+    counts: npt.NDArray[np.int64],
+    cell: npt.NDArray[np.uint8],
+    who_R: Ints,
+    who_C: Ints,
+    cells: int,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Count the cells (R, C) of a tile, or those where `mask` holds, for the persons of rows and columns."""
+    for who, axis in ((who_R[:, None], 0), (who_C[None, :], 1)):
+        first = int(who_R[0] if axis == 0 else who_C[0])
+        code = (who - first) * cells + cell
+        code = code.reshape(-1) if mask is None else code[mask]
+        found = np.bincount(code, minlength=cells)
+        found = np.concatenate([found, np.zeros(-len(found) % cells, np.int64)]).reshape(-1, cells)
+        counts[first : first + len(found)] += found
