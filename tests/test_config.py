@@ -67,8 +67,10 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name == "data":
+    if name in ("data", "gallery"):
         return ("a folder", "b.tar")
+    if name == "fars":
+        return (0.25, 1e-05)
     if name == "crop":
         return (0.1, 0.0, 0.25, 1e-05)
     if isinstance(default, bool):
@@ -87,7 +89,7 @@ def flag(name: str, value: Any) -> list[str]:
     if isinstance(value, tuple) and name == "crop":
         return [f"--{dashed}", *map(str, value)]
     if isinstance(value, tuple):
-        return [token for part in value for token in (f"--{dashed}", part)]
+        return [token for part in value for token in (f"--{dashed}", str(part))]
     return [f"--{dashed}", str(value)]
 
 

@@ -7,6 +7,7 @@ Forms that are read, told apart by what stands in the file:
             DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
     CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
             (CALFW writes the fold of such a pair, 1-10)
+    .bin    InsightFace's sets, which hold the images too: see `insightface.py`
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.data.insightface import read_bin
 from facemetric.errors import DataError, did_you_mean
 
 Ints = npt.NDArray[np.int64]
@@ -59,6 +61,7 @@ class Pairs:
 
     `same` bool (P,): one person or two. `fold` int64 (P,), numbered from 0, or None where the file has none.
     `groups`: other columns of the csv, str (P,). `bare`: the paths have no extension (LFW).
+    `holds_images`: the file is a source of the images too.
     """
 
     paths_a: tuple[str, ...]
@@ -68,6 +71,7 @@ class Pairs:
     groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
     bare: bool = False
     source: str = "pairs"
+    holds_images: bool = False
 
     def __len__(self) -> int:
         return len(self.paths_a)
@@ -78,8 +82,10 @@ class Pairs:
 
 
 def read_pairs(file: str | Path) -> Pairs:
-    """Pairs of a csv, an LFW `pairs.txt` or a CPLFW/CALFW list. Raises DataError for anything else."""
+    """Pairs of a csv, LFW's `pairs.txt`, a CPLFW/CALFW list or InsightFace's `.bin`. DataError for others."""
     path = Path(file)
+    if path.suffix.lower() == ".bin" and path.is_file():
+        return _read_bin(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -99,6 +105,13 @@ def read_pairs(file: str | Path) -> Pairs:
     if path.suffix.lower() != ".csv" and len(head) == 2 and "," not in lines[0][1] and head[1].isdecimal():
         return _read_two_line(path, lines)
     return _read_csv(path, text)
+
+
+def _read_bin(path: Path) -> Pairs:
+    found = read_bin(path)
+    names = found.names()
+    paths_a, paths_b = (tuple(names[row] for row in rows) for rows in (found.rows_a, found.rows_b))
+    return Pairs(paths_a, paths_b, found.same, source=str(path), holds_images=True)
 
 
 def _read_csv(path: Path, text: str) -> Pairs:

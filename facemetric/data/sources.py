@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from facemetric.data.insightface import read_bin
 from facemetric.data.store import Rows, SourceFile
 from facemetric.data.tar import walk_tar
 from facemetric.errors import DataError, did_you_mean
@@ -90,6 +91,8 @@ def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> Non
         )
     elif path.lower().endswith(".tar"):
         _scan_tar(rows, path, prefix, loose)
+    elif path.lower().endswith(".bin"):
+        _scan_bin(rows, path, prefix)
     else:
         raise DataError(
             f"{path}: unknown kind of data; give a folder of identities, a .csv (path,identity) or a .tar"
@@ -131,6 +134,14 @@ def _scan_tar(rows: Rows, path: str, prefix: str, loose: bool) -> None:
             rows.add(identity if slash else "", name, offset, size, 0)
         else:
             rows.ignore("images outside an identity's folder", name)
+
+
+def _scan_bin(rows: Rows, path: str, prefix: str) -> None:
+    state = os.stat(path)
+    rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
+    found = read_bin(path)
+    for name, image in zip(found.names(), found.images, strict=True):
+        rows.add(name.partition("/")[0], name, image.offset, image.size, 0)
 
 
 def _scan_folder(rows: Rows, root: str, prefix: str, loose: bool) -> None:

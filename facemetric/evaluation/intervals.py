@@ -67,6 +67,7 @@ def verification_intervals(
     persons: tuple[npt.ArrayLike, npt.ArrayLike],
     *,
     fars: Sequence[float] = FARS,
+    means: Mapping[str, npt.ArrayLike] | None = None,
     draws: int = DRAWS,
     level: float = 0.95,
     seed: int = 0,
@@ -77,13 +78,15 @@ def verification_intervals(
     impostor pair u_i u_j with u = 1 + s (w - 1). Plain products (s = 1) give an impostor pair of two people
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
+    `means`: more figures, each the mean of a value per pair (P,), such as right or wrong.
     """
-    figures = _Figures(score, same, fars)
-    draws_BF = np.concatenate([figures.weighted(w) for w in pair_weights(score, same, persons, draws, seed)])
-    named = len(figures.values())
-    low, high = quantiles(draws_BF[:, named:], level)
+    figures, more = _Figures(score, same, fars), _Means(means or {})
+    weights = pair_weights(score, same, persons, draws, seed)
+    drawn = [np.concatenate([more.weighted(w), figures.weighted(w)], 1) for w in weights]
+    draws_BF, values = np.concatenate(drawn), more.values | figures.values()
+    low, high = quantiles(draws_BF[:, len(values) :], level)
     band = Band(figures.band_fars, figures.band_tar(), low, high)
-    return Bounds(figure_intervals(figures.values(), draws_BF[:, :named], level), band)
+    return Bounds(figure_intervals(values, draws_BF[:, : len(values)], level), band)
 
 
 def band_fars(n_impostor: int) -> Floats:
@@ -103,6 +106,7 @@ def paired_differences(
     persons: tuple[npt.ArrayLike, npt.ArrayLike],
     *,
     fars: Sequence[float] = FARS,
+    means: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]] | None = None,
     draws: int = DRAWS,
     level: float = 0.95,
     seed: int = 0,
@@ -113,10 +117,15 @@ def paired_differences(
     """
     first, second = (_Figures(score, same, fars) for score in scores)
     # One factor s for both, from the first, so that both see the same weights.
-    weights = pair_weights(scores[0], same, persons, draws, seed)
-    draw = [second.weighted(w) - first.weighted(w) for w in weights]
-    values = {name: value - first.values()[name] for name, value in second.values().items()}
-    return figure_intervals(values, np.concatenate(draw)[:, : len(values)], level)
+    more = _Means(
+        {name: np.asarray(two, float) - np.asarray(one, float) for name, (one, two) in (means or {}).items()}
+    )
+    drawn = [
+        np.concatenate([more.weighted(w), second.weighted(w) - first.weighted(w)], 1)
+        for w in pair_weights(scores[0], same, persons, draws, seed)
+    ]
+    values = more.values | {name: value - first.values()[name] for name, value in second.values().items()}
+    return figure_intervals(values, np.concatenate(drawn)[:, : len(values)], level)
 
 
 def mean_intervals(
@@ -127,9 +136,15 @@ def mean_intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew."""
+    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew.
+
+    One person alone has no intervals: there is nobody else to draw.
+    """
     value_NK = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=-1)
-    drawn_BK = mean_draws(value_NK, person, draws=draws, seed=seed)
+    who_N = np.asarray(person)
+    if who_N.size and (who_N == who_N[0]).all():
+        return {}
+    drawn_BK = mean_draws(value_NK, who_N, draws=draws, seed=seed)
     return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
 
 
@@ -150,6 +165,21 @@ def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRA
 def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
     """A figure with the percentiles of its draws (B,)."""
     return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
+
+
+class _Means:
+    """Means of values per pair (P,), by name."""
+
+    def __init__(self, means: Mapping[str, npt.ArrayLike]) -> None:
+        value_FP = [np.asarray(value, dtype=np.float64) for value in means.values()]
+        self.value_PF = np.stack(value_FP, 1) if value_FP else np.empty((0, 0))
+        self.values = {name: float(v.mean()) for name, v in zip(means, value_FP, strict=True)}
+
+    def weighted(self, weight_BP: Floats) -> Floats:
+        """The means (B, F) with weighted pairs."""
+        if not self.values:
+            return np.empty((len(weight_BP), 0))
+        return weight_BP @ self.value_PF / weight_BP.sum(1, keepdims=True)
 
 
 class _Figures:

@@ -188,6 +188,8 @@ def _retrieve(
     if not len(who_Q):
         raise DataError(
             "no image has another of its person to find; kNN needs persons with two images or more"
+            if alone
+            else f"none of {len(probes.who_N)} probes is of a person in the gallery; do their identities have one name?"
         )
     ks = [k for k in (*knn, *recall) if k <= n_others]
     _check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import Roc
+from facemetric.evaluation.curves import Histogram, Roc
 
 DPI = 144
 # Told apart by people who do not see red and green, and in print: Okabe and Ito's order, then line styles.
@@ -74,28 +74,21 @@ def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
 
 
 def draw_scores(
-    file: str | Path,
-    score: npt.ArrayLike,
-    same: npt.ArrayLike,
-    *,
-    thresholds: Mapping[str, float] | None = None,
+    file: str | Path, counts: Histogram, *, thresholds: Mapping[str, float] | None = None
 ) -> Path:
-    """Densities of genuine and impostor scores (P,) by `same` (P,), thresholds as lines. Writes a png."""
-    score_P, same_P = np.asarray(score, dtype=np.float64), np.asarray(same, dtype=bool)
-    if score_P.shape != same_P.shape or not same_P.any() or same_P.all():
-        raise DataError(
-            f"{same_P.sum()} genuine of {same_P.size} pairs, {score_P.size} scores; needed both kinds"
-        )
+    """Densities of genuine and impostor scores, thresholds as lines. Writes a png."""
     figure, axes = _figure()
-    edges = np.linspace(score_P.min(), score_P.max() + 1e-9, 61)
-    for i, (name, kind) in enumerate((("one person", same_P), ("two persons", ~same_P))):
+    for i, (name, kind) in enumerate((("one person", counts.genuine), ("two persons", counts.impostor))):
+        density = kind / max(1, kind.sum()) / np.diff(counts.edge)
         label = f"{name} ({kind.sum():,})"
-        axes.hist(score_P[kind], edges, density=True, alpha=0.55, color=COLOURS[i], label=label)
+        axes.stairs(density, counts.edge, fill=True, alpha=0.55, color=COLOURS[i], label=label)
     for i, (name, value) in enumerate((thresholds or {}).items()):
         if np.isfinite(value):
             axes.axvline(
                 value, color="#555555", linestyle=STYLES[i % len(STYLES)], label=f"{name}: {value:.3f}"
             )
+    used = np.flatnonzero(counts.genuine + counts.impostor)
+    axes.set_xlim(counts.edge[used[0]], counts.edge[used[-1] + 1])
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("density")
     axes.legend(frameon=False)

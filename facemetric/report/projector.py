@@ -65,8 +65,7 @@ def write_text(file: Path, text: str) -> Path:
 def joined(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
     """Several tables as one."""
     return EmbeddingTable(
-        *(
-            np.concatenate([getattr(t, name) for t in tables])
-            for name in ("embeddings", "identities", "paths")
-        )
+        np.concatenate([t.embeddings for t in tables]),
+        np.concatenate([t.identities for t in tables]),
+        np.concatenate([t.paths for t in tables]),
     )

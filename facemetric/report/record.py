@@ -58,7 +58,7 @@ class Evaluation:
     """The pairs file, or "all" for all pairs of the table; empty where no pairs were scored."""
     verification: Verification | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Of `auc`, `eer` and `tar_at_far_X` of the verification."""
+    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy` of the verification."""
     band: Band | None = None
     """The interval of the TAR along the ROC."""
     slices: tuple[Slicing, ...] = ()
@@ -71,6 +71,8 @@ class Evaluation:
     identification_intervals: Mapping[str, Interval] = field(default_factory=dict)
     svm: SvmAccuracy | None = None
     comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
+    """What the reader of the figures must know."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
@@ -89,6 +91,8 @@ class Evaluation:
             found["svm"] = self.svm.to_dict()
         if self.comparison is not None:
             found["comparison"] = self.comparison.to_dict()
+        if self.notes:
+            found["notes"] = list(self.notes)
         return found
 
 

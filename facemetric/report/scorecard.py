@@ -1,4 +1,4 @@
-"""What `facemetric eval` does: embed, score pairs and neighbours, print the table, write the files."""
+"""What `facemetric eval` does: embed, score pairs, neighbours and identities, print the table, write the files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from facemetric.config import (
     EvalConfig,
@@ -20,31 +21,36 @@ from facemetric.config import (
     make_config,
     require,
 )
-from facemetric.data.index import ImageIndex, index_files, read_index
-from facemetric.data.loader import BadImageLog
-from facemetric.data.pairs import Pairs, read_pairs, resolve
-from facemetric.errors import DataError
+from facemetric.data.pairs import Ints, Pairs, read_pairs, resolve
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.identification import (
+    draw_open_set,
+    identification_intervals,
+    identify,
+    svm_accuracy,
+)
 from facemetric.evaluation.intervals import (
-    Bounds,
     Interval,
     mean_intervals,
+    paired_differences,
     persons_of_pairs,
-    tar_name,
     verification_intervals,
 )
-from facemetric.evaluation.neighbours import Retrieval, leave_one_out
+from facemetric.evaluation.neighbours import Retrieval, gallery_probe, leave_one_out
+from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
-from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.model.weights import find_weights, read_config
 from facemetric.report.origin import origin_of
 from facemetric.report.page_facts import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
-from facemetric.report.record import Evaluation
+from facemetric.report.printed import table_text
+from facemetric.report.record import Comparison, Evaluation
+from facemetric.report.tables import Tables, is_stored, read_tables
 from facemetric.training.run import BAD_IMAGES
-from facemetric.training.setup import pick_device, pick_workers
 
-FARS = (1e-1, 1e-2, 1e-3)
+KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
 
 
 def evaluate(*positional: Any, **options: Any) -> Evaluation:
@@ -57,127 +63,135 @@ def evaluate(*positional: Any, **options: Any) -> Evaluation:
 
 def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config."""
-    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
-    require(
-        bool(config.pairs or config.data or config.embeddings), "nothing to score: give --pairs or --data"
-    )
-    check_least(config, {"folds": 2, "batch_size": 1, "seed": 0, "workers": -1})
+    check_options(config)
     pairs = read_pairs(config.pairs) if config.pairs else None
-    if config.weights:
-        find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of an evaluation before
-    images, table = read_table(config, pairs)
-    found: dict[str, Any] = {}
-    if pairs is not None:
-        verification, bounds = score_pairs(config, pairs, table)
-        found |= {"pairs": str(config.pairs), "verification": verification}
-        found |= {"intervals": bounds.figures, "band": bounds.band}
+    tables = read_tables(config, pairs)
+    listed = list_pairs(config, pairs, tables.table) if pairs is not None else None
+    found: dict[str, Any] = {"images": tables.images, "gallery_table": tables.gallery}
+    if listed is not None:
+        found |= score_listed(config, listed, tables.table)
+    elif config.all_pairs:
+        found |= score_all_pairs(config, tables.table)
     if config.data or config.embeddings:
-        neighbours = score_neighbours(table)
-        found["neighbours"] = neighbours
-        if neighbours is not None:
-            found["neighbour_intervals"] = retrieval_intervals(neighbours, table, config.seed)
-    evaluation = Evaluation(config.out, table, images, **found)
-    write_metrics(config, evaluation)
+        found |= score_neighbours(config, tables.table)
+        found |= score_identities(config, tables)
+    if tables.second is not None:
+        found["comparison"] = compare(config, tables, listed, found)
+    evaluation = Evaluation(config.out, tables.table, **found)
+    write_files(config, evaluation)
     print(table_text(evaluation))
     if config.report:
         print(f"report at {report(config, evaluation)}")
     return evaluation
 
 
-def read_table(config: EvalConfig, pairs: Pairs | None) -> tuple[ImageIndex | None, EmbeddingTable]:
-    """The images, those of `data` or else those that the pairs name, and their embeddings.
-
-    Beside embeddings that were given, `data` only lends its pictures to the report."""
-    index = None
-    if config.data:
-        index = read_index(config.data)
-        for note in index.notes:
-            print(note)
-    if config.embeddings:
-        return index, EmbeddingTable.load(config.embeddings)
-    if index is None:
-        assert pairs is not None
-        index = index_files(pairs.paths(), Path(pairs.source).parent)
-    return index, embed(config, index, pairs)
-
-
-def embed(config: EvalConfig, index: ImageIndex, pairs: Pairs | None) -> EmbeddingTable:
-    """Embed the images and keep the table in the out folder."""
-    if pairs is not None:
-        resolve(pairs, index, missing_list=config.out / "missing_images.txt")  # before the long work
-    embedder = load_weights(config.weights, pick_device(config.device))
-    embedded = embed_index(
-        embedder,
-        index,
-        batch_size=config.batch_size,
-        workers=pick_workers(config.workers),
-        flip=config.flip,
-        progress="embedding",
-    )
-    check_readable(config, index, embedded.bad, pairs)
-    embedded.table.save(config.out / "embeddings.npz")
-    return embedded.table
+def check_options(config: EvalConfig) -> None:
+    """Raise ConfigError where options do not go together."""
+    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
+    require(not (config.pairs and config.all_pairs), "give one of --pairs and --all-pairs")
+    images = bool(config.data or config.embeddings)
+    require(bool(config.pairs) or images, "nothing to score: give --pairs or --data")
+    for name in ("all_pairs", "gallery", "svm"):
+        require(
+            images or not getattr(config, name),
+            f"--{name.replace('_', '-')} needs images: give --data or --embeddings",
+        )
+    for far in config.fars:
+        require(0 < far <= 1, f"--fars has {far:g}; needed shares above 0, at most 1, such as 1e-3")
+    check_least(config, {"folds": 2, "batch_size": 1, "seed": 0, "workers": -1})
 
 
-def check_readable(
-    config: EvalConfig, index: ImageIndex, bad: list[tuple[int, str]], pairs: Pairs | None
-) -> None:
-    """List the bad images; raises DataError where a pair names one, or where they are more than --max-bad."""
-    if not bad:
-        return
-    if pairs is not None:
-        named = set(np.concatenate(resolve(pairs, index)).tolist())
-        broken = [(index.name(row), reason) for row, reason in bad if row in named]
-        if broken:
-            shown = ", ".join(f"{name} ({reason})" for name, reason in broken[:10])
-            more = ", ..." if len(broken) > 10 else ""
-            raise DataError(
-                f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}{more}; "
-                "mend the images or take their pairs out"
-            )
-    log = BadImageLog(config.out / BAD_IMAGES, len(index), config.max_bad)
-    for row, reason in bad:
-        log.add(index.name(row), reason)
-    print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
+class Listed(NamedTuple):
+    """Listed pairs found in the table: rows, persons and groups of each, (P,). `note` says where persons lack."""
+
+    pairs: Pairs
+    rows_a: Ints
+    rows_b: Ints
+    persons: tuple[Any, Any] | None
+    groups: Mapping[str, npt.NDArray]
+    note: str = ""
 
 
-def score_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> tuple[Verification, Bounds]:
-    """Verification of the pairs, and its intervals over persons; writes the curve and its pictures."""
+def list_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Listed:
+    """The rows of the pairs, whose persons are the table's identities, or else what genuine pairs link."""
     rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
-    score = pair_scores(table.embeddings, rows_a, rows_b)
-    found = verify_pairs(score, pairs.same, fold=pairs.fold, fars=FARS, folds=config.folds, seed=config.seed)
-    found = replace(found, hardest=hardest_pairs(score, pairs.same, rows_a, rows_b))
-    name = config.weights or str(config.embeddings)
-    write_roc_csv(config.out / "roc.csv", {name: found.roc})
-    draw_roc(config.out / "roc.png", {name: found.roc})
-    draw_det(config.out / "det.png", {name: found.roc})
-    draw_scores(
-        config.out / "scores.png",
-        score,
-        pairs.same,
-        thresholds={"threshold of equal errors": found.eer_threshold},
-    )
+    groups = groups_of_pairs(table.groups, rows_a, rows_b) | pairs.groups
     persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
+    note = ""
     if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
         persons = persons_of_pairs(rows_a, rows_b, pairs.same)
-    return found, verification_intervals(score, pairs.same, persons, fars=FARS, seed=config.seed)
+        note = "the identities do not fit the pairs: for the intervals, people are what genuine pairs link"
+        wrong = int(((persons[0] == persons[1]) != pairs.same).sum())
+        if wrong:
+            note = f"no intervals: {wrong} pairs contradict others about who is who"
+            return Listed(pairs, rows_a, rows_b, None, groups, note)
+    return Listed(pairs, rows_a, rows_b, persons, groups, note)
 
 
-def score_neighbours(table: EmbeddingTable) -> Retrieval | None:
-    """Leave-one-out neighbours over the table; None, and said, where no identity has two images."""
+def score_listed(config: EvalConfig, listed: Listed, table: EmbeddingTable) -> dict[str, Any]:
+    """Verification of listed pairs, its intervals over persons, its slices."""
+    score, verification = verify_listed(config, listed, table)
+    found = {"pairs": str(config.pairs), "verification": verification}
+    found["notes"] = (listed.note,) if listed.note else ()
+    if listed.persons is None:
+        return found
+    arguments = score, listed.pairs.same, listed.persons
+    accuracy = {"accuracy": right_of(verification)}
+    bounds = verification_intervals(*arguments, fars=config.fars, means=accuracy, seed=config.seed)
+    slices = slice_pairs(*arguments, verification.points, listed.groups, seed=config.seed)
+    return found | {"intervals": bounds.figures, "band": bounds.band, "slices": slices}
+
+
+def verify_listed(
+    config: EvalConfig, listed: Listed, table: EmbeddingTable
+) -> tuple[npt.NDArray[np.float64], Verification]:
+    """Scores and figures of the pairs by one model."""
+    pairs = listed.pairs
+    score = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    found = verify_pairs(
+        score, pairs.same, fold=pairs.fold, fars=config.fars, folds=config.folds, seed=config.seed
+    )
+    return score, replace(found, hardest=hardest_pairs(score, pairs.same, listed.rows_a, listed.rows_b))
+
+
+def right_of(found: Verification) -> npt.NDArray[np.bool_]:
+    """Whether each listed pair was judged rightly."""
+    assert found.accuracy is not None
+    return found.accuracy.right
+
+
+def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+    """Verification of all pairs, its intervals over persons, its slices."""
+    arguments = table.embeddings, table.identities
+    found = verify_all_pairs(*arguments, fars=config.fars)
+    bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
+    slices = slice_all_pairs(*arguments, found.points, table.groups, seed=config.seed)
+    return {
+        "pairs": "all",
+        "verification": found,
+        "intervals": bounds.figures,
+        "band": bounds.band,
+        "slices": slices,
+    }
+
+
+def score_neighbours(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+    """Leave-one-out neighbours over the table; nothing, and said, where no identity has two images."""
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
         print("no nearest neighbours: at least two identities, one with two images, are needed")
-        return None
+        return {}
     most = len(table) - 1
-    return leave_one_out(
-        table.embeddings,
-        table.identities,
-        knn=[k for k in (1, 5) if k <= most],
-        recall=[k for k in (1, 5, 10) if k <= most],
+    found = leave_one_out(
+        table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
+    return {"neighbours": found, "neighbour_intervals": retrieval_intervals(found, table, config.seed)}
+
+
+def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
+    return [k for k in ks if k <= most]
 
 
 def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
@@ -185,12 +199,101 @@ def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) ->
     return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
 
 
+def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+    """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
+    table, gallery = tables.table, tables.gallery
+    found: dict[str, Any] = {}
+    if config.svm:
+        found["svm"] = svm_accuracy(table.embeddings, table.identities, seed=config.seed)
+    probes = table
+    if gallery is not None:
+        near = gallery_probe(
+            gallery.embeddings,
+            gallery.identities,
+            table.embeddings,
+            table.identities,
+            knn=up_to(len(gallery), KNN),
+            recall=up_to(len(gallery), RECALL),
+        )
+        found |= {"gallery": near, "gallery_intervals": retrieval_intervals(near, table, config.seed)}
+        if np.isin(table.identities, gallery.identities).all():
+            print("no open-set identification: every image is of a person in the gallery")
+            return found
+    else:
+        sizes = np.unique(table.identities, return_counts=True)[1]
+        if (sizes >= 2).sum() < 2:
+            print("no identification: at least two identities with two images are needed, or a --gallery")
+            return found
+        split = draw_open_set(table.identities, seed=config.seed)
+        gallery, probes = table.rows(split.gallery), table.rows(split.probes)
+    identified = identify(
+        gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
+    )
+    bounds = identification_intervals(identified, probes.identities, seed=config.seed)
+    return found | {"identification": identified, "identification_intervals": bounds}
+
+
+def compare(
+    config: EvalConfig, tables: Tables, listed: Listed | None, found: Mapping[str, Any]
+) -> Comparison:
+    """The second model on the same pairs and the same queries."""
+    first, second = tables.table, tables.second
+    assert second is not None
+    verification, neighbours = None, None
+    differences: dict[str, Interval] = {}
+    if listed is not None:
+        score, verification = verify_listed(config, listed, second)
+        if listed.persons is not None:
+            differences |= paired_differences(
+                (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
+                listed.pairs.same,
+                listed.persons,
+                fars=config.fars,
+                means={"accuracy": (right_of(found["verification"]), right_of(verification))},
+                seed=config.seed,
+            )
+    elif config.all_pairs:
+        verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
+        differences |= all_pairs_differences(
+            (first.embeddings, second.embeddings),
+            first.identities,
+            (found["verification"], verification),
+            seed=config.seed,
+        )
+    if "neighbours" in found:
+        before = found["neighbours"]
+        neighbours = leave_one_out(
+            second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
+        )
+        changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
+        people = first.identities[before.each.rows]
+        differences |= mean_intervals(changes, people, seed=config.seed)
+    return Comparison(config.compare, verification, neighbours, differences)
+
+
+def write_files(config: EvalConfig, evaluation: Evaluation) -> None:
+    """metrics.json, and the curves of both models as csv and pictures."""
+    write_metrics(config, evaluation)
+    found, other = evaluation.verification, evaluation.comparison
+    if found is None:
+        return
+    curves = {config.weights or str(config.embeddings): found.roc}
+    if other is not None and other.verification is not None:
+        curves[other.name] = other.verification.roc
+    write_roc_csv(config.out / "roc.csv", curves)
+    draw_roc(config.out / "roc.png", curves)
+    draw_det(config.out / "det.png", curves)
+    threshold = {"threshold of equal errors": found.eer_threshold}
+    draw_scores(config.out / "scores.png", found.histogram, thresholds=threshold)
+
+
 def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
     """metrics.json: the figures, the options, and what the weights say of themselves."""
     record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
-    if config.weights:
-        weights = read_config(find_weights(config.weights))
-        record["weights"] = {"architecture": weights["architecture"], "sha256": weights.get("sha256")}
+    for name, key in ((config.weights, "weights"), (config.compare, "second_weights")):
+        if name and not is_stored(name):
+            weights = read_config(find_weights(name))
+            record[key] = {"architecture": weights["architecture"], "sha256": weights.get("sha256")}
     path = config.out / "metrics.json"
     staged = path.with_suffix(".new")
     staged.write_text(json.dumps(record, indent=2) + "\n")
@@ -208,44 +311,3 @@ def report(config: EvalConfig, evaluation: Evaluation) -> Path:
         weights=(folder, read_config(folder)) if folder is not None else None,
     )
     return write_report(evaluation, config.weights or str(config.embeddings), origin, seed=config.seed)
-
-
-def table_text(evaluation: Evaluation) -> str:
-    """The table that is printed."""
-    lines: list[tuple[str, str]] = []
-
-    def between(name: str, intervals: Mapping[str, Interval] = evaluation.intervals) -> str:
-        interval = intervals.get(name)
-        return f"  95 % [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""
-
-    found = evaluation.verification
-    if found is not None:
-        lines.append(("pairs", f"{found.n_genuine:,} genuine, {found.n_impostor:,} impostor"))
-        if found.accuracy is not None:
-            a = found.accuracy
-            drawn = ", folds drawn at random" if a.drawn else ""
-            lines.append(
-                (
-                    f"accuracy, mean of {len(a.accuracies)} folds",
-                    f"{a.mean:.4f}  (standard deviation over folds {a.deviation_sample:.4f}, "
-                    f"standard error {a.standard_error:.4f}{drawn})",
-                )
-            )
-        lines += [("AUC", f"{found.auc:.4f}{between('auc')}"), ("EER", f"{found.eer:.4f}{between('eer')}")]
-        for p in found.points:
-            text = f"{p.tar:.4f}{between(tar_name(p.wanted))}"
-            text += f"  (threshold {p.threshold:.4f}, {p.accepted_impostors} impostors accepted)"
-            if not p.supported:
-                text = f"not measured: needs {1 / p.wanted:.0f} impostor pairs, there are {found.n_impostor}"
-            lines.append((f"TAR @ FAR={p.wanted:g}", text))
-    near = evaluation.neighbours
-    if near is not None:
-        left = f"  ({near.left_out} images are their identity's only one)" if near.left_out else ""
-        bounds = evaluation.neighbour_intervals
-        for k, value in near.knn.items():
-            text = f"{value:.4f}{between(f'knn_accuracy_{k}', bounds)}{left if k == 1 else ''}"
-            lines.append((f"kNN accuracy, k={k}", text))
-        lines.append(("MAP@R", f"{near.map_at_r:.4f}{between('map_at_r', bounds)}"))
-    width = max((len(name) for name, _ in lines), default=0)
-    body = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-    return f"{body}\n{'written to':<{width}}  {evaluation.out}"

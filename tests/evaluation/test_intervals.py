@@ -173,6 +173,7 @@ def test_mean_interval_counts_persons_not_images():
     expected = wilson(int(value[::20].sum()), 50)
     assert interval.value == value.mean()
     assert interval.high - interval.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    assert mean_intervals({"right": value}, np.zeros(len(value))) == {}
     uneven = mean_intervals({"right": np.ones(55)}, np.repeat(np.arange(10), np.arange(1, 11)))["right"]
     assert tuple(uneven)[:3] == pytest.approx((1, 1, 1))
 

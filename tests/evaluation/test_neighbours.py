@@ -154,5 +154,5 @@ def test_k_beyond_the_set_is_left_out_not_lied_about():
 def test_nobody_to_find():
     with pytest.raises(DataError, match="two images or more"):
         leave_one_out(np.eye(3), [0, 1, 2])
-    with pytest.raises(DataError, match="two images or more"):
+    with pytest.raises(DataError, match="none of 3 probes is of a person in the gallery"):
         gallery_probe(np.eye(3), [0, 1, 2], np.eye(3), [3, 4, 5])

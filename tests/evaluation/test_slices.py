@@ -35,7 +35,9 @@ def test_rates_of_listed_groups_at_the_threshold_of_all():
             far, tar = slow.rates(score[inside], same[inside], point.threshold)
             assert (rate.far.value, rate.tar.value) == pytest.approx((far, tar))
             for interval, kind in ((rate.far, ~same), (rate.tar, same)):
-                peer = wilson(int((score[inside & kind] >= point.threshold).sum()), int((inside & kind).sum()))
+                peer = wilson(
+                    int((score[inside & kind] >= point.threshold).sum()), int((inside & kind).sum())
+                )
                 assert interval.low < interval.value < interval.high
                 assert interval.high - interval.low == pytest.approx(peer.high - peer.low, rel=0.4)
     tiny = slicing.groups[2]

@@ -132,8 +132,11 @@ def test_the_table_says_what_was_measured(
     assert value("AUC").startswith(f"{found.verification.auc:.4f}")
     assert value("EER").startswith(f"{found.verification.eer:.4f}")
     assert value("accuracy, mean of 4 folds").startswith(f"{found.verification.accuracy.mean:.4f}")
-    assert "standard deviation over folds" in value("accuracy, mean of 4 folds")
-    assert "needs 1000 impostor pairs, there are 120" in value("TAR @ FAR=0.001")
+    assert "deviation over folds: sample" in value("accuracy, mean of 4 folds")
+    assert f"population {found.verification.accuracy.deviation_population:.4f}" in value(
+        "accuracy, mean of 4"
+    )
+    assert "needs 1,000 impostor pairs, there are 120 (lowest FAR 0.0083)" in value("TAR @ FAR=0.001")
     assert value("kNN accuracy, k=1").startswith(f"{found.neighbours.knn[1]:.4f}")
     assert value("written to") == str(tmp_path / "out")
 

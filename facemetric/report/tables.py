@@ -1,0 +1,150 @@
+"""The embeddings that an evaluation reads: made from weights, or given; of the images, the gallery, a second model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from facemetric.config import EvalConfig, require
+from facemetric.data.index import ImageIndex, index_files, read_index
+from facemetric.data.loader import BadImageLog
+from facemetric.data.pairs import Pairs, resolve
+from facemetric.errors import DataError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.inference import embed_index
+from facemetric.model.weights import find_weights, load_weights
+from facemetric.training.run import BAD_IMAGES
+from facemetric.training.setup import pick_device, pick_workers
+
+STORED = (".npz", ".parquet")  # endings of embeddings on disk
+
+
+class Tables(NamedTuple):
+    """The images that are scored, and what each model makes of them, row by row; the gallery."""
+
+    images: ImageIndex | None
+    table: EmbeddingTable
+    second: EmbeddingTable | None
+    gallery: EmbeddingTable | None
+
+
+def read_tables(config: EvalConfig, pairs: Pairs | None) -> Tables:
+    """Everything that is to be scored. What can be wrong with names and files is found before the long work.
+
+    Beside embeddings that were given, `data` only lends its pictures to the report, or to a second model."""
+    for name in (config.weights, config.compare):
+        if name and not is_stored(name):
+            find_weights(name)
+    images = read_images(config, pairs)
+    if pairs is not None and images is not None:
+        resolve(pairs, images, missing_list=config.out / "missing_images.txt")
+    gallery_images = None
+    if config.gallery and not is_stored(config.gallery[0]):
+        require(bool(config.weights), "--gallery of images needs --weights; beside --embeddings give an .npz")
+        gallery_images = announced(read_index(config.gallery))
+    second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
+    if config.embeddings:
+        table = EmbeddingTable.load(config.embeddings)
+    else:
+        assert images is not None
+        table = embed(config, config.weights, images, pairs, "embeddings.npz")
+    if config.compare and second is None:
+        require(images is not None, "--compare with weights needs their images: give --data")
+        assert images is not None
+        second = embed(config, config.compare, images, pairs, "embeddings_second.npz")
+    gallery = None
+    if gallery_images is not None:
+        gallery = embed(config, config.weights, gallery_images, None, "embeddings_gallery.npz")
+    elif config.gallery:
+        gallery = EmbeddingTable.load(config.gallery[0])
+        check_sizes(table, gallery, "the gallery")
+    return Tables(images, table, None if second is None else aligned(table, second), gallery)
+
+
+def is_stored(name: str) -> bool:
+    """Whether a name stands for embeddings on disk, not for weights or images."""
+    return name.lower().endswith(STORED)
+
+
+def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
+    """The images of `data`, or else those that the pairs name; None where embeddings are all there is."""
+    if config.data:
+        return announced(read_index(config.data))
+    if config.embeddings or pairs is None:
+        return None
+    if pairs.holds_images:
+        return announced(read_index(pairs.source))
+    return index_files(pairs.paths(), Path(pairs.source).parent)
+
+
+def announced(index: ImageIndex) -> ImageIndex:
+    for note in index.notes:
+        print(note)
+    return index
+
+
+def embed(
+    config: EvalConfig, weights: str, index: ImageIndex, pairs: Pairs | None, file: str
+) -> EmbeddingTable:
+    """Embed the images and keep the table in the out folder."""
+    embedder = load_weights(weights, pick_device(config.device))
+    embedded = embed_index(
+        embedder,
+        index,
+        batch_size=config.batch_size,
+        workers=pick_workers(config.workers),
+        flip=config.flip,
+        progress="embedding",
+    )
+    check_readable(config, index, embedded.bad, pairs)
+    embedded.table.save(config.out / file)
+    return embedded.table
+
+
+def check_readable(
+    config: EvalConfig, index: ImageIndex, bad: list[tuple[int, str]], pairs: Pairs | None
+) -> None:
+    """List the bad images; raises DataError where a pair names one, or where they are more than --max-bad."""
+    if not bad:
+        return
+    if pairs is not None:
+        named = set(np.concatenate(resolve(pairs, index)).tolist())
+        broken = [(index.name(row), reason) for row, reason in bad if row in named]
+        if broken:
+            shown = ", ".join(f"{name} ({reason})" for name, reason in broken[:10])
+            more = ", ..." if len(broken) > 10 else ""
+            raise DataError(
+                f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}{more}; "
+                "mend the images or take their pairs out"
+            )
+    log = BadImageLog(config.out / BAD_IMAGES, len(index), config.max_bad)
+    for row, reason in bad:
+        log.add(index.name(row), reason)
+    print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
+
+
+def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:
+    """The second model's rows in the order of the first's paths, with the first's identities and groups.
+
+    Raises DataError where an image of the first is not in the second."""
+    paths = first.paths.tolist()
+    rows = np.array([-1 if (row := second.find(path)) is None else row for path in paths])
+    missing = [path for path, row in zip(paths, rows, strict=True) if row < 0]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of {len(first)} images have no embedding of the second model: {shown}; "
+            "both models must embed the same images, under the same paths"
+        )
+    return EmbeddingTable(second.embeddings[rows], first.identities, first.paths, first.groups)
+
+
+def check_sizes(table: EmbeddingTable, other: EmbeddingTable, what: str) -> None:
+    """Raise DataError where two tables cannot come from one model."""
+    size, other_size = table.embeddings.shape[1], other.embeddings.shape[1]
+    if size != other_size:
+        raise DataError(
+            f"{what} has embeddings of {other_size} numbers, the images of {size}; use one model for both"
+        )
