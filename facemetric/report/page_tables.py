@@ -69,11 +69,12 @@ def verification_rows(found: Verification, intervals: Intervals) -> Iterable[Row
     if found.accuracy is not None:
         a = found.accuracy
         note = (
-            f"standard deviation over folds {a.deviation_sample:.4f}, standard error {a.standard_error:.4f}"
+            f"deviation over folds: sample {a.deviation_sample:.4f}, population {a.deviation_population:.4f}, "
+            f"standard error {a.standard_error:.4f}"
         )
         note += ", folds drawn at random" if a.drawn else ""
         about = f"mean of {len(a.accuracies)} folds"
-        yield Cell("Accuracy", about), Cell(f"{a.mean:.4f}", note)
+        yield figure("Accuracy", a.mean, intervals, "accuracy", note=note, about=about)
 
 
 def retrieval_rows(found: Retrieval, intervals: Intervals) -> Iterable[Row]:
@@ -108,7 +109,7 @@ def svm_table(found: SvmAccuracy) -> Grid:
     lead = (
         f"{found.people:,} people; {found.people_left_out:,} with fewer than {found.folds} images left out."
     )
-    row = (Cell("Accuracy of a linear SVM"), Cell(f"{found.mean:.4f}", note))
+    row = figure("Accuracy of a linear SVM", found.mean, {"": found.interval}, "", note=note)
     return Grid("Classification", HEAD, (row,), lead)
 
 
