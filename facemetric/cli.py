@@ -118,7 +118,9 @@ def with_config_file(tokens: list[str]) -> list[str]:
         raise ConfigError("--config needs a TOML file")
     file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
     rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
-    app.config = (cyclopts.config.Dict(read_toml(file), source=str(file), use_commands_as_keys=False),)  # type: ignore[assignment]
+    # Under each command's name: cyclopts passes over keys at the top that are named as a command (`weights`).
+    options = dict.fromkeys(app, read_toml(file))
+    app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
 
 
