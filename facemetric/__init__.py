@@ -1,35 +1,41 @@
 """facemetric: from a folder of faces to a verified identity embedding.
 
-from facemetric import pretrain, finetune, evaluate, visualize, load_embedder
+from facemetric import pretrain, finetune, evaluate, calibrate, verify, cluster, visualize, load_embedder
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "finetune", "load_embedder", "pretrain", "visualize"]
+__all__ = ["calibrate", "cluster", "evaluate", "finetune", "load_embedder", "pretrain", "verify", "visualize"]
 
 if TYPE_CHECKING:
     from facemetric.model.weights import load_weights as load_embedder
+    from facemetric.report.calibrate import calibrate
+    from facemetric.report.cluster import cluster
     from facemetric.report.scorecard import evaluate
+    from facemetric.report.verify import verify
     from facemetric.report.visualize import visualize
     from facemetric.training.finetune import finetune
     from facemetric.training.pretrain import pretrain
 
+HOMES = {
+    "calibrate": "facemetric.report.calibrate",
+    "cluster": "facemetric.report.cluster",
+    "evaluate": "facemetric.report.scorecard",
+    "finetune": "facemetric.training.finetune",
+    "load_embedder": "facemetric.model.weights",
+    "pretrain": "facemetric.training.pretrain",
+    "verify": "facemetric.report.verify",
+    "visualize": "facemetric.report.visualize",
+}
+
 
 def __getattr__(name: str) -> Any:
     # torch is imported when the first of these is used, not by `import facemetric`.
-    if name == "pretrain":
-        from facemetric.training.pretrain import pretrain as found
-    elif name == "finetune":
-        from facemetric.training.finetune import finetune as found  # type: ignore[assignment]
-    elif name == "evaluate":
-        from facemetric.report.scorecard import evaluate as found  # type: ignore[assignment]
-    elif name == "visualize":
-        from facemetric.report.visualize import visualize as found  # type: ignore[assignment]
-    elif name == "load_embedder":
-        from facemetric.model.weights import load_weights as found  # type: ignore[assignment]
-    else:
+    if name not in HOMES:
         raise AttributeError(f"module 'facemetric' has no attribute {name!r}")
-    return found
+    home = importlib.import_module(HOMES[name])
+    return getattr(home, "load_weights" if name == "load_embedder" else name)

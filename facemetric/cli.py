@@ -14,12 +14,22 @@ import cyclopts
 from cyclopts import App, Parameter
 
 import facemetric
-from facemetric.config import DemoConfig, EvalConfig, FinetuneConfig, PretrainConfig, VisualizeConfig
+from facemetric.config import (
+    CalibrateConfig,
+    ClusterConfig,
+    DemoConfig,
+    EvalConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    VerifyConfig,
+    VisualizeConfig,
+)
 from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
     name="facemetric",
-    help="Identity embeddings from folders of images: pretrain, finetune, eval, visualize.\n\n"
+    help="Identity embeddings from folders of images: train (pretrain, finetune), measure (eval, visualize), use\n"
+    "(calibrate, verify, cluster).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=facemetric.__version__,
@@ -60,6 +70,30 @@ def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = Visualiz
     from facemetric.report.visualize import run_visualize
 
     run_visualize(config)
+
+
+@app.command
+def calibrate(config: Annotated[CalibrateConfig, Parameter(name="*")] = CalibrateConfig()) -> None:
+    """Choose the threshold for a wanted FAR on people never trained on, and keep it with the weights."""
+    from facemetric.report.calibrate import run_calibrate
+
+    run_calibrate(config)
+
+
+@app.command
+def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()) -> None:
+    """Say whether two images show one person, by a threshold that the weights hold."""
+    from facemetric.report.verify import run_verify
+
+    run_verify(config)
+
+
+@app.command
+def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
+    """Group the images of DATA by person, without labels."""
+    from facemetric.report.cluster import run_cluster
+
+    run_cluster(config)
 
 
 @app.command

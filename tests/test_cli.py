@@ -125,6 +125,25 @@ def images_in(folder: Path) -> list[Path]:
         ("eval --weights RUN --data FACES --folds 1", "--folds is 1"),
         ("eval --weights RUN --data FACES --batch-size 0", "--batch-size is 0"),
         ("eval --embeddings NOWHERE.npz", "NOWHERE.npz"),
+        ("calibrate --weights RUN", "no DATA was given; name images of people"),
+        ("calibrate FACES", "no weights were given"),
+        ("calibrate FACES --weights RUN --far 0", "--far is 0.0; it is a share above 0"),
+        ("calibrate FACES --weights RUN --far 1e-9", "FAR 1e-09 needs 1,000,000,000 impostor pairs"),
+        ("calibrate FACES --weights RUN --max-bad 2", "--max-bad is 2.0; it is a share, choose 0..1"),
+        ("calibrate FACES --weights RUN --identities NOWHERE", "NOWHERE: cannot be read"),
+        ("verify --weights RUN", "verify needs two images: facemetric verify A.jpg B.jpg --weights W"),
+        ("verify A.jpg B.jpg", "no weights were given"),
+        ("verify A.jpg B.jpg --weights RUN --far 1e-9", "make one with `facemetric calibrate DATA --weights"),
+        ("verify A.jpg B.jpg --weights RUN --far 0.1", "A.jpg: no such file; give an image"),
+        ("cluster", "nothing to group: name images, or give --embeddings"),
+        ("cluster FACES", "no threshold: give --weights"),
+        (
+            "cluster FACES --weights RUN --far 1e-9",
+            "holds no threshold for FAR 1e-09; it has those for FAR 0.1",
+        ),
+        ("cluster FACES --weights RUN --method dbscn", 'Did you mean "dbscan"?'),
+        ("cluster NOWHERE --weights RUN --threshold 0.5", "NOWHERE: no such file or folder"),
+        ("cluster FACES --weights RUN --threshold 0.5 --min-images 0", "dbscan needs at least 1"),
         ("demo --identities 3", "--identities is 3; it must be at least 20"),
         ("demo --out FACES", "is not empty; name another --out"),
     ],
@@ -133,7 +152,7 @@ def test_what_is_misspelt_or_missing(
     command: Callable[..., Ran], faces: Path, weights: Path, tmp_path: Path, line: str, message: str
 ) -> None:
     words = [{"FACES": faces, "RUN": weights}.get(word, word) for word in line.split()]
-    if words[0] in ("pretrain", "finetune", "eval") and "--out" not in words:
+    if words[0] not in ("pretrian", "demo", "verify") and "--out" not in words:
         words[1:1] = ["--out", tmp_path / "out"]
     assert message in command(*words).fault
 

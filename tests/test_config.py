@@ -14,10 +14,13 @@ import pytest
 import facemetric
 from facemetric import cli
 from facemetric.config import (
+    CalibrateConfig,
+    ClusterConfig,
     DemoConfig,
     EvalConfig,
     FinetuneConfig,
     PretrainConfig,
+    VerifyConfig,
     VisualizeConfig,
     check_stage,
     config_command,
@@ -32,6 +35,9 @@ KINDS: dict[str, Any] = {
     "finetune": FinetuneConfig,
     "eval": EvalConfig,
     "visualize": VisualizeConfig,
+    "calibrate": CalibrateConfig,
+    "verify": VerifyConfig,
+    "cluster": ClusterConfig,
     "demo": DemoConfig,
 }
 RUNNERS = {
@@ -39,6 +45,9 @@ RUNNERS = {
     "finetune": "facemetric.training.finetune.run_finetune",
     "eval": "facemetric.report.scorecard.run_evaluate",
     "visualize": "facemetric.report.visualize.run_visualize",
+    "calibrate": "facemetric.report.calibrate.run_calibrate",
+    "verify": "facemetric.report.verify.run_verify",
+    "cluster": "facemetric.report.cluster.run_cluster",
     "demo": "facemetric.demo.run_demo",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
@@ -73,6 +82,10 @@ def another(kind: Any, name: str) -> Any:
         return (0.25, 1e-05)
     if name == "crop":
         return (0.1, 0.0, 0.25, 1e-05)
+    if hint == tuple[float, ...]:
+        return (0.25, 1e-05)
+    if float in get_args(hint):
+        return -0.25
     if isinstance(default, bool):
         return not default
     if isinstance(default, int):
@@ -137,6 +150,9 @@ def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.Ca
         "finetune": "What keeps still: the backbone",
         "eval": "Folder for metrics.json",
         "visualize": "Most images in the projector",
+        "calibrate": "Wanted share of pairs of two people",
+        "verify": "Print one JSON object",
+        "cluster": "Picture sheets to draw",
         "demo": "People to draw",
     }
     assert said[command] in text
@@ -169,6 +185,9 @@ def test_python_arguments_may_be_text() -> None:
     assert (config.data, config.out) == (("faces",), Path("runs/x"))
     assert (config.weights, config.cache) == ("runs/y", Path("c"))
     assert make_config(EvalConfig, "w", data=[Path("a"), "b"]).data == ("a", "b")
+    assert make_config(CalibrateConfig, "faces", far=1e-4).far == (1e-4,)
+    assert make_config(CalibrateConfig, Path("faces"), far=[0.1, 0.01]).data == ("faces",)
+    assert make_config(VerifyConfig, image1=Path("a.jpg"), far=1).image1 == "a.jpg"
     with pytest.raises(ConfigError, match="only data goes without its name; several of them go in one list"):
         make_config(PretrainConfig, "faces", "more faces")
 

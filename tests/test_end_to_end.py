@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,11 @@ from facemetric.data.images import Preprocess
 from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights import find_weights, save_weights
 
 PEOPLE, UNSEEN, IMAGES = 60, 16, 8
 
@@ -37,6 +41,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test.mkdir()
     for person in sorted(train.iterdir())[-UNSEEN:]:
         os.replace(person, test / person.name)
+    draw_faces(
+        folder / "others", identities=UNSEEN, images=IMAGES, size=32, seed=6, workers=1, progress=False
+    )
     index = read_index([str(test)])
     drawn = make_pairs(index.identity, count=600, folds=4, seed=0)
     write_pairs(folder / "pairs.csv", name_pairs(drawn, [f"test/{index.name(i)}" for i in range(len(index))]))
@@ -49,6 +56,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tune = ["--weights", folder / "pretrain", "--freeze", "backbone", "--epochs", 10, "--batch-size", 64]
     run("finetune", train, "--out", folder / "finetune", *tune, *common)
     for name in ("untrained", "pretrain", "finetune"):
+        calibrate = ["--weights", folder / name, "--far", 0.02, "--out", folder / "calibrate" / name]
+        run("calibrate", folder / "others", *calibrate, *common)
         measure = ["--pairs", folder / "pairs.csv", "--data", test, "--out", folder / "eval" / name]
         run("eval", "--weights", folder / name, *measure, *common)
     return folder
@@ -74,6 +83,59 @@ def test_and_far_better_than_by_an_untrained_network(story: Path, name: str) -> 
     assert after["verification"]["auc"] > before["verification"]["auc"] + 0.12
     assert after["verification"]["eer"] < before["verification"]["eer"] - 0.1
     assert after["neighbours"]["knn_accuracy_1"] > before["neighbours"]["knn_accuracy_1"] + 0.1
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_a_threshold_of_some_people_holds_for_others(story: Path, name: str) -> None:
+    folder = find_weights(story / name)
+    found = stored_threshold(folder, 0.02).threshold
+    assert (found.identities, found.images) == (UNSEEN, UNSEEN * IMAGES)
+    table = EmbeddingTable.load(story / "eval" / name / "embeddings.npz")
+    on_others = verify_all_pairs(table.embeddings, table.identities).roc
+    at = int(np.searchsorted(-on_others.threshold, -found.threshold.value))
+    assert 0.004 < on_others.far[at] < 0.08  # wanted 0.02; both halves are 16 people
+    assert on_others.tar[at] > 5 * on_others.far[at]
+
+
+def test_verify_answers_as_the_scores_say(story: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = EmbeddingTable.load(story / "eval" / "pretrain" / "embeddings.npz")
+    score = table.embeddings @ table.embeddings.T
+    np.fill_diagonal(score, np.nan)
+    images = [story / "test" / path for path in table.paths]
+    for place, answer in ((np.nanargmax(score), True), (np.nanargmin(score), False)):
+        one, other = np.unravel_index(place, score.shape)
+        words = ["verify", images[one], images[other], "--weights", story / "pretrain", "--far", 0.02]
+        capsys.readouterr()
+        run(*words, "--json", "--device", "cpu")
+        record = json.loads(capsys.readouterr().out)
+        assert record["same"] is answer
+        assert record["score"] == pytest.approx(float(score[one, other]), abs=1e-4)
+        run(*words, "--device", "cpu")
+        assert capsys.readouterr().out.startswith("same person" if answer else "different people")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_people_never_seen_are_grouped_better_than_by_an_untrained_network(story: Path, name: str) -> None:
+    found = {}
+    for weights in ("untrained", name):
+        out = story / "cluster" / weights
+        run(
+            "cluster",
+            story / "test",
+            "--weights",
+            story / weights,
+            "--far",
+            0.02,
+            "--out",
+            out,
+            "--device",
+            "cpu",
+        )
+        found[weights] = json.loads((out / "clusters.json").read_text())["agreement"]
+        assert sorted((out / "sheets").iterdir())
+    assert found[name]["bcubed_f"] > found["untrained"]["bcubed_f"] + 0.05
+    assert found[name]["ari"] > found["untrained"]["ari"] + 0.05
+    assert found[name]["bcubed_precision"] > 0.4
 
 
 def test_stage_two_is_no_worse(story: Path) -> None:

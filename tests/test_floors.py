@@ -82,7 +82,11 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/pretrain.py",
         "training/finetune.py",
         "training/setup.py",
+        "report/calibrate.py",
+        "report/cluster.py",
+        "report/embedding.py",
         "report/scorecard.py",
+        "report/verify.py",
         "report/visualize.py",
         "report/tables.py",
     }

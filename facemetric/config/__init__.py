@@ -13,15 +13,26 @@ from facemetric.config.making import (
     make_config,
     require,
 )
-from facemetric.config.scoring import EvalConfig, VisualizeConfig
+from facemetric.config.scoring import (
+    CalibrateConfig,
+    ClusterConfig,
+    DataConfig,
+    EvalConfig,
+    VerifyConfig,
+    VisualizeConfig,
+)
 from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
 __all__ = [
+    "CalibrateConfig",
+    "ClusterConfig",
+    "DataConfig",
     "DemoConfig",
     "EvalConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "StageConfig",
+    "VerifyConfig",
     "VisualizeConfig",
     "check_least",
     "check_stage",

@@ -28,23 +28,18 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
         nearest = did_you_mean(str(value), map(str, choices))
         require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
-    for name in ("data", "gallery"):
-        if name in values:
-            given = values[name]
-            several = (given,) if isinstance(given, (str, Path)) else given
-            values[name] = tuple(str(source) for source in several)
-    if "fars" in values:
-        given = values["fars"]
-        values["fars"] = (float(given),) if isinstance(given, (int, float)) else tuple(map(float, given))
-    if isinstance(values.get("crop"), list):
-        values["crop"] = tuple(values["crop"])
-    for name in ("weights", "compare"):
-        if isinstance(values.get(name), Path):
-            values[name] = str(values[name])
-    for name in ("out", "val_identities", "leave_out", "merge", "cache", "pairs", "embeddings"):
-        if isinstance(values.get(name), str):
-            values[name] = Path(values[name])
-    return kind(**values)
+    return kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+
+
+def as_hinted(hint: Any, value: Any) -> Any:
+    """A value as the field's type has it: text for a path, a path for text, one or a list for a tuple."""
+    kinds = (hint, *get_args(hint))
+    if get_origin(hint) is tuple:
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(kinds[1](part) for part in several)
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    return str(value) if str in kinds and isinstance(value, Path) else value
 
 
 def config_dict(config: Any) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Literal
+
+Method = Literal["components", "dbscan", "agglomerative"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,83 @@ class VisualizeConfig:
     """auto, cpu, cuda or cuda:N."""
     workers: int = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the commands share that embed DATA with weights."""
+
+    data: tuple[str, ...] = ()
+    """Images, as for pretrain: a folder, a csv or .tar files."""
+    _: KW_ONLY
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    out: Path = Path("runs/embeddings")
+    """Folder for embeddings.npz and bad_images.csv."""
+    flip: bool = False
+    """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
+    max_bad: float = 0.0
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
+    batch_size: int = 256
+    """Images embedded at once."""
+    seed: int = 0
+    """Seed of the people that are drawn anew for the intervals."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = -1
+    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
+
+
+@dataclass(frozen=True)
+class CalibrateConfig(DataConfig):
+    """A threshold for a wanted FAR, from identities that the weights were not trained on."""
+
+    _: KW_ONLY
+    far: tuple[float, ...] = (1e-3,)
+    """Wanted share of pairs of two people that are taken for one, above 0; a threshold is stored for each."""
+    identities: Path | None = None
+    """Text file of the identities of DATA to take, one a line; all where none is named."""
+    out: Path = Path("runs/calibrate")
+    """Folder for embeddings.npz and bad_images.csv; the thresholds go into the weights' config.json."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Two images: one person or two?"""
+
+    image1: str = ""
+    """An image file."""
+    image2: str = ""
+    """Another one."""
+    _: KW_ONLY
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    far: float = 1e-3
+    """FAR of the stored threshold to judge by; `facemetric calibrate` stores them."""
+    json: bool = False
+    """Print one JSON object."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig(DataConfig):
+    """Images grouped by person, without labels."""
+
+    _: KW_ONLY
+    embeddings: Path | None = None
+    """Embeddings to group in place of DATA's, such as an earlier run's embeddings.npz; DATA is for the sheets."""
+    threshold: float | None = None
+    """Cosine similarity from which two images count as alike, -1..1; where none is given, that of --far."""
+    far: float = 1e-3
+    """FAR of the stored threshold to group by; `facemetric calibrate` stores them."""
+    method: Method = "agglomerative"
+    """Join by average similarity, by chains of alike images (components), or by chains of crowded ones (dbscan)."""
+    min_images: int = 3
+    """Images alike to one, itself counted, that make it part of a chain of dbscan."""
+    labels: bool = True
+    """Whether folders, or the csv's identities, are people to measure the clusters against."""
+    sheets: int = 50
+    """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
+    out: Path = Path("runs/cluster")
+    """Folder for clusters.csv, clusters.json, sheets/, embeddings.npz and bad_images.csv."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from facemetric.data.batches import chunks
-from facemetric.data.images import normalise
+from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
@@ -76,3 +76,15 @@ def images_of(
         for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):
             yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
             bar.update(len(batch.rows) + len(batch.bad))
+
+
+def usual_size(index: ImageIndex, images: int = 32) -> tuple[int, int]:
+    """Median (width, height) in pixels of some images spread over the index; (0, 0) where none can be read."""
+    sizes = []
+    for row in np.linspace(0, len(index) - 1, min(images, len(index))).astype(int).tolist():
+        try:
+            sizes.append(decode(index.read(row)).size)
+        except (BadImage, OSError):  # whoever embeds the images says so
+            continue
+    width, height = np.median(sizes, axis=0).astype(int).tolist() if sizes else (0, 0)
+    return width, height

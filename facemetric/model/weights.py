@@ -180,6 +180,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def amend_config(folder: Path, **entries: Any) -> Path:
+    """Change entries of `facemetric` in the config.json of a weights folder; the file appears whole."""
+    path = folder / CONFIG
+    config = read_config(folder)
+    config["facemetric"] |= entries
+    staged = path.with_name(path.name + ".new")
+    try:
+        with writing(path):
+            staged.write_text(json.dumps(config, indent=2) + "\n")
+            os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+    return path
+
+
 def read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a weights folder in float32, after their hash was checked."""
     path = folder / MODEL

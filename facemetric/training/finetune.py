@@ -30,6 +30,7 @@ from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
+from facemetric.training.calibration import keep_thresholds
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features
 from facemetric.training.loop import fit
@@ -86,7 +87,9 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         at = fit(
             task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True
         )
-        return Trained(run.folder, run.best, task.keep_better(before, at.best or {}, at.best_epoch))
+        metrics = task.keep_better(before, at.best or {}, at.best_epoch)
+        keep_thresholds(run, split.val, task.embeddings, device, config.seed)
+        return Trained(run.folder, run.best, metrics)
     finally:
         run.close()
 
@@ -270,15 +273,22 @@ class OnFeatures(StageTwo):
     @torch.inference_mode()
     def figures_of(self, projection: nn.Module) -> dict[str, float]:
         """The open-set figures of a projection on the cached validation features."""
-        if self.val is None or self.split.val is None:
+        if self.val is None:
             return {}
+        return open_set_figures(*self.val_embeddings(projection))
+
+    @torch.inference_mode()
+    def val_embeddings(self, projection: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) of the cached validation features, and identities (N,)."""
+        assert self.val is not None
+        assert self.split.val is not None
         rows = np.flatnonzero(self.val.valid)
         values = torch.from_numpy(np.asarray(self.val.values[0]))
         parts = [
             projection(values[chunk].to(self.device)).float().cpu()
             for chunk in np.array_split(rows, len(rows) // 4096 + 1)
         ]
-        return open_set_figures(torch.cat(parts).numpy(), self.split.val.identity[rows])
+        return torch.cat(parts).numpy(), self.split.val.identity[rows]
 
     @cached_property
     def start_figures(self) -> dict[str, float]:
@@ -293,6 +303,10 @@ class OnFeatures(StageTwo):
         """The frozen backbone with the projection, as the run's best weights."""
         self.embedder.projection = model
         self.save_embedder(self.embedder, metrics)
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images as weights on this backbone embed them: from the cached features."""
+        return self.val_embeddings(embedder.folded_projection())
 
 
 class OnImages(StageTwo):
@@ -377,3 +391,7 @@ class OnImages(StageTwo):
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""
         self.save_embedder(model, metrics)  # type: ignore[arg-type]
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images, embedded."""
+        return self.open_set.embeddings(embedder)

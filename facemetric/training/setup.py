@@ -145,9 +145,14 @@ class OpenSet:
         """TAR at FAR 1e-2 and 1e-3, EER and leave-one-out 1-NN accuracy, all 0..1; {} without validation data."""
         if self.val is None:
             return {}
+        return open_set_figures(*self.embeddings(embedder))
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and identities (N,) of the validation images that can be read."""
+        assert self.val is not None
         embedded = embed_index(embedder, self.val, workers=self.workers, progress="validating")
         note_bad(self.bad_images, self.val, embedded.bad)
-        return open_set_figures(embedded.table.embeddings, embedded.table.identities)
+        return embedded.table.embeddings, embedded.table.identities
 
 
 def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:

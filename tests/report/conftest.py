@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained") / "weights"
     save_weights(folder, embedder, provenance={}, metrics={})
     return folder
+
+
+@pytest.fixture
+def own_weights(untrained: Path, tmp_path: Path) -> Path:
+    """A copy of them, for a test that writes into it."""
+    shutil.copytree(untrained, tmp_path / "weights")
+    return tmp_path / "weights"

@@ -1,0 +1,232 @@
+"""What `facemetric cluster` does: group images by person, measure, and draw a sheet of each group."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from facemetric.config import ClusterConfig, config_dict, make_config, require
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.sources import is_loose
+from facemetric.evaluation.agreement import Agreement, agreement
+from facemetric.evaluation.clustering import Clusters, find_clusters
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.stored import Stored, stored_threshold
+from facemetric.model.weights import find_weights
+from facemetric.report.embedding import check_data, embed_data
+from facemetric.report.pictures import Pictures
+from facemetric.report.plots import write_whole
+from facemetric.report.sheets import MOST, draw_sheet, rows_shown
+
+SHEETS = "sheets"
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """What was found: clusters of the rows of `table`, and how well they agree with the identities.
+
+    `labelled` (N,) says which rows have an identity; `agreement` is over these, None without two identities.
+    """
+
+    out: Path
+    table: EmbeddingTable
+    clusters: Clusters
+    labelled: npt.NDArray[np.bool_]
+    agreement: Agreement | None
+    stored: Stored | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under plain names."""
+        found: dict[str, Any] = {"clustering": self.clusters.to_dict()}
+        if self.stored is not None:
+            found["threshold"] = self.stored.to_dict()
+        if self.agreement is not None:
+            found["agreement"] = self.agreement.to_dict()
+        return found
+
+    def records(self, most: int, images: int = MOST) -> list[ClusterRecord]:
+        """The `most` largest clusters of two images or more, with the rows of up to so many images."""
+        return cluster_records(self.clusters, self.table.identities, self.labelled, most=most, images=images)
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """One cluster as a sheet or a report shows it.
+
+    `number` as in clusters.csv; `images` in all. `identity` is the most frequent of its labelled images,
+    `purity` its share of them, 0..1; "" and None where none is labelled. `rows` of the table, nearest to the
+    centre first, are all of them or the nearest and the farthest; `others[i]`: row i has another identity.
+    """
+
+    number: int
+    images: int
+    identity: str
+    purity: float | None
+    rows: tuple[int, ...]
+    others: tuple[bool, ...]
+
+    def title(self) -> str:
+        """What stands above its pictures."""
+        text = f"cluster {self.number}: {self.images} images"
+        if self.purity is not None:
+            text += f", {self.purity:.0%} {self.identity}"
+        if len(self.rows) < self.images:
+            half = len(self.rows) // 2
+            text += f"; the {half} nearest to the centre, then the {len(self.rows) - half} farthest"
+        return text
+
+
+def cluster_records(
+    clusters: Clusters,
+    identities: npt.NDArray[np.str_],
+    labelled: npt.NDArray[np.bool_],
+    *,
+    most: int,
+    images: int = MOST,
+) -> list[ClusterRecord]:
+    """Records of the `most` largest clusters of two images or more, with up to `images` rows each."""
+    records = []
+    sizes = clusters.sizes()
+    for number in range(min(most, int((sizes >= 2).sum()))):
+        rows = clusters.rows(number)
+        names, counts = np.unique(identities[rows[labelled[rows]]], return_counts=True)
+        best = str(names[counts.argmax()]) if len(names) else ""
+        shown = rows_shown(rows.tolist(), images)
+        others = tuple(bool(labelled[row] and identities[row] != best) for row in shown)
+        purity = float(counts.max() / counts.sum()) if len(names) else None
+        records.append(ClusterRecord(number, len(rows), best, purity, tuple(shown), others))
+    return records
+
+
+def cluster(*positional: Any, **options: Any) -> Clustered:
+    """Group images by person; the options are those of ClusterConfig.
+
+    `cluster("photos", weights="runs/finetune")` is `facemetric cluster photos --weights runs/finetune`.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_cluster(make_config(ClusterConfig, *positional, **options))
+
+
+def run_cluster(config: ClusterConfig) -> Clustered:
+    """cluster, from a config."""
+    check_data(config)
+    require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
+    require(config.sheets >= 0, f"--sheets is {config.sheets}; it must be at least 0")
+    stored = threshold_of(config)
+    index = read_index(config.data, loose=True) if config.data else None
+    for note in index.notes if index is not None else ():
+        print(note)
+    if config.embeddings:
+        table = EmbeddingTable.load(config.embeddings)
+    else:
+        assert index is not None
+        flip = stored.flip if stored is not None else config.flip
+        table = embed_data(config, index, flip=flip)
+    threshold = stored.threshold.threshold.value if stored is not None else config.threshold
+    assert threshold is not None
+    clusters = find_clusters(table.embeddings, threshold, method=config.method, min_images=config.min_images)
+    labelled = np.array([config.labels and not is_loose(name) for name in table.identities.tolist()], bool)
+    found = Clustered(
+        config.out, table, clusters, labelled, measure(clusters, table, labelled, config.seed), stored
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_csv(found)
+    record = found.to_dict() | {"options": config_dict(config)}
+    text = json.dumps(record, indent=2) + "\n"
+    write_whole(config.out / "clusters.json", lambda path: path.write_text(text))
+    print(text_of(found))
+    draw_sheets(config, found, index)
+    return found
+
+
+def threshold_of(config: ClusterConfig) -> Stored | None:
+    """The stored threshold to group by; None where --threshold gives one."""
+    if config.threshold is not None:
+        require(
+            -1 <= config.threshold <= 1, f"--threshold is {config.threshold}; it is a cosine, choose -1..1"
+        )
+        if not config.embeddings:
+            find_weights(config.weights)  # before images are read
+        return None
+    require(bool(config.weights), "no threshold: give --weights, which hold them by FAR, or --threshold")
+    stored = stored_threshold(find_weights(config.weights), config.far)
+    require(
+        stored.flip or not config.flip,
+        f"the threshold for FAR {config.far:g} was chosen without --flip: leave it out, or calibrate with --flip",
+    )
+    return stored
+
+
+def measure(
+    clusters: Clusters, table: EmbeddingTable, labelled: npt.NDArray[np.bool_], seed: int
+) -> Agreement | None:
+    """Agreement with the identities; None where there are not two."""
+    if len(np.unique(table.identities[labelled])) < 2:
+        return None
+    if not labelled.all():
+        print(
+            f"{(~labelled).sum()} of {len(labelled)} images have no identity: the figures are of the others"
+        )
+    return agreement(clusters.number[labelled], table.identities[labelled], seed=seed)
+
+
+def write_csv(found: Clustered) -> None:
+    """clusters.csv: path, cluster and cosine distance to its centre, the largest cluster first."""
+    clusters = found.clusters
+    order = np.lexsort((clusters.distance, clusters.number))
+
+    def fill(path: Path) -> None:
+        # Names that are no UTF-8 are written with escapes.
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "cluster", "distance_to_centre"])
+            for row in order.tolist():
+                writer.writerow(
+                    [found.table.name(row), int(clusters.number[row]), f"{clusters.distance[row]:.6f}"]
+                )
+
+    write_whole(found.out / "clusters.csv", fill)
+
+
+def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | None) -> None:
+    """A sheet for each of the largest clusters; says how many of how many. Those of a run before are removed."""
+    folder = found.out / SHEETS
+    shutil.rmtree(folder, ignore_errors=True)
+    if index is None:
+        print("no sheets: name the images, as well as --embeddings, to draw them")
+        return
+    records = found.records(config.sheets)
+    pictures = Pictures(found.table, index)
+    for record in tqdm(records, desc="sheets", unit="sheet", delay=2, leave=False, disable=None):
+        file = folder / f"cluster_{record.number:05d}.jpg"
+        draw_sheet(file, pictures, record.rows, title=record.title(), marked=record.others)
+    several = int((found.clusters.sizes() >= 2).sum())
+    print(f"sheets of {len(records)} of {several} clusters of two images or more in {folder} (--sheets)")
+
+
+def text_of(found: Clustered) -> str:
+    """What is printed."""
+    clusters = found.clusters
+    sizes = clusters.sizes()
+    by = f"cosine {clusters.threshold:.4f}"
+    if found.stored is not None:
+        by += f", which is FAR {found.stored.threshold.wanted_far:g} by {found.stored.chosen_on}"
+    noise = f" ({clusters.noise} of them noise)" if clusters.noise else ""
+    lines = [
+        f"{len(clusters.number):,} images in {len(sizes):,} clusters ({clusters.method}, {by})",
+        f"{(sizes == 1).sum():,} clusters of one image{noise}, the largest has {sizes[0]:,}",
+    ]
+    if found.agreement is not None:
+        a = found.agreement
+        parts = {"precision": a.precision, "recall": a.recall, "F": a.f}
+        text = ", ".join(f"{name} {i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for name, i in parts.items())
+        lines.append(f"against {a.identities:,} identities: B-cubed {text}")
+        lines.append(f"purity {a.purity:.4f}, NMI {a.nmi:.4f}, ARI {a.ari:.4f}")
+    return "\n".join([*lines, f"written to {found.out}"])

@@ -1,0 +1,237 @@
+"""`facemetric calibrate` and `facemetric verify`: a threshold chosen, kept, and used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemetric import calibrate, load_embedder, pretrain, verify
+from facemetric.data.index import read_index
+from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.thresholds import choose_thresholds
+
+FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
+    own_weights: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = config_of(own_weights)
+    found = calibrate(str(faces), weights=own_weights, far=[0.1, 0.01], out=tmp_path / "out", **FAST)
+    table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+    assert len(table) == 96
+    assert found.thresholds == choose_thresholds(table.embeddings, table.identities, (0.1, 0.01))
+    after = config_of(own_weights)
+    kept = after["facemetric"].pop("thresholds")
+    assert after == before
+    load_embedder(own_weights)
+    assert list(kept) == ["0.1", "0.01"]
+    assert kept["0.01"]["threshold"] == found.thresholds[1].threshold.value
+    assert kept["0.01"]["flip"] is False
+    assert kept["0.01"]["data_fingerprint"] == read_index(faces).fingerprint
+    assert kept["0.01"]["image_size"] == [32, 32]
+    said = capsys.readouterr().out
+    assert f"FAR 0.01: accept a cosine of {found.thresholds[1].threshold.value:.4f} [" in said
+    assert "chosen on 96 images of 16 people: faces0, which the weights do not name" in said
+    assert found.config == own_weights / "config.json"
+
+
+def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in faces.iterdir())[:5]
+    (tmp_path / "some.txt").write_text("\n".join(names))
+    options = {"weights": own_weights, "identities": tmp_path / "some.txt", "out": tmp_path / "out"}
+    found = calibrate(str(faces), far=0.1, **options, **FAST)
+    assert (found.thresholds[0].identities, found.thresholds[0].images) == (5, 30)
+    (tmp_path / "some.txt").write_text("nobody\n")
+    with pytest.raises(DataError, match="1 listed identities are not in the data"):
+        calibrate(str(faces), far=0.1, **options, **FAST)
+
+
+def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"weights": own_weights, "out": tmp_path / "out"} | FAST
+    with pytest.raises(DataError, match="FAR 1e-06 needs 1,000,000 impostor pairs, these images have 4,320"):
+        calibrate(str(faces), far=1e-6, **options)
+    with pytest.raises(ConfigError, match=r"--far is 2\.0; it is a share above 0"):
+        calibrate(str(faces), far=[0.1, 2.0], **options)
+    with pytest.raises(ConfigError, match="no FAR was given"):
+        calibrate(str(faces), far=(), **options)
+    with pytest.raises(ConfigError, match="no DATA was given"):
+        calibrate(**options)
+    assert "thresholds" not in config_of(own_weights)["facemetric"]
+    shutil.copytree(faces, tmp_path / "faces")
+    bad = next((tmp_path / "faces").rglob("*.png"), None) or next((tmp_path / "faces").rglob("*.jpg"))
+    bad.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="1 of 96 images are bad"):
+        calibrate(str(tmp_path / "faces"), far=0.1, **options)
+    calibrate(str(tmp_path / "faces"), far=0.1, max_bad=0.1, **options)
+    assert bad.name in (tmp_path / "out" / "bad_images.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def trained(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage one of one epoch; nobody changes it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "val_fraction": 0.4} | FAST
+    pretrain(str(faces), arch="test_resnet", image_size=32, out=out, **options)
+    return out
+
+
+def test_a_stage_leaves_thresholds_of_its_validation_identities(trained: Path, faces: Path) -> None:
+    config = config_of(trained / "best")["facemetric"]
+    assert list(config["thresholds"]) == ["0.1", "0.01"]  # 6 people with 6 images: 540 impostor pairs
+    record = config["thresholds"]["0.1"]
+    assert record["chosen_on"] == "the training's validation identities, which also chose its best epoch"
+    assert (record["identities"], record["images"]) == (6, 36)
+    val = [line for line in (trained / "log.jsonl").read_text().splitlines() if '"validation"' in line]
+    assert record["tar"] >= 0
+    assert val
+    # The same threshold as from the weights' own embeddings of these people.
+    index = read_index(faces)
+    from facemetric.training.setup import split_fraction
+
+    held = split_fraction(index, 0.4, 0)[1]
+    table = embed_index(load_embedder(trained), held).table
+    assert record["data_fingerprint"] == held.fingerprint
+    again = choose_thresholds(table.embeddings, table.identities, (0.1,))[0]
+    assert record["threshold"] == pytest.approx(again.threshold.value, abs=1e-5)
+
+
+def test_training_data_are_called_so(trained: Path, faces: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "best", tmp_path / "w")
+
+    def chosen_on(data: Path | str, **options: Any) -> str:
+        return calibrate(
+            str(data), weights=tmp_path / "w", far=0.2, out=tmp_path / "out", **options, **FAST
+        ).chosen_on
+
+    said = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"
+    assert chosen_on(faces) == said
+    shutil.copytree(faces, tmp_path / "copy")
+    assert chosen_on(tmp_path / "copy") == said  # by its fingerprint
+    people = sorted((tmp_path / "copy").iterdir())
+    shutil.rmtree(people[0])
+    assert "do not name as their training data" in chosen_on(tmp_path / "copy")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(path.name for path in people[1:9]))
+    assert "see that they were not" in chosen_on(faces, identities=names)
+    config = config_of(tmp_path / "w")
+    config["facemetric"]["provenance"]["options"]["val_identities"] = str(names)
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    assert "validation identities" in chosen_on(faces, identities=names)
+    # Stage two's weights name stage one's, which were trained on the folder.
+    config["facemetric"]["provenance"] = {"options": {"weights": str(trained), "data": ["elsewhere"]}}
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    assert chosen_on(faces) == said
+
+
+# Verify
+
+
+@pytest.fixture
+def calibrated(own_weights: Path, faces: Path, tmp_path: Path) -> Path:
+    calibrate(str(faces), weights=own_weights, far=[0.2, 0.01], out=tmp_path / "out", **FAST)
+    return own_weights
+
+
+def images_in(faces: Path) -> list[Path]:
+    return sorted(path for path in faces.rglob("*") if path.is_file())
+
+
+def test_every_pair_gets_the_verdict_of_its_score(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+    images = images_in(faces)
+    seen = set()
+    for other in (*images[1:12], images[-1]):
+        found = verify(images[0], other, weights=calibrated, far=0.2, device="cpu")
+        row_a, row_b = (table.find(f"{path.parent.name}/{path.name}") for path in (images[0], other))
+        assert row_a is not None
+        assert row_b is not None
+        cosine = float(table.embeddings[row_a] @ table.embeddings[row_b])
+        assert found.score == pytest.approx(cosine, abs=1e-4)
+        assert found.same is (found.score >= found.stored.threshold.threshold.value)
+        assert found.notes == ()
+        seen.add(found.same)
+    assert seen == {True, False}
+
+
+def test_what_is_printed_and_the_json(
+    calibrated: Path, faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = images_in(faces)[:2]
+    capsys.readouterr()
+    found = verify(one, one, weights=calibrated, far=0.01, device="cpu")
+    said = capsys.readouterr().out
+    threshold = found.stored.threshold
+    assert said.startswith(f"same person: cosine 1.0000 >= threshold {threshold.threshold.value:.4f} [")
+    assert f"at FAR 0.01 [{threshold.far.low:.2g}, {threshold.far.high:.2g}]" in said
+    assert "chosen on 96 images of 16 people" in said
+    found = verify(one, two, weights=calibrated, far=0.01, json=True, device="cpu")
+    record = json.loads(capsys.readouterr().out)
+    assert record == found.to_dict()
+    assert record["same"] is found.same
+    assert record["threshold"] == config_of(calibrated)["facemetric"]["thresholds"]["0.01"]["threshold"]
+
+
+def test_the_mirror_image_counts_where_the_threshold_says_so(
+    own_weights: Path, faces: Path, tmp_path: Path
+) -> None:
+    one, two = images_in(faces)[0], images_in(faces)[-1]
+    scores = []
+    for flip in (False, True):
+        calibrate(str(faces), weights=own_weights, far=0.1, flip=flip, out=tmp_path / "out", **FAST)
+        found = verify(one, two, weights=own_weights, far=0.1, device="cpu")
+        scores.append(found.score)
+        table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+        assert found.score == pytest.approx(float(table.embeddings[0] @ table.embeddings[-1]), abs=1e-4)
+        assert found.stored.flip is flip
+    assert scores[0] != pytest.approx(scores[1], abs=1e-5)
+
+
+def test_an_image_of_another_size_gets_a_note(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    image = Image.open(images_in(faces)[0]).convert("RGB")
+    notes = {}
+    for name, size in (("same", (32, 32)), ("near", (40, 40)), ("large", (320, 320)), ("wide", (40, 32))):
+        image.resize(size).save(tmp_path / f"{name}.png")
+        found = verify(
+            tmp_path / "same.png", tmp_path / f"{name}.png", weights=calibrated, far=0.2, device="cpu"
+        )
+        notes[name] = found.notes
+    assert notes["same"] == notes["near"] == ()
+    assert "large.png is 320 x 320 pixels, the threshold was chosen on images of 32 x 32" in notes["large"][0]
+    assert len(notes["wide"]) == 1
+
+
+def test_faults_of_verify(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    one = images_in(faces)[0]
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    options: dict[str, Any] = {"weights": calibrated, "far": 0.2, "device": "cpu"}
+    with pytest.raises(DataError, match=r"no\.jpg cannot be read: no image of a known kind; give an image"):
+        verify(one, tmp_path / "no.jpg", **options)
+    with pytest.raises(DataError, match=r"nowhere\.jpg: no such file; give an image"):
+        verify(tmp_path / "nowhere.jpg", one, **options)
+    with pytest.raises(ConfigError, match="verify needs two images"):
+        verify(one, **options)
+    with pytest.raises(
+        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one by --far, or make one"
+    ):
+        verify(one, one, weights=calibrated, device="cpu")
+
+
+def test_scores_do_not_depend_on_the_order(calibrated: Path, faces: Path) -> None:
+    one, two = images_in(faces)[3], images_in(faces)[40]
+    scores = [
+        verify(*pair, weights=calibrated, far=0.2, device="cpu").score for pair in ((one, two), (two, one))
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-6)
