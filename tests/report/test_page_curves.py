@@ -32,6 +32,12 @@ def test_counts_at_every_threshold(digits: int) -> None:
     assert found.genuine[0] == found.impostor[0] == 2000  # the slider's left end accepts all
 
 
+def test_every_false_accept_of_the_low_end_can_be_chosen() -> None:
+    rare = np.concatenate([np.linspace(0.9, 0.90001, 12), SCORE])  # twelve impostors closer than a step
+    table = thresholds_of(listed(rare, np.concatenate([np.zeros(12, bool), SCORE > 0.6])))
+    assert set(range(13)) <= set(table.impostor)
+
+
 def test_marks_are_the_figures() -> None:
     found = listed()
     table = thresholds_of(found)
