@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.evaluation.curves import Floats, Histogram, Ints
+from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.intervals import Band
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Curve, Mark, Thresholds
@@ -18,7 +18,7 @@ from facemetric.report.page_records import Curve, Mark, Thresholds
 ROWS = 600  # thresholds that the slider meets, evenly over the scores
 TAIL = 200  # and evenly over log FAR, where few impostors decide
 POINTS = 400  # of a curve
-BINS = 80  # most bars of the histogram
+BINS = 80  # bars of the histogram
 
 
 def thresholds_of(found: Verification) -> Thresholds:
@@ -42,7 +42,7 @@ def thresholds_of(found: Verification) -> Thresholds:
             named.append((f"FAR {p.wanted:g}", float(p.threshold)))
     rising = sorted(counts)
     row = {t: k for k, t in enumerate(rising)}
-    edge, bin_genuine, bin_impostor = bars(found.histogram)
+    edge, bin_genuine, bin_impostor = bars(threshold, genuine, impostor)
     return Thresholds(
         tuple(_short(rising)),
         tuple(counts[t][0] for t in rising),
@@ -57,15 +57,15 @@ def thresholds_of(found: Verification) -> Thresholds:
     )
 
 
-def bars(histogram: Histogram) -> tuple[Floats, Ints, Ints]:
-    """Edges and counts of the bins between the lowest and the highest score, joined to BINS at most."""
-    both = histogram.genuine + histogram.impostor
-    used = np.flatnonzero(both)
-    first, last = int(used[0]), int(used[-1]) + 1
-    step = math.ceil((last - first) / BINS)
-    starts = np.arange(first, last, step)
-    edge = histogram.edge[np.append(starts, min(starts[-1] + step, len(both)))]
-    return edge, *(np.add.reduceat(kind[: starts[-1] + step], starts) for kind in histogram[1:])
+def bars(threshold: Floats, genuine: Ints, impostor: Ints) -> tuple[Floats, Ints, Ints]:
+    """Edges (H + 1,) and exact counts (H,) of about BINS bins, from counts accepted at rising thresholds (T,).
+
+    An edge is the first threshold that is known from where it should be, so bins are not all of one width."""
+    even = np.linspace(threshold[0], threshold[-1], BINS + 1)[:-1]
+    place = np.unique(np.searchsorted(threshold, even))
+    upper = max(threshold[-1], threshold[place[-1]] + 1e-3)  # some width, where all scores are alike
+    edge = np.append(threshold[place], upper)
+    return edge, -np.diff(genuine[place], append=0), -np.diff(impostor[place], append=0)
 
 
 def curve_of(name: str, found: Verification, band: Band | None) -> Curve:
@@ -80,5 +80,5 @@ def curve_of(name: str, found: Verification, band: Band | None) -> Curve:
 
 
 def _short(values: npt.ArrayLike) -> list[float]:
-    """Numbers of seven digits: what float32 scores have, and half the bytes of all sixteen."""
-    return [float(f"{value:.7g}") for value in np.asarray(values).tolist()]
+    """Numbers of nine digits, which tell all float32 scores apart, in half the bytes of all sixteen."""
+    return [float(f"{value:.9g}") for value in np.asarray(values).tolist()]

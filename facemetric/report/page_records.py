@@ -84,7 +84,8 @@ class Mark:
 class Thresholds:
     """Accepted pairs of both kinds at rising thresholds, of `n_genuine` and `n_impostor`; and the histogram.
 
-    Bin i holds the scores from `edge[i]` up to `edge[i + 1]`. `start`: the row that the page opens with.
+    Bin i holds the scores from `edge[i]` up to `edge[i + 1]`, the last one its upper edge too. `start`: the row
+    that the page opens with.
     """
 
     threshold: tuple[float, ...]

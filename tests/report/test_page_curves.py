@@ -8,7 +8,7 @@ import pytest
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.intervals import verification_intervals
 from facemetric.evaluation.verification import Verification, verify_pairs
-from facemetric.report.page_curves import bars, curve_of, thresholds_of
+from facemetric.report.page_curves import curve_of, thresholds_of
 
 RNG = np.random.default_rng(0)
 SAME = np.arange(4000) % 2 == 0
@@ -26,7 +26,7 @@ def test_counts_at_every_threshold(digits: int) -> None:
     assert 50 < len(found.threshold) < 1000
     assert list(found.threshold) == sorted(found.threshold)
     for threshold, genuine, impostor in zip(found.threshold, found.genuine, found.impostor, strict=True):
-        accepted = score >= threshold - 1e-7  # seven digits are kept
+        accepted = score >= threshold - 1e-9  # nine digits are kept
         assert (genuine, impostor) == (accepted[SAME].sum(), accepted[~SAME].sum())
     assert (found.n_genuine, found.n_impostor) == (2000, 2000)
     assert found.genuine[0] == found.impostor[0] == 2000  # the slider's left end accepts all
@@ -70,21 +70,22 @@ def test_counts_over_all_pairs() -> None:
         assert low[~same].sum() <= impostor <= high[~same].sum()
 
 
-def test_bars_hold_every_score_once() -> None:
-    found = listed()
-    edge, genuine, impostor = bars(found.histogram)
-    assert len(edge) == len(genuine) + 1 <= 81
-    for kind, counted in ((SAME, genuine), (~SAME, impostor)):
-        np.testing.assert_array_equal(
-            np.histogram(SCORE[kind], np.append(edge[:-1], edge[-1] + 1))[0], counted
-        )
-    assert counted.sum() == 2000
+@pytest.mark.parametrize("spread", [1.0, 0.001], ids=["wide", "collapsed"])
+def test_bars_hold_every_score_once(spread: float) -> None:
+    score = 0.9 + spread * (SCORE - 0.9)
+    found = thresholds_of(listed(score))
+    assert 60 <= len(found.edge) - 1 <= 80
+    edge = np.array(found.edge)
+    for kind, counted in ((SAME, found.bin_genuine), (~SAME, found.bin_impostor)):
+        assert sum(counted) == 2000
+        by_hand = np.histogram(score[kind], np.append(edge[:-1], 2) - 1e-9)[0]  # nine digits are kept
+        np.testing.assert_array_equal(by_hand, counted)
 
 
 def test_bars_of_scores_that_are_all_alike() -> None:
-    edge, genuine, impostor = bars(listed(np.full(4000, 0.3)).histogram)
-    assert genuine.tolist() == impostor.tolist() == [2000]
-    assert edge[0] <= 0.3 < edge[1]
+    found = thresholds_of(listed(np.full(4000, 0.3)))
+    assert found.bin_genuine == found.bin_impostor == (2000,)
+    assert found.edge[0] == 0.3 < found.edge[1]
 
 
 def test_the_curve_is_the_roc() -> None:

@@ -100,7 +100,8 @@
   function histogram() {
     const { edge, bin_genuine: genuine, bin_impostor: impostor } = table;
     const low = edge[0], high = edge[edge.length - 1];
-    const most = Math.max(...genuine.map((n) => n / table.n_genuine), ...impostor.map((n) => n / table.n_impostor));
+    const density = (n, i, total) => n / total / (edge[i + 1] - edge[i]);
+    const most = Math.max(...genuine.map((n, i) => density(n, i, table.n_genuine)), ...impostor.map((n, i) => density(n, i, table.n_impostor)));
     let mark = () => {};
     chart(byId("histogram"), "Histogram of the scores of pairs of one person and of two persons", (svg, width, height) => {
       const frame = { left: 8, right: width - 8, top: 24, bottom: height - 42 };
@@ -108,7 +109,7 @@
       axes(svg, frame, x, y, evenly(low, high, width / 90), [], "score");
       for (const [kind, bins, total] of [["impostor", impostor, table.n_impostor], ["genuine", genuine, table.n_genuine]]) {
         const corners = [[x(low), y(0)]];
-        bins.forEach((n, i) => corners.push([x(edge[i]), y(n / total)], [x(edge[i + 1]), y(n / total)]));
+        bins.forEach((n, i) => corners.push([x(edge[i]), y(density(n, i, total))], [x(edge[i + 1]), y(density(n, i, total))]));
         corners.push([x(high), y(0)]);
         shape(svg, "path", { class: `bars ${kind}`, d: path(corners) });
       }
