@@ -14,7 +14,7 @@ from facemetric.report.page import write_page
 from facemetric.report.page_curves import curve_of, thresholds_of
 from facemetric.report.page_groups import groups_of
 from facemetric.report.page_records import Case, Curve, Gallery, Map, Origin, Page, Picture
-from facemetric.report.page_tables import figure_tables, slice_table
+from facemetric.report.page_tables import figure_tables, slice_tables
 from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
 
@@ -33,7 +33,7 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
     """The page of an evaluation; what it does not hold is not on it."""
     pictures = Pictures(found.table, found.images)
     verification = found.verification
-    notes = []
+    notes = list(found.notes)
     if found.images is None:
         notes.append(
             "There are no pictures here: the embeddings came without their images (--data adds them)."
@@ -49,7 +49,7 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         curves=curves(found, name),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
-        slices=tuple(slice_table(slicing) for slicing in found.slices),
+        slices=tuple(table for slicing in found.slices for table in slice_tables(slicing)),
         cluster_figures=cluster_figures,
         clusters=clusters,
         map=map_of(found, pictures, shown, seed) if len(shown) > 1 else None,

@@ -56,14 +56,17 @@ def figure(
 def verification_rows(found: Verification, intervals: Intervals) -> Iterable[Row]:
     """TAR at each FAR, EER, AUC, accuracy."""
     for p in found.points:
-        name = f"TAR at FAR = {p.wanted:g}"
         if not p.supported:
-            need = f"needs {1 / p.wanted:,.0f} pairs of two persons, there are {found.n_impostor:,}"
-            yield Cell(name), Cell("not measured", need)
             continue
+        name = f"TAR at FAR = {p.wanted:g}"
         several = "" if p.accepted_impostors == 1 else "s"
         note = f"threshold {p.threshold:.4f}, {p.accepted_impostors:,} false accept{several}"
         yield figure(name, p.tar, intervals, tar_name(p.wanted), note=note)
+    beyond = [p.wanted for p in found.points if not p.supported]
+    if beyond:
+        most = max(beyond)
+        need = f"{most:g} needs {1 / most:,.0f} pairs of two persons, there are {found.n_impostor:,}"
+        yield Cell(f"TAR at FAR = {', '.join(f'{far:g}' for far in beyond)}"), Cell("not measured", need)
     yield figure("EER", found.eer, intervals, "eer", about="equal error rate; lower is better")
     yield figure("AUC", found.auc, intervals, "auc", about="area under the ROC")
     if found.accuracy is not None:
@@ -125,29 +128,37 @@ def comparison_table(found: Comparison) -> Grid:
     return Grid("Comparison", ("", "difference, 95 % interval"), tuple(rows), lead)
 
 
-def slice_table(found: Slicing) -> Grid:
-    """The groups of a column: FAR and TAR at the thresholds that give everybody together a FAR."""
-    wanted = [r.wanted for g in found.groups if g.rates for r in g.rates]
-    wanted = list(dict.fromkeys(wanted))
-    head = [found.column]
+def slice_tables(found: Slicing) -> list[Grid]:
+    """The groups of a column: TAR and FAR at the threshold that gives everybody together a FAR, a table each."""
+    title = f"By {found.column}"
+    wanted = dict.fromkeys(rates.wanted for group in found.groups for rates in group.rates)
+    if not wanted:
+        rows = tuple((group_cell(group), Cell("not measured", group.too_small)) for group in found.groups)
+        return [Grid(title, (found.column, ""), rows)]
+    tables = []
     for far in wanted:
-        head += [f"TAR, overall FAR = {far:g}", f"FAR, overall FAR = {far:g}"]
-    gaps = [
-        f"Largest gap in {g.rate.upper()} at overall FAR = {g.wanted:g}: {g.difference.value:.4f} "
-        f"[{g.difference.low:.4f}, {g.difference.high:.4f}], {g.low_group} to {g.high_group}."
-        for g in found.gaps
-    ]
-    rows = tuple(group_row(group, wanted) for group in found.groups)
-    return Grid(f"By {found.column}", tuple(head), rows, " ".join(gaps))
+        gaps = [
+            f"Largest gap in {g.rate.upper()}: {g.difference.value:.4f} [{g.difference.low:.4f}, "
+            f"{g.difference.high:.4f}], {g.low_group} to {g.high_group}."
+            for g in found.gaps
+            if g.wanted == far
+        ]
+        groups = tuple(group_row(group, far) for group in found.groups)
+        head = (found.column, "TAR, 95 % interval", "FAR, 95 % interval")
+        tables.append(Grid(f"{title}, at overall FAR = {far:g}", head, groups, " ".join(gaps)))
+    return tables
 
 
-def group_row(group: Group, wanted: list[float]) -> Row:
+def group_row(group: Group, far: float) -> Row:
     """One group's row; a group that is too small says so."""
-    about = f"{group.n_people:,} people, {group.n_genuine:,} + {group.n_impostor:,} pairs"
-    if not group.rates:
-        said = Cell("not measured", group.too_small)
-        return Cell(group.name, about), said, *(Cell("") for _ in range(2 * len(wanted) - 1))
-    cells = [Cell(group.name, about)]
-    for rates in group.rates:
-        cells += [Cell(f"{r.value:.4f}", "", r.value, r.low, r.high) for r in (rates.tar, rates.far)]
-    return tuple(cells)
+    rates = next((rates for rates in group.rates if rates.wanted == far), None)
+    if rates is None:
+        return group_cell(group), Cell("not measured", group.too_small), Cell("")
+    cells = (Cell(f"{r.value:.4f}", "", r.value, r.low, r.high) for r in (rates.tar, rates.far))
+    return group_cell(group), *cells
+
+
+def group_cell(group: Group) -> Cell:
+    """A group's name and what it holds."""
+    pairs = f"{group.n_genuine:,} genuine, {group.n_impostor:,} impostor pairs"
+    return Cell(group.name, f"{group.n_people:,} people, {pairs}")

@@ -48,7 +48,9 @@ def found(**more: Any) -> Evaluation:
     """All pairs and neighbours of the table."""
     measured: dict[str, Any] = {
         "pairs": "all",
-        "verification": verify_all_pairs(TABLE.embeddings, TABLE.identities),
+        "verification": verify_all_pairs(
+            TABLE.embeddings, TABLE.identities, fars=(1e-1, 1e-2, 1e-3, 1e-5, 1e-6)
+        ),
         "neighbours": leave_one_out(TABLE.embeddings, TABLE.identities),
     }
     return Evaluation(Path(), TABLE, **(measured | more))
@@ -148,6 +150,7 @@ def test_every_figure_is_in_a_table() -> None:
     page = page_of(
         found(
             intervals={"auc": interval, "tar_at_far_0.1": interval},
+            notes=("a <note>",),
             slices=(Slicing("age", groups, (gap,)),),
             gallery=base.neighbours,
             identification=Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4))),
@@ -165,11 +168,17 @@ def test_every_figure_is_in_a_table() -> None:
     assert (rows["AUC"].low, rows["AUC"].high) == (0.125, 0.375)
     assert rows["TAR at FAR = 0.1"].low == 0.125
     assert rows["EER"].low is None
+    assert (
+        rows["TAR at FAR = 1e-05, 1e-06"].note == "1e-05 needs 100,000 pairs of two persons, there are 12,160"
+    )
+    assert [grid.title for grid in page.slices] == ["By age, at overall FAR = 0.01"]
+    assert [cell.text for cell in page.slices[0].rows[0]] == ["x<b>", "0.7500", "0.2500"]
     assert [curve.name for curve in page.curves] == ["model", "second"]
     text = render(page)
     assert "\N{MINUS SIGN}0.2500  [\N{MINUS SIGN}0.5000, \N{MINUS SIGN}0.1250]" in text
     assert "2 people; needs 10" in text
-    assert "Largest gap in TAR at overall FAR = 0.01: 0.2500 [0.1250, 0.3750], y to x&lt;b&gt;." in text
+    assert "a &lt;note&gt;" in text
+    assert "Largest gap in TAR: 0.2500 [0.1250, 0.3750], y to x&lt;b&gt;." in text
     assert "x&lt;b&gt;" in text
     assert "<b>" not in "".join(re.findall(r"x.b.", text.replace("x&lt;b&gt;", "")))
 
