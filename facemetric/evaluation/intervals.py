@@ -80,7 +80,7 @@ def verification_intervals(
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     `means`: more figures, each the mean of a value per pair (P,), such as right or wrong.
     """
-    figures, more = _Figures(score, same, fars), _Means(means or {})
+    figures, more = _Figures(score, same, fars), _Means(means or {}, same)
     weights = pair_weights(score, same, persons, draws, seed)
     drawn = [np.concatenate([more.weighted(w), figures.weighted(w)], 1) for w in weights]
     draws_BF, values = np.concatenate(drawn), more.values | figures.values()
@@ -117,9 +117,8 @@ def paired_differences(
     """
     first, second = (_Figures(score, same, fars) for score in scores)
     # One factor s for both, from the first, so that both see the same weights.
-    more = _Means(
-        {name: np.asarray(two, float) - np.asarray(one, float) for name, (one, two) in (means or {}).items()}
-    )
+    changes = {name: np.asarray(b, float) - np.asarray(a, float) for name, (a, b) in (means or {}).items()}
+    more = _Means(changes, same)
     drawn = [
         np.concatenate([more.weighted(w), second.weighted(w) - first.weighted(w)], 1)
         for w in pair_weights(scores[0], same, persons, draws, seed)
@@ -168,18 +167,21 @@ def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
 
 
 class _Means:
-    """Means of values per pair (P,), by name."""
+    """Means of values per pair (P,), by name; draws keep the share of genuine pairs, as a protocol does."""
 
-    def __init__(self, means: Mapping[str, npt.ArrayLike]) -> None:
+    def __init__(self, means: Mapping[str, npt.ArrayLike], same: npt.ArrayLike) -> None:
+        self.same = np.asarray(same, dtype=bool)
         value_FP = [np.asarray(value, dtype=np.float64) for value in means.values()]
-        self.value_PF = np.stack(value_FP, 1) if value_FP else np.empty((0, 0))
+        self.value_PF = np.stack([np.empty(len(self.same)), *value_FP], 1)[:, 1:]
         self.values = {name: float(v.mean()) for name, v in zip(means, value_FP, strict=True)}
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The means (B, F) with weighted pairs."""
-        if not self.values:
-            return np.empty((len(weight_BP), 0))
-        return weight_BP @ self.value_PF / weight_BP.sum(1, keepdims=True)
+        mean_BF = np.zeros((len(weight_BP), self.value_PF.shape[1]))
+        for kind in (self.same, ~self.same) if self.values else ():
+            weight_BK = weight_BP[:, kind]
+            mean_BF += kind.mean() * (weight_BK @ self.value_PF[kind]) / weight_BK.sum(1, keepdims=True)
+        return mean_BF
 
 
 class _Figures:

@@ -7,7 +7,12 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from facemetric.errors import DataError
-from facemetric.evaluation.identification import identify, svm_accuracy
+from facemetric.evaluation.identification import (
+    draw_open_set,
+    identification_intervals,
+    identify,
+    svm_accuracy,
+)
 
 
 def people(n, ids, noise, seed=0):
@@ -66,6 +71,9 @@ def test_svm_as_scikit_learn_by_hand():
         shares.append(LinearSVC(random_state=3).fit(x[train], y[train]).score(x[test], y[test]))
     assert found.mean == pytest.approx(np.mean(shares), abs=0.011)  # names in another order: a tie or two
     assert 0.5 < found.mean < 1
+    assert found.interval.low < found.interval.value < found.interval.high
+    assert found.interval.value == pytest.approx(found.mean, abs=0.005)
+    assert found.images == kept.sum()
     assert found.people == len(set(y))
     assert found.people_left_out == len(counts) - found.people
     assert found == svm_accuracy(emb, labels.astype(str), folds=4, seed=3)
@@ -76,3 +84,39 @@ def test_svm_needs_people_with_images():
         svm_accuracy(np.ones((7, 2)), [0] * 5 + [1, 2])
     with pytest.raises(DataError, match="3 labels for 2"):
         svm_accuracy(np.ones((2, 2)), [0, 1, 2])
+
+
+def test_a_drawn_open_set():
+    labels = np.random.default_rng(0).integers(40, size=100)
+    gallery, probes = draw_open_set(labels, seed=1)
+    assert sorted([*gallery, *probes]) == list(range(100))
+    several = np.flatnonzero(np.bincount(labels) >= 2)
+    enrolled = labels[gallery]
+    assert len(set(enrolled)) == len(enrolled) == len(several) // 2  # one image each
+    assert set(enrolled) < set(several)
+    assert set(enrolled) <= set(labels[probes])  # each has a probe to be found by
+    assert set(several) - set(enrolled) <= set(labels[probes])
+    np.testing.assert_array_equal(draw_open_set(labels, seed=1).gallery, gallery)
+    assert draw_open_set(labels, seed=2).gallery.tolist() != gallery.tolist()
+    assert len({int(draw_open_set([0, 0, 0, 1, 1], seed=s).gallery[0]) for s in range(30)}) == 5
+    with pytest.raises(DataError, match="1 of 3 people have two images or more"):
+        draw_open_set([0, 0, 1, 2])
+
+
+def test_identification_intervals_hold_and_count_people():
+    emb, labels = people(600, 80, 0.6)
+    gallery, probes = draw_open_set(labels, seed=0)
+    found = identify(emb[gallery], labels[gallery], emb[probes], labels[probes], fpirs=(0.1, 0.001))
+    bounds = identification_intervals(found, labels[probes], seed=0)
+    assert list(bounds) == ["rank_1", "tpir_at_fpir_0.1"]
+    assert bounds["rank_1"].value == pytest.approx(found.rank_1)
+    assert bounds["tpir_at_fpir_0.1"].value == pytest.approx(found.points[0].tar)
+    for interval in bounds.values():
+        assert 0.02 < interval.high - interval.low < 0.5
+        assert interval.low < interval.value < interval.high
+    # Four times the same probes are no more people.
+    many = np.tile(probes, 4)
+    again = identify(emb[gallery], labels[gallery], emb[many], labels[many], fpirs=(0.1,))
+    wide = identification_intervals(again, labels[many], seed=0)
+    for name in ("rank_1", "tpir_at_fpir_0.1"):
+        assert wide[name].high - wide[name].low > 0.8 * (bounds[name].high - bounds[name].low)

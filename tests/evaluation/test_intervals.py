@@ -94,6 +94,24 @@ def test_the_band_is_the_interval_at_each_far():
     assert (band.tar <= band.high + 1e-12).all()
 
 
+def test_means_of_pairs_such_as_accuracy():
+    score, same, (a, b) = pairs_of(population(200, 0), 1000, 0)
+    right = (score > 0.5) == same
+    found = verification_intervals(score, same, (a, b), means={"accuracy": right}).figures["accuracy"]
+    assert found.value == right.mean()
+    peer = wilson(int(right.sum()), len(right))
+    # Each genuine pair stands there five times.
+    assert 1.4 < (found.high - found.low) / (peer.high - peer.low) < 5**0.5
+    # Right for one person and wrong for two: the share of the kinds is the protocol's, and does not move.
+    of_kinds = verification_intervals(score, same, (a, b), means={"kind": same}).figures["kind"]
+    assert tuple(of_kinds)[:3] == pytest.approx((0.5, 0.5, 0.5))
+    other = (score > 0.4) == same
+    change = paired_differences((score, score), same, (a, b), means={"accuracy": (right, other)})["accuracy"]
+    assert change.value == pytest.approx(other.mean() - right.mean())
+    assert change.low < change.value < change.high
+    assert change.high - change.low < found.high - found.low
+
+
 def test_order_of_the_pairs_does_not_matter():
     score, same, (a, b) = pairs_of(population(60, 0), 200, 0)
     order = np.random.default_rng(0).permutation(len(score))

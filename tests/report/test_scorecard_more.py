@@ -1,0 +1,322 @@
+"""`facemetric eval` beyond listed pairs of one model: all pairs, two models, a gallery, groups, InsightFace's .bin."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from facemetric import evaluate
+from facemetric.data.images import Preprocess
+from facemetric.data.index import read_index
+from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pairs import write_pairs
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.model.embedder import build_embedder
+from facemetric.model.weights import save_weights
+
+OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)))
+    save_weights(tmp_path_factory.mktemp("weights") / "w", embedder, provenance={}, metrics={})
+    return next(tmp_path_factory.getbasetemp().glob("weights*/w"))
+
+
+@pytest.fixture(scope="module")
+def table(weights: Path, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of the 96 drawn faces."""
+    out = tmp_path_factory.mktemp("eval") / "out"
+    evaluate(weights, data=faces, out=out, **OPTIONS)
+    return out / "embeddings.npz"
+
+
+@pytest.fixture(scope="module")
+def pairs(table: Path) -> Path:
+    """240 pairs with a column `light` of two large groups and a tiny one."""
+    embeddings = EmbeddingTable.load(table)
+    drawn = make_pairs(embeddings.identities, count=240, folds=4, seed=0)
+    named = name_pairs(drawn, embeddings.paths.tolist())
+    light = np.array(["day", "night"])[np.arange(240) % 2]
+    light[:4] = "dusk"
+    named.groups["light"] = light
+    write_pairs(table.parent / "pairs.csv", named)
+    return table.parent / "pairs.csv"
+
+
+def metrics(out: Path) -> Any:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def worse(table: Path, file: Path, noise: float = 1.0) -> Path:
+    """Another model's embeddings: those of the table with noise, in another order, of fewer numbers."""
+    first = EmbeddingTable.load(table)
+    rng = np.random.default_rng(0)
+    emb = first.embeddings + noise * rng.normal(size=first.embeddings.shape) / 10
+    order = rng.permutation(len(first))
+    second = EmbeddingTable(emb[:, :-3], first.identities, first.paths).rows(order)
+    return second.save(file)
+
+
+def test_all_pairs_is_scikit_learns(table: Path, tmp_path: Path) -> None:
+    found = evaluate(embeddings=table, all_pairs=True, out=tmp_path, report=False)
+    t = EmbeddingTable.load(table)
+    i, j = np.triu_indices(len(t), 1)
+    same = t.identities[i] == t.identities[j]
+    score = (t.embeddings[i] * t.embeddings[j]).sum(1)
+    record = metrics(tmp_path)["verification"]
+    assert (record["pairs"], record["genuine_pairs"], record["impostor_pairs"]) == ("all", 240, 4320)
+    assert record["auc"] == pytest.approx(sk.roc_auc_score(same, score), abs=1e-6)
+    far, tar, _ = sk.roc_curve(same, score, drop_intermediate=False)
+    for wanted in ("0.1", "0.01", "0.001"):
+        assert record["tar_at_far"][wanted]["tar"] == pytest.approx(tar[far <= float(wanted)].max(), abs=1e-9)
+        bounds = record["intervals_95"][f"tar_at_far_{wanted}"]
+        assert bounds["low"] <= record["tar_at_far"][wanted]["tar"] <= bounds["high"]
+    assert record["tar_at_far"]["0.0001"]["supported"] is False
+    assert record["tar_at_far"]["0.0001"]["tar"] is None
+    assert record["lowest_supported_far"] == 1 / 4320
+    assert set(record["intervals_95"]) == {
+        "auc",
+        "eer",
+        *(f"tar_at_far_{f}" for f in ("0.1", "0.01", "0.001")),
+    }
+    assert found.band is not None
+    assert found.verification is not None
+    assert found.verification.hardest is not None
+    assert (tmp_path / "det.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_too_few_pairs_cannot_say(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(embeddings=table, all_pairs=True, fars=(1e-2, 1e-5), out=tmp_path, report=False)
+    said = capsys.readouterr().out
+    assert "needs 100,000 impostor pairs, there are 4,320 (lowest FAR 0.00023)" in said
+    assert set(metrics(tmp_path)["verification"]["tar_at_far"]) == {"0.01", "1e-05"}
+
+
+def test_a_second_model(table: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = worse(table, tmp_path / "other.npz")
+    alone = evaluate(embeddings=other, pairs=pairs, out=tmp_path / "alone", report=False)
+    found = evaluate(embeddings=table, compare=other, pairs=pairs, out=tmp_path / "both", report=False)
+    said = capsys.readouterr().out
+    both = metrics(tmp_path / "both")
+    one, two = both["verification"], both["comparison"]
+    assert two["second"] == str(other)
+    assert two["verification"]["auc"] == pytest.approx(metrics(tmp_path / "alone")["verification"]["auc"])
+    changes = two["second_minus_first_95"]
+    assert changes["auc"]["difference"] == pytest.approx(two["verification"]["auc"] - one["auc"])
+    assert changes["auc"]["low"] < changes["auc"]["difference"] < changes["auc"]["high"]
+    right = alone.verification.accuracy.right.mean() - found.verification.accuracy.right.mean()
+    assert changes["accuracy"]["difference"] == pytest.approx(right)
+    near = two["neighbours"]["knn_accuracy_1"] - both["neighbours"]["knn_accuracy_1"]
+    assert changes["knn_accuracy_1"]["difference"] == pytest.approx(near)
+    assert f"second minus first  {other}" in " ".join(said.split()).replace("first ", "first  ")
+    with open(tmp_path / "both" / "roc.csv", newline="") as file:
+        assert {row["curve"] for row in csv.DictReader(file)} == {str(table), str(other)}
+
+
+def test_a_second_model_over_all_pairs_and_itself(table: Path, tmp_path: Path) -> None:
+    found = evaluate(embeddings=table, compare=table, all_pairs=True, out=tmp_path, report=False)
+    assert {"auc", "eer", "tar_at_far_0.01", "knn_accuracy_1", "map_at_r"} <= set(
+        found.comparison.differences
+    )
+    assert all(tuple(d)[:3] == (0, 0, 0) for d in found.comparison.differences.values())
+
+
+def test_two_weights_embed_the_same_images(weights: Path, faces: Path, pairs: Path, tmp_path: Path) -> None:
+    found = evaluate(weights, compare=weights, data=faces, pairs=pairs, out=tmp_path, **OPTIONS)
+    assert all(d.value == 0 for d in found.comparison.differences.values())
+    first, second = (EmbeddingTable.load(tmp_path / f"embeddings{n}.npz") for n in ("", "_second"))
+    np.testing.assert_array_equal(first.embeddings, second.embeddings)
+    assert metrics(tmp_path)["second_weights"]["architecture"] == "test_resnet"
+
+
+def test_a_second_model_without_some_images(table: Path, weights: Path, tmp_path: Path) -> None:
+    some = EmbeddingTable.load(table).rows(np.arange(90)).save(tmp_path / "some.npz")
+    with pytest.raises(DataError, match="6 of 96 images have no embedding of the second model"):
+        evaluate(embeddings=table, compare=some, out=tmp_path, report=False)
+    with pytest.raises(ConfigError, match="--compare with weights needs their images"):
+        evaluate(embeddings=table, compare=weights, out=tmp_path, report=False)
+
+
+def test_a_gallery(table: Path, tmp_path: Path) -> None:
+    t = EmbeddingTable.load(table)
+    first = np.unique(t.identities, return_index=True)[1]
+    enrolled = t.rows(first[:10]).save(tmp_path / "gallery.npz")
+    probes = t.rows(np.setdiff1d(np.arange(96), first)).save(tmp_path / "probes.npz")
+    found = evaluate(embeddings=probes, gallery=enrolled, out=tmp_path / "out", report=False)
+    record = metrics(tmp_path / "out")
+    assert record["gallery"]["queries"] == 50
+    assert record["gallery"]["queries_left_out"] == 30
+    p = EmbeddingTable.load(probes)
+    g = EmbeddingTable.load(enrolled)
+    cosine = p.embeddings @ g.embeddings.T
+    known = np.isin(p.identities, g.identities)
+    right = g.identities[cosine.argmax(1)] == p.identities
+    assert record["gallery"]["knn_accuracy_1"] == pytest.approx(right[known].mean())
+    assert record["gallery"]["recall_at_5"] == pytest.approx(
+        np.mean(
+            [
+                n in g.identities[np.argsort(-c)[:5]]
+                for n, c in zip(p.identities[known], cosine[known], strict=True)
+            ]
+        )
+    )
+    identified = record["identification"]
+    assert (identified["known_probes"], identified["unknown_probes"]) == (50, 30)
+    assert identified["rank_1"] == pytest.approx(right[known].mean())
+    threshold = np.sort(cosine.max(1)[~known])[-4]  # 3 of 30 strangers may be taken for somebody
+    tpir = (right & (cosine.max(1) > threshold))[known].mean()
+    assert identified["tpir_at_fpir"]["0.1"]["tpir"] == pytest.approx(tpir)
+    assert identified["tpir_at_fpir"]["0.01"]["supported"] is False
+    bounds = identified["intervals_95"]["rank_1"]
+    assert bounds["low"] <= identified["rank_1"] <= bounds["high"]
+    assert found.gallery_table is not None
+
+
+def test_a_gallery_of_images_and_strangers_only(
+    weights: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, folder in enumerate(sorted(faces.iterdir())[:6]):
+        target = tmp_path / ("gallery" if n < 3 else "others") / folder.name
+        shutil.copytree(folder, target)
+    found = evaluate(
+        weights, data=tmp_path / "gallery", gallery=tmp_path / "gallery", out=tmp_path / "a", **OPTIONS
+    )
+    assert found.gallery.knn[1] == 1  # every image finds itself
+    assert found.identification is None
+    assert "every image is of a person in the gallery" in capsys.readouterr().out
+    with pytest.raises(DataError, match="none of 18 probes is of a person in the gallery"):
+        evaluate(
+            weights, data=tmp_path / "others", gallery=tmp_path / "gallery", out=tmp_path / "b", **OPTIONS
+        )
+
+
+def test_groups_of_the_pairs(
+    table: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(embeddings=table, pairs=pairs, out=tmp_path, report=False)
+    (found,) = metrics(tmp_path)["slices"]
+    assert found["column"] == "light"
+    assert found["groups"]["dusk"]["too_small"].startswith("4 genuine and 0 impostor pairs")
+    day = found["groups"]["day"]
+    threshold = metrics(tmp_path)["verification"]["tar_at_far"]["0.1"]["threshold"]
+    t, row = EmbeddingTable.load(table), {}
+    row = {str(path): i for i, path in enumerate(t.paths)}
+    hits = []
+    with open(pairs, newline="") as file:
+        for line in csv.DictReader(file):
+            if line["light"] == "day" and line["label"] == "1":
+                one, other = row[line["image1_path"]], row[line["image2_path"]]
+                hits.append(float(t.embeddings[one] @ t.embeddings[other]) >= threshold - 1e-7)
+    assert day["genuine_pairs"] == len(hits) > 50
+    assert day["at_overall_far"]["0.1"]["tar"] == pytest.approx(np.mean(hits))
+    assert [gap["rate"] for gap in found["largest_gaps"]][:2] == ["tar", "far"]
+    said = capsys.readouterr().out
+    assert "by light: dusk" in said
+    assert "too small: 4 genuine and 0 impostor pairs" in said
+    assert "by light: largest gap, TAR" in said
+
+
+def test_groups_of_the_images(weights: Path, faces: Path, tmp_path: Path) -> None:
+    index = read_index(faces)
+    lines = [("path", "identity", "half")]
+    lines += [
+        (
+            str(faces / index.name(i)),
+            index.identities[index.identity[i]],
+            "left" if index.identity[i] < 8 else "right",
+        )
+        for i in range(len(index))
+    ]
+    with open(tmp_path / "index.csv", "w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    evaluate(weights, data=tmp_path / "index.csv", all_pairs=True, out=tmp_path / "a", **OPTIONS)
+    (found,) = metrics(tmp_path / "a")["slices"]
+    assert found["groups"]["left"]["genuine_pairs"] == 120
+    assert found["groups"]["left"]["impostor_pairs"] == 48 * 47 // 2 - 120
+    assert "needed 30 of each, of 10 people" in found["groups"]["left"]["too_small"]
+    # The groups travel with the embeddings.
+    again = evaluate(
+        embeddings=tmp_path / "a" / "embeddings.npz", all_pairs=True, out=tmp_path / "b", report=False
+    )
+    assert [s.to_dict() for s in again.slices] == metrics(tmp_path / "a")["slices"]
+
+
+def test_insightfaces_bin(weights: Path, table: Path, pairs: Path, faces: Path, tmp_path: Path) -> None:
+    images, same = [], []
+    with open(pairs, newline="") as file:
+        for line in csv.DictReader(file):
+            images += [(faces / line[name]).read_bytes() for name in ("image1_path", "image2_path")]
+            same.append(line["label"] == "1")
+    (tmp_path / "drawn.bin").write_bytes(pickle.dumps((images, same), 4))
+    found = evaluate(weights, pairs=tmp_path / "drawn.bin", out=tmp_path / "a", **OPTIONS)
+    by_csv = evaluate(embeddings=table, pairs=pairs, out=tmp_path / "b", report=False)
+    assert found.verification.auc == pytest.approx(by_csv.verification.auc, abs=1e-6)
+    assert found.verification.accuracy.drawn  # a .bin has no folds
+    assert len(found.table) == len(set(images)) < len(images)  # each picture is embedded once
+    assert found.neighbours is None
+    assert found.images.read(0) in images
+
+
+def test_pairs_that_contradict_each_other_have_no_intervals(table: Path, tmp_path: Path) -> None:
+    t = EmbeddingTable.load(table)
+    a, b, c, d = t.paths[[0, 1, 2, 90]].tolist()
+    lines = [(a, b, 1), (b, c, 1), (a, c, 0), (a, d, 0)]
+    file = tmp_path / "pairs.csv"
+    file.write_text("image1_path,image2_path,label\n" + "".join(f"{x},{y},{z}\n" for x, y, z in lines))
+    found = evaluate(embeddings=table, pairs=file, fars=[0.5], out=tmp_path / "out", report=False)
+    assert found.intervals == {}
+    assert metrics(tmp_path / "out")["notes"] == ["no intervals: 1 pairs contradict others about who is who"]
+
+
+def test_an_svm(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(embeddings=table, svm=True, out=tmp_path, report=False)
+    record = metrics(tmp_path)["svm"]
+    assert record["accuracy"] == found.svm.mean > 1 / 16
+    assert (record["people"], record["images"], record["folds"]) == (16, 96, 5)
+    assert record["intervals_95"]["accuracy"]["low"] <= record["accuracy"]
+    assert "linear SVM accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": "p.csv", "all_pairs": True, "data": "x"}, "give one of --pairs and --all-pairs"),
+        ({"pairs": "p.csv", "gallery": "g"}, "--gallery needs images: give --data or --embeddings"),
+        ({"pairs": "p.csv", "svm": True}, "--svm needs images"),
+        ({"all_pairs": True}, "nothing to score"),
+        ({"data": "x", "fars": (0.1, 0)}, "--fars has 0; needed shares above 0"),
+        ({"data": "x", "compare": "nowhere"}, "no weights at 'nowhere'"),
+        ({"data": "x", "compare": "nowhere.npz"}, "x: no such file or folder"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    weights: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "p.csv").write_text("image1_path,image2_path,label\na.jpg,b.jpg,1\n")
+    if "pairs" in options:
+        options = options | {"pairs": tmp_path / "p.csv"}
+    with pytest.raises((ConfigError, DataError, Exception), match=message):
+        evaluate(weights, out=tmp_path / "out", **options, **OPTIONS)
+
+
+def test_a_gallery_of_another_model(table: Path, tmp_path: Path) -> None:
+    other = worse(table, tmp_path / "other.npz")
+    with pytest.raises(DataError, match=r"the gallery has embeddings of \d+ numbers, the images of"):
+        evaluate(embeddings=table, gallery=other, out=tmp_path / "out", report=False)
+    with pytest.raises(ConfigError, match="--gallery of images needs --weights"):
+        evaluate(embeddings=table, gallery=tmp_path, out=tmp_path / "out", report=False)
