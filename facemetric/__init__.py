@@ -9,11 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["calibrate", "cluster", "evaluate", "finetune", "load_embedder", "pretrain", "verify", "visualize"]
+__all__ = [
+    "calibrate",
+    "check_data",
+    "cluster",
+    "evaluate",
+    "finetune",
+    "load_embedder",
+    "pretrain",
+    "verify",
+    "visualize",
+]
 
 if TYPE_CHECKING:
     from facemetric.model.weights import load_weights as load_embedder
     from facemetric.report.calibrate import calibrate
+    from facemetric.report.check import check_data
     from facemetric.report.cluster import cluster
     from facemetric.report.scorecard import evaluate
     from facemetric.report.verify import verify
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "calibrate": "facemetric.report.calibrate",
+    "check_data": "facemetric.report.check",
     "cluster": "facemetric.report.cluster",
     "evaluate": "facemetric.report.scorecard",
     "finetune": "facemetric.training.finetune",

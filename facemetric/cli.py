@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 import facemetric
 from facemetric.config import (
     CalibrateConfig,
+    CheckConfig,
     ClusterConfig,
     DemoConfig,
     EvalConfig,
@@ -62,6 +63,18 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.report.scorecard import run_evaluate
 
     run_evaluate(config)
+
+
+data = App(name="data", help="Look after folders of images.")
+app.command(data)
+
+
+@data.command
+def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -> None:
+    """Look through DATA for duplicates, people with two names, wrong labels and people of a test set."""
+    from facemetric.report.check import run_check
+
+    run_check(config)
 
 
 @app.command
@@ -153,7 +166,8 @@ def with_config_file(tokens: list[str]) -> list[str]:
     file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
     rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
     # Under each command's name: cyclopts passes over keys at the top that are named as a command (`weights`).
-    options = dict.fromkeys(app, read_toml(file))
+    options: dict[str, Any] = dict.fromkeys(app, read_toml(file))
+    options["data"] = {"check": options["data"]}
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
 

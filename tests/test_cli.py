@@ -144,6 +144,12 @@ def images_in(folder: Path) -> list[Path]:
         ("cluster FACES --weights RUN --method dbscn", 'Did you mean "dbscan"?'),
         ("cluster NOWHERE --weights RUN --threshold 0.5", "NOWHERE: no such file or folder"),
         ("cluster FACES --weights RUN --threshold 0.5 --min-images 0", "dbscan needs at least 1"),
+        ("data check", "no DATA was given"),
+        ("data chekc FACES", 'Did you mean "check"?'),
+        ("data check FACES --against NOWHERE", "NOWHERE: no such file or folder"),
+        ("data check FACES --chance 2", "--chance is 2.0; choose 0..1"),
+        ("data check FACES --weights NOWHERE", "no weights at 'NOWHERE'"),
+        ("data check FACES --config NOWHERE", "--config NOWHERE: No such file"),
         ("demo --identities 3", "--identities is 3; it must be at least 20"),
         ("demo --out FACES", "is not empty; name another --out"),
     ],
@@ -154,6 +160,8 @@ def test_what_is_misspelt_or_missing(
     words = [{"FACES": faces, "RUN": weights}.get(word, word) for word in line.split()]
     if words[0] not in ("pretrian", "demo", "verify") and "--out" not in words:
         words[1:1] = ["--out", tmp_path / "out"]
+    if words[:2] == ["data", "check"]:
+        words += ["--out", tmp_path / "out"]
     assert message in command(*words).fault
 
 

@@ -15,6 +15,7 @@ import facemetric
 from facemetric import cli
 from facemetric.config import (
     CalibrateConfig,
+    CheckConfig,
     ClusterConfig,
     DemoConfig,
     EvalConfig,
@@ -39,6 +40,7 @@ KINDS: dict[str, Any] = {
     "verify": VerifyConfig,
     "cluster": ClusterConfig,
     "demo": DemoConfig,
+    "data check": CheckConfig,
 }
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.run_pretrain",
@@ -49,6 +51,7 @@ RUNNERS = {
     "verify": "facemetric.report.verify.run_verify",
     "cluster": "facemetric.report.cluster.run_cluster",
     "demo": "facemetric.demo.run_demo",
+    "data check": "facemetric.report.check.run_check",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
 
@@ -76,7 +79,7 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name in ("data", "gallery"):
+    if name in ("data", "gallery", "against"):
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)
@@ -114,13 +117,13 @@ def test_flag_toml_key_and_python_argument_are_one(
     value = another(kind, name)
     expected = make_config(kind, **{name: value})
     assert getattr(expected, name) == value != getattr(kind(), name)
-    run(command, *flag(name, value))
+    run(*command.split(), *flag(name, value))
     plain = str(value) if isinstance(value, Path) else value
     (tmp_path / "c.toml").write_text(f"{name} = {json.dumps(plain, ensure_ascii=False)}\n", encoding="utf-8")
-    run(command, "--config", str(tmp_path / "c.toml"))
+    run(*command.split(), "--config", str(tmp_path / "c.toml"))
     assert found == [expected, expected]
     if command != "demo":
-        function = {"eval": "evaluate"}.get(command, command)
+        function = {"eval": "evaluate", "data check": "check_data"}.get(command, command)
         getattr(facemetric, function)(**{name: list(plain) if isinstance(plain, tuple) else plain})
         assert found[2] == expected
 
@@ -132,7 +135,8 @@ def test_the_command_of_a_config_makes_it_again(name: str, caught: Callable[[str
     config = make_config(kind, **changed)
     found = caught(name)
     command = shlex.split(config_command(name, config).replace("\\\n", ""))
-    assert command[:2] == ["facemetric", name]
+    assert command[0] == "facemetric"
+    assert command[1 : 1 + len(name.split())] == name.split()
     run(*command[1:])
     assert found == [config]
     assert config_command(name, kind()) == f"facemetric {name}"
@@ -140,7 +144,7 @@ def test_the_command_of_a_config_makes_it_again(name: str, caught: Callable[[str
 
 @pytest.mark.parametrize("command", KINDS)
 def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run(command, "--help")
+    run(*command.split(), "--help")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in fields(KINDS[command]):
         if field.name not in ("_", "data"):
@@ -154,6 +158,7 @@ def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.Ca
         "verify": "Print one JSON object",
         "cluster": "Picture sheets to draw",
         "demo": "People to draw",
+        "data check": "Picture sheets of each kind",
     }
     assert said[command] in text
 
@@ -166,7 +171,7 @@ def test_a_written_config_reads_back(
     full = make_config(kind, **{name: another(kind, name) for of, name in OPTIONS if of == command})
     for config in (kind(), full):
         (tmp_path / "c.toml").write_text(config_toml(config), encoding="utf-8")
-        run(command, "--config", str(tmp_path / "c.toml"))
+        run(*command.split(), "--config", str(tmp_path / "c.toml"))
         anew = {"resume": False} if hasattr(config, "resume") else {}
         assert config_dict(found[-1]) == config_dict(config) | anew
 

@@ -89,6 +89,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "report/verify.py",
         "report/visualize.py",
         "report/tables.py",
+        "report/check.py",
     }
 
 

@@ -15,6 +15,7 @@ from facemetric.config.making import (
 )
 from facemetric.config.scoring import (
     CalibrateConfig,
+    CheckConfig,
     ClusterConfig,
     DataConfig,
     EvalConfig,
@@ -25,6 +26,7 @@ from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig,
 
 __all__ = [
     "CalibrateConfig",
+    "CheckConfig",
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",

@@ -159,3 +159,40 @@ class ClusterConfig(DataConfig):
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
     out: Path = Path("runs/cluster")
     """Folder for clusters.csv, clusters.json, sheets/, embeddings.npz and bad_images.csv."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Doubles, wrong labels and leaks of a set; nothing is deleted."""
+
+    data: tuple[str, ...] = ()
+    """Images: a folder of identity folders, a csv (path,identity) or .tar files; NAME=PATH names a source."""
+    _: KW_ONLY
+    weights: str = ""
+    """Weights that compare people: a weights folder, a run folder or a shipped name; without, images alone are."""
+    against: tuple[str, ...] = ()
+    """A test set, as `data`: which images, names and people of `data` are in it."""
+    merge: Path | None = None
+    """Text or csv file of identities that are one person, as for pretrain: to check again what was mended."""
+    leave_out: Path | None = None
+    """Text file of identities to leave out, as for pretrain."""
+    leave_out_images: Path | None = None
+    """Text file of images to leave out, as for pretrain."""
+    out: Path = Path("runs/check")
+    """Folder for findings.csv, the lists made of it, check.json and the picture sheets."""
+    chance: float = 0.01
+    """Pairs of identities listed by chance for each identity, 0..1; more of them, and more of the true ones."""
+    mislabelled: float = 0.2
+    """Images are listed that more than this share of the other identities are nearer to than the rest of their own."""
+    sheets: int = 5
+    """Picture sheets of each kind of finding, at most; 0 draws none."""
+    max_bad: float = 0.01
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
+    batch_size: int = 256
+    """Images embedded at once."""
+    seed: int = 0
+    """Seed of the samples that thresholds are taken from."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = -1
+    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""

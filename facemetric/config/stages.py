@@ -27,6 +27,8 @@ class StageConfig:
     """Share of the identities to validate on where no file names them, 0..1; 0 validates on none."""
     leave_out: Path | None = None
     """Text file of identities to leave out."""
+    leave_out_images: Path | None = None
+    """Text file of images to leave out, by their names in the data (`identity/image.jpg`)."""
     merge: Path | None = None
     """Text or csv file of identities that are one person, `a,b` a line."""
     max_bad: float = 0.01

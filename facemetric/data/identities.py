@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -98,6 +98,46 @@ def merge_identities(
     older = {old: aliases[name] for old, name in index.aliases.items() if name in aliases}
     joined = index.relabel(number[index.identity], names, {**older, **aliases})
     return Merged(joined, len(aliases), tuple(missing))
+
+
+def without_images(index: ImageIndex, names: Sequence[str]) -> tuple[ImageIndex, tuple[str, ...]]:
+    """The index without the images of these names, and the names that it does not have. DataError if none is left."""
+    rows = [index.find(name) for name in names]
+    keep = np.ones(len(index), bool)
+    keep[[row for row in rows if row is not None]] = False
+    if not keep.any():
+        raise DataError(f"all {len(index)} images are listed to be left out; shorten the list")
+    unknown = tuple(name for name, row in zip(names, rows, strict=True) if row is None)
+    return (index if keep.all() else index.select(keep)), unknown
+
+
+def apply_lists(
+    index: ImageIndex,
+    merge: Path | None,
+    leave_out: Path | None,
+    leave_out_images: Path | None,
+    say: Callable[[str], None],
+) -> ImageIndex:
+    """The index after the user's lists, in this order: images left out, identities merged, identities left out."""
+    if leave_out_images:
+        before = len(index)
+        index, unknown = without_images(index, read_identity_list(leave_out_images))
+        say(f"left out {before - len(index)} images{unknown_note(unknown, leave_out_images)}")
+    if merge:
+        merged = merge_identities(index, read_merges(merge), skip_unknown=True)
+        index = merged.joined
+        say(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, merge)}")
+    if leave_out:
+        parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
+        index = parted.rest
+        say(f"left out {len(parted.picked.identities)} identities{unknown_note(parted.unknown, leave_out)}")
+    return index
+
+
+def unknown_note(unknown: Iterable[str], path: Path) -> str:
+    """The end of a sentence that says how many listed names the data does not have."""
+    unknown = list(unknown)
+    return f" ({len(unknown)} names of {path} are not in the data, first {unknown[0]!r})" if unknown else ""
 
 
 def with_at_least(index: ImageIndex, images: int) -> Enough:

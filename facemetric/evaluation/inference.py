@@ -64,6 +64,34 @@ def embed_index(
     return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups), bad)
 
 
+@torch.inference_mode()
+def mirror_scores(
+    embedder: Embedder,
+    index: ImageIndex,
+    embeddings: np.ndarray,
+    mean_D: np.ndarray,
+    *,
+    sample: int = 1000,
+    batch_size: int = 256,
+    workers: int = 0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Cosines of a sample of images and their mirror images, both less `mean_D`: what one photograph scores with
+    itself as the network sees it. `embeddings` (N, D) are the index's."""
+    rows = np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:sample])
+    unit = torch.from_numpy(embeddings[rows] - mean_D)
+    scores = np.empty(len(rows), np.float32)
+    was_training = embedder.training
+    embedder.eval()
+    try:
+        for at, images, _ in images_of(embedder, index.select(rows), batch_size, workers, ""):
+            turned = embedder(images.flip(3)).float().cpu() - torch.from_numpy(mean_D)
+            scores[at] = functional.cosine_similarity(turned, unit[at]).numpy()
+    finally:
+        embedder.train(was_training)
+    return scores
+
+
 def images_of(
     embedder: Embedder, index: ImageIndex, batch_size: int, workers: int, progress: str
 ) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[int, str]]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from facemetric.config import StageConfig, config_dict
-from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
+from facemetric.data.identities import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import BadImageLog
 from facemetric.data.transforms import Augment
@@ -50,15 +49,7 @@ def read_split(config: StageConfig) -> Split:
     for note in index.notes:
         say(note)
     fingerprint = index.fingerprint
-    if config.merge:
-        merged = merge_identities(index, read_merges(config.merge), skip_unknown=True)
-        index = merged.joined
-        say(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, config.merge)}")
-    if config.leave_out:
-        parted = index.split_identities(read_identity_list(config.leave_out), skip_unknown=True)
-        index = parted.rest
-        left = len(parted.picked.identities)
-        say(f"left out {left} identities{unknown_note(parted.unknown, config.leave_out)}")
+    index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
     check_identities(index)
     val = None
     if config.val_identities:
@@ -79,12 +70,6 @@ def read_split(config: StageConfig) -> Split:
     if val is not None:
         say(f"validating on {len(val):,} images of {len(val.identities):,} other identities")
     return Split(index, val, fingerprint)
-
-
-def unknown_note(unknown: Iterable[str], path: Path) -> str:
-    """The end of a sentence that says how many listed names the data does not have."""
-    unknown = list(unknown)
-    return f" ({len(unknown)} names of {path} are not in the data, first {unknown[0]!r})" if unknown else ""
 
 
 def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:

@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facemetric.data.identities import (
+    apply_lists,
     check_identities,
     merge_identities,
     read_identity_list,
     read_merges,
     with_at_least,
+    without_images,
 )
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError
@@ -134,3 +136,31 @@ def test_check(tmp_path: Path) -> None:
     check_identities(merge_identities(twins, [("Anna", "anna")]).joined)
     with pytest.raises(DataError, match="letter case"):
         check_identities(folder(tmp_path / "three", **{"zo\u00eb": 1, "zoe\u0308": 1}))
+
+
+def test_images_are_left_out_by_name(tmp_path: Path) -> None:
+    index = folder(tmp_path, anna=3, bob=1, cleo=2)
+    rest, unknown = without_images(index, ["anna/1.jpg", "bob/0.jpg", "bob/7.jpg"])
+    assert names(rest) == ["anna/0.jpg", "anna/2.jpg", "cleo/0.jpg", "cleo/1.jpg"]
+    assert rest.identities == ("anna", "cleo")
+    assert unknown == ("bob/7.jpg",)
+    assert without_images(index, ["nobody/0.jpg"])[0] is index
+    with pytest.raises(DataError, match="all 6 images are listed"):
+        without_images(index, names(index))
+
+
+def test_lists_are_applied_in_their_order_and_said(tmp_path: Path) -> None:
+    index = folder(tmp_path / "data", anna=2, ann=2, bob=2, cleo=2)
+    images = text(tmp_path / "i.txt", "# a copy\nann/0.jpg\nzoe/1.jpg\n")
+    merge = text(tmp_path / "m.csv", "identity_a,identity_b,score\nanna,ann,0.9\n")
+    people = text(tmp_path / "p.txt", "bob\n")
+    said: list[str] = []
+    rest = apply_lists(index, merge, people, images, said.append)
+    assert names(rest) == ["ann/1.jpg", "anna/0.jpg", "anna/1.jpg", "cleo/0.jpg", "cleo/1.jpg"]
+    assert rest.identities == ("ann", "cleo")
+    assert said == [
+        f"left out 1 images (1 names of {images} are not in the data, first 'zoe/1.jpg')",
+        "merged 1 identities into others",
+        "left out 1 identities",
+    ]
+    assert apply_lists(index, None, None, None, said.append) is index

@@ -1,0 +1,214 @@
+"""What `facemetric data check` does: look for doubles, wrong labels and leaks, write lists, delete nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
+from facemetric.data.identities import apply_lists
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.loader import BadImageLog
+from facemetric.data.perceptual import read_frequencies
+from facemetric.errors import writing
+from facemetric.evaluation.inference import embed_index, mirror_scores
+from facemetric.evaluation.labels import Alike, alike_across, alike_identities, centred, judge_images
+from facemetric.model.weights import find_weights, load_weights
+from facemetric.report.check_images import Side, find_images
+from facemetric.report.check_sheets import draw_check_sheets
+from facemetric.report.findings import (
+    ACROSS,
+    DUPLICATE,
+    MISLABELLED,
+    ONE_PERSON,
+    TEST_IMAGE,
+    TEST_NAME,
+    TEST_PERSON,
+    Finding,
+    alike_findings,
+    label_findings,
+    lists,
+    name_findings,
+)
+from facemetric.report.plots import write_whole
+from facemetric.training.run import BAD_IMAGES
+from facemetric.training.setup import pick_device, pick_workers
+
+SAME_PHOTOGRAPH = (
+    0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate
+)
+
+
+class Checked(NamedTuple):
+    """The findings, the figures behind them, and where they were written."""
+
+    findings: list[Finding]
+    figures: dict[str, Any]
+    out: Path
+
+
+def check_data(*positional: Any, **options: Any) -> Checked:
+    """Look for duplicates, identities of one person, wrong labels and leaks; the options are those of CheckConfig.
+
+    `check_data("faces", weights="runs/finetune")` is `facemetric data check faces --weights runs/finetune`.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_check(make_config(CheckConfig, *positional, **options))
+
+
+def run_check(config: CheckConfig) -> Checked:
+    """check_data, from a config."""
+    require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+    for name in ("mislabelled", "chance", "max_bad"):
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; choose 0..1")
+    check_least(config, {"batch_size": 1, "seed": 0, "workers": -1, "sheets": 0})
+    if config.weights:
+        find_weights(config.weights)  # before images are read
+    config.out.mkdir(parents=True, exist_ok=True)
+    train = read_side(config, config.data, "")
+    test = read_side(config, config.against, "test set: ") if config.against else None
+    mirror_cosine = np.inf
+    if config.weights:
+        train, test, mirror_cosine = embed_sides(config, train, test)
+    findings, figures = find_images(train, test, mirror_cosine, config.seed)
+    if test is not None:
+        findings += name_findings(train.images, test.images)
+    if train.embeddings is not None:
+        more, numbers = find_people(config, train, test)
+        findings, figures = findings + more, figures | numbers
+    figures |= {"images": len(train.images), "identities": len(train.images.identities)}
+    checked = Checked(findings, figures | {"found": dict(Counter(f.kind for f in findings))}, config.out)
+    write(config, checked, train.images, None if test is None else test.images)
+    print(text_of(checked, config))
+    return checked
+
+
+def read_side(config: CheckConfig, data: tuple[str, ...], said: str) -> Side:
+    """The hashes of a set, of DATA (`said` is empty) after the lists; unreadable images are listed and left out.
+
+    Raises DataError above --max-bad."""
+    index = read_index(data)
+    for note in index.notes:
+        print(said + note)
+    if not said:
+        index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, print)
+    read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
+    log_path = config.out / ("test_" * bool(said) + BAD_IMAGES)
+    log_path.unlink(missing_ok=True)  # of a check before
+    log = BadImageLog(log_path, len(index), config.max_bad)
+    for row, reason in read.bad:
+        log.add(index.name(row), reason)
+    if not read.bad:
+        return Side(index, read.values)
+    print(f"{said}{len(read.bad)} of {len(index)} images cannot be read and are not checked: {log.path}")
+    readable = np.ones(len(index), bool)
+    readable[[row for row, _ in read.bad]] = False
+    return Side(index.select(readable), read.values[readable])
+
+
+def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Side, Side | None, float]:
+    """Both sets with embeddings, and the cosine that one photograph has with itself: its mirror image says."""
+    embedder = load_weights(config.weights, pick_device(config.device))
+    size, workers = config.batch_size, pick_workers(config.workers)
+
+    def embeddings(index: ImageIndex) -> np.ndarray:
+        return embed_index(
+            embedder, index, batch_size=size, workers=workers, progress="embedding"
+        ).table.embeddings
+
+    table = embeddings(train.images)
+    mean_D = table.mean(0)
+    mirror = mirror_scores(
+        embedder, train.images, table, mean_D, batch_size=size, workers=workers, seed=config.seed
+    )
+    train = train._replace(embeddings=centred(table, mean_D))
+    if test is not None:
+        test = test._replace(embeddings=centred(embeddings(test.images), mean_D))
+    return train, test, float(np.quantile(mirror, SAME_PHOTOGRAPH))
+
+
+def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:
+    """Identities of one person, wrong labels, and people of the test set: what takes embeddings."""
+    assert train.embeddings is not None
+    who = train.images.identity
+    findings: list[Finding] = []
+    figures: dict[str, Any] = {}
+    if len(train.images.identities) > 1:
+        alike = alike_identities(train.embeddings, who, chance=config.chance, seed=config.seed)
+        judged = judge_images(train.embeddings, who)
+        findings += alike_findings(alike, train.images) + label_findings(
+            judged, train.images, config.mislabelled
+        )
+        figures["one_person"] = of_alike(alike)
+        # An image of somebody else is above any share of strangers as often as below it: those above half of
+        # them are half of those there can be.
+        figures["judged"] = int(np.isfinite(judged.above).sum())
+        figures["mislabelled_at_most"] = 2 * int((judged.above > 0.5).sum())
+    if test is not None and test.embeddings is not None:
+        across = alike_across(
+            train.embeddings, who, test.embeddings, test.images.identity, chance=config.chance
+        )
+        findings += alike_findings(across, train.images, test.images)
+        figures["person_in_test"] = of_alike(across)
+    return findings, figures
+
+
+def of_alike(alike: Alike) -> dict[str, float]:
+    """The figures of one search for people."""
+    return {
+        "threshold": alike.threshold,
+        "expected_by_chance": alike.expected,
+        "share_of_halves_found": alike.found_halves,
+    }
+
+
+def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageIndex | None) -> None:
+    """findings.csv, the lists, check.json, and the picture sheets."""
+    record = {"figures": checked.figures, "options": config_dict(config)}
+    files = lists(checked.findings, index) | {"check.json": json.dumps(record, indent=2) + "\n"}
+    for name, text in files.items():
+        with writing(config.out / name):
+            write_whole(config.out / name, partial(fill, text.encode("utf-8", "surrogateescape")))
+    draw_check_sheets(config.out, checked.findings, index, test, pages=config.sheets)
+
+
+def fill(content: bytes, path: Path) -> None:
+    """Write bytes to a file."""
+    path.write_bytes(content)
+
+
+def text_of(checked: Checked, config: CheckConfig) -> str:
+    """The table that is printed."""
+    figures, found = checked.figures, checked.figures["found"]
+    lines = [("checked", f"{figures['images']:,} images of {figures['identities']:,} identities")]
+    for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
+        if key in figures:
+            lines.append(
+                (kind, f"{found.get(kind, 0):,} pairs  (hashes differ in {figures[key]} of 255 bits or less)")
+            )
+    if config.against:
+        lines.append((TEST_NAME, f"{found.get(TEST_NAME, 0):,} identities"))
+    for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
+        if key in figures:
+            of = figures[key]
+            halves = of["share_of_halves_found"]
+            sure = "" if np.isnan(halves) else f"; it finds {halves:.0%} of the identities cut in halves"
+            text = f"{found.get(kind, 0):,} pairs  (cosine above {of['threshold']:.3f}: chance brings"
+            lines.append((kind, f"{text} {of['expected_by_chance']:.1f}{sure})"))
+    if "judged" in figures:
+        text = f"{found.get(MISLABELLED, 0):,} of {figures['judged']:,} images, for you to look at"
+        lines.append(
+            (MISLABELLED, f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)")
+        )
+    else:
+        lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
+    if figures["pairs_cut"]:
+        lines.append(("left out", f"{figures['pairs_cut']:,} pairs of images less alike than those listed"))
+    width = max(len(name) for name, _ in lines)
+    body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+    return f"{body}\n{'written to':<{width}}  {checked.out}"

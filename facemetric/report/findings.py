@@ -1,0 +1,188 @@
+"""Findings of a data check: what was found about which images and identities, as lines of a csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from facemetric.data.index import ImageIndex
+from facemetric.evaluation.duplicates import Pairs
+from facemetric.evaluation.labels import Alike, Judged
+
+DUPLICATE = "duplicate"
+ACROSS = "duplicate across identities"
+ONE_PERSON = "one person"
+MISLABELLED = "mislabelled"
+TEST_NAME = "name in test"
+TEST_IMAGE = "image in test"
+TEST_PERSON = "person in test"
+KINDS = (DUPLICATE, ACROSS, ONE_PERSON, MISLABELLED, TEST_NAME, TEST_IMAGE, TEST_PERSON)
+COLUMNS = ("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "threshold", "note")
+
+
+class Finding(NamedTuple):
+    """One line. `row_a` and `row_b` are the images' rows (-1: none), those of `* in test` kinds' b in the test set.
+
+    `score` and `threshold`: bits of 255 that differ (low is alike) for images, cosine (high is alike) for
+    identities, the share of other identities that are nearer for labels.
+    """
+
+    kind: str
+    identity_a: str
+    image_a: str
+    identity_b: str
+    image_b: str
+    score: float
+    threshold: float
+    note: str = ""
+    row_a: int = -1
+    row_b: int = -1
+
+
+class Close(NamedTuple):
+    """Pairs of images with what is known of each: bits, whether one is mirrored, cosine (NaN: no weights)."""
+
+    pairs: Pairs
+    mirrored: np.ndarray
+    cosine: np.ndarray
+
+
+def image_findings(
+    close: Close, index: ImageIndex, test: ImageIndex | None, limits: tuple[int, int], cosine_limit: float
+) -> list[Finding]:
+    """Duplicates among the close pairs: within `limits` bits (within an identity, across identities), or with
+    more where the cosine reaches `cosine_limit` too. With `test` the second of each pair is of that set."""
+    found = []
+    other = index if test is None else test
+    for i, j, bits, mirrored, cosine in zip(*close.pairs[:3], close.mirrored, close.cosine, strict=True):
+        same = test is None and index.identity[i] == index.identity[j]
+        limit = limits[0] if same else limits[1]
+        if bits > limit and not cosine >= cosine_limit:
+            continue
+        notes = ["mirrored"] if mirrored else []
+        notes += [f"cosine {cosine:.3f}"] if bits > limit else []
+        kind = TEST_IMAGE if test is not None else DUPLICATE if same else ACROSS
+        a, b = index.identities[index.identity[i]], other.identities[other.identity[j]]
+        names = index.name(int(i)), other.name(int(j))
+        found.append(
+            Finding(kind, a, names[0], b, names[1], int(bits), limit, "; ".join(notes), int(i), int(j))
+        )
+    return found
+
+
+def alike_findings(alike: Alike, index: ImageIndex, test: ImageIndex | None = None) -> list[Finding]:
+    """Pairs of identities that look like one person."""
+    kind, other = (ONE_PERSON, index) if test is None else (TEST_PERSON, test)
+    return [
+        Finding(
+            kind,
+            index.identities[i],
+            "",
+            other.identities[j],
+            "",
+            round(float(score), 4),
+            round(alike.threshold, 4),
+        )
+        for i, j, score in zip(alike.first, alike.second, alike.score, strict=True)
+    ]
+
+
+def label_findings(judged: Judged, index: ImageIndex, share: float) -> list[Finding]:
+    """Images that more than a share of the other identities are nearer to than the rest of their own; worst first."""
+    rows = np.flatnonzero(judged.above > share)
+    rows = rows[np.lexsort((judged.own[rows] - judged.best[rows], -judged.above[rows]))]
+    return [
+        Finding(
+            MISLABELLED,
+            index.identities[index.identity[i]],
+            index.name(int(i)),
+            index.identities[judged.nearest[i]],
+            "",
+            round(float(judged.above[i]), 4),
+            share,
+            f"cosine {judged.own[i]:.3f} to its own, {judged.best[i]:.3f} to identity_b",
+            int(i),
+        )
+        for i in rows
+    ]
+
+
+def name_findings(index: ImageIndex, test: ImageIndex) -> list[Finding]:
+    """Identities of one name, without the source's prefix and letter case, in both sets."""
+    theirs = {_bare(name): name for name in test.identities}
+    both = [(name, theirs[_bare(name)]) for name in index.identities if _bare(name) in theirs]
+    return [Finding(TEST_NAME, a, "", b, "", 1.0, 1.0) for a, b in both]
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("/")[2].casefold()
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A csv with a header, each row cut to its columns."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(row[: len(columns)] for row in rows)
+    return text.getvalue()
+
+
+def to_leave_out(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
+    """Image -> why, such that of each photograph one image is left, or none where two identities claim it.
+
+    Of an identity's own copies the largest file stays."""
+    groups = _groups([f for f in findings if f.kind == DUPLICATE], len(index))
+    sizes = index.sizes()
+    left: dict[str, str] = {}
+    for rows in groups:
+        kept = max(rows, key=lambda row: (sizes[row], -row))
+        left |= {index.name(row): f"the same as {index.name(kept)}" for row in rows if row != kept}
+    for finding in findings:
+        if finding.kind == ACROSS:
+            left[finding.image_a] = f"the same as {finding.image_b}"
+            left[finding.image_b] = f"the same as {finding.image_a}"
+    return dict(sorted(left.items()))
+
+
+def _groups(findings: Sequence[Finding], count: int) -> Iterator[list[int]]:
+    """Rows that are linked by findings, directly or through others."""
+    parent = list(range(count))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for finding in findings:
+        low, high = sorted((root(finding.row_a), root(finding.row_b)))
+        parent[high] = low
+    groups: dict[int, list[int]] = {}
+    for row in sorted({row for finding in findings for row in (finding.row_a, finding.row_b)}):
+        groups.setdefault(root(row), []).append(row)
+    yield from groups.values()
+
+
+def lists(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
+    """File name -> text: what other commands read, each line with its reason."""
+    same = [(f.identity_a, f.identity_b, f.score) for f in findings if f.kind == ONE_PERSON]
+    wrong = {f.image_a: f"looks like {f.identity_b}" for f in findings if f.kind == MISLABELLED}
+    leaks: dict[str, str] = {}
+    for finding in findings:
+        if finding.kind in (TEST_NAME, TEST_IMAGE, TEST_PERSON):
+            leaks.setdefault(finding.identity_a, f"{finding.kind}: {finding.image_b or finding.identity_b}")
+    return {
+        "findings.csv": csv_text(COLUMNS, findings),
+        "merge.csv": csv_text(("identity_a", "identity_b", "score"), same),
+        "duplicates.txt": _with_reasons(to_leave_out(findings, index)),
+        "mislabelled.txt": _with_reasons(wrong),
+        "leave_out.txt": _with_reasons(leaks),
+    }
+
+
+def _with_reasons(names: dict[str, str]) -> str:
+    return "".join(f"# {why}\n{name}\n" for name, why in names.items())

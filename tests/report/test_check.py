@@ -1,0 +1,157 @@
+"""`facemetric data check` on drawn faces with faults put in, and what becomes of its lists."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from facemetric import pretrain
+from facemetric.config import CheckConfig, PretrainConfig, make_config
+from facemetric.data.drawn import draw_faces
+from facemetric.errors import ConfigError, DataError
+from facemetric.report import findings as kinds
+from facemetric.report.check import check_data
+from facemetric.training.setup import read_split
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 drawn people, 5 pictures of each, 64 px."""
+    out = tmp_path_factory.mktemp("check")
+    return draw_faces(out / "faces", identities=24, images=5, size=64, seed=5, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def weights(clean: Path) -> Path:
+    options: dict[str, Any] = {"batch_size": 20, "workers": 0, "device": "cpu", "image_size": 32, "lr": 0.05}
+    out = clean.parent / "run"
+    return pretrain(clean, arch="test_resnet", epochs=12, out=out, val_fraction=0.0, **options).weights
+
+
+@pytest.fixture
+def faulty(clean: Path, tmp_path: Path) -> Path:
+    """A copy, a mirrored small copy, a copy with another name, a person with two names, two pictures exchanged."""
+    data = tmp_path / "faces"
+    shutil.copytree(clean, data)
+    one, two, three, four, five = (data / f"drawn_{i:04d}" for i in range(1, 6))
+    shutil.copy(one / "0001.jpg", one / "copy.jpg")
+    with Image.open(two / "0002.jpg") as picture:
+        ImageOps.mirror(picture).resize((48, 48)).save(two / "mirrored.png")
+    shutil.copy(three / "0003.jpg", four / "strange.jpg")
+    shutil.copytree(five, data / "somebody")
+    for i, picture in enumerate(sorted((data / "somebody").iterdir())):
+        with Image.open(picture) as image:  # other photographs of the same person: not found by their hashes
+            width = image.width
+            shift = (i % 3 + 2) * width // 20
+            image.rotate(12 - 6 * i, Image.Resampling.BICUBIC).crop((shift, 0, width, width - shift)).save(
+                picture
+            )
+    six, seven = data / "drawn_0006" / "0001.jpg", data / "drawn_0007" / "0001.jpg"
+    shutil.move(six, tmp_path / "six.jpg")
+    shutil.move(seven, six)
+    shutil.move(tmp_path / "six.jpg", seven)
+    (data / "drawn_0008" / "broken.jpg").write_bytes(b"no picture")
+    return data
+
+
+def lines(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "findings.csv").read_text().splitlines()))
+
+
+def test_nothing_is_found_where_nothing_is(clean: Path, tmp_path: Path) -> None:
+    checked = check_data(clean, out=tmp_path / "out", workers=0)
+    assert checked.findings == []
+    assert lines(tmp_path / "out") == []
+
+
+def test_images_are_compared_without_weights(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    check_data(faulty, out=out, workers=0)
+    found = {(line["kind"], line["image_a"], line["image_b"], line["note"]) for line in lines(out)}
+    assert found == {
+        ("duplicate", "drawn_0001/0001.jpg", "drawn_0001/copy.jpg", ""),
+        ("duplicate", "drawn_0002/0002.jpg", "drawn_0002/mirrored.png", "mirrored"),
+        ("duplicate across identities", "drawn_0003/0003.jpg", "drawn_0004/strange.jpg", ""),
+    }
+    said = capsys.readouterr().out
+    assert "1 of 129 images cannot be read and are not checked" in said
+    assert re.search("checked +128 images of 25 identities", said)
+    assert re.search("duplicate +2 pairs", said)
+    assert "one person, mislabelled" in said
+    assert (out / "bad_images.csv").read_text().splitlines()[1].startswith("drawn_0008/broken.jpg,")
+    for name in ("sheet_duplicate_1.jpg", "sheet_duplicate_across_identities_1.jpg"):
+        assert Image.open(out / name).size[0] > 300
+    # The list is an option of training: of 129 images one cannot be read, four are left out.
+    options = make_config(PretrainConfig, faulty, leave_out_images=out / "duplicates.txt", val_fraction=0.0)
+    split = read_split(options)
+    assert len(split.train) == 129 - 4
+    assert "left out 4 images" in capsys.readouterr().out
+    assert split.train.find("drawn_0001/copy.jpg") is None or split.train.find("drawn_0001/0001.jpg") is None
+    # Nothing was deleted, and a check of what is left finds nothing.
+    assert sum(1 for path in faulty.rglob("*.*") if path.is_file()) == 129
+    again = check_data(faulty, leave_out_images=out / "duplicates.txt", out=out, workers=0)
+    assert again.findings == []
+    assert not list(out.glob("sheet_*"))
+
+
+def test_weights_find_people_and_labels(faulty: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    checked = check_data(
+        faulty, weights=weights, out=out, workers=0, device="cpu", mislabelled=0.5, chance=0.05
+    )
+    pairs = [(f.identity_a, f.identity_b) for f in checked.findings if f.kind == kinds.ONE_PERSON]
+    assert ("drawn_0005", "somebody") in pairs[:3]
+    wrong = {f.image_a for f in checked.findings if f.kind == kinds.MISLABELLED}
+    assert "drawn_0004/strange.jpg" in wrong or {"drawn_0006/0001.jpg", "drawn_0007/0001.jpg"} & wrong
+    record = json.loads((out / "check.json").read_text())
+    assert record["options"]["mislabelled"] == 0.5
+    assert record["figures"]["found"] == dict(Counter(line["kind"] for line in lines(out)))
+    assert record["figures"]["one_person"]["expected_by_chance"] == pytest.approx(0.05 * 25)
+    assert 0 < record["figures"]["cosine_of_duplicates"] < 1
+    merged = read_split(make_config(PretrainConfig, faulty, merge=out / "merge.csv", val_fraction=0.0))
+    assert "somebody" not in merged.train.identities
+
+
+def test_a_test_set_is_compared(clean: Path, weights: Path, tmp_path: Path) -> None:
+    test = tmp_path / "test"
+    shutil.copytree(clean / "drawn_0003", test / "Drawn_0003")
+    (test / "stranger").mkdir()
+    with Image.open(clean / "drawn_0009" / "0002.jpg") as picture:
+        ImageOps.mirror(picture).save(test / "stranger" / "x.png")
+    out = tmp_path / "out"
+    checked = check_data(clean, against=test, weights=weights, out=out, workers=0, device="cpu")
+    of_kind = {
+        k: {(f.identity_a, f.identity_b) for f in checked.findings if f.kind == k} for k in kinds.KINDS
+    }
+    assert of_kind[kinds.TEST_NAME] == {("drawn_0003", "Drawn_0003")}
+    assert of_kind[kinds.TEST_IMAGE] == {("drawn_0003", "Drawn_0003"), ("drawn_0009", "stranger")}
+    assert ("drawn_0003", "Drawn_0003") in of_kind[kinds.TEST_PERSON]
+    images = [f for f in checked.findings if f.kind == kinds.TEST_IMAGE]
+    assert len(images) == 6
+    assert [f.note for f in images if f.identity_b == "stranger"] == ["mirrored"]
+    rest = read_split(
+        make_config(PretrainConfig, clean, leave_out=out / "leave_out.txt", val_fraction=0.0)
+    ).train
+    assert not {"drawn_0003", "drawn_0009"} & set(rest.identities)
+    assert (out / "sheet_image_in_test_1.jpg").is_file()
+
+
+def test_faults_of_the_user_are_said(clean: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no DATA was given"):
+        check_data(out=tmp_path)
+    with pytest.raises(ConfigError, match=r"--mislabelled is 2; choose 0\.\.1"):
+        check_data(clean, mislabelled=2, out=tmp_path)
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        check_data(clean, against="nowhere", out=tmp_path, workers=0)
+    with pytest.raises(ConfigError, match="unknown option 'agianst': did you mean 'against'"):
+        make_config(CheckConfig, clean, agianst="x")
