@@ -56,6 +56,10 @@ def test_of_too_many_pairs_the_nearest_stay(monkeypatch: pytest.MonkeyPatch) -> 
     found = close_pairs(alike, 5)
     assert found.bits.tolist() == [0] * 10
     assert found.cut == 40 * 39 // 2 - 10
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 500)  # reached at the end only
+    found = close_pairs(alike, 5)
+    assert np.bincount(found.bits).tolist() == [380, 0, 0, 120]
+    assert found.cut == 40 * 39 // 2 - 500
 
 
 def test_chance_is_the_tail_of_different_identities() -> None:

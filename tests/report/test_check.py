@@ -10,15 +10,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from facemetric import pretrain
 from facemetric.config import CheckConfig, PretrainConfig, make_config
 from facemetric.data.drawn import draw_faces
+from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.duplicates import Pairs
 from facemetric.report import findings as kinds
 from facemetric.report.check import check_data
+from facemetric.report.check_images import Side, close_of
 from facemetric.training.setup import read_split
 
 
@@ -155,3 +159,18 @@ def test_faults_of_the_user_are_said(clean: Path, tmp_path: Path) -> None:
         check_data(clean, against="nowhere", out=tmp_path, workers=0)
     with pytest.raises(ConfigError, match="unknown option 'agianst': did you mean 'against'"):
         make_config(CheckConfig, clean, agianst="x")
+
+
+def test_a_pair_found_straight_and_mirrored_stands_once_as_the_nearer() -> None:
+    straight = Pairs(np.array([4, 0, 2]), np.array([5, 1, 3]), np.array([7, 30, 31]), 2)
+    turned = Pairs(np.array([0, 2]), np.array([1, 3]), np.array([10, 31]), 1)
+    side = Side(
+        ImageIndex.__new__(ImageIndex), np.zeros((6, 255)), np.eye(6, dtype=np.float32)[[0, 0, 1, 2, 3, 3]]
+    )
+    close = close_of(straight, turned, side, side)
+    found = zip(
+        close.pairs.first, close.pairs.second, close.pairs.bits, close.mirrored, close.cosine, strict=True
+    )
+    assert list(found) == [(4, 5, 7, False, 1), (0, 1, 10, True, 1), (2, 3, 31, False, 0)]
+    assert close.pairs.cut == 3
+    assert np.isnan(close_of(straight, turned, side, side._replace(embeddings=None)).cosine).all()
