@@ -1,0 +1,197 @@
+"""Measures weights on real faces, writes the figures into their config.json, and prints the table of their card.
+
+    python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
+
+DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar`, the training tars and the lists in
+`splits/`. With --ship the weights are first copied there in float16, and the copy is what is measured. LFW's
+View 2 (`pairs.txt`) is for reporting: run this once for weights that were chosen without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facemetric import evaluate
+from facemetric.config import StageConfig
+from facemetric.data.images import decode
+from facemetric.data.index import read_index
+from facemetric.data.pairs import read_pairs, resolve
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.curves import FarPoint
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.verification import pair_scores, verify_pairs
+from facemetric.model.embedder import Embedder
+from facemetric.model.weights import CONFIG, load_weights, read_config, save_weights
+from facemetric.training.setup import read_split
+
+DARK = 0.1  # share of the pairs that count as dark: those whose darker picture is darkest
+
+
+def on_lfw(weights: Path, data: Path, flip: bool) -> dict[str, Any]:
+    """LFW's View 2 and DevTest, and the nearest neighbours of all its images."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        found = evaluate(
+            weights,
+            pairs=data / "lfw" / "pairs.txt",
+            data=[data / "lfw112.tar"],
+            flip=flip,
+            report=False,
+            out=out,
+        )
+        verification = found.verification
+        assert verification is not None
+        assert verification.accuracy is not None
+        figures["lfw_accuracy"] = verification.accuracy.mean
+        figures["lfw_accuracy_deviation"] = verification.accuracy.deviation_sample
+        figures |= {"lfw_auc": verification.auc, "lfw_eer": verification.eer}
+        figures |= {f"lfw_tar_at_far_{p.wanted:g}": p.tar for p in verification.points}
+        for name, interval in found.intervals.items():
+            figures[f"lfw_{name}_95"] = [interval.low, interval.high]
+        assert found.neighbours is not None
+        figures["lfw_knn_accuracy"] = found.neighbours.knn[1]
+        dev = evaluate(
+            embeddings=out / "embeddings.npz",
+            pairs=data / "lfw" / "pairsDevTest.txt",
+            report=False,
+            out=out / "dev",
+        )
+        assert dev.verification is not None
+        assert dev.verification.accuracy is not None
+        figures["devtest_accuracy"] = dev.verification.accuracy.mean
+        figures["devtest_eer"] = dev.verification.eer
+        return figures | dark_pairs(data, out)
+
+
+def dark_pairs(data: Path, out: Path) -> dict[str, float]:
+    """The darkest tenth of View 2's pairs beside the others: accuracy at the equal-error threshold of all."""
+    pairs = read_pairs(data / "lfw" / "pairs.txt")
+    table = EmbeddingTable.load(out / "embeddings.npz")
+    rows_a, rows_b = resolve(pairs, table)
+    index = read_index([str(data / "lfw112.tar")])
+    used = np.unique(np.concatenate([rows_a, rows_b]))
+    luma = np.full(len(table), np.inf)
+    for row in used.tolist():
+        image = index.find(str(table.paths[row]))
+        assert image is not None
+        luma[row] = np.asarray(decode(index.read(image)).convert("L")).mean()
+    darker = np.minimum(luma[rows_a], luma[rows_b])
+    dark = darker <= np.quantile(darker, DARK)
+    score = pair_scores(table.embeddings, rows_a, rows_b)
+    right = (score >= verify_pairs(score, pairs.same).eer_threshold) == pairs.same
+    return {
+        "lfw_dark_pairs_accuracy": float(right[dark].mean()),
+        "lfw_other_pairs_accuracy": float(right[~dark].mean()),
+        "lfw_dark_pairs_luma": float(np.quantile(darker, DARK)),
+    }
+
+
+def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float]:
+    """All pairs of the validation identities, and how often relatives pass for one person."""
+    config = StageConfig(
+        tuple(f"{name}={data / name}112.tar" for name in ("fiw", "pins", "celeba")),
+        val_identities=data / "splits" / "val_identities.txt",
+        merge=data / "splits" / "likely_same_person.csv",
+    )
+    val = read_split(config).val
+    assert val is not None
+    table = embed_index(embedder, val, flip=flip, progress="validation").table
+    found = verify_all_pairs(table.embeddings, table.identities, fars=(1e-2, 1e-3))
+    figures = {f"val_tar_at_far_{p.wanted:g}": p.tar for p in found.points}
+    figures |= {"val_eer": found.eer, "val_auc": found.auc}
+    return figures | {"val_relatives_far_at_far_0.01": relatives(table, found.points[0])}
+
+
+def relatives(table: EmbeddingTable, point: FarPoint) -> float:
+    """Share of pairs of two members of one family that pass at a threshold for strangers."""
+    families: dict[str, list[int]] = {}
+    for row, name in enumerate(table.identities.tolist()):
+        if family := re.match(r"fiw/(F\d+)_", name):
+            families.setdefault(family[1], []).append(row)
+    pairs = np.array(
+        [
+            pair
+            for rows in families.values()
+            for pair in combinations(rows, 2)
+            if table.identities[pair[0]] != table.identities[pair[1]]
+        ]
+    )
+    score = (table.embeddings[pairs[:, 0]] * table.embeddings[pairs[:, 1]]).sum(axis=1)
+    return float((score >= point.threshold).mean())
+
+
+def images_per_second(embedder: Embedder, flip: bool, rounds: int = 7) -> float:
+    """The network's own speed on all cores, batches of 64: the median of some rounds."""
+    height, width = embedder.preprocess.size
+    images = torch.randn(64, 3, height, width).to(memory_format=torch.channels_last)
+    embedder.to(memory_format=torch.channels_last)
+    times = []
+    with torch.inference_mode():
+        for _ in range(rounds):
+            began = time.perf_counter()
+            embedder(images)
+            if flip:
+                embedder(images.flip(3))
+            times.append(time.perf_counter() - began)
+    return len(images) / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image's embedding")
+    parser.add_argument("--ship", type=Path, help="folder to write the weights to, in float16")
+    parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
+    options = parser.parse_args()
+    folder = options.weights
+    if options.ship:
+        source = read_config(folder)["facemetric"]
+        save_weights(
+            options.ship,
+            load_weights(folder),
+            provenance=source["provenance"],
+            metrics=source["metrics"],
+            half=True,
+        )
+        folder = options.ship
+    embedder = load_weights(folder)
+    figures: dict[str, Any] = {
+        "flip": options.flip,
+        "images_per_second": images_per_second(embedder, False),
+        "images_per_second_flip": images_per_second(embedder, True),
+    }
+    if not options.speed:
+        figures |= on_lfw(folder, options.data, options.flip)
+        figures |= on_validation(embedder, options.data, options.flip)
+        with tempfile.TemporaryDirectory() as out:
+            orl = evaluate(
+                folder, data=[options.data / "orl.tar"], flip=options.flip, report=False, out=out
+            ).neighbours
+        assert orl is not None
+        figures["orl_knn_accuracy"] = orl.knn[1]
+    config = read_config(folder)
+    config["facemetric"]["metrics"] = config["facemetric"].get("metrics", {}) | figures
+    staged = (folder / CONFIG).with_suffix(".new")
+    staged.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(staged, folder / CONFIG)
+    for name, value in figures.items():
+        print(f"| {name} | {value} |")
+
+
+if __name__ == "__main__":
+    main()
