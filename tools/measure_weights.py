@@ -37,6 +37,7 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.weights import CONFIG, load_weights, read_config, save_weights
 from facemetric.training.setup import read_split
 
+MARK = "<!-- measured -->"  # around the table in a card, which is then replaced
 DARK = 0.1  # share of the pairs that count as dark: those whose darker picture is darkest
 
 
@@ -150,6 +151,40 @@ def images_per_second(embedder: Embedder, flip: bool, rounds: int = 7) -> float:
     return len(images) / statistics.median(times)
 
 
+def card_table(figures: dict[str, Any]) -> str:
+    """The measured figures as the lines of a Markdown table."""
+
+    def between(name: str) -> str:
+        low, high = figures[f"{name}_95"]
+        return f" [{low:.3f}, {high:.3f}]"
+
+    rows = [
+        ("LFW View 2, accuracy, mean of 10 folds (sample deviation over folds)",
+         f"{figures['lfw_accuracy']:.2%} ({figures['lfw_accuracy_deviation']:.2%})"),
+        ("LFW, TAR @ FAR = 1e-1 [95 % over people]",
+         f"{figures['lfw_tar_at_far_0.1']:.3f}{between('lfw_tar_at_far_0.1')}"),
+        ("LFW, TAR @ FAR = 1e-2",
+         f"{figures['lfw_tar_at_far_0.01']:.3f}{between('lfw_tar_at_far_0.01')}"),
+        ("LFW, TAR @ FAR = 1e-3 (3 impostors: read the interval)",
+         f"{figures['lfw_tar_at_far_0.001']:.3f}{between('lfw_tar_at_far_0.001')}"),
+        ("LFW, EER", f"{figures['lfw_eer']:.3f}{between('lfw_eer')}"),
+        ("LFW, AUC", f"{figures['lfw_auc']:.4f}{between('lfw_auc')}"),
+        ("LFW, nearest neighbour of all 13,233 images", f"{figures['lfw_knn_accuracy']:.3f}"),
+        ("LFW View 1, DevTest, accuracy (folds drawn)", f"{figures['devtest_accuracy']:.3f}"),
+        ("validation people: TAR @ FAR = 1e-2, EER",
+         f"{figures['val_tar_at_far_0.01']:.3f}, {figures['val_eer']:.3f}"),
+        ("ORL, 40 people, not aligned: nearest neighbour", f"{figures['orl_knn_accuracy']:.3f}"),
+        ("two members of a family taken for one person, where FAR = 1e-2 for all pairs",
+         f"{figures['val_relatives_far_at_far_0.01']:.3f}"),
+        ("darkest tenth of LFW's pairs, accuracy; the others",
+         f"{figures['lfw_dark_pairs_accuracy']:.3f}; {figures['lfw_other_pairs_accuracy']:.3f}"),
+        ("images a second, network only, two cores; with the mirror image",
+         f"{figures['images_per_second']:.0f}; {figures['images_per_second_flip']:.0f}"),
+    ]  # fmt: skip
+    lines = "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return f"| measured | |\n|---|---|\n{lines}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("weights", type=Path)
@@ -189,8 +224,12 @@ def main() -> None:
     staged = (folder / CONFIG).with_suffix(".new")
     staged.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(staged, folder / CONFIG)
-    for name, value in figures.items():
-        print(f"| {name} | {value} |")
+    table = card_table(config["facemetric"]["metrics"])
+    card = folder / "README.md"
+    if card.is_file():
+        before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", card.read_text(), maxsplit=1, flags=re.DOTALL)
+        card.write_text(f"{before}{MARK}\n{table}{MARK}\n{after}")
+    print(table)
 
 
 if __name__ == "__main__":
