@@ -34,7 +34,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import CONFIG, load_weights, read_config, save_weights
+from facemetric.model.weights import CONFIG, find_weights, load_weights, read_config, save_weights
 from facemetric.training.setup import read_split
 
 MARK = "<!-- measured -->"  # around the table in a card, which is then replaced
@@ -185,6 +185,18 @@ def card_table(figures: dict[str, Any]) -> str:
     return f"| measured | |\n|---|---|\n{lines}"
 
 
+def without_folders(value: Any) -> Any:
+    """Options with the names of files in place of their paths: where they lay is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and "/" in value:
+        name, equals, path = value.rpartition("=")
+        return f"{name}{equals}{Path(path).name}"
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("weights", type=Path)
@@ -193,13 +205,16 @@ def main() -> None:
     parser.add_argument("--ship", type=Path, help="folder to write the weights to, in float16")
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
-    folder = options.weights
-    if options.ship:
+    folder = find_weights(options.weights)
+    card, text = (options.ship or folder) / "README.md", ""
+    if card.is_file():
+        text = card.read_text()
+    if options.ship:  # replaces the whole folder
         source = read_config(folder)["facemetric"]
         save_weights(
             options.ship,
             load_weights(folder),
-            provenance=source["provenance"],
+            provenance=without_folders(source["provenance"]),
             metrics=source["metrics"],
             half=True,
         )
@@ -225,9 +240,8 @@ def main() -> None:
     staged.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(staged, folder / CONFIG)
     table = card_table(config["facemetric"]["metrics"])
-    card = folder / "README.md"
-    if card.is_file():
-        before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", card.read_text(), maxsplit=1, flags=re.DOTALL)
+    if text:
+        before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", text, maxsplit=1, flags=re.DOTALL)
         card.write_text(f"{before}{MARK}\n{table}{MARK}\n{after}")
     print(table)
 
