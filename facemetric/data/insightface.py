@@ -74,6 +74,7 @@ class _Mark:
 
 
 MARK = _Mark()
+STOP = b"."
 KNOWN = {
     ("_codecs", "encode"),
     ("numpy", "dtype"),
@@ -172,15 +173,15 @@ class _Machine:
         for _ in range(MOST_STEPS):
             place = self.at
             code = self.take(1)
-            if code == b".":
-                return self.pop()
             step = STEPS.get(code)
-            if step is None:
+            if step is None and code != STOP:
                 raise DataError(
                     f"{self.where}: instruction {code!r} at byte {place} is none that a list of images needs; "
                     "it is not run, and the file not read"
                 )
             try:
+                if step is None:
+                    return self.pop()
                 step(self)
             except DataError:
                 raise

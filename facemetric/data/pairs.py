@@ -7,7 +7,8 @@ Forms that are read, told apart by what stands in the file:
             DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
     CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
             (CALFW writes the fold of such a pair, 1-10)
-    .bin    InsightFace's sets, which hold the images too: see `insightface.py`
+    .bin    InsightFace's sets, which hold the images too (see `insightface.py`); a fold is a tenth of the
+            pairs in the order of the file
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ TRUTH = {
     "different": False,
     "no": False,
 }
+BIN_FOLDS = 10
 SHOWN = 10  # missing images named in the message; the rest go to a file
 
 
@@ -111,7 +113,11 @@ def _read_bin(path: Path) -> Pairs:
     found = read_bin(path)
     names = found.names()
     paths_a, paths_b = (tuple(names[row] for row in rows) for rows in (found.rows_a, found.rows_b))
-    return Pairs(paths_a, paths_b, found.same, source=str(path), holds_images=True)
+    # InsightFace's own evaluation takes ten parts one after the other: LFW's file holds its folds so.
+    blocks = np.array_split(np.arange(len(found.same)), BIN_FOLDS)
+    fold = np.repeat(np.arange(BIN_FOLDS), [len(block) for block in blocks])
+    few = len(fold) < 2 * BIN_FOLDS
+    return Pairs(paths_a, paths_b, found.same, None if few else fold, source=str(path), holds_images=True)
 
 
 def _read_csv(path: Path, text: str) -> Pairs:

@@ -135,7 +135,7 @@ def _checked_name(file: str | Path) -> Path:
         )
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise DataError(
-            f"{path}: parquet needs pyarrow, which is not installed; `pip install pyarrow`, or use .npz"
+            f"{path}: parquet needs pyarrow, which is not installed; `pip install 'facemetric[parquet]'`, or use .npz"
         )
     return path
 

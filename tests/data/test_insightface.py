@@ -101,6 +101,16 @@ def test_as_pairs_and_index(tmp_path: Path) -> None:
     assert ((index.identity[rows_a] == index.identity[rows_b]) == SAME).all()
 
 
+def test_folds_are_tenths_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((PICTURES * 23, SAME * 23), 4))
+    fold = read_pairs(tmp_path / "lfw.bin").fold
+    assert fold is not None
+    assert np.bincount(fold).tolist() == [10, 10, 9, 9, 9, 9, 9, 9, 9, 9]
+    assert (np.diff(fold) >= 0).all()
+    (tmp_path / "few.bin").write_bytes(FORMS["protocol 4"])
+    assert read_pairs(tmp_path / "few.bin").fold is None
+
+
 def test_images_as_text_say_how_to_write_them(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(pickle.dumps((PICTURES, SAME), 2))
     with pytest.raises(DataError, match=r"image 0 is written as text .* protocol 3 or higher"):
@@ -187,6 +197,8 @@ def test_names_are_refused_before_they_are_used(tmp_path: Path) -> None:
         b"\x80\x04I" + b"9" * 100_000 + b"\n.",
         b"\x80\x02c" + b"a" * 100_000,
         b"\x80\x02T\xff\xff\xff\xff",  # a negative length
+        b"\x80\x02.",  # nothing
+        b"\x80\x02(.",
     ],
 )
 def test_bombs(tmp_path: Path, bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +208,7 @@ def test_bombs(tmp_path: Path, bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> 
         read_bin(tmp_path / "a.bin")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from(sorted(FORMS)), st.data())
 def test_damage_is_an_error_or_another_list(tmp_path_factory: Any, form: str, data: Any) -> None:
     raw = bytearray(FORMS[form])

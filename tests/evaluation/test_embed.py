@@ -53,6 +53,31 @@ def test_other_numbers_become_float32_and_rows_are_found():
     assert (t.find("a"), t.find("b"), t.find("c"), t.name(1), len(t)) == (0, 1, None, "b", 3)
 
 
+@needs_pyarrow
+def test_anybodys_parquet(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {"embeddings": [[1.0, 2.0], [3.0, 4.0]], "identities": ["a", "b"], "paths": ["x", "y"]}
+    )
+    frame["group_age"] = ["old", ""]
+    frame["other"] = [1, 2]
+    frame.to_parquet(tmp_path / "e.parquet")
+    found = EmbeddingTable.load(tmp_path / "e.parquet")
+    np.testing.assert_array_equal(found.embeddings, [[1, 2], [3, 4]])
+    assert (found.paths.tolist(), list(found.groups)) == (["x", "y"], ["age"])
+    frame["embeddings"] = [[1.0], [3.0, 4.0]]
+    frame.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match="differing length"):
+        EmbeddingTable.load(tmp_path / "e.parquet")
+    frame.drop(columns="paths").to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match="no paths among"):
+        EmbeddingTable.load(tmp_path / "e.parquet")
+    (tmp_path / "e.parquet").write_bytes((tmp_path / "e.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match="not a readable parquet file"):
+        EmbeddingTable.load(tmp_path / "e.parquet")
+
+
 @pytest.mark.parametrize(
     ("embeddings", "identities", "paths", "message"),
     [
@@ -114,7 +139,7 @@ def test_bad_files(tmp_path):
         EmbeddingTable.load(tmp_path / "e.npy")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_says_so(tmp_path):
-    with pytest.raises(DataError, match="needs pyarrow"):
+def test_parquet_without_pyarrow_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"needs pyarrow, which is not installed; `pip install .*parquet"):
         table().save(tmp_path / "e.parquet")

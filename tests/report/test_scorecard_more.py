@@ -266,7 +266,8 @@ def test_insightfaces_bin(weights: Path, table: Path, pairs: Path, faces: Path, 
     found = evaluate(weights, pairs=tmp_path / "drawn.bin", out=tmp_path / "a", **OPTIONS)
     by_csv = evaluate(embeddings=table, pairs=pairs, out=tmp_path / "b", report=False)
     assert found.verification.auc == pytest.approx(by_csv.verification.auc, abs=1e-6)
-    assert found.verification.accuracy.drawn  # a .bin has no folds
+    assert len(found.verification.accuracy.accuracies) == 10  # InsightFace's ten parts
+    assert not found.verification.accuracy.drawn
     assert len(found.table) == len(set(images)) < len(images)  # each picture is embedded once
     assert found.neighbours is None
     assert found.images.read(0) in images
