@@ -158,7 +158,7 @@ def test_what_is_misspelt_or_missing(
     command: Callable[..., Ran], faces: Path, weights: Path, tmp_path: Path, line: str, message: str
 ) -> None:
     words = [{"FACES": faces, "RUN": weights}.get(word, word) for word in line.split()]
-    if words[0] not in ("pretrian", "demo", "verify") and "--out" not in words:
+    if words[0] not in ("pretrian", "data", "demo", "verify") and "--out" not in words:
         words[1:1] = ["--out", tmp_path / "out"]
     if words[:2] == ["data", "check"]:
         words += ["--out", tmp_path / "out"]
