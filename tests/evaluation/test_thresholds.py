@@ -71,8 +71,8 @@ def test_a_copy_of_every_image_adds_no_certainty():
 
 
 def test_intervals_are_as_wide_as_the_figures_vary_and_hold_the_truth():
-    """60 times other people: what the threshold then chosen does on everybody."""
-    wanted, runs = 0.02, 60
+    """120 times other people: what the threshold then chosen does on everybody."""
+    wanted, runs = 0.02, 120
     many, label = flat(people(2500, 1, 10**6))
     impostor = np.sort(listed(many, label)[0])
     pairs = people(40_000, 2, 10**6 + 1)
@@ -80,7 +80,7 @@ def test_intervals_are_as_wide_as_the_figures_vary_and_hold_the_truth():
     truth = float(np.quantile(impostor, 1 - wanted))
     held, width, value = np.zeros(3), np.zeros(3), []
     for seed in range(runs):
-        found = choose_thresholds(*flat(people(80, 3, seed)), (wanted,), draws=120, seed=seed)[0]
+        found = choose_thresholds(*flat(people(80, 3, seed)), (wanted,), draws=150, seed=seed)[0]
         at = found.threshold.value
         true = (truth, *(1 - np.searchsorted(kind, at) / len(kind) for kind in (impostor, genuine)))
         three = (found.threshold, found.far, found.tar)
@@ -88,7 +88,7 @@ def test_intervals_are_as_wide_as_the_figures_vary_and_hold_the_truth():
         width += [i.high - i.low for i in three]
         value.append((at, true[1] - wanted, found.tar.value - true[2]))
     held, width = held / runs, width / runs
-    assert (held >= 0.85).all(), held
+    assert (held >= 0.86).all(), held
     spread = 2 * 1.96 * np.std(value, axis=0)
     np.testing.assert_allclose(width / spread, 1, atol=0.25)
 
