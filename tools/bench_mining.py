@@ -4,11 +4,21 @@
     python tools/bench_mining.py --sizes 64 256 --miners hard
     python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
 
-A figure is the median over rounds of forward plus backward; a round runs every contender once, so that a busy
-machine slows all of them alike: read the ratios. A contender that took longer than --patience seconds, or ran
-out of memory, is left out of larger sizes. Memory is the peak above what was there before the call, each
-contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
+A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
+that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call, or, where that
+took less than 50 ms, three more after it, which count in its place. A contender that took longer than --patience
+seconds, or ran out of memory, is left out of larger sizes. Memory is the peak above what was there before the
+call, each contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
 2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs two more halves.
+
+The peers: plain torch as one would write it, pytorch-metric-learning, and open-metric-learning. The latter pins
+numpy below 2 and more; these few packages are all that its losses and miners import:
+
+    pip install --target peers --no-deps open-metric-learning
+    pip install --target peers gdown omegaconf validators
+    PYTHONPATH=peers python tools/bench_mining.py
+
+It measures plain Euclidean distances, and has no semihard miner.
 """
 
 from __future__ import annotations
@@ -21,6 +31,7 @@ os.environ.setdefault(
 
 import argparse
 import multiprocessing
+import random
 import resource
 import statistics
 import time
@@ -34,6 +45,9 @@ from facemetric.mining import MINERS
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MARGIN = 0.2
+SHORT = 0.05  # seconds: calls below it are made several times in a turn
+
+left_out: dict[str, str] = {}  # library -> why it does not import
 
 
 def batch(rows: int, dim: int, images: int, device: str) -> tuple[Tensor, Tensor]:
@@ -80,7 +94,7 @@ def plain_cdist_hard(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 def contenders(miner: str) -> dict[str, Loss]:
-    """Ours first; libraries that are not installed are left out, and the head of the table says so."""
+    """Ours first; libraries that are not installed are left out, and `left_out` says why."""
     found: dict[str, Loss] = {"facemetric": lambda e, y: MINERS[miner](e, y, margin=MARGIN).loss}
     plain = {"all": plain_all, "semihard": plain_semihard, "hard": plain_hard}
     found["plain torch"] = plain[miner]
@@ -88,8 +102,8 @@ def contenders(miner: str) -> dict[str, Loss]:
         found["plain cdist"] = plain_cdist_hard
     try:
         from pytorch_metric_learning import distances, losses, miners
-    except ImportError:
-        pass
+    except ImportError as error:
+        left_out["pytorch-metric-learning"] = str(error)
     else:
         distance = distances.LpDistance(normalize_embeddings=False, power=2)
         loss = losses.TripletMarginLoss(margin=MARGIN, distance=distance)
@@ -105,8 +119,8 @@ def contenders(miner: str) -> dict[str, Loss]:
         from oml.losses.triplet import TripletLossWithMiner
         from oml.miners.inbatch_all_tri import AllTripletsMiner
         from oml.miners.inbatch_hard_tri import HardTripletsMiner
-    except ImportError:
-        pass
+    except ImportError as error:
+        left_out["open-metric-learning"] = str(error)
     else:
         if miner != "semihard":  # it has none
             oml = TripletLossWithMiner(MARGIN, HardTripletsMiner() if miner == "hard" else AllTripletsMiner())
@@ -124,6 +138,12 @@ def once(loss: Loss, embeddings: Tensor, labels: Tensor) -> float:
     loss(rows, labels).backward()
     wait(rows)
     return time.perf_counter() - start
+
+
+def turn(loss: Loss, embeddings: Tensor, labels: Tensor) -> list[float]:
+    """Seconds of one call; of three warm ones where it is short."""
+    first = once(loss, embeddings, labels)
+    return [first] if first > SHORT else [once(loss, embeddings, labels) for _ in range(3)]
 
 
 def wait(rows: Tensor) -> None:
@@ -206,16 +226,18 @@ def times(miner: str, rows: int, options: argparse.Namespace, given_up: set[str]
     for round_ in range(options.rounds + 1):
         if round_ > 2 and time.perf_counter() - started > options.patience * 2:
             break
-        for name, loss in list(runs.items()):
+        order = list(runs.items())
+        random.Random(round_).shuffle(order)  # who follows whom decides what the caches hold
+        for name, loss in order:
             try:
-                seconds = once(loss, embeddings, labels)
+                seconds = turn(loss, embeddings, labels)
             except (RuntimeError, MemoryError):
                 del runs[name], taken[name]
                 given_up.add(name)
                 continue
-            if round_ or seconds > options.patience:  # the first round warms up
-                taken[name].append(seconds)
-            if seconds > options.patience:
+            if round_ or seconds[0] > options.patience:  # the first round warms up
+                taken[name] += seconds
+            if seconds[0] > options.patience:
                 del runs[name]
                 given_up.add(name)
         taken["floor"].append(floor(miner, embeddings))
@@ -242,10 +264,13 @@ def main() -> None:
     limit_memory(options)
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
-        f"{options.images} images an identity; ms forward + backward, median of {options.rounds} rounds"
+        f"{options.images} images an identity; ms forward + backward, medians over {options.rounds} rounds"
     )
     for miner in options.miners:
         names = list(contenders(miner))
+        for library, reason in left_out.items():
+            print(f"{library} is left out: {reason}")
+        left_out.clear()
         head = ["B", *names, "best peer / ours", "ours / floor", *(f"MiB {name}" for name in names)]
         print(f"\n**{miner}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
         given_up: set[str] = set()

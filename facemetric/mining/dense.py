@@ -12,6 +12,7 @@ a k-th positive.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,13 @@ from facemetric.mining.tiles import product_tiles, row_distance
 
 Select = Callable[[Tensor, Tensor], Tensor]
 
+# From this many positives an anchor, bounds are sorted and searched; below it, each is compared with the tile.
+MANY = 80
+# The first three levels of the search compare with all seven bounds: that costs less than three gathers.
+COARSE = 8
+# Distances to search at a time on a CPU, so that temporaries stay in its cache; a GPU takes a whole tile.
+BLOCK = 2**16
+
 
 class _Positives(NamedTuple):
     """The k-th positives of the first anchors, for every k; one list entry each."""
@@ -32,6 +40,14 @@ class _Positives(NamedTuple):
     squared: list[Tensor]  # (n,) squared d_ap
     bound: list[Tensor]  # (n,) squared d_an below which the triplet is active
     active: list[Tensor]  # (n,) active triplets, which is dL/d(d_ap)
+
+
+class _Ladder(NamedTuple):
+    """Of the m anchors with many positives: bounds in ascending order, -inf in front, L one below a power of two."""
+
+    bound_mL: Tensor
+    place_mK: Tensor  # where the bound of the k-th positive went
+    below_mS: Tensor  # S = L + 1: negatives by how many bounds lie at or below their distance
 
 
 def valid_triplets(order: Order) -> int:
@@ -59,18 +75,17 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
         buffers=3,
         triangle=order.whole and n_rows > 0,
     )
+    count = partial(_count, order, positives, ladder := _ladder(order, positives))
     spare = ops.left_MD.new_empty(0)
     for rows, cols, dist_RC in walk:
         if not len(spare):
             spare = dist_RC.new_empty(2, dist_RC.numel())
         weight_RC, scratch_RC = (b[: dist_RC.numel()].view(dist_RC.shape) for b in spare)
         order.fill_same(dist_RC, rows, cols, FAR)
-        _count_active(dist_RC, rows, order, positives, weight_RC, scratch_RC, fresh=True)
-        if (
-            order.whole
-        ):  # on the diagonal both sides are the same triplets: add their weights, count them once
-            tally = rows != cols
-            _count_active(dist_RC.T, cols, order, positives, weight_RC.T, scratch_RC.T, tally=tally)
+        count(dist_RC, rows, weight_RC, scratch_RC, fresh=True, tally=True)
+        if order.whole:
+            # on the diagonal both sides are the same triplets: add their weights, count them once
+            count(dist_RC.T, cols, weight_RC.T, scratch_RC.T, fresh=False, tally=rows != cols)
         _to_coefficient(weight_RC, dist_RC, rule)
         out_ME[rows].addmm_(weight_RC, ops.right_ND[cols])
         if not (order.whole and rows == cols):
@@ -78,13 +93,19 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
     sum_an = (ops.left_MD.double() * out_ME.double()).sum()
     if order.whole:  # both sides of every pair are in there
         sum_an *= 0.5
+    if ladder is not None:
+        active_mK = ladder.below_mS.cumsum(1).gather(1, ladder.place_mK)
+        for k, active_n in enumerate(positives.active):
+            m = min(len(active_n), len(active_mK))
+            active_n[:m] = active_mK[:m, k]
     active, sum_ap = sum_an.new_zeros(()), sum_an.new_zeros(())
-    for squared, count in zip(positives.squared, positives.active, strict=True):
-        active += count.sum(dtype=torch.float64)
-        sum_ap += (rule.distance(squared).double() * count).sum()
+    for squared, active_n in zip(positives.squared, positives.active, strict=True):
+        active += active_n.sum(dtype=torch.float64)
+        sum_ap += (rule.distance(squared).double() * active_n).sum()
     loss = sum_ap + rule.margin * active - sum_an
     grads = _gradients(ops, order, rule, out_ME, out_NE, positives)
-    return Sums(loss, active, active, valid_triplets(order), sum_ap, sum_an, *grads)
+    total = torch.stack([loss, active, sum_ap, sum_an])
+    return Sums(loss, active, valid_triplets(order), total, *grads)
 
 
 def _positives(ops: Operands, order: Order, rule: Rule) -> _Positives:
@@ -96,18 +117,31 @@ def _positives(ops: Operands, order: Order, rule: Rule) -> _Positives:
     )
 
 
-def _count_active(
-    dist_RC: Tensor,
-    rows: slice,
+def _count(
     order: Order,
     positives: _Positives,
+    ladder: _Ladder | None,
+    dist_RC: Tensor,
+    rows: slice,
     weight_RC: Tensor,
     scratch_RC: Tensor,
     *,
-    fresh: bool = False,
-    tally: bool = True,
+    fresh: bool,
+    tally: bool,
 ) -> None:
     """Adds the active triplets of one side of a tile to the counts and to `weight_RC` (`fresh` writes it)."""
+    many = 0 if ladder is None else min(max(len(ladder.bound_mL) - rows.start, 0), len(dist_RC))
+    cut = rows.start + many
+    if ladder is not None and many:
+        _climb(ladder, dist_RC[:many], slice(rows.start, cut), weight_RC[:many], fresh=fresh, tally=tally)
+    if many == len(dist_RC):
+        return
+    dist_RC, weight_RC, scratch_RC, rows = (
+        dist_RC[many:],
+        weight_RC[many:],
+        scratch_RC[many:],
+        slice(cut, rows.stop),
+    )
     for k in range(len(order.prefix)):
         n = order.having(k, rows)
         mine = slice(rows.start, rows.start + n)
@@ -122,6 +156,51 @@ def _count_active(
             positives.active[k][mine] += active_nC.sum(1)
         if not first:
             weight_RC[:n] += active_nC
+
+
+def _ladder(order: Order, positives: _Positives) -> _Ladder | None:
+    K = len(order.prefix)
+    if K < MANY:
+        return None
+    m, length = order.prefix[MANY - 1], 2 ** K.bit_length() - 1
+    bound_mL = positives.bound[0].new_full((m, length), -torch.inf)
+    for k, bound in enumerate(positives.bound):
+        bound_mL[: len(bound), k] = bound[:m]
+    bound_mL, from_mL = bound_mL.sort(1)
+    place_mL = torch.empty_like(from_mL)
+    place_mL.scatter_(1, from_mL, torch.arange(length, device=from_mL.device).expand_as(from_mL))
+    return _Ladder(bound_mL, place_mL[:, :K], bound_mL.new_zeros(m, length + 1))
+
+
+def _climb(
+    ladder: _Ladder, dist_RC: Tensor, rows: slice, weight_RC: Tensor, *, fresh: bool, tally: bool
+) -> None:
+    """The same by a binary search of every distance among the bounds of its anchor."""
+    step = max(BLOCK // dist_RC.shape[1], 1) if dist_RC.device.type == "cpu" else len(dist_RC)
+    for top in range(0, len(dist_RC), step):
+        part = slice(top, top + step)
+        mine = slice(rows.start + top, min(rows.start + top + step, rows.stop))
+        rank_RC = _rank(dist_RC[part].contiguous(), ladder.bound_mL[mine])
+        if tally:
+            ladder.below_mS[mine].scatter_add_(1, rank_RC.long(), rank_RC.new_ones(1, 1).expand_as(rank_RC))
+        rank_RC.neg_().add_(ladder.bound_mL.shape[1])
+        weight_RC[part] = rank_RC if fresh else weight_RC[part].add_(rank_RC)
+
+
+def _rank(dist_RC: Tensor, bound_RL: Tensor) -> Tensor:
+    """How many of its anchor's bounds lie at or below each distance, as floats: they convert fastest."""
+    step = bound_RL.shape[1] + 1
+    coarse = min(COARSE, step)
+    step //= coarse
+    rank_RC, above_RC = torch.zeros_like(dist_RC), torch.empty_like(dist_RC)
+    for bound_R in bound_RL[:, step - 1 :: step].unbind(1):
+        rank_RC.add_(torch.le(bound_R[:, None], dist_RC, out=above_RC), alpha=step)
+    while step > 1:
+        step //= 2
+        at_RC = above_RC.copy_(rank_RC).add_(step - 1).long()
+        torch.gather(bound_RL, 1, at_RC, out=above_RC)
+        rank_RC.add_(torch.le(above_RC, dist_RC, out=above_RC), alpha=step)
+    return rank_RC
 
 
 def weighted_sums(ops: Operands, order: Order, rule: Rule, select: Select | None, budget_mib: float) -> Sums:
@@ -154,7 +233,8 @@ def weighted_sums(ops: Operands, order: Order, rule: Rule, select: Select | None
         out_NE.addmm_(weight_RN.T, anchor_side_ME[rows])
     loss, weight, active, sum_ap, sum_an = total
     grads = _gradients(ops, order, rule, out_ME, out_NE, positives)
-    return Sums(loss, weight, active, valid_triplets(order), sum_ap, sum_an, *grads)
+    total = torch.stack([loss, active, sum_ap, sum_an])
+    return Sums(loss, weight, valid_triplets(order), total, *grads)
 
 
 def _weigh(
@@ -200,7 +280,7 @@ def _gradients(
     grad_ND = grad_MD if order.whole else _push(out_NE, ops.reference_ND, rule)
     for p, squared, count in zip(positives.at, positives.squared, positives.active, strict=True):
         pull_TD = ops.anchors_MD[: len(p)] - ops.reference_ND.index_select(0, p)
-        pull_TD *= (count * rule.slope(squared))[:, None]
+        pull_TD *= rule.pull(count, squared)[:, None]
         grad_MD[: len(p)] += pull_TD
         add_rows(grad_ND, p, pull_TD.neg_())
     return grad_MD, grad_ND

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.order import Order, order_against, order_whole
 from facemetric.mining.small import SMALL_MIB, SMALL_ROWS
-from facemetric.mining.sparse import Operands, Rule, Sums, operands
+from facemetric.mining.sparse import Operands, Parts, Rule, Sums, operands
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, compute_dtype
 
 Margin = float | Literal["soft"]
@@ -24,10 +25,10 @@ Anchors = slice | tuple[Tensor, Tensor] | None
 
 
 class Kernel(NamedTuple):
-    """How one miner adds up: in tiles, and all at once for a small batch (None where that has no answer)."""
+    """How one miner adds up: in tiles, and all at once for a small batch."""
 
     tiled: Callable[[Operands, Order, Rule, float], Sums]
-    small: Callable[[Tensor, Tensor, Rule], Sums | None] | None = None
+    small: Callable[[Tensor, Tensor, Rule], Sums | None] | None = None  # None: tiles are to do it
 
 
 DISTANCES = ("squared", "euclidean", "cosine")
@@ -36,24 +37,57 @@ DISTANCES = ("squared", "euclidean", "cosine")
 CPU_MINING_MIB = 12.0
 
 
-class Mined(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Mined:
     """What a miner found. All but `valid` are scalar tensors on the device; only `loss` carries a gradient.
 
     `loss` is the sum over triplets divided by `weight` (0 where there is nothing to divide), so several ranks
-    combine as sum(loss * weight) / sum(weight). `d_ap` and `d_an` are means over the same triplets.
+    combine as sum(loss * weight) / sum(weight). `d_ap` and `d_an` are means over the same triplets. What a
+    property tells is added up when it is asked for.
     """
 
     loss: Tensor
-    active: Tensor  # triplets with a loss above 0
     valid: int  # triplets looked at
-    d_ap: Tensor
-    d_an: Tensor
-    weight: Tensor  # what the loss was divided by: active, valid, or the sum of your weights
+    _divisor: Tensor | int = field(repr=False)
+    _parts: Tensor | Parts = field(repr=False)
+
+    @cached_property
+    def _total(self) -> Tensor:
+        if isinstance(self._parts, Tensor):
+            return self._parts
+        return torch.stack(self._parts()).sum(1, dtype=torch.float64)
+
+    @property
+    def weight(self) -> Tensor:
+        """What the loss was divided by: active, valid, or the sum of your weights."""
+        if isinstance(self._divisor, Tensor):
+            return self._divisor
+        return torch.full_like(self._total[0], self._divisor)
+
+    @property
+    def active(self) -> Tensor:
+        """Triplets with a loss above 0."""
+        return self._total[1]
+
+    @property
+    def d_ap(self) -> Tensor:
+        """Mean distance of anchor and positive."""
+        return self._total[2] * reciprocal(self.weight)
+
+    @property
+    def d_an(self) -> Tensor:
+        """Mean distance of anchor and negative."""
+        return self._total[3] * reciprocal(self.weight)
 
     @property
     def fraction_positive(self) -> Tensor:
         """active / valid, 0..1; 0 where nothing is valid."""
         return self.active / max(self.valid, 1)
+
+
+def reciprocal(weight: Tensor) -> Tensor:
+    """1 / weight, 0 where nothing has weight."""
+    return torch.where(weight > 0, 1 / weight, 0.0)
 
 
 def make_rule(margin: Margin, distance: str) -> Rule:
@@ -76,33 +110,43 @@ def mine(
     budget_mib: float | None,
 ) -> Mined:
     """Checks, orders, hands over to the kernel, and divides."""
+    kind = embeddings_BD.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
     rule = make_rule(margin, distance)
-    _check(embeddings_BD, labels_B, "embeddings")
+    _check_shapes(embeddings_BD, labels_B, "embeddings")
     if labels_B.device != embeddings_BD.device:
         labels_B = labels_B.to(embeddings_BD.device)
     y_BD = _rows(embeddings_BD, distance)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
-        _check(*anchors, "anchors")
+        _check_shapes(*anchors, "anchors")
         if anchors[0].shape[1] != embeddings_BD.shape[1]:
             raise DataError(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
             )
+        _check_finite(anchors[0], "anchors")
         x_MD = _rows(anchors[0], distance)
-    kind = y_BD.device.type
-    plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-    with torch.no_grad(), plain:
+    with torch.no_grad():
         sums = None
         roomy = budget_mib is None or budget_mib >= SMALL_MIB
-        if anchors is None and kernel.small is not None and roomy and len(labels_B) <= SMALL_ROWS:
+        if anchors is None and kernel.small is not None and roomy and 0 < len(labels_B) <= SMALL_ROWS:
             sums = kernel.small(y_BD, labels_B, rule)
-        if sums is None:
+        # every row has its part in the loss of a small batch
+        if sums is None or not math.isfinite(sums.loss):
+            _check_finite(embeddings_BD, "embeddings")
             sums = _tiled(y_BD, labels_B, kernel, rule, anchors, x_MD, budget_mib)
-        scale = torch.where(sums.weight > 0, 1 / sums.weight, 0.0)
-        loss = (sums.loss * scale).to(y_BD.dtype)
-        grad_x_MD = sums.grad_MD * scale if x_MD is not None else None
-    loss = _Attach.apply(loss, y_BD, sums.grad_ND.mul_(scale), x_MD, grad_x_MD)
-    return Mined(loss, sums.active, sums.valid, sums.d_ap * scale, sums.d_an * scale, sums.weight)
+        loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
+        if isinstance(weight, Tensor):
+            scale = reciprocal(weight)
+            loss = loss * scale
+            for grad in (sums.grad_ND,) if grad_MD is None else (sums.grad_ND, grad_MD):
+                grad.mul_(scale)
+        if loss.dtype != y_BD.dtype:
+            loss = loss.to(y_BD.dtype)
+    loss = _Attach.apply((loss, sums.grad_ND, grad_MD), y_BD, x_MD)
+    return Mined(loss, sums.valid, weight, sums.parts)
 
 
 def _tiled(
@@ -142,27 +186,37 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, y_BD: Tensor, grad_BD: Tensor, x_MD: Tensor | None, grad_x_MD: Tensor | None
+        ctx: Any, known: tuple[Tensor, Tensor, Tensor | None], y_BD: Tensor, x_MD: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(grad_BD, grad_x_MD if x_MD is not None else None)
-        return loss.clone()
+        loss, grad_BD, grad_x_MD = known
+        ctx.save_for_backward(grad_BD, grad_x_MD)
+        return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_BD, grad_x_MD = ctx.saved_tensors
-        return None, grad_BD * grad_loss, None, None if grad_x_MD is None else grad_x_MD * grad_loss, None
+        # the guard against a second derivative costs as much as all the rest: only where a graph is asked for
+        return (_scale_once if torch.is_grad_enabled() else _scale)(ctx, grad_loss)
 
 
-def _check(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
-    if rows_BD.dim() != 2 or labels_B.shape != rows_BD.shape[:1]:
+def _scale(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    grad_BD, grad_x_MD = ctx.saved_tensors
+    return None, grad_BD * grad_loss, None if grad_x_MD is None else grad_x_MD * grad_loss
+
+
+_scale_once = torch.autograd.function.once_differentiable(_scale)
+
+
+def _check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+    if rows_BD.dim() != 2 or labels_B.dim() != 1 or len(labels_B) != len(rows_BD):
         raise DataError(
             f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"
         )
+
+
+def _check_finite(rows_BD: Tensor, what: str) -> None:
     rows_BD = rows_BD.detach()
-    if math.isfinite(
-        rows_BD.sum(dtype=compute_dtype(rows_BD.dtype))
-    ):  # one pass; a sum may overflow, so look
+    total = rows_BD.sum(dtype=compute_dtype(rows_BD.dtype))
+    if math.isfinite(total):  # one pass; a sum may overflow, so look
         return
     bad = (~torch.isfinite(rows_BD).all(1)).nonzero()[:, 0]
     if len(bad):
@@ -173,7 +227,8 @@ def _check(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
 
 
 def _rows(rows_BD: Tensor, distance: str) -> Tensor:
-    rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
+    if rows_BD.dtype not in (torch.float32, torch.float64):
+        rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
     if distance != "cosine":
         return rows_BD
     # |x - y|^2 of rows of length sqrt(1/2) is 1 - cos

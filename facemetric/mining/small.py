@@ -1,131 +1,211 @@
-"""The same three miners for a batch of a few hundred rows, where calls cost more than arithmetic.
+"""The same three miners for a batch of some hundred rows, where calls cost more than arithmetic.
 
-Nothing is sorted or tiled: the N x N distances and, for all and semihard, one row of N for each of the T
-pairs of one label are formed at once. The coefficients of x_i - x_j in the gradient make one matrix.
+Nothing is sorted or tiled: the N x N distances are formed at once, and the rows of one label are found on the
+host. The fewest calls win here, not the fewest operations.
 
-Shapes: N rows of the batch, D embedding, T pairs (anchor, positive).
+Shapes: N rows of the batch, D embedding, K positives of the row with most of them, k triplets an anchor.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from facemetric.mining.sparse import FAR, INTEGER, Rule, Sums, argmin_rows
+from facemetric.mining.order import sortable
+from facemetric.mining.sparse import FAR, INTEGER, Rule, Sums, add_rows, argmin_rows
 
-# Above this many rows, or entries of a T x N table, the sorted and tiled miners are as fast.
-SMALL_ROWS = 256
-SMALL_TABLE = {"all": 2**15, "semihard": 2**18}
+# Above this many rows the sorted and tiled miners are as fast.
+SMALL_ROWS = 512
+# Up to this many, masks of the whole matrix cost less than finding out who shares a label.
+MASK_ROWS = 256
+# Numbers in the differences of all rows from all their positives; above it memory would be the caller's worry.
+SMALL_NUMBERS = 2**20
 # What this way may take at most; where the caller states a smaller budget, tiles it is.
-SMALL_MIB = 8.0
+SMALL_MIB = 24.0
 
 
-class _Table(NamedTuple):
-    rows_ND: Tensor  # centred
-    same_NN: Tensor  # one label, the row itself included
-    dist_NN: Tensor  # squared
+class Positives(NamedTuple):
+    """Who shares a label with whom; a row with fewer than K positives is filled up with rows of its label."""
+
+    at_KN: Tensor  # row of each positive
+    absent_KN: Tensor | None  # which entries are filling, None where none is
+    anchors: int  # rows with a positive
+    pairs: int  # (anchor, positive)
+    triplets: int  # (anchor, positive, negative)
 
 
-def _table(rows_ND: Tensor, labels_N: Tensor) -> _Table:
+def find_positives(labels_N: Tensor, dimensions: int) -> Positives | None:
+    """None where no row has a positive, or none a negative, or differences would be more than a few."""
+    labels = sortable(labels_N.detach()).cpu().numpy()
+    N = len(labels)
+    row_N = labels.argsort(kind="stable")
+    ordered = labels[row_N]
+    edges = (ordered[1:] != ordered[:-1]).nonzero()[0]
+    bounds = np.empty(len(edges) + 2, dtype=np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = -1, edges, N - 1
+    count = bounds[1:] - bounds[:-1]
+    K = int(count.max()) - 1
+    if not 0 < K * N * dimensions <= SMALL_NUMBERS or not len(edges):
+        return None
+    start_N, count_N = (bounds[:-1] + 1).repeat(count), count.repeat(count)
+    step_K1 = np.arange(1, K + 1)[:, None]
+    next_KN = np.arange(N) - start_N + step_K1  # once around the rows of one label
+    next_KN %= count_N
+    next_KN += start_N
+    at_KN = np.empty_like(next_KN)
+    at_KN[:, row_N] = row_N[next_KN]
+    anchors, pairs, triplets = N, N * K, N * K * (N - 1 - K)
+    absent_KN = None
+    if len(count) * (K + 1) > N:
+        anchors, pairs = N - int((count == 1).sum()), int(count @ (count - 1))
+        triplets = int((count * (count - 1)) @ (N - count))
+        absent = np.empty((K, N), dtype=bool)
+        absent[:, row_N] = step_K1 >= count_N
+        absent_KN = torch.from_numpy(absent).to(labels_N.device)
+    return Positives(torch.from_numpy(at_KN).to(labels_N.device), absent_KN, anchors, pairs, triplets)
+
+
+def _distances(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows, centred for the sake of digits, and the squared distances (N, N) of all pairs."""
     rows_ND = rows_ND - rows_ND.mean(0)
     square_N = torch.linalg.vecdot(rows_ND, rows_ND)
-    dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2).add_(square_N[:, None])
-    return _Table(rows_ND, labels_N[:, None] == labels_N, dist_NN)
+    dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2)
+    return rows_ND, dist_NN.add_(square_N[:, None])
 
 
-def _pairs(table: _Table, limit: int) -> tuple[Tensor, Tensor] | None:
-    """Anchor and positive (T,) of every pair, by anchor; None where another way is needed."""
-    pairs_T2 = table.same_NN.clone().fill_diagonal_(False).nonzero()
-    N, T = len(table.same_NN), len(pairs_T2)
-    entries = T * N
-    if T in (0, N * (N - 1)) or entries > limit:
-        return None
-    return pairs_T2[:, 0].contiguous(), pairs_T2[:, 1].contiguous()
+def _squared_ap(rows_ND: Tensor, near: Positives) -> Tensor:
+    """Squared d_ap (K, N) by direct difference."""
+    to_KND = rows_ND.index_select(0, near.at_KN.view(-1)).view(*near.at_KN.shape, -1).sub_(rows_ND)
+    return torch.linalg.vecdot(to_KND, to_KND)
+
+
+def _fill_same(dist_NN: Tensor, near: Positives, value: float) -> None:
+    dist_NN.scatter_(1, near.at_KN.T, value).fill_diagonal_(value)
 
 
 def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
-    """`batch_all_sums` of a small batch; None where it has no pair, one class, or too many pairs."""
-    table = _table(rows_ND, labels_N)
-    if rule.soft or (pairs := _pairs(table, SMALL_TABLE["all"])) is None:
+    """`batch_all_sums` of a small batch; None where tiles are to do it, a soft margin among them."""
+    if rule.soft or (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    a_T, p_T = pairs
-    squared_ap_T = _squared(table, a_T, p_T)
-    dist_NN = table.dist_NN.masked_fill_(table.same_NN, FAR)
-    active_TN = (dist_NN.index_select(0, a_T) < rule.squared_bound(squared_ap_T)[:, None]).to(dist_NN.dtype)
-    count_T = active_TN.sum(1)
-    of_anchor_NT = (torch.arange(len(dist_NN), device=a_T.device)[:, None] == a_T).to(dist_NN.dtype)
-    weight_NN = of_anchor_NT @ active_TN
+    rows_ND, dist_NN = _distances(rows_ND)
+    _fill_same(dist_NN, near, FAR)
+    squared_KN = _squared_ap(rows_ND, near)
+    bound_KN = rule.squared_bound(squared_KN)
+    if near.absent_KN is not None:
+        bound_KN.masked_fill_(near.absent_KN, -torch.inf)
+    count_KN = torch.empty_like(bound_KN)
+    weight_NN = torch.zeros_like(dist_NN)
+    active_NN = torch.empty_like(dist_NN)
+    for bound_N, count_N in zip(bound_KN, count_KN, strict=True):
+        torch.lt(dist_NN, bound_N[:, None], out=active_NN)
+        torch.sum(active_NN, 1, out=count_N)
+        weight_NN += active_NN
     # as a triplet's negative, in the loss and in the gradient
-    slope_NN = rule.slope(dist_NN)
-    sum_an = (weight_NN * rule.distance(dist_NN.clamp_(min=0))).sum(dtype=torch.float64)
-    pull_NN = slope_NN.mul_(weight_NN).neg_()
-    pull_NN[a_T, p_T] = count_T * rule.slope(squared_ap_T)
-    sum_ap = (rule.distance(squared_ap_T).double() * count_T).sum()
-    active = count_T.sum(dtype=torch.float64)
-    negatives_N = len(dist_NN) - table.same_NN.sum(1)
-    valid = int(negatives_N.index_select(0, a_T).sum())
+    d_an_NN = rule.distance(dist_NN.clamp_(min=0))
+    d_ap_KN = rule.distance(squared_KN)
+    rows_3N = torch.stack(
+        [
+            torch.linalg.vecdot(count_KN, d_ap_KN, dim=0),
+            count_KN.sum(0),
+            torch.linalg.vecdot(weight_NN, d_an_NN),
+        ]
+    )
+    sum_ap, active, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
     loss = sum_ap + rule.margin * active - sum_an
-    return _sums(table, pull_NN, torch.stack([loss, active, sum_ap, sum_an]), valid, weight=active)
+    total = torch.stack([loss, active, sum_ap, sum_an])
+    pull_NN = rule.pull(weight_NN, dist_NN).neg_()
+    pull_NN.scatter_add_(1, near.at_KN.T, rule.pull(count_KN, squared_KN).T)  # filling adds 0
+    both_NN = pull_NN + pull_NN.T
+    grad_ND = torch.addmm(rows_ND * both_NN.sum(1, keepdim=True), both_NN, rows_ND, alpha=-1)
+    return Sums(loss, active, near.triplets, total, grad_ND, grad_ND)
 
 
 def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
-    """`pick_semihard` and its loss, of a small batch; None as in `small_all`."""
-    table = _table(rows_ND, labels_N)
-    if (pairs := _pairs(table, SMALL_TABLE["semihard"])) is None:
+    """`pick_semihard` and its loss, of a small batch."""
+    if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    a_T, p_T = pairs
-    squared_ap_T = _squared(table, a_T, p_T)
-    dist_NN = table.dist_NN.masked_fill_(table.same_NN, -torch.inf)
-    gap_TN = squared_ap_T[:, None] - dist_NN.index_select(0, a_T)
-    n_T = gap_TN.view(INTEGER[gap_TN.dtype]).min(1).indices  # see pick_semihard
-    return _pay(table, rule, a_T, p_T, n_T)
+    rows_ND, dist_NN = _distances(rows_ND)
+    _fill_same(dist_NN, near, -torch.inf)
+    gap_NN = torch.empty_like(dist_NN)
+    bits_NN = gap_NN.view(INTEGER[gap_NN.dtype])
+    ends = [near.at_KN.view(-1)]
+    for d_ap_N in _squared_ap(rows_ND, near):
+        torch.sub(d_ap_N[:, None], dist_NN, out=gap_NN)
+        ends.append(argmin_rows(bits_NN))  # see pick_semihard
+    return _pay(rows_ND, rule, torch.cat(ends), near.pairs, absent_T=near.absent_KN)
 
 
 def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
-    """`pick_nearest`, the farthest positive and their loss, of a small batch; None as in `small_all`."""
-    if len(labels_N) < 2:
+    """`pick_nearest`, the farthest positive and their loss, of a small batch."""
+    if len(labels_N) <= MASK_ROWS:
+        return _hard_by_masks(rows_ND, labels_N, rule)
+    if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    table = _table(rows_ND, labels_N)
-    fewest, most = torch.aminmax(table.same_NN.sum(1))
-    if int(fewest) < 2 or int(most) == len(labels_N):
-        return None  # some anchors have no triplet
-    same_NN = table.same_NN.to(rows_ND.dtype)  # sums are faster than masks
-    p_N = torch.sub(table.dist_NN.fill_diagonal_(-1), 1 - same_NN, alpha=FAR).argmax(1)
-    n_N = argmin_rows(table.dist_NN.add_(same_NN, alpha=FAR).view(INTEGER[rows_ND.dtype]))[1]
-    return _pay(table, rule, None, p_N, n_N)
+    rows_ND, dist_NN = _distances(rows_ND)
+    found_NK = dist_NN.gather(1, near.at_KN.T)
+    if near.absent_KN is not None:
+        found_NK.masked_fill_(near.absent_KN.T, -torch.inf)
+    p_N = near.at_KN.gather(0, found_NK.argmax(1)[None])[0]
+    _fill_same(dist_NN, near, torch.inf)
+    n_N = argmin_rows(dist_NN.view(INTEGER[dist_NN.dtype]))
+    absent_N = None if near.absent_KN is None else near.absent_KN[0]
+    return _pay(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, absent_T=absent_N)
 
 
-def _squared(table: _Table, a_T: Tensor, b_T: Tensor) -> Tensor:
-    """Squared distance (T,) by direct difference."""
-    apart_TD = table.rows_ND.index_select(0, a_T).sub_(table.rows_ND.index_select(0, b_T))
-    return torch.linalg.vecdot(apart_TD, apart_TD)
+def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
+    """Fewer calls, more work; None where a row has no triplet, or a number is not finite."""
+    N = len(rows_ND)
+    rows_ND = rows_ND - rows_ND[0]  # the mean would win more digits, but for one more call
+    square_N = torch.linalg.vecdot(rows_ND, rows_ND)
+    dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2).fill_diagonal_(-torch.inf)
+    same_NN = labels_N[:, None] == labels_N
+    d_ap_N, p_N = torch.where(same_NN, dist_NN, -torch.inf).max(1)
+    d_an_N, n_N = torch.where(same_NN, torch.inf, dist_NN).min(1)
+    gap_N = d_ap_N - d_an_N  # |x|^2 is missing in both
+    if not math.isfinite(gap_N.sum()):
+        return None
+    ends = torch.cat([p_N, n_N])
+    if rule.root:  # which would turn an error of 1e-7 into 3e-4
+        return _pay(rows_ND, rule, ends, N)
+    value_N, slope_N = rule.pay(gap_N)
+    away_2ND = rows_ND.index_select(0, ends).view(2, N, -1).sub_(rows_ND)
+    grad_ND = _gradient(away_2ND, rule.pull(slope_N, square_N, 1 / N), ends)
+
+    def parts() -> tuple[Tensor, ...]:
+        return value_N, value_N.sign(), d_ap_N + square_N, d_an_N + square_N
+
+    return Sums(value_N.mean(), N, N, parts, grad_ND, grad_ND)
 
 
-def _pay(table: _Table, rule: Rule, a_T: Tensor | None, p_T: Tensor, n_T: Tensor) -> Sums:
-    """The record for triplets; `a_T` None for one of each row, in order."""
-    T = len(p_T)
-    x_TD = table.rows_ND if a_T is None else table.rows_ND.index_select(0, a_T)
-    ends_2T = torch.cat([p_T, n_T])
-    apart_2TD = x_TD - table.rows_ND.index_select(0, ends_2T).view(2, T, -1)
-    squared_2T = torch.linalg.vecdot(apart_2TD, apart_2TD)
-    distance_2T = rule.distance(squared_2T)
-    value_T, slope_T = rule.pay(distance_2T[0] - distance_2T[1])
-    signed_2T = rule.slope(squared_2T) * slope_T
-    signed_2T[1].neg_()
-    pull_NN = torch.zeros_like(table.dist_NN)
-    if a_T is None:
-        pull_NN.scatter_add_(1, ends_2T.view(2, T).T, signed_2T.T)
-    else:
-        pull_NN.index_put_((a_T.repeat(2), ends_2T), signed_2T.view(-1), accumulate=True)
-    sums = torch.cat([value_T[None], (value_T > 0)[None], distance_2T]).sum(1, dtype=torch.float64)
-    return _sums(table, pull_NN, sums, T, weight=torch.full_like(sums[0], T))
+def _pay(rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, absent_T: Tensor | None = None) -> Sums:
+    """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives."""
+    N, D = rows_ND.shape
+    k = len(ends) // (2 * N)
+    away_2kND = rows_ND.index_select(0, ends).view(2, k, N, D).sub_(rows_ND)
+    squared_2kN = torch.linalg.vecdot(away_2kND, away_2kND)
+    distance_2kN = rule.distance(squared_2kN)
+    value_kN, slope_kN = rule.pay(torch.sub(*distance_2kN))
+    terms_4kN = torch.cat([value_kN[None], value_kN.sign()[None], distance_2kN])
+    if absent_T is not None:
+        absent_kN = absent_T.view(k, N)
+        slope_kN.masked_fill_(absent_kN, 0)
+        terms_4kN.masked_fill_(absent_kN, 0)
+    total_4 = terms_4kN.sum((1, 2), dtype=torch.float64)
+    grad_ND = _gradient(away_2kND, rule.pull(slope_kN, squared_2kN, 1 / valid), ends)
+    return Sums(total_4[0] / valid, valid, valid, total_4, grad_ND, grad_ND)
 
 
-def _sums(table: _Table, pull_NN: Tensor, sums: Tensor, valid: int, *, weight: Tensor) -> Sums:
-    """The record, with sum_j P_ij (x_i - x_j) for both ends of every pair as the gradient."""
-    both_NN = pull_NN + pull_NN.T
-    grad_ND = torch.addmm(table.rows_ND * both_NN.sum(1, keepdim=True), both_NN, table.rows_ND, alpha=-1)
-    loss, active, sum_ap, sum_an = sums.unbind()
-    return Sums(loss, weight, active, valid, sum_ap, sum_an, grad_ND, grad_ND)
+def _gradient(away: Tensor, coefficient: Tensor, ends: Tensor) -> Tensor:
+    """Gradient (N, D) of N or (k, N) triplets; uses up `away` (2, ..., N, D), positive and negative less anchor."""
+    away *= coefficient[..., None]
+    to_p, to_n = away
+    grad_ND = to_n - to_p
+    if grad_ND.dim() > 2:
+        grad_ND = grad_ND.sum(0)
+    to_n.neg_()
+    add_rows(grad_ND, ends, away.view(len(ends), -1))
+    return grad_ND

@@ -21,6 +21,9 @@ from facemetric.mining.tiles import MIB, product_tiles, row_distance
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
 CHUNK = 32
 
+# numpy's argmin is vectorised, but runs on one core: up to this many entries it is the fastest.
+NUMPY_ENTRIES = 2**18
+
 # Squared distance of a pair that shares a label while all negatives are weighed: beyond every threshold, yet
 # finite, because a weight of 0 times infinity would be NaN.
 FAR = 1e30
@@ -56,23 +59,24 @@ def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> O
     return Operands(left_MD, right_ND, x_MD, y_ND)
 
 
-def argmin_rows(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum (R,) of each row and its column (R,); integers only, where it is fastest."""
+def argmin_rows(bits_RC: Tensor) -> Tensor:
+    """Column (R,) of the minimum of each row; integers only, where it is fastest."""
     C = bits_RC.shape[1]
+    if bits_RC.device.type == "cpu" and bits_RC.numel() <= NUMPY_ENTRIES:
+        return torch.from_numpy(bits_RC.numpy().argmin(1))
     if C < 4 * CHUNK:
-        best_R, at_R = bits_RC.min(1)
-        return best_R, at_R
+        return bits_RC.argmin(1)
     full = C - C % CHUNK
     best_RK = bits_RC[:, :full].unflatten(1, (-1, CHUNK)).amin(2)
     if full < C:  # the last chunk reaches back, so that all have one width
         best_RK = torch.cat([best_RK, bits_RC[:, C - CHUNK :].amin(1, keepdim=True)], 1)
     start_R1 = (best_RK.argmin(1, keepdim=True) * CHUNK).clamp_(max=C - CHUNK)
-    best_R, at_R = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device)).min(1)
-    return best_R, start_R1[:, 0] + at_R
+    at_R = bits_RC.gather(1, start_R1 + torch.arange(CHUNK, device=bits_RC.device)).argmin(1)
+    return start_R1[:, 0] + at_R
 
 
-def argmin_columns(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum (C,) of each column and its row (C,)."""
+def argmin_columns(bits_RC: Tensor) -> Tensor:
+    """Row (C,) of the minimum of each column."""
     R, C = bits_RC.shape
     if R < 4 * CHUNK:
         return argmin_rows(bits_RC.T.contiguous())
@@ -82,8 +86,8 @@ def argmin_columns(bits_RC: Tensor) -> tuple[Tensor, Tensor]:
         best_KC = torch.cat([best_KC, bits_RC[R - CHUNK :].amin(0, keepdim=True)])
     start_C1 = (best_KC.T.contiguous().argmin(1, keepdim=True) * CHUNK).clamp_(max=R - CHUNK)
     step = torch.arange(CHUNK, device=bits_RC.device)
-    best_C, at_C = bits_RC[start_C1 + step, torch.arange(C, device=step.device)[:, None]].min(1)
-    return best_C, start_C1[:, 0] + at_C
+    at_C = bits_RC[start_C1 + step, torch.arange(C, device=step.device)[:, None]].argmin(1)
+    return start_C1[:, 0] + at_C
 
 
 # Operands, order, squared d_ap of the k-th positives (n,) for each k, budget -> sorted reference row of the
@@ -142,7 +146,9 @@ def _sweep(
                 if gap:
                     d_ap_part = d_ap[mine] if down else d_ap[mine, None]
                     part = torch.sub(d_ap_part, part, out=scratch[: part.numel()].view(part.shape))
-                found, where = (argmin_columns if down else argmin_rows)(part.view(integer))
+                bits = part.view(integer)
+                where = (argmin_columns if down else argmin_rows)(bits)
+                found = bits.gather(0, where[None])[0] if down else bits.gather(1, where[:, None])[:, 0]
                 better = found < best[k][mine]
                 best[k][mine] = torch.where(better, found, best[k][mine])
                 at[k][mine] = torch.where(better, where + other.start, at[k][mine])
@@ -194,11 +200,13 @@ class Rule(NamedTuple):
         return torch.where(bound > 0, bound * bound, -torch.inf) if self.root else bound
 
     def slope(self, squared: Tensor) -> Tensor:
-        """Factor which turns x - y into the gradient of their distance: 2, or 1 / d (0 where d is noise)."""
-        if not self.root:
-            return torch.full_like(squared, 2.0)
+        """1 / d of plain distances, 0 where d is noise."""
         tiny = self.tiny(squared.dtype)
         return torch.where(squared > tiny * tiny, squared.clamp(min=tiny * tiny).rsqrt(), 0.0)
+
+    def pull(self, weight: Tensor, squared: Tensor, scale: float = 1.0) -> Tensor:
+        """Gradient of scale * weight * distance, but for the factor x - y."""
+        return weight * (self.slope(squared) * scale) if self.root else weight * (2 * scale)
 
     @staticmethod
     def tiny(dtype: torch.dtype) -> float:
@@ -209,19 +217,23 @@ class Rule(NamedTuple):
         """Loss and its slope for gap = d_ap - d_an."""
         if self.soft:
             return torch.nn.functional.softplus(gap), torch.sigmoid(gap)
-        value = gap + self.margin
-        return value.clamp(min=0), (value > 0).to(gap.dtype)
+        value = gap.add(self.margin).relu_()
+        return value, value.sign()
+
+
+Parts = Callable[[], tuple[Tensor, ...]]
 
 
 class Sums(NamedTuple):
-    """What a miner adds up, float64 on the device, and the gradient of the summed loss in sorted order."""
+    """What a miner adds up, and the gradient of the loss in sorted order.
+
+    Loss and gradient are divided already where `weight` is a number, known from the start.
+    """
 
     loss: Tensor
-    weight: Tensor  # what the loss and the two distances are divided by
-    active: Tensor
+    weight: Tensor | int  # what the loss and the two distances are to be divided by
     valid: int
-    d_ap: Tensor
-    d_an: Tensor
+    parts: Tensor | Parts  # loss, active, d_ap, d_an: float64 (4,), or what gives those of each triplet
     grad_MD: Tensor
     grad_ND: Tensor  # the same tensor where the anchors are the reference
 
@@ -229,7 +241,7 @@ class Sums(NamedTuple):
 def add_rows(grad_ND: Tensor, at_T: Tensor, rows_TD: Tensor) -> None:
     """grad[at] += rows, rows named twice counted twice, and the same bits every time."""
     if grad_ND.device.type == "cpu":
-        grad_ND.index_add_(0, at_T, rows_TD)
+        grad_ND.scatter_add_(0, at_T[:, None].expand_as(rows_TD), rows_TD)  # faster than index_add_
     else:  # index_add_ is atomic there; this one sorts first
         grad_ND.index_put_((at_T,), rows_TD, accumulate=True)
 
@@ -247,16 +259,16 @@ def sparse_sums(
     if farthest and at_p:
         at_p, squared_ap = _farthest(at_p, squared_ap)
     at_n = pick(ops, order, squared_ap, budget_mib)
+    valid = sum(len(p) for p in at_p)
     total = ops.left_MD.new_zeros(4, dtype=torch.float64)  # loss, active, d_ap, d_an
     grad_MD = torch.zeros_like(ops.anchors_MD)
     grad_ND = grad_MD if order.whole else torch.zeros_like(ops.reference_ND)
     for p, n, squared in zip(at_p, at_n, squared_ap, strict=True):
         for top in range(0, len(p), step):
             part = slice(top, min(top + step, len(p)))
-            total += _pay_triplets(ops, rule, part, p[part], n[part], squared[part], grad_MD, grad_ND)
-    loss, active, sum_ap, sum_an = total.unbind()
-    valid = sum(len(p) for p in at_p)
-    return Sums(loss, torch.full_like(loss, valid), active, valid, sum_ap, sum_an, grad_MD, grad_ND)
+            triplets = (part, p[part], n[part], squared[part])
+            total += _pay_triplets(ops, rule, *triplets, 1 / valid, grad_MD, grad_ND)
+    return Sums(total[0] / max(valid, 1), valid, valid, total, grad_MD, grad_ND)
 
 
 def _squared(ops: Operands, at_p: Tensor, step: int) -> Tensor:
@@ -283,18 +295,22 @@ def _pay_triplets(
     p_T: Tensor,
     n_T: Tensor,
     squared_ap_T: Tensor,
+    scale: float,
     grad_MD: Tensor,
     grad_ND: Tensor,
 ) -> Tensor:
-    """Loss, active count and both distances of triplets (anchor, p, n), summed; their gradient is added."""
+    """Loss, active count and both distances of triplets (anchor, p, n), summed.
+
+    Their gradient times `scale` is added.
+    """
     x_TD = ops.anchors_MD[anchor]
     to_n_TD = x_TD - ops.reference_ND.index_select(0, n_T)
     squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)
     d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
     value_T, slope_T = rule.pay(d_ap_T - d_an_T)
     to_p_TD = x_TD - ops.reference_ND.index_select(0, p_T)
-    to_p_TD *= (slope_T * rule.slope(squared_ap_T))[:, None]
-    to_n_TD *= (slope_T * rule.slope(squared_an_T))[:, None]
+    to_p_TD *= rule.pull(slope_T, squared_ap_T, scale)[:, None]
+    to_n_TD *= rule.pull(slope_T, squared_an_T, scale)[:, None]
     grad_MD[anchor] += to_p_TD
     grad_MD[anchor] -= to_n_TD
     add_rows(grad_ND, p_T, to_p_TD.neg_())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -231,7 +232,7 @@ class TripletLoss(nn.Module):
             anchors=anchors,
             budget_mib=self.budget_mib,
         )
-        self.mined = mined._replace(loss=mined.loss.detach())
+        self.mined = replace(mined, loss=mined.loss.detach())
         return mined.loss
 
     def extra_repr(self) -> str:

@@ -53,18 +53,17 @@ class TripletObjective:
             anchors = own if distributed.together() else None
             mined = self.mine(emb_AD, labels_A, anchors=anchors, **options)
         loss = mined.loss
-        sums = torch.stack(
-            [mined.weight, mined.active, *(mined.weight * part for part in mined[3:5])]
-        ).double()
+        weight = mined.weight
+        sums = torch.stack([weight, mined.active, weight * mined.d_ap, weight * mined.d_an]).double()
         counts = distributed.total(torch.cat([sums, sums.new_tensor([mined.valid])]))
-        weight, active, d_ap, d_an, valid = counts.tolist()
+        total, active, d_ap, d_an, valid = counts.tolist()
         if distributed.together():
-            loss = loss * (float(mined.weight) / weight if weight else 0.0)
+            loss = loss * (float(weight) / total if total else 0.0)
         figures = {
             "loss": float(distributed.total(loss)),
             "fraction_positive": active / valid if valid else 0.0,
-            "mean_d_ap": d_ap / weight if weight else 0.0,
-            "mean_d_an": d_an / weight if weight else 0.0,
+            "mean_d_ap": d_ap / total if total else 0.0,
+            "mean_d_an": d_an / total if total else 0.0,
         }
         self.doctor.watch(see(emb_AD, figures, int(valid)))
         return loss, figures
