@@ -1,7 +1,8 @@
 """Time and memory of the miners beside the other ways to mine, in one run.
 
     python tools/bench_mining.py                              # the table of the README, some ten minutes
-    python tools/bench_mining.py --sizes 64 256 --miners hard
+    python tools/bench_mining.py --sizes 64 256 --miners hard --measure time
+    python tools/bench_mining.py --sizes 8192 16384 32768 --contenders facemetric
     python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
 
 A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
@@ -260,28 +261,41 @@ def main() -> None:
     parser.add_argument(
         "--memory-limit", type=float, default=12.0, help="GiB of address space for one contender"
     )
+    parser.add_argument("--measure", nargs="+", choices=["time", "memory"], default=["time", "memory"])
+    parser.add_argument("--contenders", nargs="+", help="measure these alone (default: all)")
     options = parser.parse_args()
     limit_memory(options)
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
         f"{options.images} images an identity; ms forward + backward, medians over {options.rounds} rounds"
     )
+    contenders(options.miners[0])
+    for library, reason in left_out.items():
+        print(f"{library} is left out: {reason}")
     for miner in options.miners:
-        names = list(contenders(miner))
-        for library, reason in left_out.items():
-            print(f"{library} is left out: {reason}")
-        left_out.clear()
-        head = ["B", *names, "best peer / ours", "ours / floor", *(f"MiB {name}" for name in names)]
+        names = [n for n in contenders(miner) if options.contenders is None or n in options.contenders]
+        head = ["B"]
+        if "time" in options.measure:
+            head += [*names, "best peer / ours", "ours / floor"]
+        if "memory" in options.measure:
+            head += [f"MiB {name}" for name in names]
         print(f"\n**{miner}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-        given_up: set[str] = set()
+        given_up = set(contenders(miner)) - set(names)
         for rows in options.sizes:
-            found = times(miner, rows, options, given_up)
-            peers = [seconds for name, seconds in found.items() if name not in ("facemetric", "floor")]
-            ratio = f"{min(peers) / found['facemetric']:.2f}" if peers else "-"
-            cells = [f"{found[name] * 1e3:.2f}" if name in found else "-" for name in names]
-            sizes = [memory(miner, name, rows, options) if name in found else "-" for name in names]
-            line = [str(rows), *cells, ratio, f"{found['facemetric'] / found['floor']:.2f}", *sizes]
+            line = [str(rows)]
+            if "time" in options.measure:
+                line += time_cells(names, times(miner, rows, options, given_up))
+            if "memory" in options.measure:
+                line += [memory(miner, n, rows, options) if n not in given_up else "-" for n in names]
             print(f"| {' | '.join(line)} |", flush=True)
+
+
+def time_cells(names: list[str], found: dict[str, float]) -> list[str]:
+    cells = [f"{found[name] * 1e3:.2f}" if name in found else "-" for name in names]
+    ours = found.get("facemetric")
+    peers = [seconds for name, seconds in found.items() if name not in ("facemetric", "floor")]
+    ratio = f"{min(peers) / ours:.2f}" if peers and ours else "-"
+    return [*cells, ratio, f"{ours / found['floor']:.2f}" if ours else "-"]
 
 
 if __name__ == "__main__":

@@ -189,21 +189,31 @@ class _Attach(torch.autograd.Function):
         ctx: Any, known: tuple[Tensor, Tensor, Tensor | None], y_BD: Tensor, x_MD: Tensor | None
     ) -> Tensor:
         loss, grad_BD, grad_x_MD = known
-        ctx.save_for_backward(grad_BD, grad_x_MD)
+        ctx.save_for_backward(grad_BD, grad_x_MD, y_BD, x_MD)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # the guard against a second derivative costs as much as all the rest: only where a graph is asked for
-        return (_scale_once if torch.is_grad_enabled() else _scale)(ctx, grad_loss)
+        grad_BD, grad_x_MD, y_BD, x_MD = ctx.saved_tensors
+        grads: tuple[Tensor | None, ...] = (
+            grad_BD * grad_loss,
+            None if grad_x_MD is None else grad_x_MD * grad_loss,
+        )
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for
+            grads = tuple(g if g is None else _Last.apply(g, y_BD, x_MD) for g in grads)
+        return None, *grads
 
 
-def _scale(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    grad_BD, grad_x_MD = ctx.saved_tensors
-    return None, grad_BD * grad_loss, None if grad_x_MD is None else grad_x_MD * grad_loss
+class _Last(torch.autograd.Function):
+    """A gradient known as numbers: to differentiate it again would silently take it for a constant."""
 
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, y_BD: Tensor, x_MD: Tensor | None) -> Tensor:
+        return grad.clone()
 
-_scale_once = torch.autograd.function.once_differentiable(_scale)
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError("the loss of a miner can be differentiated once, not twice")
 
 
 def _check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:

@@ -23,6 +23,7 @@ from facemetric.mining import (
     resolve_miner,
     semihard,
     small,
+    sparse,
 )
 from facemetric.mining.sparse import argmin_columns, argmin_rows
 from facemetric.mining.tiles import MIB
@@ -311,7 +312,9 @@ def test_duplicates_do_not_spoil_the_digits_of_others(kind, budget_mib):
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 131, 160, 300])
 @pytest.mark.parametrize("cols", [1, 129, 200])
-def test_minimum_in_two_levels(rows, cols):
+@pytest.mark.parametrize("numpy_entries", [0, 10**6])
+def test_minimum_in_two_levels(rows, cols, numpy_entries, monkeypatch):
+    monkeypatch.setattr(sparse, "NUMPY_ENTRIES", numpy_entries)
     bits = torch.randint(-(10**9), 10**9, (rows, cols), generator=torch.Generator().manual_seed(0))
     assert torch.equal(argmin_rows(bits), bits.argmin(1))
     assert torch.equal(argmin_columns(bits), bits.argmin(0))
@@ -391,6 +394,25 @@ def test_embeddings_that_are_not_finite_are_an_error_that_names_the_row(bad):
             miner(emb, labels)
 
 
+@pytest.mark.parametrize("kind", TRIO)
+def test_numbers_too_large_to_square_are_no_error_of_the_user(kind):
+    emb, labels = batch(6, 2, dtype=torch.float32)
+    mined, _ = run(kind, emb * 1e30, labels)
+    assert not math.isfinite(mined.loss.detach())
+
+
+@pytest.mark.parametrize("kind", TRIO)
+def test_a_second_derivative_is_refused_and_a_graph_is_not(kind):
+    """The gradient is known as numbers: differentiated again it would silently count as a constant."""
+    emb, labels = batch(12, 3, seed=11)
+    rows = emb.clone().requires_grad_()
+    loss = MINERS[kind](rows, labels, margin=0.5).loss
+    (grad,) = torch.autograd.grad(loss, rows, create_graph=True)
+    torch.testing.assert_close(grad.detach(), run(kind, emb, labels, margin=0.5)[1])
+    with pytest.raises(RuntimeError, match="once, not twice"):
+        (grad.square().sum() + rows.sum()).backward()
+
+
 def test_errors_say_what_to_change():
     emb, labels = batch(6, 2)
     with pytest.raises(DataError, match="needed are"):
@@ -467,6 +489,7 @@ def test_module_counts_its_draws_and_keeps_the_record():
     other.load_state_dict(loss.state_dict())
     assert other(emb, labels) == distance_weighted(emb, labels, seed=7).loss
     module = TripletLoss("hard", margin="soft", distance="cosine")
+    assert repr(module) == "TripletLoss(hard, margin=soft, distance=cosine)"
     value = module(emb.requires_grad_(), labels)
     value.backward()
     assert module.mined is not None
