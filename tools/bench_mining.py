@@ -7,7 +7,7 @@
 
 A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
 that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call, or, where that
-took less than 50 ms, three more after it, which count in its place. A contender that took longer than --patience
+took less than 200 ms, three more after it, which count in its place. A contender that took longer than --patience
 seconds, or ran out of memory, is left out of larger sizes. Memory is the peak above what was there before the
 call, each contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
 2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs two more halves.
@@ -46,7 +46,7 @@ from facemetric.mining import MINERS
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MARGIN = 0.2
-SHORT = 0.05  # seconds: calls below it are made several times in a turn
+SHORT = 0.2  # seconds: calls below it are made several times in a turn
 
 left_out: dict[str, str] = {}  # library -> why it does not import
 

@@ -133,8 +133,7 @@ def mine(
         roomy = budget_mib is None or budget_mib >= SMALL_MIB
         if anchors is None and kernel.small is not None and roomy and 0 < len(labels_B) <= SMALL_ROWS:
             sums = kernel.small(y_BD, labels_B, rule)
-        # every row has its part in the loss of a small batch
-        if sums is None or not math.isfinite(sums.loss):
+        if sums is None:
             _check_finite(embeddings_BD, "embeddings")
             sums = _tiled(y_BD, labels_B, kernel, rule, anchors, x_MD, budget_mib)
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD

@@ -3,6 +3,9 @@
 Nothing is sorted or tiled: the N x N distances are formed at once, and the rows of one label are found on the
 host. The fewest calls win here, not the fewest operations.
 
+Each returns None where tiles are to do it: too many positives, a batch without triplets, or numbers that are not
+finite, which all of its rows show in the loss.
+
 Shapes: N rows of the batch, D embedding, K positives of the row with most of them, k triplets an anchor.
 """
 
@@ -116,6 +119,8 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
     )
     sum_ap, active, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
     loss = sum_ap + rule.margin * active - sum_an
+    if not math.isfinite(loss):
+        return None
     total = torch.stack([loss, active, sum_ap, sum_an])
     pull_NN = rule.pull(weight_NN, dist_NN).neg_()
     pull_NN.scatter_add_(1, near.at_KN.T, rule.pull(count_KN, squared_KN).T)  # filling adds 0
@@ -162,7 +167,7 @@ def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None
     rows_ND = rows_ND - rows_ND[0]  # the mean would win more digits, but for one more call
     square_N = torch.linalg.vecdot(rows_ND, rows_ND)
     dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2).fill_diagonal_(-torch.inf)
-    same_NN = labels_N[:, None] == labels_N
+    same_NN = labels_N.unsqueeze(1) == labels_N
     d_ap_N, p_N = torch.where(same_NN, dist_NN, -torch.inf).max(1)
     d_an_N, n_N = torch.where(same_NN, torch.inf, dist_NN).min(1)
     gap_N = d_ap_N - d_an_N  # |x|^2 is missing in both
@@ -181,7 +186,9 @@ def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None
     return Sums(value_N.mean(), N, N, parts, grad_ND, grad_ND)
 
 
-def _pay(rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, absent_T: Tensor | None = None) -> Sums:
+def _pay(
+    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, absent_T: Tensor | None = None
+) -> Sums | None:
     """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives."""
     N, D = rows_ND.shape
     k = len(ends) // (2 * N)
@@ -195,14 +202,15 @@ def _pay(rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, absent_T: Tensor
         slope_kN.masked_fill_(absent_kN, 0)
         terms_4kN.masked_fill_(absent_kN, 0)
     total_4 = terms_4kN.sum((1, 2), dtype=torch.float64)
+    if not math.isfinite(total_4[0]):
+        return None
     grad_ND = _gradient(away_2kND, rule.pull(slope_kN, squared_2kN, 1 / valid), ends)
     return Sums(total_4[0] / valid, valid, valid, total_4, grad_ND, grad_ND)
 
 
 def _gradient(away: Tensor, coefficient: Tensor, ends: Tensor) -> Tensor:
     """Gradient (N, D) of N or (k, N) triplets; uses up `away` (2, ..., N, D), positive and negative less anchor."""
-    away *= coefficient[..., None]
-    to_p, to_n = away
+    to_p, to_n = away.mul_(coefficient.unsqueeze(-1)).unbind()
     grad_ND = to_n - to_p
     if grad_ND.dim() > 2:
         grad_ND = grad_ND.sum(0)

@@ -214,10 +214,10 @@ class Rule(NamedTuple):
         return 1e-3 if dtype == torch.float32 else 1e-7
 
     def pay(self, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and its slope for gap = d_ap - d_an."""
+        """Loss and its slope for gap = d_ap - d_an, which is used up."""
         if self.soft:
             return torch.nn.functional.softplus(gap), torch.sigmoid(gap)
-        value = gap.add(self.margin).relu_()
+        value = gap.add_(self.margin).relu_()
         return value, value.sign()
 
 
@@ -241,7 +241,7 @@ class Sums(NamedTuple):
 def add_rows(grad_ND: Tensor, at_T: Tensor, rows_TD: Tensor) -> None:
     """grad[at] += rows, rows named twice counted twice, and the same bits every time."""
     if grad_ND.device.type == "cpu":
-        grad_ND.scatter_add_(0, at_T[:, None].expand_as(rows_TD), rows_TD)  # faster than index_add_
+        grad_ND.scatter_add_(0, at_T.unsqueeze(1).expand_as(rows_TD), rows_TD)  # faster than index_add_
     else:  # index_add_ is atomic there; this one sorts first
         grad_ND.index_put_((at_T,), rows_TD, accumulate=True)
 
