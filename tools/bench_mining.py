@@ -6,8 +6,8 @@
     python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
 
 A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
-that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call, or, where that
-took less than 200 ms, three more after it, which count in its place. A contender that took longer than --patience
+that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call and, where that
+took less than 200 ms, three more, or nine where it took less than 10 ms, which count in its place. A contender that took longer than --patience
 seconds, or ran out of memory, is left out of larger sizes. Memory is the peak above what was there before the
 call, each contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
 2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs two more halves.
@@ -46,7 +46,7 @@ from facemetric.mining import MINERS
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MARGIN = 0.2
-SHORT = 0.2  # seconds: calls below it are made several times in a turn
+MORE_CALLS = {0.01: 9, 0.2: 3}  # seconds of a first call below which so many more are made and count
 
 left_out: dict[str, str] = {}  # library -> why it does not import
 
@@ -142,9 +142,10 @@ def once(loss: Loss, embeddings: Tensor, labels: Tensor) -> float:
 
 
 def turn(loss: Loss, embeddings: Tensor, labels: Tensor) -> list[float]:
-    """Seconds of one call; of three warm ones where it is short."""
+    """Seconds of one call, or of warm ones after it where it is short."""
     first = once(loss, embeddings, labels)
-    return [first] if first > SHORT else [once(loss, embeddings, labels) for _ in range(3)]
+    more = next((count for limit, count in MORE_CALLS.items() if first < limit), 0)
+    return [once(loss, embeddings, labels) for _ in range(more)] or [first]
 
 
 def wait(rows: Tensor) -> None:
