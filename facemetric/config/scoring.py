@@ -115,6 +115,8 @@ class CalibrateConfig(DataConfig):
     """Wanted share of pairs of two people that are taken for one, above 0; a threshold is stored for each."""
     identities: Path | None = None
     """Text file of the identities of DATA to take, one a line; all where none is named."""
+    merge: Path | None = None
+    """Text or csv file of identities that are one person, `a,b` a line."""
     out: Path = Path("runs/calibrate")
     """Folder for embeddings.npz and bad_images.csv; the thresholds go into the weights' config.json."""
 

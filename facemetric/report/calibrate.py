@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.config import CalibrateConfig, make_config, require
-from facemetric.data.identities import check_identities, read_identity_list
+from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.errors import WeightsError
 from facemetric.evaluation.inference import usual_size
@@ -52,6 +52,8 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     index = read_index(config.data)
     for note in index.notes:
         print(note)
+    if config.merge:
+        index = merge_identities(index, read_merges(config.merge), skip_unknown=True).joined
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index)

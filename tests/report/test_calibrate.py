@@ -54,6 +54,9 @@ def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Pa
     options = {"weights": own_weights, "identities": tmp_path / "some.txt", "out": tmp_path / "out"}
     found = calibrate(str(faces), far=0.1, **options, **FAST)
     assert (found.thresholds[0].identities, found.thresholds[0].images) == (5, 30)
+    (tmp_path / "one.csv").write_text(f"{names[0]},{names[1]}\nnobody,{names[2]}\n")
+    found = calibrate(str(faces), far=0.1, merge=tmp_path / "one.csv", **options, **FAST)
+    assert (found.thresholds[0].identities, found.thresholds[0].images) == (4, 30)
     (tmp_path / "some.txt").write_text("nobody\n")
     with pytest.raises(DataError, match="1 listed identities are not in the data"):
         calibrate(str(faces), far=0.1, **options, **FAST)
