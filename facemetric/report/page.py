@@ -70,8 +70,8 @@ def breakable(name: str) -> Markup:
 
 
 def sign(text: str) -> str:
-    """Text whose negative numbers have a minus sign in place of a hyphen."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
+    """Text whose negative numbers and exponents have a minus sign, at which no line breaks, for a hyphen."""
+    return re.sub(r"((?<![\w-])|(?<=\de))-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def policy(style: str, script: str) -> str:

@@ -13,6 +13,19 @@ from facemetric.report.page_records import Cell, Grid
 from facemetric.report.record import Comparison, Evaluation
 
 HEAD = ("", "value, 95 % interval")
+NAMES = {
+    "accuracy": "Accuracy",
+    "auc": "AUC",
+    "eer": "EER",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+}
+STARTS = {
+    "tar_at_far_": "TAR at FAR = ",
+    "knn_accuracy_": "kNN accuracy, k = ",
+    "recall_at_": "Recall at ",
+    "tpir_at_fpir_": "TPIR at FPIR = ",
+}
 Row = tuple[Cell, ...]
 Intervals = Mapping[str, Interval]
 
@@ -123,9 +136,19 @@ def comparison_table(found: Comparison) -> Grid:
         told = (
             "the interval leaves out 0" if d.low > 0 or d.high < 0 else "not told apart: the interval holds 0"
         )
-        rows.append((Cell(name), Cell(f"{d.value:+.4f}  [{d.low:+.4f}, {d.high:+.4f}]", told)))
+        rows.append((Cell(written_out(name)), Cell(f"{d.value:+.4f}  [{d.low:+.4f}, {d.high:+.4f}]", told)))
     lead = f"{found.name} minus this model, on the same pairs and queries, the same people drawn for both."
     return Grid("Comparison", ("", "difference, 95 % interval"), tuple(rows), lead)
+
+
+def written_out(key: str) -> str:
+    """The name that a figure of metrics.json has in the tables."""
+    if key in NAMES:
+        return NAMES[key]
+    for start, name in STARTS.items():
+        if key.startswith(start):
+            return name + key.removeprefix(start)
+    return key
 
 
 def slice_tables(found: Slicing) -> list[Grid]:
@@ -159,6 +182,6 @@ def group_row(group: Group, far: float) -> Row:
 
 
 def group_cell(group: Group) -> Cell:
-    """A group's name and what it holds."""
-    pairs = f"{group.n_genuine:,} genuine, {group.n_impostor:,} impostor pairs"
+    """A group's name, its people, its genuine and impostor pairs."""
+    pairs = f"{group.n_genuine:,} + {group.n_impostor:,} pairs"
     return Cell(group.name, f"{group.n_people:,} people, {pairs}")

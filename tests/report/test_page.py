@@ -141,11 +141,11 @@ def test_what_was_not_measured_is_absent() -> None:
 def test_numbers_and_names_read_well() -> None:
     text = render(page_with("a_b/c.jpg"))
     assert "a_<wbr>b/<wbr>c.<wbr>jpg" in text
-    grid = Grid("", ("", ""), ((Cell("FAR = 0.01"), Cell("-0.5", "2024-01-02, -3, run-4")),))
+    grid = Grid("", ("", ""), ((Cell("FAR = 0.01"), Cell("-0.5", "2024-01-02, -3, run-4, 1e-06")),))
     text = render(Page("t", "s", Origin("c", ()), figures=(grid,)))
     assert "FAR = 0.01" in text
     assert "\N{MINUS SIGN}0.5" in text
-    assert "2024-01-02, \N{MINUS SIGN}3, run-4" in text
+    assert "2024-01-02, \N{MINUS SIGN}3, run-4, 1e\N{MINUS SIGN}06" in text
 
 
 def test_a_name_that_utf8_cannot_hold(tmp_path: Any) -> None:

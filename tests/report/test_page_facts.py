@@ -156,7 +156,13 @@ def test_every_figure_is_in_a_table() -> None:
             identification=Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4))),
             svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 40, Interval(0.5, 0.25, 0.75, 0.95)),
             comparison=Comparison(
-                "second", base.verification, None, {"auc": Interval(-0.25, -0.5, -0.125, 0.95)}
+                "second",
+                base.verification,
+                None,
+                {
+                    "auc": Interval(-0.25, -0.5, -0.125, 0.95),
+                    "tar_at_far_0.1": Interval(0.1, -0.1, 0.2, 0.95),
+                },
             ),
         ),
         "model",
@@ -173,6 +179,11 @@ def test_every_figure_is_in_a_table() -> None:
     )
     assert [grid.title for grid in page.slices] == ["By age, at overall FAR = 0.01"]
     assert [cell.text for cell in page.slices[0].rows[0]] == ["x<b>", "0.7500", "0.2500"]
+    differences = {row[0].text: row[1] for row in page.figures[-1].rows}
+    assert list(differences) == ["AUC", "TAR at FAR = 0.1"]
+    assert set(differences) <= set(rows)  # by the names of the tables above
+    assert "leaves out 0" in differences["AUC"].note
+    assert "holds 0" in differences["TAR at FAR = 0.1"].note
     assert [curve.name for curve in page.curves] == ["model", "second"]
     text = render(page)
     assert "\N{MINUS SIGN}0.2500  [\N{MINUS SIGN}0.5000, \N{MINUS SIGN}0.1250]" in text
