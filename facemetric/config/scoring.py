@@ -53,35 +53,6 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class VisualizeConfig:
-    """Embeddings to look at: TensorBoard's projector, and t-SNE."""
-
-    data: tuple[str, ...] = ()
-    """Images, as for pretrain; where none are named, those that the weights were trained and validated on."""
-    _: KW_ONLY
-    weights: str = ""
-    """What to look at: a weights folder, a run folder or a shipped name."""
-    embeddings: Path | None = None
-    """Embeddings to show in place of weights, as eval writes them; DATA then only lends the pictures."""
-    out: Path = Path("runs/visualize")
-    """Folder for the projector's files and the png; give it to tensorboard --logdir."""
-    images: int = 5000
-    """Most images in the projector: people are drawn, those with two images first, 30 of one unless people are few."""
-    map_images: int = 2000
-    """Most images in a t-SNE picture, drawn in the same way."""
-    max_bad: float = 0.0
-    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
-    batch_size: int = 256
-    """Images embedded at once."""
-    seed: int = 0
-    """Seed of the people that are shown, and of t-SNE."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int = -1
-    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """What the commands share that embed DATA with weights."""
 
@@ -198,3 +169,20 @@ class CheckConfig:
     """auto, cpu, cuda or cuda:N."""
     workers: int = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
+
+
+@dataclass(frozen=True)
+class VisualizeConfig(DataConfig):
+    """Embeddings to look at: TensorBoard's projector, and t-SNE."""
+
+    data: tuple[str, ...] = ()
+    """Images, as for pretrain; where none are named, those that the weights were trained and validated on."""
+    _: KW_ONLY
+    embeddings: Path | None = None
+    """Embeddings to show in place of weights, as eval writes them; DATA then only lends the pictures."""
+    images: int = 5000
+    """Most images in the projector: people are drawn, those with two images first, 30 of one unless people are few."""
+    map_images: int = 2000
+    """Most images in a t-SNE picture, drawn in the same way."""
+    out: Path = Path("runs/visualize")
+    """Folder for the projector's files and the png; give it to tensorboard --logdir."""

@@ -21,6 +21,7 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.report.embedding import check_data
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
@@ -49,7 +50,8 @@ def visualize(*positional: Any, **options: Any) -> Path:
 def run_visualize(config: VisualizeConfig) -> Path:
     """visualize, from a config."""
     require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
-    check_least(config, {"images": 2, "map_images": 2, "batch_size": 1, "seed": 0, "workers": -1})
+    check_data(config)
+    check_least(config, {"images": 2, "map_images": 2})
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of a run before
     parts = [given(config)] if config.embeddings else embed(config)
@@ -81,9 +83,13 @@ def embed(config: VisualizeConfig) -> list[Part]:
         rows = choose_images(index.identity, config.images // len(indexes), config.seed)
         say_share(len(rows), len(index), config.seed, name)
         shown = index.select(rows)
-        workers = pick_workers(config.workers)
         embedded = embed_index(
-            embedder, shown, batch_size=config.batch_size, workers=workers, progress=f"embedding {name}"
+            embedder,
+            shown,
+            batch_size=config.batch_size,
+            workers=pick_workers(config.workers),
+            flip=config.flip,
+            progress=f"embedding {name}",
         )
         for row, reason in embedded.bad:
             log.add(shown.name(row), reason)
