@@ -73,10 +73,43 @@ def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbour
     """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
     query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
     _check_k([k], len(gallery_ND))
-    rows_QK, score_QK = np.empty((len(query_QD), k), np.int64), np.empty((len(query_QD), k), np.float32)
-    for rows, score_RN in _score_rows(query_QD, gallery_ND):
-        rows_QK[rows], score_QK[rows] = _best(score_RN, k)
-    return Neighbours(rows_QK, score_QK)
+    found = Neighbours(
+        np.zeros((len(query_QD), k), np.int64), np.full((len(query_QD), k), -np.inf, np.float32)
+    )
+    # Square tiles: a product of few rows with all columns takes a third longer.
+    for rows, cols, values in product_tiles(
+        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=BUDGET_MIB
+    ):
+        _merge(found.rows[rows], found.score[rows], values.numpy(), cols.start)
+    return found
+
+
+def _merge(
+    best_RK: Ints, best_score_RK: npt.NDArray[np.float32], score_RC: npt.NDArray[np.float32], first: int
+) -> None:
+    """Put the scores of a tile, whose columns are `first` and up, among the best so far, in place."""
+    k = best_RK.shape[1]
+    bound_R1 = best_score_RK[:, -1:]
+    if first == 0 and score_RC.shape[1] >= k:
+        bound_R1 = np.nextafter(_bound(score_RC, k), np.float32(-np.inf))
+    row, col = np.divmod(np.flatnonzero(score_RC > bound_R1), score_RC.shape[1])
+    if not len(row):
+        return
+    touched, at = np.unique(row, return_inverse=True)
+    row = np.concatenate([np.repeat(np.arange(len(touched)), k), at])
+    col = np.concatenate([best_RK[touched].reshape(-1), col + first])
+    score = np.concatenate(
+        [best_score_RK[touched].reshape(-1), score_RC[touched[at], col[-len(at) :] - first]]
+    )
+    keep = _first_of_rows(row, score, col, k)
+    best_RK[touched], best_score_RK[touched] = col[keep].reshape(-1, k), score[keep].reshape(-1, k)
+
+
+def _first_of_rows(row: Ints, score: npt.NDArray[np.float32], col: Ints, k: int) -> Ints:
+    """Places of the k best entries of each row, row by row: higher scores first, then lower columns."""
+    order = np.lexsort((col, -score, row))
+    place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+    return order[place < k]
 
 
 def leave_one_out(
@@ -147,9 +180,7 @@ def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[
         return best, np.take_along_axis(score_RN, best, 1)
     row, col = np.divmod(np.flatnonzero(score_RN >= _bound(score_RN, k)), score_RN.shape[1])
     score = score_RN[row, col]
-    order = np.lexsort((col, -score, row))
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    keep = order[place < k]
+    keep = _first_of_rows(row, score, col, k)
     return col[keep].reshape(height, k), score[keep].reshape(height, k)
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation import neighbours
 from facemetric.evaluation.neighbours import gallery_probe, leave_one_out, nearest
 
 CORNERS = hnp.arrays(
@@ -29,15 +30,18 @@ def test_nearest_with_ties_takes_the_lower_row(queries, gallery, k):
         np.testing.assert_allclose(score, [s for _, s in ranked], atol=1e-6)
 
 
+@pytest.mark.parametrize("tiles", [1, 4, 300])
+@pytest.mark.parametrize("k", [1, 7])
 @pytest.mark.parametrize("n", [511, 512, 513, 900])
-def test_nearest_in_a_gallery_of_many(n):
+def test_nearest_in_a_gallery_of_many(n, k, tiles, monkeypatch):
     rng = np.random.default_rng(n)
     gallery = np.sign(rng.normal(size=(n, 16))).astype(np.float32)  # many ties, all products exact
-    queries = gallery[::97]
-    found = nearest(queries, gallery, 7)
+    queries = gallery[::17]
+    monkeypatch.setattr(neighbours, "BUDGET_MIB", len(queries) * n * 4 / 2**20 / tiles)
+    found = nearest(queries, gallery, k)
     score = queries @ gallery.T / 16
     for line, rows, best in zip(score, found.rows, found.score, strict=True):
-        order = np.lexsort((np.arange(n), -line))[:7]
+        order = np.lexsort((np.arange(n), -line))[:k]
         assert rows.tolist() == order.tolist()
         np.testing.assert_array_equal(best, line[order])
 
