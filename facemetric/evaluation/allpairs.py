@@ -5,7 +5,7 @@ Shapes: N images, D embedding, R x C one tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Ints, auc, check_counts, eer, histogram, roc, tar_at_far
-from facemetric.evaluation.tally import ROOT, STEPS, Tally
+from facemetric.evaluation.tally import LEFT_OUT, ROOT, STEPS, Tally
 from facemetric.evaluation.verification import FARS, HARDEST, Hardest, HardPairs, Verification, unit_rows
-from facemetric.mining.tiles import product_tiles
+from facemetric.mining.tiles import Tile, triangle_in_threads
 
-KEEP = 1 << 23  # highest scores of each kind kept one by one: 32 to 64 MiB
+TILE_MIB = 1.0  # of each thread: a tile that stays in a core's own cache
+KEEP = 1 << 20  # highest scores of each kind kept one by one: 4 to 8 MiB
 CURVE_POINTS = 1000
 
 
@@ -38,10 +39,10 @@ def verify_all_pairs(
     says where. `budget_mib` is the memory of a tile. Raises DataError where genuine or impostor pairs lack.
     """
     by_person = sort_by_person(embeddings, labels)
-    tallies = Tally(by_person.n_genuine, keep), Tally(by_person.n_impostor, keep)
-    hardest = _Hardest(-1), _Hardest(1)
-    _tally_pairs(by_person, tallies, hardest, budget_mib)
-    genuine, impostor = (t.scores() for t in tallies)
+    counters = _count(by_person, keep, budget_mib)
+    (genuine, hard_genuine), (impostor, hard_impostor) = (
+        (kind.tally.scores(), kind.hardest.pairs(by_person.order)) for kind in counters
+    )
     rate, threshold = eer(genuine, impostor)
     return Verification(
         genuine.total,
@@ -52,7 +53,7 @@ def verify_all_pairs(
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
         roc(genuine, impostor, CURVE_POINTS),
         histogram(genuine, impostor),
-        hardest=Hardest(*(h.pairs(by_person.order) for h in hardest)),
+        hardest=Hardest(hard_genuine, hard_impostor),
         exact_from=max(genuine.exact_from, impostor.exact_from),
     )
 
@@ -87,7 +88,7 @@ def sort_by_person(embeddings: npt.ArrayLike, labels: npt.ArrayLike) -> ByPerson
 
 
 class _Hardest:
-    """The HARDEST pairs of the highest (sign 1) or lowest (sign -1) scores so far, and their places."""
+    """The HARDEST pairs of the highest (sign 1) or lowest (sign -1) scores so far, ties by their places."""
 
     def __init__(self, sign: int) -> None:
         self.sign = np.float32(sign)
@@ -105,17 +106,28 @@ class _Hardest:
         flat = score.reshape(-1)
         if not len(flat):
             return
-        bound = self.hardness.min() if len(self.hardness) == HARDEST else -np.inf
-        if (flat.max() if self.sign > 0 else -flat.min()) <= bound:  # nearly always: one read of the tile
+        bound = (
+            self.hardness.min() if len(self.hardness) == HARDEST else np.nextafter(LEFT_OUT, np.float32(0))
+        )
+        if (flat.max() if self.sign > 0 else -flat.min()) < bound:  # nearly always: one read of the tile
             return
-        found = np.flatnonzero(flat * self.sign > bound)
+        hardness = flat * self.sign
+        found = np.flatnonzero(hardness > bound)
         if len(found) > HARDEST:
-            found = found[np.argpartition(-self.sign * flat[found], HARDEST)[:HARDEST]]
-        hardness = np.concatenate([self.hardness, flat[found] * self.sign])
+            bound = np.partition(hardness[found], -HARDEST)[-HARDEST]
+            found = found[hardness[found] > bound]
+        found = np.concatenate([found, np.flatnonzero(hardness == bound)[:HARDEST]])
         at = found if mask is None else np.flatnonzero(mask)[found]
         row, col = np.divmod(at, cols.stop - cols.start)
-        places = np.concatenate([self.places, [row + rows.start, col + cols.start]], axis=1)
-        best = np.argsort(-hardness, kind="stable")[:HARDEST]
+        self._merge(hardness[found], np.array([row + rows.start, col + cols.start]))
+
+    def take(self, other: _Hardest) -> None:
+        self._merge(other.hardness, other.places)
+
+    def _merge(self, hardness: npt.NDArray[np.float32], places: Ints) -> None:
+        hardness = np.concatenate([self.hardness, hardness])
+        places = np.concatenate([self.places, places], axis=1)
+        best = np.lexsort((places[1], places[0], -hardness))[:HARDEST]
         self.hardness, self.places = hardness[best], places[:, best]
 
     def pairs(self, order: Ints) -> HardPairs:
@@ -124,30 +136,83 @@ class _Hardest:
         return HardPairs(rows_a, rows_b, self.hardness * self.sign / np.float32(STEPS))
 
 
-def _tally_pairs(
-    by_person: ByPerson,
-    tallies: tuple[Tally, Tally],
-    hardest: tuple[_Hardest, _Hardest],
+class _Kind(NamedTuple):
+    """What is gathered of one kind of pairs."""
+
+    tally: Tally
+    hardest: _Hardest
+
+    def take(self, other: _Kind) -> None:
+        self.tally.take(other.tally)
+        self.hardest.take(other.hardest)
+
+
+def walk_pairs(
+    emb_ND: npt.NDArray[np.float32],
+    work: Callable[[int, Tile], None],
+    threads: int,
     budget_mib: float | None,
+    what: str | None = None,
 ) -> None:
-    emb_ND, who_N = by_person.emb_ND, by_person.who_N
+    """`triangle_in_threads` with a progress bar."""
+    pairs = len(emb_ND) ** 2 // 2
     with tqdm(
-        total=len(emb_ND) ** 2 // 2, unit="pair", unit_scale=True, delay=2, leave=False, disable=None
+        total=pairs, desc=what, unit="pair", unit_scale=True, delay=2, leave=False, disable=None
     ) as bar:
-        for rows, cols, values in product_tiles(
-            torch.from_numpy(emb_ND), budget_mib=budget_mib, triangle=True
-        ):
-            score = values.numpy()
-            bar.update(score.size // 2 if rows == cols else score.size)
-            if who_N[rows.stop - 1] < who_N[cols.start]:
-                tallies[1].add(score)
-                hardest[1].add(score, rows, cols)
-                continue
-            same = who_N[rows, None] == who_N[None, cols]
-            other = ~same
-            if rows == cols:
-                same, other = np.triu(same, 1), np.triu(other, 1)
-            for tally, hard, mask in zip(tallies, hardest, (same, other), strict=True):
-                some = score[mask]
-                tally.add(some)
-                hard.add(some, rows, cols, mask)
+
+        def step(thread: int, tile: Tile) -> None:
+            size = tile.values.numel()  # before the work, which may use the values up
+            work(thread, tile)
+            bar.update(size // 2 if tile.rows == tile.cols else size)
+
+        budget_mib = TILE_MIB * threads if budget_mib is None else budget_mib
+        triangle_in_threads(torch.from_numpy(emb_ND), step, threads=threads, budget_mib=budget_mib)
+
+
+def walking_threads(n: int) -> int:
+    """Threads for a walk over all pairs of n images: torch's, or one where there is little to do."""
+    return torch.get_num_threads() if n >= 2048 else 1
+
+
+def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_Kind, _Kind]:
+    """Genuine and impostor pairs, each thread by itself, then put together."""
+    emb_ND, who_N = by_person.emb_ND, by_person.who_N
+    counters = [
+        (
+            _Kind(Tally(by_person.n_genuine, keep), _Hardest(-1)),
+            _Kind(Tally(by_person.n_impostor, keep), _Hardest(1)),
+        )
+        for _ in range(walking_threads(len(emb_ND)))
+    ]
+
+    def work(thread: int, tile: Tile) -> None:
+        rows, cols, score = tile.rows, tile.cols, tile.values.numpy()
+        if who_N[rows.stop - 1] < who_N[cols.start]:
+            counters[thread][1].tally.add(score)
+            counters[thread][1].hardest.add(score, rows, cols)
+        else:
+            _count_mixed(counters[thread], score, who_N, rows, cols)
+
+    walk_pairs(emb_ND, work, len(counters), budget_mib)
+    for other in counters[1:]:
+        for kind, theirs in zip(counters[0], other, strict=True):
+            kind.take(theirs)
+    return counters[0]
+
+
+def _count_mixed(
+    kinds: tuple[_Kind, _Kind], score: npt.NDArray[np.float32], who_N: Ints, rows: slice, cols: slice
+) -> None:
+    """A tile with pairs of both kinds, or on the diagonal, where each pair of images stands twice."""
+    genuine, impostor = kinds
+    same = who_N[rows, None] == who_N[None, cols]
+    if rows == cols:
+        same = np.triu(same, 1)
+    some = score[same]
+    genuine.tally.add(some)
+    genuine.hardest.add(some, rows, cols, same)
+    if rows == cols:
+        same |= np.tri(len(same), dtype=bool)
+    score[same] = LEFT_OUT
+    impostor.tally.add(score, int(np.count_nonzero(same)))
+    impostor.hardest.add(score, rows, cols)

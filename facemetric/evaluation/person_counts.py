@@ -7,17 +7,17 @@ Shapes: N images, W persons, T thresholds, R x C one tile, C + 1 cells between t
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
-from facemetric.evaluation.allpairs import ByPerson, sort_by_person
+from facemetric.evaluation.allpairs import ByPerson, sort_by_person, walk_pairs, walking_threads
 from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.tally import BINS, OFFSET, STEPS
-from facemetric.mining.tiles import product_tiles
+from facemetric.mining.tiles import Tile
 
 EXACT = 8  # thresholds that are compared one by one, wherever they lie
 LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
@@ -103,17 +103,26 @@ class _Tail:
         self.pair: list[Ints] = []
         self.used = 0
 
-    def add(self, cell: npt.NDArray[np.uint8], who_R: Ints, who_C: Ints, persons: int) -> None:
+    def add(
+        self,
+        cell: npt.NDArray[np.uint8],
+        who_R: npt.NDArray[np.int32],
+        who_C: npt.NDArray[np.int32],
+        persons: int,
+        lock: threading.Lock,
+    ) -> None:
         """Cells (R, C) of impostor pairs; 0 is below all thresholds."""
         at = np.flatnonzero(cell >= self.lowest)
         if not len(at):
             return
         row, col = np.divmod(at, cell.shape[1])
-        self.cell.append(cell.reshape(-1)[at])
-        self.pair.append(who_R[row] * persons + who_C[col])
-        self.used += len(at)
-        if self.used > 2 * LISTED:
-            self._prune()
+        high, pair = cell.reshape(-1)[at], who_R[row].astype(np.int64) * persons + who_C[col]
+        with lock:
+            self.cell.append(high)
+            self.pair.append(pair)
+            self.used += len(at)
+            if self.used > 2 * LISTED:
+                self._prune()
 
     def _prune(self) -> None:
         cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
@@ -156,50 +165,41 @@ def _walk(
     tail: _Tail,
     budget_mib: float | None,
 ) -> None:
-    emb_ND, who_N = by_person.emb_ND, by_person.who_N
-    cells = counts.shape[2]
-    with tqdm(
-        total=len(emb_ND) ** 2 // 2,
-        desc="intervals",
-        unit="pair",
-        unit_scale=True,
-        delay=2,
-        leave=False,
-        disable=None,
-    ) as bar:
-        for rows, cols, values in product_tiles(
-            torch.from_numpy(emb_ND), budget_mib=budget_mib, triangle=True
-        ):
-            score = values.numpy()
-            bar.update(score.size // 2 if rows == cols else score.size)
-            cell = cells_of.of(score)
-            who_R, who_C = who_N[rows], who_N[cols]
-            if who_R[-1] < who_C[0]:
-                _add(counts[1], cell, who_R, who_C, cells)
-                tail.add(cell, who_R, who_C, counts.shape[1])
-                continue
+    emb_ND, who_N = by_person.emb_ND, by_person.who_N.astype(np.int32)
+    lock = threading.Lock()
+
+    def work(_: int, tile: Tile) -> None:
+        cell = cells_of.of(tile.values.numpy())
+        who_R, who_C = who_N[tile.rows], who_N[tile.cols]
+        if who_R[-1] < who_C[0]:
+            _add(counts[1], cell, who_R, who_C, lock)
+        else:
             same = who_R[:, None] == who_C[None, :]
             other = ~same
-            if rows == cols:
+            if tile.rows == tile.cols:
                 same, other = np.triu(same, 1), np.triu(other, 1)
             for kind, mask in zip(counts, (same, other), strict=True):
-                _add(kind, cell, who_R, who_C, cells, mask)
-            tail.add(np.where(other, cell, 0), who_R, who_C, counts.shape[1])
+                _add(kind, cell, who_R, who_C, lock, mask)
+            cell = np.where(other, cell, 0).astype(np.uint8)
+        tail.add(cell, who_R, who_C, counts.shape[1], lock)
+
+    walk_pairs(emb_ND, work, walking_threads(len(emb_ND)), budget_mib, "intervals")
 
 
 def _add(
     counts: npt.NDArray[np.int64],
     cell: npt.NDArray[np.uint8],
-    who_R: Ints,
-    who_C: Ints,
-    cells: int,
+    who_R: npt.NDArray[np.int32],
+    who_C: npt.NDArray[np.int32],
+    lock: threading.Lock,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Count the cells (R, C) of a tile, or those where `mask` holds, for the persons of rows and columns."""
-    for who, axis in ((who_R[:, None], 0), (who_C[None, :], 1)):
-        first = int(who_R[0] if axis == 0 else who_C[0])
+    cells = np.int32(counts.shape[1])
+    for who, first in ((who_R[:, None], who_R[0]), (who_C[None, :], who_C[0])):
         code = (who - first) * cells + cell
         code = code.reshape(-1) if mask is None else code[mask]
-        found = np.bincount(code, minlength=cells)
+        found = torch.bincount(torch.from_numpy(code), minlength=int(cells)).numpy()
         found = np.concatenate([found, np.zeros(-len(found) % cells, np.int64)]).reshape(-1, cells)
-        counts[first : first + len(found)] += found
+        with lock:
+            counts[first : first + len(found)] += found

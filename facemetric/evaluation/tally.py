@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric.evaluation.curves import Scores
 
@@ -17,15 +18,16 @@ STEPS = ROOT * ROOT  # 16,384 steps to a cosine of 1: the counts, 256 KiB, stay 
 SLACK = 8  # float32 products of unit rows may leave -1..1 by some 1e-6; a step is 6e-5
 OFFSET = int(STEPS) + SLACK
 BINS = 2 * OFFSET
-CHUNK = 1 << 18  # scores binned at once: 3 MiB of buffers
+LEFT_OUT = np.float32(-OFFSET)  # in the place of a score that is none: below all others
+CHUNK = 1 << 18  # scores binned at once: 2 MiB of buffers
 
 
 class Tally:
-    """Takes scaled scores in pieces; `scores()` has all counts and the highest, `keep` to 2 x `keep`.
+    """Takes scaled scores in pieces; `scores()` has all counts, and the highest scores themselves: all where
+    they are at most 2 x `keep`, else about the `keep` highest.
 
     Fewer where one step of the grid holds more than that: then the grid alone speaks for them.
-    Memory: up to 2 x `keep` float32 and a few MiB. numpy on one thread by choice: torch would meet its other
-    threads six times a piece, which a busy machine makes dear.
+    Memory: up to 2 x `keep` float32 and a few MiB.
     """
 
     def __init__(self, total: int, keep: int) -> None:
@@ -35,10 +37,10 @@ class Tally:
         self.used = 0
         self.lowest_bin = 0  # every score in this bin or above is in `kept`
         self.steps = np.empty(CHUNK, dtype=np.float32)
-        self.bins = np.empty(CHUNK, dtype=np.intp)
+        self.bins = np.empty(CHUNK, dtype=np.int32)
 
-    def add(self, piece: npt.NDArray[np.float32]) -> None:
-        """Count a contiguous piece of scores and keep the high ones."""
+    def add(self, piece: npt.NDArray[np.float32], left_out: int = 0) -> None:
+        """Count a contiguous piece of scores and keep the high ones. `left_out` of them are LEFT_OUT."""
         flat = piece.reshape(-1)
         for at in range(0, len(flat), CHUNK):
             part = flat[at : at + CHUNK]
@@ -46,8 +48,16 @@ class Tally:
             np.floor(part, out=steps)  # before the offset, whose sum rounds
             steps += OFFSET
             np.copyto(bins, steps, casting="unsafe")
-            self.count += np.bincount(bins, minlength=BINS)
-        fresh = flat if self.lowest_bin == 0 else flat[flat >= self.lowest_bin - OFFSET]
+            # torch counts int32 as it is, which takes a third of numpy's time; on one thread, see `_count`.
+            found = torch.bincount(torch.from_numpy(bins), minlength=BINS).numpy()
+            self.count += found
+            if self.lowest_bin == 0:
+                self._keep(part[part != LEFT_OUT] if left_out else part)
+            elif found[self.lowest_bin :].any():
+                self._keep(part[part >= self.lowest_bin - OFFSET])
+        self.count[0] -= left_out
+
+    def _keep(self, fresh: npt.NDArray[np.float32]) -> None:
         if self.used + len(fresh) > len(self.kept):
             fresh = self._prune(fresh)
         self._append(fresh)
@@ -66,8 +76,18 @@ class Tally:
         self._append(kept)
         return fresh[fresh >= self.lowest_bin - OFFSET]
 
+    def take(self, other: Tally) -> None:
+        """Add what another tally of the same `keep` has counted."""
+        self.count += other.count
+        self.lowest_bin = max(self.lowest_bin, other.lowest_bin)
+        both = [t.kept[: t.used] for t in (self, other)]
+        self.kept = np.concatenate([k[k >= self.lowest_bin - OFFSET] for k in both])
+        self.used = len(self.kept)
+
     def scores(self) -> Scores:
-        """What was counted, in true units. The tally is used up."""
+        """What was counted, in true units, the same in whatever pieces it came. The tally is used up."""
+        if int(self.count.sum()) > 2 * self.keep:
+            self._prune(self.kept[:0])
         kept = self.kept[: self.used]
         kept.sort()
         kept /= np.float32(STEPS)

@@ -10,7 +10,9 @@ Shapes: M rows of x, N rows of y, D embedding, R and C rows and columns of one t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import torch
@@ -124,6 +126,50 @@ def distance_tiles(
     for rows, cols, out in _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows):
         torch.addmm(y_sq_N[cols], x_MD[rows], y_ND[cols].T, alpha=-2, out=out)
         yield Tile(rows, cols, out.add_(x_sq_M1[rows]))
+
+
+def triangle_in_threads(
+    x_ND: Tensor, work: Callable[[int, Tile], None], *, threads: int, budget_mib: float | None = None
+) -> None:
+    """`work(thread, tile)` for the inner products of x (N, D) with itself, on and above the diagonal.
+
+    As `product_tiles` with `triangle`, but `threads` walk at once, numbered from 0, each with its share of the
+    budget and torch on one thread: for work that takes longer than the product. Which thread gets which tile
+    is left to chance. What `work` raises is raised, after the other threads have ended their row of tiles.
+    """
+    x_ND, _, budget_mib = _check(x_ND, None, budget_mib, True)
+    side, _ = tile_shape(
+        len(x_ND), len(x_ND), budget_mib=budget_mib / threads, itemsize=x_ND.element_size(), triangle=True
+    )
+    tops = iter(range(0, len(x_ND), side))  # the longest rows of tiles come first
+    lock, stop = threading.Lock(), threading.Event()
+
+    def walk(thread: int) -> None:
+        buffer = x_ND.new_empty(side * side)
+        while not stop.is_set():
+            with lock:
+                top = next(tops, None)
+            if top is None:
+                return
+            rows = slice(top, min(top + side, len(x_ND)))
+            for left in range(top, len(x_ND), side):
+                cols = slice(left, min(left + side, len(x_ND)))
+                out = buffer[: (rows.stop - top) * (cols.stop - left)].view(rows.stop - top, -1)
+                torch.mm(x_ND[rows], x_ND[cols].T, out=out)
+                work(thread, Tile(rows, cols, out))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(walk, thread) for thread in range(threads)]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            finally:
+                stop.set()
+    finally:
+        torch.set_num_threads(before)
 
 
 def row_distance(x_PD: Tensor, y_PD: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import DataError
+from facemetric.evaluation import allpairs
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.curves import auc, eer, split_scores, tar_at_far
 from facemetric.evaluation.tally import STEPS, Tally
@@ -111,12 +112,13 @@ def test_the_kept_scores_are_the_highest(spread, step):
 
 
 @pytest.mark.parametrize("pieces", [1, 9])
-@pytest.mark.parametrize("people", [3, 40])
-def test_hardest_pairs_and_histogram_of_the_tiles(people, pieces):
+@pytest.mark.parametrize(("images", "people"), [(90, 3), (90, 40), (6, 3)])
+def test_hardest_pairs_and_histogram_of_the_tiles(images, people, pieces):
     rng = np.random.default_rng(people)
-    labels = rng.integers(people, size=90)
-    emb = rng.normal(size=(people, 6))[labels] + rng.normal(size=(90, 6))
-    record = verify_all_pairs(emb, labels, budget_mib=90 * 90 * 4 / 2**20 / pieces)
+    labels = rng.integers(people, size=images)
+    labels[:3] = [0, 0, 1]
+    emb = rng.normal(size=(people, 6))[labels] + rng.normal(size=(images, 6))
+    record = verify_all_pairs(emb, labels, budget_mib=images * images * 4 / 2**20 / pieces)
     score, same = slow.all_pairs(emb, labels)
     unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
     for pairs, kind, sign in ((record.hardest.genuine, True, 1), (record.hardest.impostor, False, -1)):
@@ -128,6 +130,33 @@ def test_hardest_pairs_and_histogram_of_the_tiles(people, pieces):
         assert len({frozenset(p) for p in zip(pairs.rows_a, pairs.rows_b, strict=True)}) == len(pairs.score)
     for kind, count in ((True, record.histogram.genuine), (False, record.histogram.impostor)):
         np.testing.assert_array_equal(count, np.histogram(score[same == kind], record.histogram.edge)[0])
+
+
+@pytest.mark.parametrize("keep", [200, 100_000])
+def test_threads_change_nothing(keep, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(30, size=400)
+    emb = np.sign(rng.normal(size=(30, 8))[labels] + rng.normal(size=(400, 8)))  # many ties
+    budget = 400 * 400 * 4 / 2**20 / 60
+    one = verify_all_pairs(emb, labels, fars=FARS, keep=keep, budget_mib=budget)
+    monkeypatch.setattr(allpairs, "walking_threads", lambda n: 3)
+    for _ in range(3):
+        three = verify_all_pairs(emb, labels, fars=FARS, keep=keep, budget_mib=3 * budget)
+        assert one.to_dict() == three.to_dict()
+        for mine, other in zip(
+            (*one.roc, *one.histogram, *one.hardest.genuine, *one.hardest.impostor),
+            (*three.roc, *three.histogram, *three.hardest.genuine, *three.hardest.impostor),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_ties_among_the_hardest_go_by_place():
+    # 40 images of one face, each of a person: every impostor score is the same.
+    labels = np.append(np.arange(40), 39)
+    record = verify_all_pairs(np.ones((41, 3)), labels, budget_mib=41 * 41 * 4 / 2**20 / 9)
+    places = zip(record.hardest.impostor.rows_a, record.hardest.impostor.rows_b, strict=True)
+    assert list(places) == [(0, j) for j in range(1, 25)]
 
 
 def test_more_ties_than_can_be_kept():

@@ -76,6 +76,20 @@ def test_beyond_the_listed_pairs_alone_is_carried_on(monkeypatch):
     np.testing.assert_allclose(some.alone[~few], carried[~few])
 
 
+@pytest.mark.parametrize("listed", [300, 10**6])
+def test_threads_change_nothing(listed, monkeypatch):
+    emb, labels = people(400, 60)
+    threshold = np.arange(-8, 15) / 16
+    monkeypatch.setattr(person_counts, "LISTED", listed)
+    budget = 400 * 400 * 4 / 2**20 / 60
+    one = count_by_person(emb, labels, threshold, budget_mib=budget)
+    monkeypatch.setattr(person_counts, "walking_threads", lambda n: 3)
+    for _ in range(3):
+        three = count_by_person(emb, labels, threshold, budget_mib=3 * budget)
+        for mine, other in zip(one, three, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
 def test_thresholds_of_a_curve_rise_and_stand_for_the_fars():
     emb, labels = people(300, 60)
     found = verify_all_pairs(emb, labels, fars=FARS)

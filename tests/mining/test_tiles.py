@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.mining.tiles import MIB, distance_tiles, product_tiles, row_distance, tile_shape
+from facemetric.mining.tiles import (
+    MIB,
+    distance_tiles,
+    product_tiles,
+    row_distance,
+    tile_shape,
+    triangle_in_threads,
+)
 
 
 def randn(n, d, seed=0, dtype=torch.float64):
@@ -89,3 +96,42 @@ def test_errors_say_what_to_change():
         next(distance_tiles(x, randn(4, 2)))
     with pytest.raises(DataError, match="floating point"):
         next(distance_tiles(torch.ones(3, 3, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_threads_walk_every_pair_of_the_triangle_once(n, threads):
+    x = randn(n, 4)
+    seen, prod = torch.zeros(n, n), torch.zeros(n, n, dtype=x.dtype)
+    workers = set()
+
+    def work(thread, tile):
+        rows, cols, values = tile
+        assert values.numel() <= max(60, 1)
+        assert torch.get_num_threads() == 1
+        seen[rows, cols] += 1
+        prod[rows, cols] = values
+        workers.add(thread)
+
+    before = torch.get_num_threads()
+    triangle_in_threads(x, work, threads=threads, budget_mib=threads * 60 * 8 / MIB)
+    assert torch.get_num_threads() == before
+    assert workers <= set(range(threads))
+    upper = torch.ones(n, n).triu() > 0
+    assert (seen[upper] == 1).all()
+    assert seen.max() == 1
+    torch.testing.assert_close(prod[upper], (x @ x.T)[upper])
+
+
+def test_a_fault_of_a_thread_is_raised_and_torch_gets_its_threads_back():
+    before = torch.get_num_threads()
+    calls = []
+
+    def work(thread, tile):
+        calls.append(tile.rows)
+        raise DataError("a fault")
+
+    with pytest.raises(DataError, match="a fault"):
+        triangle_in_threads(randn(400, 4), work, threads=2, budget_mib=2 * 16 * 8 / MIB)
+    assert torch.get_num_threads() == before
+    assert len(calls) <= 4  # nobody goes on
