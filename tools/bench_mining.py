@@ -7,10 +7,11 @@
 
 A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
 that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call and, where that
-took less than 200 ms, three more, or nine where it took less than 10 ms, which count in its place. A contender that took longer than --patience
-seconds, or ran out of memory, is left out of larger sizes. Memory is the peak above what was there before the
-call, each contender in a process of its own. `floor` is the matrix product that the definition cannot do without:
-2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs two more halves.
+took less than 200 ms, three more, or nine where it took less than 10 ms, which count in its place. A contender
+that took longer than --patience seconds, or ran out of memory, is left out of larger sizes. Memory is the peak
+above what was there before the call, each contender in a process of its own. `floor` is the matrix product that
+the definition cannot do without: 2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs
+two more halves.
 
 The peers: plain torch as one would write it, pytorch-metric-learning, and open-metric-learning. The latter pins
 numpy below 2 and more; these few packages are all that its losses and miners import:
@@ -26,9 +27,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # before torch: threads that spin stall each other when shared
+# Before torch: threads that spin stall each other when shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import multiprocessing

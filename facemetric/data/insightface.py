@@ -41,8 +41,8 @@ class BinPairs(NamedTuple):
 
     def names(self) -> list[str]:
         """What the index calls the images: `person/image`, people being what genuine pairs link."""
-        from scipy.sparse import coo_array  # type: ignore[import-untyped]
-        from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
         links = (np.ones(int(self.same.sum()), np.int8), (self.rows_a[self.same], self.rows_b[self.same]))
         count = len(self.images)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array  # type: ignore[import-untyped]
+from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
@@ -124,7 +124,7 @@ def link_graph(unit_ND: Floats, threshold: float) -> Any:
 
 
 def _components(unit_ND: Floats, graph: Any, threshold: float, min_images: int) -> Ints:
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components
 
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

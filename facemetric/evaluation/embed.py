@@ -86,8 +86,8 @@ class EmbeddingTable:
                 if path.suffix == ".npz":
                     np.savez(out, embeddings=self.embeddings, **texts)  # type: ignore[arg-type]
                 else:
-                    import pyarrow as pa  # type: ignore[import-not-found]
-                    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+                    import pyarrow as pa
+                    import pyarrow.parquet as pq
 
                     values = pa.array(self.embeddings.reshape(-1))
                     lists = pa.FixedSizeListArray.from_arrays(values, self.embeddings.shape[1])
@@ -168,8 +168,8 @@ def _load_npz(path: Path) -> dict[str, npt.NDArray]:
 
 
 def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
-    import pyarrow as pa  # type: ignore[import-not-found]
-    import pyarrow.parquet as pq  # type: ignore[import-not-found]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)

@@ -343,8 +343,8 @@ def persons_of_pairs(rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.Arr
 
     People whose images are not linked count as several: name them if you can.
     """
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     a, b, same_P = np.asarray(rows_a), np.asarray(rows_b), np.asarray(same, dtype=bool)
     n = int(max(a.max(), b.max())) + 1
