@@ -1,4 +1,4 @@
-"""Thresholds from the validation identities, kept with the weights that a stage leaves."""
+"""What a stage says of its validation identities when it ends: the thresholds to use, and what stage two gained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.allpairs_intervals import all_pairs_differences
 from facemetric.evaluation.inference import usual_size
+from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import choose_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
@@ -22,16 +25,14 @@ FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
 
 
-def keep_thresholds(
-    run: Run,
-    val: ImageIndex | None,
-    embeddings: Callable[[Embedder], tuple[np.ndarray, np.ndarray]],
-    device: torch.device,
-    seed: int,
-) -> None:
-    """Store a threshold for each of FARS that the validation identities support with the run's best weights.
+Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
+"""Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
 
-    `embeddings` gives the embeddings (N, D) and identities (N,) of `val` for an embedder."""
+
+def keep_thresholds(
+    run: Run, val: ImageIndex | None, embeddings: Embeddings, device: torch.device, seed: int
+) -> None:
+    """Store a threshold for each of FARS that the validation identities support with the run's best weights."""
     if val is None or distributed.rank() > 0:
         return
     emb_ND, who_N = embeddings(load_weights(run.best, device))
@@ -47,3 +48,21 @@ def keep_thresholds(
     few = [f"{far:g}" for far in FARS if far not in fars]
     note = f" (too few pairs for FAR {', '.join(few)})" if few else ""
     say(f"thresholds from {len(who_N):,} validation images: {said}{note}")
+
+
+def show_gain(
+    run: Run, before: Embedder, embeddings: Embeddings, device: torch.device, seed: int
+) -> dict[str, Interval]:
+    """Say and log what the run's best weights gain on `before`: differences over all validation pairs, with
+    intervals at 95 % over people, who are drawn alike for both."""
+    first_ND, who_N = embeddings(before)
+    second_ND, _ = embeddings(load_weights(run.best, device))
+    fars = supported_fars(who_N, FARS[1:3])
+    found = [verify_all_pairs(emb_ND, who_N, fars=fars) for emb_ND in (first_ND, second_ND)]
+    gains = all_pairs_differences((first_ND, second_ND), who_N, (found[0], found[1]), seed=seed)
+    said = [f"{name} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for name, gain in gains.items()]
+    say(
+        f"gain on the weights it began with [95 % over the {len(set(who_N))} validation people]: {', '.join(said)}"
+    )
+    run.log("gain", 0, **{name: list(gain) for name, gain in gains.items()})
+    return gains

@@ -30,7 +30,7 @@ from facemetric.model.freezing import freeze, training_mode
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
-from facemetric.training.calibration import keep_thresholds
+from facemetric.training.calibration import keep_thresholds, show_gain
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features
 from facemetric.training.loop import fit
@@ -88,6 +88,8 @@ def run_finetune(config: FinetuneConfig) -> Trained:
             task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True
         )
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
+        if before and metrics is not before and distributed.rank() == 0:
+            show_gain(run, task.original, task.embeddings, device, config.seed)
         keep_thresholds(run, split.val, task.embeddings, device, config.seed)
         return Trained(run.folder, run.best, metrics)
     finally:

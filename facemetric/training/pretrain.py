@@ -47,9 +47,7 @@ from facemetric.training.setup import (
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
 SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
-SIZE_STEP = (
-    16  # pixels; half the usual stride of backbones, so that the last feature map gains nothing by less
-)
+SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing to the last feature map
 
 
 class Trained(NamedTuple):

@@ -89,7 +89,7 @@ class Run:
                 line = json.loads(text)
             except ValueError:  # the line that a crash cut
                 continue
-            if line.get("step", 0) <= step and line.get("event") not in ("stopped", "kept"):
+            if line.get("step", 0) <= step and line.get("event") not in ("stopped", "kept", "gain"):
                 kept.append(text + "\n")
         self._log.close()
         path.write_text("".join(kept))

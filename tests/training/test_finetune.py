@@ -156,6 +156,23 @@ def test_the_better_of_start_and_end_is_kept(
         assert len({float(weight.sum()) for weight in epochs}) == 3
 
 
+@pytest.mark.parametrize("freeze", ["backbone", "none"])
+def test_the_gain_is_said_with_its_interval(
+    stage_one: Trained, faces: Path, freeze: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = FAST | {"freeze": freeze, "epochs": 2, "val_fraction": 0.5, "lr": 0.03, "seed": 1}
+    run = finetune(str(faces), weights=str(stage_one.run), **options, out=tmp_path / "run")
+    before, gain = log_of(run, "before")[0], log_of(run, "gain")[0]
+    assert log_of(run, "kept")[0]["epoch"] > 0
+    for name in ("auc", "eer"):
+        value, low, high, level = gain[name]
+        assert value == pytest.approx(run.metrics[f"val_{name}"] - before[f"val_{name}"], abs=1e-6)
+        assert low <= value <= high
+        assert high - low > 1e-4
+        assert level == 0.95
+    assert f"auc {gain['auc'][0]:+.4f} [{gain['auc'][1]:+.4f}," in capsys.readouterr().out
+
+
 def test_without_validation_the_last_epoch_is_kept(
     stage_one: Trained, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,13 +340,13 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
             assert torch.equal(value, states[1][part][name])
     assert parts.metrics == whole.metrics
     assert all(torch.equal(value, tensors(parts)[name]) for name, value in tensors(whole).items())
-    for event in ("before", "kept", "validation"):
+    for event in ("before", "kept", "gain", "validation"):
         assert len(log_of(parts, event)) == len(log_of(whole, event))
     # Once more, after the end: nothing is trained, the same is kept.
     again = finetune(str(faces), **options, out=tmp_path / "parts", resume=True)
     assert count == [6]
     assert again.metrics == whole.metrics
-    assert len(log_of(again, "before")) == len(log_of(again, "kept")) == 1
+    assert all(len(log_of(again, event)) == 1 for event in ("before", "kept", "gain"))
 
 
 @pytest.mark.parametrize(
