@@ -1,6 +1,6 @@
 """facemetric: from a folder of faces to a verified identity embedding.
 
-from facemetric import pretrain, finetune, evaluate, calibrate, verify, cluster, visualize, load_embedder
+from facemetric import pretrain, finetune, evaluate, calibrate, verify, cluster, visualize, run, load_embedder
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ __all__ = [
     "finetune",
     "load_embedder",
     "pretrain",
+    "run",
     "verify",
     "visualize",
 ]
 
 if TYPE_CHECKING:
     from facemetric.model.weights import load_weights as load_embedder
+    from facemetric.recipe import run
     from facemetric.report.calibrate import calibrate
     from facemetric.report.check import check_data
     from facemetric.report.cluster import cluster
@@ -40,6 +42,7 @@ HOMES = {
     "finetune": "facemetric.training.finetune",
     "load_embedder": "facemetric.model.weights",
     "pretrain": "facemetric.training.pretrain",
+    "run": "facemetric.recipe",
     "verify": "facemetric.report.verify",
     "visualize": "facemetric.report.visualize",
 }

@@ -22,6 +22,7 @@ from facemetric.config import (
     EvalConfig,
     FinetuneConfig,
     PretrainConfig,
+    RunConfig,
     VerifyConfig,
     VisualizeConfig,
 )
@@ -29,8 +30,8 @@ from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
     name="facemetric",
-    help="Identity embeddings from folders of images: train (pretrain, finetune), measure (eval, visualize), use\n"
-    "(calibrate, verify, cluster).\n\n"
+    help="Identity embeddings from folders of images: train (pretrain, finetune), measure (eval, visualize), all of\n"
+    "these from one recipe (run), use (calibrate, verify, cluster).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=facemetric.__version__,
@@ -52,8 +53,7 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
     """Stage two: train a projection (or everything) on DATA with online triplets."""
     from facemetric.training.finetune import run_finetune
 
-    if ":" in config.miner and "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own module lies in the folder the command is run from
+    find_own_modules()
     run_finetune(config)
 
 
@@ -63,6 +63,15 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.report.scorecard import run_evaluate
 
     run_evaluate(config)
+
+
+@app.command
+def run(config: Annotated[RunConfig, Parameter(name="*")] = RunConfig()) -> None:
+    """Run a whole experiment: the stages of a RECIPE (TOML) in sequence, or with --set a table of such runs."""
+    from facemetric.recipe import run_recipe
+
+    find_own_modules()
+    run_recipe(config)
 
 
 data = App(name="data", help="Look after folders of images.")
@@ -146,6 +155,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
         fail("interrupted; a run goes on from its last checkpoint with --resume")
     finally:
         threading.excepthook = before
+
+
+def find_own_modules() -> None:
+    """Let --miner MODULE:FUNCTION find a module in the folder that the command is run from."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def of_a_thread(raised: Any) -> None:

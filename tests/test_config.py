@@ -21,6 +21,7 @@ from facemetric.config import (
     EvalConfig,
     FinetuneConfig,
     PretrainConfig,
+    RunConfig,
     VerifyConfig,
     VisualizeConfig,
     check_stage,
@@ -39,6 +40,7 @@ KINDS: dict[str, Any] = {
     "calibrate": CalibrateConfig,
     "verify": VerifyConfig,
     "cluster": ClusterConfig,
+    "run": RunConfig,
     "demo": DemoConfig,
     "data check": CheckConfig,
 }
@@ -50,6 +52,7 @@ RUNNERS = {
     "calibrate": "facemetric.report.calibrate.run_calibrate",
     "verify": "facemetric.report.verify.run_verify",
     "cluster": "facemetric.report.cluster.run_cluster",
+    "run": "facemetric.recipe.run_recipe",
     "demo": "facemetric.demo.run_demo",
     "data check": "facemetric.report.check.run_check",
 }
@@ -79,7 +82,7 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name in ("data", "gallery", "against"):
+    if name in ("data", "gallery", "against", "set"):
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)
@@ -157,6 +160,7 @@ def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.Ca
         "calibrate": "Wanted share of pairs of two people",
         "verify": "Print one JSON object",
         "cluster": "Picture sheets to draw",
+        "run": "Options in place of the recipe's",
         "demo": "People to draw",
         "data check": "Picture sheets of each kind",
     }

@@ -79,6 +79,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
     assert knowing <= {
         "cli.py",
         "demo.py",
+        "recipe.py",
         "training/pretrain.py",
         "training/finetune.py",
         "training/setup.py",

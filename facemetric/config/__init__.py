@@ -13,6 +13,7 @@ from facemetric.config.making import (
     make_config,
     require,
 )
+from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.scoring import (
     CalibrateConfig,
     CheckConfig,
@@ -33,7 +34,10 @@ __all__ = [
     "EvalConfig",
     "FinetuneConfig",
     "PretrainConfig",
+    "RunConfig",
     "StageConfig",
+    "Step",
+    "Variant",
     "VerifyConfig",
     "VisualizeConfig",
     "check_least",
@@ -41,6 +45,9 @@ __all__ = [
     "config_command",
     "config_dict",
     "config_toml",
+    "differences",
+    "folder_of",
     "make_config",
+    "plan",
     "require",
 ]

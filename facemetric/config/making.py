@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, fields
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from facemetric.errors import ConfigError, did_you_mean
@@ -28,7 +30,35 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
         nearest = did_you_mean(str(value), map(str, choices))
         require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
+        check_type(name, hints[name], value)
     return kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+
+
+def check_type(name: str, hint: Any, value: Any) -> None:
+    """Raise ConfigError unless a value is of the field's type: a number in quotes is none."""
+    if get_origin(hint) is Literal:
+        return
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        fixed = Ellipsis not in kinds
+        require(
+            not fixed or len(parts) == len(kinds), f"{name} is {value!r}; needed are {len(kinds)} numbers"
+        )
+        for part in parts:
+            check_type(name, kinds[0], part)
+        return
+    boolean = isinstance(value, bool)
+    fits = (
+        (NoneType in kinds and value is None)
+        or (bool in kinds and boolean)
+        or (int in kinds and isinstance(value, Integral) and not boolean)
+        or (float in kinds and isinstance(value, Real) and not boolean)
+        or ((str in kinds or Path in kinds) and isinstance(value, (str, Path)))
+    )
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    needed = " or ".join(words[kind] for kind in kinds if kind in words)
+    require(fits, f"{name} is {value!r}; needed is {needed}")
 
 
 def as_hinted(hint: Any, value: Any) -> Any:

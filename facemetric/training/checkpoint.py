@@ -31,6 +31,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(staging, path)
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint to go on from, whole or not."""
+    return path.exists() or path.with_suffix(".previous").exists()
+
+
 def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
     """The newest whole checkpoint, and a sentence where that is not the last one ("" otherwise).
 

@@ -17,6 +17,7 @@ import facemetric
 from facemetric.errors import ConfigError
 from facemetric.model.weights import BEST
 from facemetric.training import distributed
+from facemetric.training.checkpoint import has_checkpoint
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
 
@@ -36,7 +37,7 @@ class Run:
             return
         log, checkpoint = self.folder / LOG, self.folder / CHECKPOINT
         begun = log.exists() and log.stat().st_size > 0
-        saved = checkpoint.exists() or checkpoint.with_suffix(".previous").exists()
+        saved = has_checkpoint(checkpoint)
         if resume and not saved:
             remedy = "name another --out, or remove it" if begun else "start without --resume"
             raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")

@@ -1,0 +1,216 @@
+"""What `facemetric run` does: the stages of a recipe in sequence, for each setting, and the table of them.
+
+Each stage has its folder, with `run.json` beside what the command leaves there: the options it was started
+with, and, when it is done, its figures, minutes and memory. `--resume` goes by these records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from facemetric.config import (
+    RunConfig,
+    Step,
+    Variant,
+    check_stage,
+    config_dict,
+    differences,
+    folder_of,
+    make_config,
+    plan,
+    require,
+)
+from facemetric.data.sources import parse_source
+from facemetric.errors import ConfigError, DataError
+from facemetric.report.scorecard import check_options, run_evaluate
+from facemetric.report.visualize import run_visualize
+from facemetric.training.checkpoint import has_checkpoint
+from facemetric.training.distributed import say
+from facemetric.training.finetune import run_finetune
+from facemetric.training.measure import Measured, measuring
+from facemetric.training.pretrain import Trained, run_pretrain
+from facemetric.training.run import CHECKPOINT, LOG
+
+RECORD, TABLE = "run.json", "table.csv"
+
+
+def run(*positional: Any, **options: Any) -> pd.DataFrame:
+    """Run a recipe; the options are those of RunConfig. Returns the table, a row for each training of each setting.
+
+    `run("configs/mnist.toml", set=["finetune.margin=0.5,1"])` is
+    `facemetric run configs/mnist.toml --set finetune.margin=0.5,1`.
+    Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    return run_recipe(make_config(RunConfig, *positional, **options))
+
+
+def run_recipe(config: RunConfig) -> pd.DataFrame:
+    """run, from a config."""
+    require(
+        int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        "facemetric run is for one process; under torchrun give the stages one after the other",
+    )
+    variants = plan(config)
+    steps = {step.folder: step for variant in variants for step in variant.steps}
+    for step in steps.values():
+        check_step(step)
+    for step in steps.values():
+        check_folder(step, resume=config.resume)
+    for folder, step in steps.items():
+        record = read_record(folder)
+        if record and record["done"]:
+            say(f"{step.stage}: done before in {folder}")
+            continue
+        say(f"\n{step.stage}: {folder}")
+        run_step(step, record)
+    return write_table(folder_of(config), variants)
+
+
+def check_step(step: Step) -> None:
+    """Raise ConfigError or DataError for what would stop a stage hours later: numbers, and paths that are not there."""
+    if step.stage in ("pretrain", "finetune"):
+        check_stage(step.config)
+    elif step.stage == "eval":
+        check_options(step.config)
+    for option in ("data", "gallery"):
+        for text in getattr(step.config, option, ()):
+            if not Path(parse_source(text).path).exists():
+                raise DataError(f"[{step.stage}] {option}: {text}: no such file or folder")
+    for option in ("pairs", "val_identities", "leave_out", "leave_out_images", "merge"):
+        path = getattr(step.config, option, None)
+        if path is not None and not path.exists():
+            raise DataError(f"[{step.stage}] {option}: {path}: no such file")
+
+
+def check_folder(step: Step, *, resume: bool) -> None:
+    """Raise ConfigError where a stage's folder holds something else than this stage, begun with these options."""
+    if not step.folder.exists() or not any(step.folder.iterdir()):
+        return
+    require(resume, f"{step.folder} holds a run already; go on with it by --resume, or name another --out")
+    record = read_record(step.folder)
+    require(record is not None, f"{step.folder} is not of facemetric run; name another --out")
+    assert record is not None
+    other = differences(record["options"], config_dict(step.config))
+    if other:
+        raise ConfigError(f"{step.folder} was run with other options ({other}); name another --out")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage, None where none was begun."""
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = folder / "run.new"
+    staged.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(staged, folder / RECORD)
+
+
+def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
+    """Run a stage, or the rest of it, and keep its record; minutes add up over the sittings."""
+    config = step.config
+    if before is not None and step.stage in ("pretrain", "finetune"):
+        if has_checkpoint(step.folder / CHECKPOINT):
+            config = replace(config, resume=True)
+        else:
+            (step.folder / LOG).unlink(missing_ok=True)  # it stopped before its first checkpoint
+    sitting = Measured()
+    record = {
+        "options": config_dict(step.config),
+        "done": False,
+        "minutes": (before or {}).get("minutes", 0.0),
+    }
+    write_record(step.folder, record)
+    try:
+        with measuring(sitting):
+            figures = RUNNERS[step.stage](config)
+        record |= {"done": True, "figures": figures}
+    finally:
+        record["minutes"] = round(record["minutes"] + sitting.seconds / 60, 3)
+        record["memory_mib"] = round(sitting.peak_mib)
+        write_record(step.folder, record)
+
+
+def train(runner: Callable[[Any], Trained]) -> Callable[[Any], dict[str, float]]:
+    """A training stage; its figures are those of the kept weights, and the last ones of the training itself."""
+
+    def run_stage(config: Any) -> dict[str, float]:
+        trained = runner(config)
+        lines = map(json.loads, (trained.run / LOG).read_text().splitlines())
+        last: dict[str, Any] = {}
+        for line in lines:
+            last = line if line["event"] == "train" else last
+        shown = ("loss", "accuracy", "fraction_positive")
+        return {f"train_{name}": last[name] for name in shown if name in last} | trained.metrics
+
+    return run_stage
+
+
+def score(config: Any) -> dict[str, float]:
+    """eval; its figures under the names of the table."""
+    found = run_evaluate(config).to_dict()
+    figures = {}
+    for group in ("neighbours", "gallery"):
+        for k in (1, 5):
+            value = found.get(group, {}).get(f"knn_accuracy_{k}")
+            figures[f"{group}_knn_{k}"] = value
+    figures["svm"] = found.get("svm", {}).get("accuracy")
+    pairs = found.get("verification", {})
+    figures["accuracy"] = (pairs.get("accuracy") or {}).get("mean")
+    figures |= {name: pairs.get(name) for name in ("auc", "eer")}
+    points = pairs.get("tar_at_far", {})
+    figures |= {f"tar_at_far_{far}": point["tar"] for far, point in points.items() if point["supported"]}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def show(config: Any) -> dict[str, float]:
+    """visualize, which has no figures."""
+    run_visualize(config)
+    return {}
+
+
+RUNNERS: dict[str, Callable[[Any], dict[str, float]]] = {
+    "pretrain": train(run_pretrain),
+    "finetune": train(run_finetune),
+    "eval": score,
+    "visualize": show,
+}
+
+
+def settings_of(variant: Variant, stage: str) -> tuple[tuple[str, str], ...]:
+    """The settings that reach a training stage of a variant or its scores."""
+    reaching = {key for step in variant.steps if step.of == stage for key in step.settings}
+    return tuple((key, value) for key, value in variant.settings.items() if key in reaching)
+
+
+def write_table(out: Path, variants: list[Variant]) -> pd.DataFrame:
+    """Print and write the table: for each setting and each training stage its figures, and those of its eval."""
+    rows: dict[Any, dict[str, Any]] = {}
+    for variant in variants:
+        for step in variant.steps:
+            record = read_record(step.folder)
+            if step.stage == "visualize" or record is None:
+                continue
+            settings = settings_of(variant, step.of)
+            row = rows.setdefault((step.of, *settings), dict(settings) | {"stage": step.of})
+            if step.stage == step.of:
+                row |= {"minutes": record["minutes"], "memory_mib": record["memory_mib"]}
+            row |= record["figures"]
+    table = pd.DataFrame(rows.values())
+    front = [key for key in variants[0].settings if key in table] + ["stage", "minutes", "memory_mib"]
+    table = table[[*front, *(name for name in table if name not in front)]]
+    path = out / TABLE
+    table.to_csv(path, index=False)
+    print(f"\n{table.dropna(axis=1, how='all').T.to_string(header=False, na_rep='')}\n{path}")
+    return table

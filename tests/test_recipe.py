@@ -1,0 +1,192 @@
+"""`facemetric run`: stages in sequence, weights handed on, settings that share what they can, resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from facemetric import recipe
+from facemetric.config import RunConfig, plan
+from facemetric.config.recipe import parse_values
+from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.training.run import LOG
+
+RECIPE = """
+data = ["FACES"]
+batch_size = 16
+device = "cpu"
+workers = 0
+
+[pretrain]
+arch = "test_resnet"
+image_size = 32
+epochs = 1
+
+[finetune]
+embedding_size = 8
+projection_init = "random"
+epochs = 2
+batch_size = 32
+
+[eval]
+data = ["FACES"]
+"""
+
+
+@pytest.fixture
+def toml(faces: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "faces.toml"
+    path.write_text(RECIPE.replace("FACES", str(faces)))
+    return path
+
+
+def planned(toml: Path, *settings: str) -> list[dict[str, Any]]:
+    """The configs of each variant by the step's name."""
+    variants = plan(RunConfig(toml, set=settings, out=Path("out")))
+    return [{step.name: step.config for step in variant.steps} for variant in variants]
+
+
+def test_tables_hand_on_weights_and_share_the_keys_above_them(toml: Path, faces: Path) -> None:
+    (steps,) = planned(toml)
+    assert list(steps) == ["pretrain", "finetune", "eval_pretrain", "eval_finetune"]
+    one, two = steps["pretrain"], steps["finetune"]
+    assert one.data == two.data == (str(faces),)
+    assert (one.batch_size, two.batch_size, one.epochs, two.epochs) == (16, 32, 1, 2)
+    assert (one.out, two.weights) == (Path("out/pretrain"), "out/pretrain")
+    assert [steps[f"eval_{name}"].weights for name in ("pretrain", "finetune")] == [
+        "out/pretrain",
+        str(two.out),
+    ]
+    assert steps["eval_pretrain"].device == "cpu"
+    assert steps["eval_pretrain"].batch_size == 256  # training's is not eval's
+
+
+def test_settings_make_runs_that_share_what_they_do_not_reach(toml: Path) -> None:
+    runs = planned(
+        toml, "finetune.margin=0.5,1", "finetune.miner=all,hard", "pretrain.lr=0.2", "eval.flip=true,false"
+    )
+    assert len(runs) == 8
+    found = [(run["finetune"].margin, run["finetune"].miner, run["eval_finetune"].flip) for run in runs]
+    assert found[:3] == [(0.5, "all", True), (0.5, "all", False), (0.5, "hard", True)]
+    assert {run["pretrain"].out for run in runs} == {Path("out/pretrain")}
+    assert {run["pretrain"].lr for run in runs} == {0.2}
+    assert len({run["finetune"].out for run in runs}) == 4
+    assert len({run["eval_pretrain"].out for run in runs}) == 2
+    assert runs[0]["finetune"].out == Path("out/finetune.margin=0.5,finetune.miner=all/finetune")
+    assert {run["finetune"].cache for run in runs} == {Path("out/features")}
+    both = planned(toml, "seed=1,2")
+    assert [run["finetune"].weights for run in both] == ["out/seed=1/pretrain", "out/seed=2/pretrain"]
+
+
+def test_a_setting_without_its_table(toml: Path) -> None:
+    assert [run["finetune"].margin for run in planned(toml, "finetune.margin=1,3")] == [1, 3]
+    with pytest.raises(ConfigError, match=r"\[pretrain\] and \[finetune\] have it; write finetune.margin"):
+        planned(toml, "margin=1")
+    toml.write_text(toml.read_text().replace("[finetune]", "[finetune]\nmargin = 0.3"))
+    assert [run["finetune"].margin for run in planned(toml, "margin=1,3")] == [1, 3]  # the recipe's own key
+    assert planned(toml, "miner=hard")[0]["finetune"].miner == "hard"
+
+
+def test_values_are_toml_or_words() -> None:
+    assert parse_values("0.5,1,3") == (0.5, 1, 3)
+    assert parse_values("all,hard") == ("all", "hard")
+    assert parse_values("true,1e-3,lcnet_050") == (True, 1e-3, "lcnet_050")
+    assert parse_values('["a", "b"],["c"]') == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (("[eval]", "[evaluate]"), (), r"unknown table \[evaluate\]: did you mean 'eval'"),
+        (
+            ("workers =", "worker ="),
+            (),
+            "above the tables there is no option 'worker': did you mean 'workers'",
+        ),
+        (("arch =", "archi ="), (), r"\[pretrain\] has no option 'archi': did you mean 'arch'"),
+        (("epochs = 2", 'epochs = "2"'), (), r"\[finetune\]: epochs is '2'; needed is a whole number"),
+        (("epochs = 2", "out = 'x'"), (), "out is not for a recipe; give --out to facemetric run"),
+        (("epochs = 2", "miner ="), (), "is not TOML"),
+        (("", ""), ("finetune.lr",), "needed is TABLE.KEY=VALUE"),
+        (("", ""), ("tune.lr=1",), r"no table \[tune\]"),
+        (("", ""), ("finetune.lrr=1",), r"\[finetune\] has no option 'lrr': did you mean 'lr'"),
+        (("", ""), ("lrr=1",), "unknown option: did you mean 'lr'"),
+        (("", ""), ("finetune.lr=fast",), r"\[finetune\]: lr is 'fast'; needed is a number"),
+        (("", ""), ("finetune.epochs=0",), "--epochs is 0; it must be at least 1"),
+        (("", ""), ("eval.data=nowhere",), r"\[eval\] data: nowhere: no such file or folder"),
+        (("", ""), ("eval.pairs=nowhere",), r"\[eval\] pairs: nowhere: no such file"),
+    ],
+)
+def test_a_fault_is_said_before_anything_runs(
+    toml: Path, tmp_path: Path, change: tuple[str, str], settings: tuple[str, ...], message: str
+) -> None:
+    toml.write_text(toml.read_text().replace(*change, 1))
+    with pytest.raises((ConfigError, DataError), match=message):
+        recipe.run(toml, set=settings, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_leaves_its_stages_and_a_table(
+    toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    table = recipe.run(
+        toml, set=["finetune.margin=0.01,3", "finetune.miner=all", "finetune.distance=euclidean"], out=out
+    )
+    assert table["stage"].tolist() == ["pretrain", "finetune", "finetune"]
+    assert table["finetune.margin"].tolist()[1:] == ["0.01", "3"]
+    assert table["train_fraction_positive"].tolist()[2] == 1.0  # no distance on the sphere reaches 3
+    assert table["train_fraction_positive"].tolist()[1] < 1.0
+    # eval's figures are of the weights of their own row
+    for folder, row in (("eval_pretrain", 0), ("finetune.margin=3/eval_finetune", 2)):
+        found = json.loads((out / folder / "metrics.json").read_text())["neighbours"]["knn_accuracy_1"]
+        assert table["neighbours_knn_1"][row] == found
+    assert (table["memory_mib"] > 50).all()
+    assert pd.read_csv(out / "table.csv")["val_knn_accuracy"].tolist() == table["val_knn_accuracy"].tolist()
+    assert "train_fraction_positive" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="holds a run already; go on with it by --resume"):
+        recipe.run(toml, out=out)
+    with pytest.raises(ConfigError, match=r"other options \(lr 0.1 -> 0.3\); name another --out"):
+        recipe.run(toml, out=out, set=["pretrain.lr=0.3"], resume=True)
+    monkeypatch.setitem(recipe.RUNNERS, "pretrain", lambda config: pytest.fail("it was done before"))
+    again = recipe.run(toml, set=["finetune.margin=3", "finetune.miner=all"], out=out, resume=True)
+    assert again["stage"].tolist() == ["pretrain", "finetune"]
+
+
+def test_a_run_that_stopped_goes_on(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in stage two, once before and once after its first checkpoint; stage one is not run again."""
+    whole = recipe.run(toml, out=tmp_path / "whole")
+    steps = 0
+
+    def stopping(at: int) -> Any:
+        def step(self: Any, *rest: Any) -> dict[str, float]:
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                raise TrainingError("the power went")
+            return kept(self, *rest)
+
+        return step
+
+    from facemetric.training.finetune import OnFeatures
+
+    kept, out = OnFeatures.step, tmp_path / "out"
+    for at in (1, 4):
+        steps = 0
+        monkeypatch.setattr(OnFeatures, "step", stopping(at))
+        with pytest.raises(TrainingError, match="the power went"):
+            recipe.run(toml, out=out, resume=at > 1)
+        assert (out / "finetune" / LOG).stat().st_size > 0
+    monkeypatch.setattr(OnFeatures, "step", kept)
+    first = (out / "pretrain" / "run.json").read_text()
+    went_on = recipe.run(toml, out=out, resume=True)
+    assert (out / "pretrain" / "run.json").read_text() == first
+    figures = [name for name in whole if name not in ("minutes", "memory_mib")]
+    pd.testing.assert_frame_equal(went_on[figures], whole[figures])
+    record = json.loads((out / "finetune" / "run.json").read_text())
+    assert record["done"]
+    assert record["minutes"] > 0
