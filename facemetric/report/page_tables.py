@@ -122,9 +122,7 @@ def identification_table(found: Identification, intervals: Intervals) -> Grid:
 def svm_table(found: SvmAccuracy) -> Grid:
     """The linear SVM."""
     note = f"standard deviation over {found.folds} folds {found.deviation_sample:.4f}"
-    lead = (
-        f"{found.people:,} people; {found.people_left_out:,} with fewer than {found.folds} images left out."
-    )
+    lead = f"{found.took_part()}."
     row = figure("Accuracy of a linear SVM", found.mean, {"": found.interval}, "", note=note)
     return Grid("Classification", HEAD, (row,), lead)
 

@@ -28,9 +28,7 @@ def table_text(evaluation: Evaluation) -> str:
         lines += identification_lines(evaluation)
     if evaluation.svm is not None:
         svm = evaluation.svm
-        who = f"{svm.images:,} images of {svm.people} people, {svm.folds} folds"
-        left = f"; {svm.people_left_out} people of fewer images left out" if svm.people_left_out else ""
-        lines.append(("linear SVM accuracy", f"{svm.mean:.4f}{between(svm.interval)}  ({who}{left})"))
+        lines.append(("linear SVM accuracy", f"{svm.mean:.4f}{between(svm.interval)}  ({svm.took_part()})"))
     if evaluation.comparison is not None:
         lines += comparison_lines(evaluation.comparison)
     lines += [("note", note) for note in evaluation.notes]

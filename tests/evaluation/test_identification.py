@@ -8,6 +8,7 @@ from sklearn.svm import LinearSVC
 
 from facemetric.errors import DataError
 from facemetric.evaluation.identification import (
+    draw_of_each,
     draw_open_set,
     identification_intervals,
     identify,
@@ -77,6 +78,32 @@ def test_svm_as_scikit_learn_by_hand():
     assert found.people == len(set(y))
     assert found.people_left_out == len(counts) - found.people
     assert found == svm_accuracy(emb, labels.astype(str), folds=4, seed=3)
+
+
+def test_a_large_svm_draws_people_and_images():
+    labels = np.repeat(np.arange(12), np.arange(3, 15))
+    emb = np.eye(12)[labels] + 0.01 * np.random.default_rng(0).standard_normal((len(labels), 12))
+    found = svm_accuracy(emb, labels, folds=4, most=(5, 6), seed=1)
+    assert (found.people, found.people_left_out, found.people_not_drawn) == (5, 1, 6)
+    assert found.mean == 1
+    rng = np.random.default_rng(1)
+    drawn = rng.choice(np.arange(1, 12), 5, replace=False)
+    assert found.images == sum(min(6, 3 + k) for k in drawn)
+    assert found.images_not_drawn == sum(max(0, k - 3) for k in drawn)
+    assert found == svm_accuracy(emb, labels, folds=4, most=(5, 6), seed=1)
+    assert "drawn from 11 people" in found.took_part()
+    whole = svm_accuracy(emb, labels, folds=4, most=(11, 14), seed=1)
+    assert (whole.people_not_drawn, whole.images_not_drawn, whole.images) == (0, 0, len(labels) - 3)
+    assert "drawn" not in whole.took_part()
+
+
+def test_images_drawn_of_each_person():
+    who = np.array([2, -1, 0, 2, 0, 2, 2, 1, -1, 0])
+    rows = draw_of_each(who, 2, np.random.default_rng(0))
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(who[rows]).tolist() == [2, 1, 2]
+    others = {tuple(draw_of_each(who, 2, np.random.default_rng(seed))) for seed in range(400)}
+    assert len(others) == 18  # 3 pairs of person 0, 6 of person 2: each is drawn
 
 
 def test_svm_needs_people_with_images():

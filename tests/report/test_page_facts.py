@@ -154,7 +154,7 @@ def test_every_figure_is_in_a_table() -> None:
             slices=(Slicing("age", groups, (gap,)),),
             gallery=base.neighbours,
             identification=Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4))),
-            svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 40, Interval(0.5, 0.25, 0.75, 0.95)),
+            svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 0, 40, 0, Interval(0.5, 0.25, 0.75, 0.95)),
             comparison=Comparison(
                 "second",
                 base.verification,
