@@ -113,6 +113,8 @@ class _Batches(Dataset[Batch]):
             image = self._decode(row)
         except BadImage as error:
             return error
+        if not self.transform.draws:
+            return self.transform(image)
         with DRAWING:
             seed_everything(sample_seed(*self.stream, step, row))
             pixels = self.transform.draw(image)

@@ -67,8 +67,9 @@ class Transform:
 
     Calling it is `draw(image)(image)`: first everything random, then the pixels. The first part takes from the
     global generators, so one thread at a time may do it; the second takes nearly all the time and no random
-    numbers, but where `draws_late` says so."""
+    numbers, but where `draws_late` says so; nothing at all is random where `draws` is False."""
 
+    draws = False
     draws_late = False
 
     def __init__(self, pre: Preprocess) -> None:
@@ -110,6 +111,8 @@ class Transform:
 
 class TrainTransform(Transform):
     """The same with a random crop, flip and the other steps of `Augment`."""
+
+    draws = True
 
     def __init__(self, pre: Preprocess, augment: Augment) -> None:
         super().__init__(pre)

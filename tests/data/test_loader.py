@@ -201,7 +201,7 @@ def test_a_file_too_large_to_read(index: ImageIndex, monkeypatch: pytest.MonkeyP
 class Dies:
     """A transform that takes its process with it at one picture."""
 
-    height, width, enough, draws_late = 12, 16, 0, False
+    height, width, enough, draws, draws_late = 12, 16, 0, True, False
 
     def draw(self, image: Image.Image) -> Pixels:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -254,7 +254,13 @@ def test_interrupt_ends_at_once(index: ImageIndex, tmp_path: Path) -> None:
         """
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [
+            sys.executable,
+            "-W",
+            "ignore:This DataLoader will create",
+            "-c",
+            script,
+        ],  # on one core torch advises
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
