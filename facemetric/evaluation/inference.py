@@ -16,8 +16,9 @@ from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
+from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.model.embedder import Embedder
+from facemetric.model.embedder import Embedder, in_pieces
 
 
 class Embedded(NamedTuple):
@@ -40,7 +41,8 @@ def embed_index(
     """Unit embeddings of every readable image, float32, on the CPU.
 
     `flip` embeds the mirror image too and normalises the mean. `progress` names a progress bar ("" shows none).
-    The embedder is in evaluation mode meanwhile, and as it was afterwards."""
+    The embedder is in evaluation mode meanwhile, and as it was afterwards. Raises DataError where not one image can
+    be read."""
     emb_ND = np.zeros((len(index), embedder.embedding_size), np.float32)
     read = np.zeros(len(index), bool)
     bad: list[tuple[int, str]] = []
@@ -50,18 +52,31 @@ def embed_index(
         for rows, images, broken in images_of(embedder, index, batch_size, workers, progress):
             bad += broken
             if len(rows):
-                emb = embedder(images)
+                emb = in_pieces(embedder, images)
                 if flip:
-                    emb = functional.normalize(emb + embedder(images.flip(3)), dim=1)
+                    emb = functional.normalize(emb + in_pieces(embedder, images.flip(3)), dim=1)
                 emb_ND[rows] = emb.float().cpu().numpy()
                 read[rows] = True
     finally:
         embedder.train(was_training)
     kept = np.flatnonzero(read)
+    if not len(kept):
+        raise DataError(none_readable(index, bad))
     identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
     paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
     groups = {name: column[kept] for name, column in index.groups().items()}
     return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups), bad)
+
+
+def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
+    """What to say where not one image of the index can be read."""
+    if not bad:
+        return "no images came; needed one or more that can be read: name others"
+    row, reason = bad[0]
+    return (
+        f"none of {len(index)} images can be read, the first is {index.name(row)} ({reason}); needed one or more: "
+        "mend the files, or name others"
+    )
 
 
 @torch.inference_mode()
@@ -85,7 +100,7 @@ def mirror_scores(
     embedder.eval()
     try:
         for at, images, _ in images_of(embedder, index.select(rows), batch_size, workers, ""):
-            turned = embedder(images.flip(3)).float().cpu() - torch.from_numpy(mean_D)
+            turned = in_pieces(embedder, images.flip(3)).float().cpu() - torch.from_numpy(mean_D)
             scores[at] = functional.cosine_similarity(turned, unit[at]).numpy()
     finally:
         embedder.train(was_training)

@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, F features of the backbone, D embedding.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -15,6 +16,10 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, did_you_mean
+
+# Images in a network at once on the CPU. Activations beyond the 32 MiB that glibc keeps for itself are pages that
+# the kernel hands out anew, zeroed, in every layer: at 256 images of 96 pixels that is half of the time.
+PIECE = 32
 
 
 class Embedder(nn.Module):
@@ -84,6 +89,14 @@ class Embedder(nn.Module):
             linear.weight.copy_(weight)
             linear.bias.copy_(bias)
         return linear
+
+
+def in_pieces(work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """work(images) without gradients, by PIECE images where they lie on the CPU: twice as fast as 256 at once."""
+    with torch.inference_mode():
+        if images.device.type != "cpu" or len(images) <= PIECE:
+            return work(images)
+        return torch.cat([work(piece) for piece in images.split(PIECE)])
 
 
 def feature_count(backbone: nn.Module) -> int:

@@ -23,7 +23,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
 from facemetric.errors import writing
-from facemetric.model.embedder import Embedder
+from facemetric.model.embedder import Embedder, in_pieces
 
 
 class Features(NamedTuple):
@@ -105,8 +105,8 @@ def fill(
             for batch in load_batches(index, steps, transform, seed=seed, epoch=view, workers=workers):
                 bad |= dict(batch.bad)
                 if len(batch.rows):
-                    with torch.inference_mode():
-                        found = embedder.features(normalise(batch.images, pre, embedder.device))
+                    images = normalise(batch.images, pre, embedder.device)
+                    found = in_pieces(embedder.features, images)
                     values[view, batch.rows.numpy()] = found.float().cpu().numpy()
                 bar.update(len(batch.rows) + len(batch.bad))
     return bad

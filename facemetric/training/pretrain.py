@@ -21,7 +21,7 @@ from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.inference import embed_index, images_of
-from facemetric.model.embedder import Embedder, build_embedder, check_backbone
+from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
@@ -270,7 +270,7 @@ class Classification:
         for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
             note_bad(self.bad_images, self.closed, bad)
             if len(rows):
-                right += int((model(images).argmax(1).cpu().numpy() == label[rows]).sum())
+                right += int((in_pieces(model, images).argmax(1).cpu().numpy() == label[rows]).sum())
                 seen += len(rows)
         return right / seen if seen else float("nan")
 

@@ -9,7 +9,7 @@ import torch
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
-from facemetric.model.embedder import build_embedder
+from facemetric.model.embedder import PIECE, build_embedder, in_pieces
 from facemetric.model.freezing import batch_norms, freeze, training_mode
 
 PRE = Preprocess(size=(32, 32))
@@ -64,6 +64,22 @@ def test_what_is_frozen_stays_the_same_bits(how: str) -> None:
         assert any(name.endswith("running_mean") for name in changed)
     else:
         assert outside
+
+
+def test_pieces_give_what_the_whole_gives() -> None:
+    seen = []
+
+    def work(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return embedder(images)
+
+    embedder = build_embedder("lcnet_050", preprocess=Preprocess(size=(32, 32)), embedding_size=8).eval()
+    images = torch.randn(2 * PIECE + 3, 3, 32, 32)
+    found = in_pieces(work, images)
+    assert seen == [PIECE, PIECE, 3]
+    assert not found.requires_grad
+    assert torch.allclose(found, embedder(images), atol=1e-5)
+    assert in_pieces(work, images[:0]).shape == (0, 8)
 
 
 def test_a_misspelt_architecture_names_the_nearest() -> None:

@@ -1,0 +1,56 @@
+"""An embedder over an index: rows in order, bad images named, and what is said where none can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facemetric.data.images import Preprocess
+from facemetric.data.index import read_index
+from facemetric.errors import DataError
+from facemetric.evaluation.inference import embed_index
+from facemetric.model.embedder import PIECE, Embedder, build_embedder
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    torch.manual_seed(0)
+    return build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)), embedding_size=8)
+
+
+def write_images(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"p{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(path)
+
+
+def test_rows_and_bad_images_keep_their_names(embedder: Embedder, tmp_path: Path) -> None:
+    write_images(tmp_path, PIECE + 8)
+    broken = tmp_path / "p1" / "1.png"
+    broken.write_bytes(b"no image")
+    index = read_index([str(tmp_path)])
+    found = embed_index(embedder, index, batch_size=PIECE + 5)
+    assert [(index.name(row).split("/")[-1], len(found.bad)) for row, _ in found.bad] == [("1.png", 1)]
+    assert len(found.table) == PIECE + 7
+    alone = embed_index(embedder, index.select(np.array([index.find(found.table.name(20))])))
+    assert np.allclose(found.table.embeddings[20], alone.table.embeddings[0], atol=1e-5)
+    assert embedder.training
+
+
+def test_no_image_that_can_be_read_is_one_clear_line(embedder: Embedder, tmp_path: Path) -> None:
+    write_images(tmp_path, 4)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"none of 4 images .* first is \S+png \(zero bytes\); needed one"
+    ) as caught:
+        embed_index(embedder, read_index([str(tmp_path)]))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="no images came; needed one or more"):
+        embed_index(embedder, read_index([str(tmp_path)]).select(np.array([], np.int64)))
