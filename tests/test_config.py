@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
 import facemetric
@@ -86,6 +87,8 @@ def another(kind: Any, name: str) -> Any:
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)
+    if name in ("freeze", "freeze_epochs"):
+        return ("none", "batchnorm") if name == "freeze" else (3, 1)
     if name == "crop":
         return (0.1, 0.0, 0.25, 1e-05)
     if hint == tuple[float, ...]:
@@ -201,6 +204,43 @@ def test_python_arguments_may_be_text() -> None:
         make_config(PretrainConfig, "faces", "more faces")
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (PretrainConfig, {"epochs": "3"}, "epochs is '3'; needed is a whole number"),
+        (PretrainConfig, {"epochs": 2.5}, "epochs is 2.5; needed is a whole number"),
+        (PretrainConfig, {"lr": True}, "lr is True; needed is a number"),
+        (PretrainConfig, {"resume": 1}, "resume is 1; needed is true or false"),
+        (PretrainConfig, {"arch": 3}, "arch is 3; needed is text"),
+        (PretrainConfig, {"out": 3}, "out is 3; needed is a path"),
+        (PretrainConfig, {"crop": (0.1, 0.2)}, "needed are 4 numbers"),
+        (FinetuneConfig, {"freeze": ["batchnorm", "non"]}, "unknown freeze 'non': did you mean 'none'"),
+        (EvalConfig, {"fars": [0.1, "0.01"]}, "fars is '0.01'; needed is a number"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(kind: Any, options: dict[str, Any], message: str) -> None:
+    make_config(PretrainConfig, lr=1, epochs=np.int64(3), val_identities=None, crop=[0, 0, 0, 0.5])
+    with pytest.raises(ConfigError, match=message):
+        make_config(kind, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": ["batchnorm", "none"]}, "2 turns and --freeze-epochs 0 numbers; needed is one for each"),
+        ({"freeze_epochs": [3]}, "1 turns and --freeze-epochs 1 numbers"),
+        ({"freeze": ["batchnorm", "none"], "freeze_epochs": 5}, "adds up to 5 of 5 --epochs"),
+        ({"freeze": ["batchnorm", "none"], "freeze_epochs": 0}, "each must be at least 1"),
+        ({"freeze": []}, "--freeze is empty"),
+    ],
+)
+def test_what_is_frozen_in_turn_needs_its_epochs(options: dict[str, Any], message: str) -> None:
+    known: dict[str, Any] = {"epochs": 5, "freeze": ("batchnorm", "none"), "freeze_epochs": 4}
+    check_stage(make_config(FinetuneConfig, "faces", **known))
+    with pytest.raises(ConfigError, match=message):
+        check_stage(make_config(FinetuneConfig, "faces", epochs=5, **options))
+
+
 def test_a_misspelt_argument_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown option 'epoch': did you mean 'epochs'"):
         make_config(PretrainConfig, epoch=3)
@@ -224,6 +264,7 @@ def test_a_misspelt_argument_names_the_nearest() -> None:
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("inf")}, "--lr"),
         ({"data": ()}, "no DATA"),
+        ({"val_by": "images", "val_identities": "names.txt"}, "one of --val-identities and --val-by images"),
     ],
 )
 def test_numbers_out_of_their_range_are_named(options: dict[str, Any], flag_named: str) -> None:

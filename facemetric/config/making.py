@@ -27,16 +27,15 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         values[name] = value
     hints = get_type_hints(kind)
     for name, value in values.items():
-        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
-        nearest = did_you_mean(str(value), map(str, choices))
-        require(value in choices, f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
         check_type(name, hints[name], value)
     return kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
 
 
 def check_type(name: str, hint: Any, value: Any) -> None:
-    """Raise ConfigError unless a value is of the field's type: a number in quotes is none."""
+    """Raise ConfigError unless a value is of the field's type (a number in quotes is no number), or a choice of it."""
     if get_origin(hint) is Literal:
+        nearest = did_you_mean(str(value), map(str, get_args(hint)))
+        require(value in get_args(hint), f"unknown {name.replace('_', ' ')} {value!r}{nearest}")
         return
     kinds = get_args(hint) or (hint,)
     if get_origin(hint) is tuple:
@@ -66,7 +65,7 @@ def as_hinted(hint: Any, value: Any) -> Any:
     kinds = (hint, *get_args(hint))
     if get_origin(hint) is tuple:
         several = value if isinstance(value, (list, tuple)) else (value,)
-        return tuple(kinds[1](part) for part in several)
+        return tuple(part if get_origin(kinds[1]) else kinds[1](part) for part in several)
     if Path in kinds and isinstance(value, str):
         return Path(value)
     return str(value) if str in kinds and isinstance(value, Path) else value

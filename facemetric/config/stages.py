@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from facemetric.config.making import check_least, require
 
 Head = Literal["softmax", "arcface", "cosface"]
 Freeze = Literal["backbone", "batchnorm", "none"]
+ValBy = Literal["identities", "images"]
 Init = Literal["identity", "pca", "lda", "random"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
@@ -25,6 +26,8 @@ class StageConfig:
     """Text file of the identities to validate on, one a line; they are never trained on."""
     val_fraction: float = 0.1
     """Share of the identities to validate on where no file names them, 0..1; 0 validates on none."""
+    val_by: ValBy = "identities"
+    """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
     leave_out: Path | None = None
     """Text file of identities to leave out."""
     leave_out_images: Path | None = None
@@ -93,6 +96,8 @@ class PretrainConfig(StageConfig):
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the best weights."""
     arch: str = "mobilenetv4_conv_small"
     """Any backbone of timm, by its name there."""
+    arch_args: str = ""
+    """Arguments for timm's backbone, as TOML: `channels = [16, 32, 64, 128], layers = [1, 1, 1, 1]`."""
     weights: str = ""
     """Weights to start from: a weights folder, a run folder or a shipped name; the classifier is new."""
     pretrained: bool = False
@@ -137,8 +142,11 @@ class FinetuneConfig(StageConfig):
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the better weights of start and end."""
     weights: str = ""
     """Weights to start from: a weights folder, a run folder or a shipped name."""
-    freeze: Freeze = "backbone"
-    """What keeps still: the backbone (its features are computed once), all but batchnorm layers, or none."""
+    freeze: tuple[Freeze, ...] = ("backbone",)
+    """What keeps still: the backbone (its features are computed once), all but batchnorm layers, or none.
+    Several take turns: batchnorm none trains the projection and batch norms first, then everything."""
+    freeze_epochs: tuple[int, ...] = ()
+    """Epochs of each of several --freeze but the last, which has the rest of --epochs."""
     embedding_size: int = 128
     """Numbers in an embedding; with --projection-init identity the weights decide."""
     projection_init: Init = "identity"
@@ -226,4 +234,26 @@ def check_stage(config: StageConfig) -> None:
         require(
             0 < value < float("inf"), f"--{name.replace('_', '-')} is {value}; it must be above 0, and finite"
         )
+    require(
+        config.val_by == "identities" or config.val_identities is None,
+        "give one of --val-identities and --val-by images",
+    )
+    if isinstance(config, FinetuneConfig):
+        check_freeze(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+
+
+def check_freeze(config: FinetuneConfig) -> None:
+    """Raise ConfigError where the epochs do not fit what is frozen in turn."""
+    turns, given = config.freeze, config.freeze_epochs
+    require(bool(turns), f"--freeze is empty; choose from {', '.join(get_args(Freeze))}")
+    require(
+        len(given) == len(turns) - 1,
+        f"--freeze has {len(turns)} turns and --freeze-epochs {len(given)} numbers; needed is one for each turn "
+        "but the last",
+    )
+    require(all(n >= 1 for n in given), f"--freeze-epochs is {list(given)}; each must be at least 1")
+    require(
+        sum(given) < config.epochs,
+        f"--freeze-epochs adds up to {sum(given)} of {config.epochs} --epochs; leave some to the last turn",
+    )

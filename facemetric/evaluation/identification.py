@@ -138,7 +138,8 @@ class SvmAccuracy(NamedTuple):
     """Accuracy 0..1 of a linear SVM: the mean over `folds`, the sample deviation, and who took part.
 
     `people_left_out` have fewer images than folds; `people_not_drawn` and `images_not_drawn` (of those drawn)
-    would have made it take too long. `interval`: of the share of images that are right, people drawn anew.
+    would have made it take too long. `folds` 0: it learned from a gallery, without a deviation (0);
+    `people_left_out` are not in it. `interval`: of the share of images that are right, people drawn anew.
     """
 
     mean: float
@@ -167,9 +168,11 @@ class SvmAccuracy(NamedTuple):
 
     def took_part(self) -> str:
         """Whose images were classified, in words."""
-        parts = [f"{self.images:,} images of {self.people:,} people, {self.folds} folds"]
+        how = f"{self.folds} folds" if self.folds else "learned from the gallery"
+        parts = [f"{self.images:,} images of {self.people:,} people, {how}"]
         if self.people_left_out:
-            parts.append(f"{self.people_left_out:,} people of fewer images left out")
+            why = "of fewer images" if self.folds else "who are not in it"
+            parts.append(f"{self.people_left_out:,} people {why} left out")
         if self.people_not_drawn or self.images_not_drawn:
             parts.append(
                 f"drawn from {self.people + self.people_not_drawn:,} people, with {self.images_not_drawn:,} more "
@@ -236,3 +239,39 @@ def draw_of_each(who_N: Ints, most: int, rng: np.random.Generator) -> Ints:
     order = shuffled[np.argsort(who_N[shuffled], kind="stable")]
     place = np.arange(len(order)) - np.searchsorted(who_N[order], who_N[order])
     return np.sort(order[place < most])
+
+
+def svm_of_gallery(
+    gallery: npt.ArrayLike,
+    gallery_labels: npt.ArrayLike,
+    embeddings: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    c: float = 1.0,
+    seed: int = 0,
+) -> SvmAccuracy:
+    """Closed-set accuracy on unit embeddings (N, D) of a LinearSVC that learned all of a gallery (G, D).
+
+    Images of people who are not in the gallery are left out, and these people counted."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    who_G, who_N = np.asarray(gallery_labels), np.asarray(labels)
+    known_N = np.isin(who_N, who_G)
+    if len(np.unique(who_G)) < 2 or not known_N.any():
+        raise DataError("an SVM needs a gallery of two people, and images of people who are in it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as above
+        machine = LinearSVC(C=c, random_state=seed).fit(unit_rows(gallery), who_G)
+    right = machine.predict(unit_rows(embeddings)[known_N]) == who_N[known_N]
+    return SvmAccuracy(
+        float(right.mean()),
+        0.0,
+        0,
+        len(np.unique(who_G)),
+        len(np.unique(who_N[~known_N])),
+        0,
+        int(known_N.sum()),
+        0,
+        mean_intervals({"accuracy": right}, who_N[known_N], seed=seed)["accuracy"],
+    )

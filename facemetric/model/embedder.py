@@ -5,8 +5,10 @@ Shapes: B batch, H height, W width, F features of the backbone, D embedding.
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -110,6 +112,7 @@ def build_embedder(
     arch: str,
     *,
     preprocess: Preprocess,
+    arch_args: Mapping[str, Any] | None = None,
     embedding_size: int = 0,
     dropout: float = 0.0,
     drop_path: float = 0.0,
@@ -119,7 +122,9 @@ def build_embedder(
     """A new embedder on any timm backbone; `embedding_size` 0 gives the backbone's own features.
 
     Raises ConfigError for an architecture that timm does not have, with the nearest name."""
-    backbone, model_args = build_backbone(arch, preprocess.size, drop_path=drop_path, pretrained=pretrained)
+    backbone, model_args = build_backbone(
+        arch, preprocess.size, args=arch_args or {}, drop_path=drop_path, pretrained=pretrained
+    )
     features = feature_count(backbone)
     projection: nn.Module = nn.Linear(features, embedding_size) if embedding_size else nn.Identity()
     return Embedder(
@@ -134,15 +139,24 @@ def build_embedder(
 
 
 def build_backbone(
-    arch: str, image_size: tuple[int, int], *, drop_path: float = 0.0, pretrained: bool = False
+    arch: str,
+    image_size: tuple[int, int],
+    *,
+    args: Mapping[str, Any] = MappingProxyType({}),
+    drop_path: float = 0.0,
+    pretrained: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A timm model without its classifier, and the arguments beyond its name that rebuild it.
 
+    `args` go to the architecture; those that make timm read files are refused, as weights folders hold them.
     Architectures that are made for one image size (vision transformers) are built for `image_size`."""
     if not timm.is_model(arch):
         raise ConfigError(f"timm has no architecture {arch!r}{did_you_mean(arch, timm.list_models())}")
+    of_timm = [name for name in args if name in inspect.signature(timm.create_model).parameters]
+    if of_timm:
+        raise ConfigError(f"{', '.join(of_timm)} is no argument of the architecture {arch}; leave it out")
     pretrained_cfg = timm.get_pretrained_cfg(arch)
-    model_args: dict[str, Any] = {}
+    model_args = dict(args)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         model_args["img_size"] = image_size
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
@@ -152,8 +166,14 @@ def build_backbone(
             backbone = timm.create_model(arch, pretrained=pretrained, num_classes=0, **model_args, **options)
         except TypeError as error:
             raise ConfigError(
-                f"{arch} does not take {', '.join(options) or 'image size ' + str(image_size)} ({error}); "
-                "set --drop-path 0 or choose another --arch"
+                f"{arch} does not take {', '.join([*args, *options]) or 'image size ' + str(image_size)} ({error}); "
+                "mend --arch-args, set --drop-path 0 or choose another --arch"
+            ) from error
+        except (AssertionError, ValueError, IndexError) as error:
+            if not args:
+                raise
+            raise ConfigError(
+                f"{arch} cannot be built with {dict(args)} ({error}); mend --arch-args"
             ) from error
         except RuntimeError as error:  # no network, or weights that do not exist
             raise ConfigError(f"timm could not make {arch}: {str(error).splitlines()[0]}") from error
@@ -167,7 +187,7 @@ def check_backbone(backbone: nn.Module, arch: str, image_size: tuple[int, int]) 
     training = backbone.training
     try:
         shape = tuple(backbone.eval()(torch.zeros(1, 3, *image_size)).shape)
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"{arch} cannot take pictures of {image_size[1]} x {image_size[0]} ({reason}); change --image-size"

@@ -1,10 +1,14 @@
-"""What trains: the projection alone, the batch norm layers too, or everything.
+"""What trains: the projection alone, the batch norm layers too, or everything; in turn, where several are named.
 
 A frozen batch norm must also stay in evaluation mode: otherwise its running statistics drift while its
 weights stand still.
 """
 
 from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,6 +30,16 @@ def freeze(embedder: Embedder, how: str) -> None:
         for module in batch_norms(embedder.backbone):
             module.requires_grad_(True)
     embedder.projection.requires_grad_(True)
+
+
+def widest(turns: Sequence[str]) -> str:
+    """Of what is frozen in turn, that which trains all that trains in any turn."""
+    return max(turns, key=FREEZE.index)
+
+
+def turn(turns: Sequence[str], epochs: Sequence[int], epoch: int) -> str:
+    """What is frozen in an epoch (from 0): each of `turns` has its number of `epochs`, the last has the rest."""
+    return turns[bisect.bisect_right(list(itertools.accumulate(epochs)), epoch)]
 
 
 def training_mode(embedder: Embedder, how: str) -> None:

@@ -111,7 +111,9 @@ def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedd
     ours = config["facemetric"]
     pre = Preprocess.from_dict(ours["preprocess"])
     try:
-        backbone, model_args = build_backbone(config["architecture"], pre.size)
+        backbone, model_args = build_backbone(
+            config["architecture"], pre.size, args=config.get("model_args") or {}
+        )
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
     tensors = read_tensors(folder, config)

@@ -121,7 +121,7 @@ def identification_table(found: Identification, intervals: Intervals) -> Grid:
 
 def svm_table(found: SvmAccuracy) -> Grid:
     """The linear SVM."""
-    note = f"standard deviation over {found.folds} folds {found.deviation_sample:.4f}"
+    note = f"standard deviation over {found.folds} folds {found.deviation_sample:.4f}" if found.folds else ""
     lead = f"{found.took_part()}."
     row = figure("Accuracy of a linear SVM", found.mean, {"": found.interval}, "", note=note)
     return Grid("Classification", HEAD, (row,), lead)

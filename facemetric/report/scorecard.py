@@ -30,6 +30,7 @@ from facemetric.evaluation.identification import (
     identification_intervals,
     identify,
     svm_accuracy,
+    svm_of_gallery,
 )
 from facemetric.evaluation.intervals import (
     Interval,
@@ -204,7 +205,12 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
     table, gallery = tables.table, tables.gallery
     found: dict[str, Any] = {}
     if config.svm:
-        found["svm"] = svm_accuracy(table.embeddings, table.identities, seed=config.seed)
+        own = table.embeddings, table.identities
+        found["svm"] = (
+            svm_accuracy(*own, seed=config.seed)
+            if gallery is None
+            else svm_of_gallery(gallery.embeddings, gallery.identities, *own, seed=config.seed)
+        )
     probes = table
     if gallery is not None:
         near = gallery_probe(

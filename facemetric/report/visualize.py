@@ -29,7 +29,7 @@ from facemetric.report.projector import cell_size, joined, write_projector
 from facemetric.training.run import BAD_IMAGES
 from facemetric.training.setup import pick_device, pick_workers, read_split
 
-SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "leave_out", "merge", "seed")
+SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "val_by", "leave_out", "merge", "seed")
 
 
 class Part(NamedTuple):

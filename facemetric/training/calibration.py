@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences
@@ -20,19 +19,22 @@ from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
+from facemetric.training.setup import Split
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
+CHOSEN_ON_CLOSED = (
+    "other images of the identities that the weights were trained on, which also chose the best epoch"
+)
 
 
 Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
 """Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
 
 
-def keep_thresholds(
-    run: Run, val: ImageIndex | None, embeddings: Embeddings, device: torch.device, seed: int
-) -> None:
+def keep_thresholds(run: Run, split: Split, embeddings: Embeddings, device: torch.device, seed: int) -> None:
     """Store a threshold for each of FARS that the validation identities support with the run's best weights."""
+    val = split.val
     if val is None or distributed.rank() > 0:
         return
     emb_ND, who_N = embeddings(load_weights(run.best, device))
@@ -43,7 +45,8 @@ def keep_thresholds(
         say(f"no threshold is stored: {error}")
         return
     size = usual_size(val)
-    store_thresholds(run.best, [Stored(t, False, CHOSEN_ON, val.fingerprint, size) for t in kept])
+    chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON
+    store_thresholds(run.best, [Stored(t, False, chosen_on, val.fingerprint, size) for t in kept])
     said = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
     few = [f"{far:g}" for far in FARS if far not in fars]
     note = f" (too few pairs for FAR {', '.join(few)})" if few else ""

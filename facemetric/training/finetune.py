@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError, DataError
 from facemetric.model.embedder import Embedder
-from facemetric.model.freezing import freeze, training_mode
+from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
@@ -75,7 +76,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
     try:
         torch.manual_seed(config.seed)
         split = with_pairs(read_split(config), run)
-        kind = OnFeatures if config.freeze == "backbone" else OnImages
+        kind = OnFeatures if config.freeze == ("backbone",) else OnImages
         task = kind(config, embedder, split, run, device)
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
@@ -90,7 +91,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
         if before and metrics is not before and distributed.rank() == 0:
             show_gain(run, task.original, task.embeddings, device, config.seed)
-        keep_thresholds(run, split.val, task.embeddings, device, config.seed)
+        keep_thresholds(run, split, task.embeddings, device, config.seed)
         return Trained(run.folder, run.best, metrics)
     finally:
         run.close()
@@ -113,7 +114,7 @@ def with_pairs(split: Split, run: Run) -> Split:
             f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}"
         )
     check_identities(kept, allow_case_twins=True)
-    return Split(kept, split.val, split.fingerprint)
+    return replace(split, train=kept)
 
 
 class StageTwo:
@@ -160,6 +161,22 @@ class StageTwo:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
+
+    def with_triplets(self, emb_ND: np.ndarray, who_N: np.ndarray) -> dict[str, float]:
+        """The open-set figures of validation embeddings, and the loss and the share of triplets that violate it."""
+        figures = open_set_figures(emb_ND, who_N)
+        labels = np.unique(who_N, return_inverse=True)[1]
+        kept = np.flatnonzero(np.bincount(labels)[labels] >= 2)
+        k = self.config.images_per_identity
+        per_batch = min(self.config.batch_size // k, len(np.unique(labels[kept])))
+        if per_batch >= 2:
+            steps = IdentityBatches(labels[kept], per_batch, k, self.config.seed).epoch(0)
+            unit = functional.normalize(torch.from_numpy(np.asarray(emb_ND)).float(), dim=1)
+            batches = [
+                (unit[rows], torch.from_numpy(labels[rows])) for rows in (kept[step] for step in steps)
+            ]
+            figures |= self.objective.measure(batches)
+        return figures
 
     def extra_state(self) -> dict[str, Any]:
         """The memory."""
@@ -257,7 +274,7 @@ class OnFeatures(StageTwo):
             )
             yield places, views
 
-    def train_mode(self) -> None:
+    def train_mode(self, epoch: int) -> None:
         """The projection trains."""
         self.model.train()
 
@@ -277,7 +294,7 @@ class OnFeatures(StageTwo):
         """The open-set figures of a projection on the cached validation features."""
         if self.val is None:
             return {}
-        return open_set_figures(*self.val_embeddings(projection))
+        return self.with_triplets(*self.val_embeddings(projection))
 
     @torch.inference_mode()
     def val_embeddings(self, projection: nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -320,7 +337,7 @@ class OnImages(StageTwo):
         super().__init__(config, embedder, split, run, device)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
         embedder.projection = self.first_projection(embedder).to(device)
-        freeze(embedder, config.freeze)
+        freeze(embedder, widest(config.freeze))  # the optimizer holds all that trains at any time
         self.model: nn.Module = embedder.to(memory_format=torch.channels_last)
         self.transform = train_transform(embedder.preprocess, augment_of(config))
         self.sampler = self.sampler_of(split.train.identity)
@@ -344,7 +361,7 @@ class OnImages(StageTwo):
     @cached_property
     def start_figures(self) -> dict[str, float]:
         """The figures of stage one's own embedding."""
-        return self.open_set(self.original)
+        return self.validate(self.original)
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """What trains, with its learning rate."""
@@ -362,9 +379,11 @@ class OnImages(StageTwo):
             start=start,
         )
 
-    def train_mode(self) -> None:
-        """Put into training mode what trains; a frozen batch norm stays as it is."""
-        training_mode(self.embedder, self.config.freeze)
+    def train_mode(self, epoch: int) -> None:
+        """Put into training mode what trains in this epoch; a frozen batch norm stays as it is."""
+        how = turn(self.config.freeze, self.config.freeze_epochs, epoch)
+        freeze(self.embedder, how)
+        training_mode(self.embedder, how)
 
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """Embed, mine, backward; in chunks with --microbatch."""
@@ -387,8 +406,10 @@ class OnImages(StageTwo):
         return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Open-set figures of the embedder."""
-        return self.open_set(model)  # type: ignore[arg-type]
+        """Open-set figures of the embedder, and those of its triplets."""
+        if self.split.val is None:
+            return {}
+        return self.with_triplets(*self.open_set.embeddings(model))  # type: ignore[arg-type]
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

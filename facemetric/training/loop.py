@@ -41,8 +41,8 @@ class Task(Protocol):
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from step `start` on: a pure function of the seed and the epoch."""
 
-    def train_mode(self) -> None:
-        """Put into training mode what trains."""
+    def train_mode(self, epoch: int) -> None:
+        """Put into training mode what trains in this epoch."""
 
     def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
@@ -173,7 +173,7 @@ class Trainer:
         """The rest of the current epoch, its validation and its checkpoint."""
         at, settings = self.at, self.settings
         meter = Meter()
-        self.task.train_mode()
+        self.task.train_mode(at.epoch)
         bar = tqdm(
             total=self.task.steps_per_epoch,
             initial=at.step,

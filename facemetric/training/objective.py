@@ -5,8 +5,10 @@ Shapes: B rows of this process, A rows of all processes, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +69,19 @@ class TripletObjective:
         }
         self.doctor.watch(see(emb_AD, figures, int(valid)))
         return loss, figures
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The mean loss of validation batches (B, D), (B,), and the share of their triplets that violate the margin.
+
+        In this process alone, and without the memory."""
+        losses, active, valid = [], 0.0, 0
+        for emb_BD, labels_B in batches:
+            options = self.options | ({"seed": self.seed} if self.seeded else {})
+            mined = self.mine(emb_BD, labels_B, **options)
+            losses.append(float(mined.loss))
+            active, valid = active + float(mined.active), valid + int(mined.valid)
+        return {"val_loss": float(np.mean(losses)), "val_fraction_positive": active / valid if valid else 0.0}
 
     def remembering(self, emb_AD: Tensor) -> CrossBatchMemory:
         """The memory, made when the first batch tells its dimension and device."""

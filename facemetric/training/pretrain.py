@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig, check_stage, config_toml, make_config, require
-from facemetric.data.batches import ShuffledBatches, places_within
+from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
-from facemetric.errors import DataError
+from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.inference import embed_index, images_of
 from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
@@ -34,6 +35,7 @@ from facemetric.training.setup import (
     OpenSet,
     Split,
     augment_of,
+    hold_back,
     make_optimizer,
     make_scheduler,
     note_bad,
@@ -90,7 +92,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
-        keep_thresholds(run, split.val, task.open_set.embeddings, device, config.seed)
+        keep_thresholds(run, split, task.open_set.embeddings, device, config.seed)
     finally:
         run.close()
     say(f"best epoch {at.best_epoch}; weights in {run.best}")
@@ -106,6 +108,7 @@ def start_embedder(config: PretrainConfig) -> Embedder:
         return build_embedder(
             config.arch,
             preprocess=pre,
+            arch_args=parse_arch_args(config.arch_args),
             embedding_size=config.embedding_size,
             dropout=config.dropout,
             drop_path=config.drop_path,
@@ -124,6 +127,16 @@ def start_embedder(config: PretrainConfig) -> Embedder:
     return embedder
 
 
+def parse_arch_args(text: str) -> dict[str, Any]:
+    """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
+    try:
+        return tomllib.loads(f"args = {{{text}}}")["args"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
+        ) from error
+
+
 def growing_sizes(first: int, last: int, epochs: int) -> list[int]:
     """Side of the picture, pixels, in each epoch: equal numbers of epochs for each step from `first` to `last`.
 
@@ -137,17 +150,6 @@ def growing_sizes(first: int, last: int, epochs: int) -> list[int]:
         else last
         for epoch in range(epochs)
     ]
-
-
-def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
-    """Mask (N,) of images kept from training for closed-set accuracy, at most half of an identity's."""
-    rng = np.random.default_rng([seed, 11])
-    order = rng.permutation(len(index))
-    identity = index.identity[order]
-    allowed = order[places_within(identity) < index.counts()[identity] // 2]
-    held = np.zeros(len(index), bool)
-    held[rng.permutation(allowed)[: round(fraction * len(index))]] = True
-    return held
 
 
 def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: int) -> Tensor:
@@ -181,9 +183,12 @@ class Classification:
         self.sizes = growing_sizes(config.start_size, embedder.preprocess.size[0], config.epochs)
         if self.sizes[0] != self.sizes[-1]:
             check_backbone(embedder.backbone, embedder.arch, (self.sizes[0], self.sizes[0]))
-        held = hold_back(split.train, config.closed_set_fraction, config.seed)
+        held = np.zeros(len(split.train), bool)
+        if config.val_by == "identities":
+            held = hold_back(split.train, config.closed_set_fraction, config.seed)
         self.rows = np.flatnonzero(~held)
-        self.closed = split.train.select(held) if held.any() else None
+        closed = split.train.select(held) if held.any() else None
+        self.closed = split.val if config.val_by == "images" else closed
         head = make_head(
             config.head,
             embedder.embedding_size,
@@ -229,7 +234,7 @@ class Classification:
             start=start,
         )
 
-    def train_mode(self) -> None:
+    def train_mode(self, epoch: int) -> None:
         """Everything trains."""
         self.model.train()
 

@@ -15,6 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from facemetric.config import StageConfig, config_dict
+from facemetric.data.batches import places_within
 from facemetric.data.identities import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import BadImageLog
@@ -36,11 +37,12 @@ SCORE = "val_tar_at_far_0.01"
 
 @dataclass(frozen=True)
 class Split:
-    """Images to train on, and images of identities that are never trained on (None where there are none)."""
+    """Images to train on, and images to validate on, never trained on (None where there are none)."""
 
     train: ImageIndex
     val: ImageIndex | None
     fingerprint: str  # of everything that was read, before it was split
+    closed: bool = False  # the validation images are of identities that are trained on
 
 
 def read_split(config: StageConfig) -> Split:
@@ -61,6 +63,9 @@ def read_split(config: StageConfig) -> Split:
             raise DataError(
                 f"none of the identities of {config.val_identities} is in the data; mend the names"
             )
+    elif config.val_fraction > 0 and config.val_by == "images":
+        held = hold_back(index, config.val_fraction, config.seed)
+        index, val = index.select(~held), index.select(held)
     elif config.val_fraction > 0:
         index, val = split_fraction(index, config.val_fraction, config.seed)
     check_identities(index, allow_case_twins=True)
@@ -68,8 +73,9 @@ def read_split(config: StageConfig) -> Split:
         check_validation(val)
     say(f"training on {len(index):,} images of {len(index.identities):,} identities")
     if val is not None:
-        say(f"validating on {len(val):,} images of {len(val.identities):,} other identities")
-    return Split(index, val, fingerprint)
+        whose = "of these" if config.val_by == "images" else "other"
+        say(f"validating on {len(val):,} images of {len(val.identities):,} {whose} identities")
+    return Split(index, val, fingerprint, closed=config.val_by == "images")
 
 
 def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:
@@ -88,6 +94,17 @@ def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[Image
     picked[order[:count]] = True
     mask = picked[index.identity]
     return index.select(~mask), index.select(mask)
+
+
+def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
+    """Mask (N,) of images kept from training, at most half of an identity's."""
+    rng = np.random.default_rng([seed, 11])
+    order = rng.permutation(len(index))
+    identity = index.identity[order]
+    allowed = order[places_within(identity) < index.counts()[identity] // 2]
+    held = np.zeros(len(index), bool)
+    held[rng.permutation(allowed)[: round(fraction * len(index))]] = True
+    return held
 
 
 def check_validation(val: ImageIndex) -> None:

@@ -13,6 +13,7 @@ from facemetric.evaluation.identification import (
     identification_intervals,
     identify,
     svm_accuracy,
+    svm_of_gallery,
 )
 
 
@@ -104,6 +105,24 @@ def test_images_drawn_of_each_person():
     assert np.bincount(who[rows]).tolist() == [2, 1, 2]
     others = {tuple(draw_of_each(who, 2, np.random.default_rng(seed))) for seed in range(400)}
     assert len(others) == 18  # 3 pairs of person 0, 6 of person 2: each is drawn
+
+
+def test_svm_of_a_gallery_as_scikit_learn_by_hand():
+    rng = np.random.default_rng(4)
+    labels = np.repeat(list("abcd"), 15)
+    emb = rng.normal(size=(60, 6)) + 1.2 * np.eye(6)[np.searchsorted(list("abcd"), labels)]
+    emb /= np.linalg.norm(emb, axis=1, keepdims=True)
+    known = np.isin(labels, list("abc"))
+    learned, asked = np.flatnonzero(known)[::2], np.setdiff1d(np.arange(60), np.flatnonzero(known)[::2])
+    found = svm_of_gallery(7 * emb[learned], labels[learned], emb[asked], labels[asked])
+    machine = LinearSVC(random_state=0).fit(emb[learned], labels[learned])
+    share = machine.score(emb[asked][labels[asked] != "d"], labels[asked][labels[asked] != "d"])
+    assert 0.5 < share < 1
+    assert (found.mean, found.folds, found.people, found.people_left_out) == (share, 0, 3, 1)
+    assert found.images == (labels[asked] != "d").sum()
+    assert found.interval.low <= share <= found.interval.high
+    with pytest.raises(DataError, match="in it"):
+        svm_of_gallery(emb[learned], labels[learned], emb[labels == "d"], labels[labels == "d"])
 
 
 def test_svm_needs_people_with_images():

@@ -10,7 +10,7 @@ import torch
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.model.embedder import PIECE, build_embedder, in_pieces
-from facemetric.model.freezing import batch_norms, freeze, training_mode
+from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
 
 PRE = Preprocess(size=(32, 32))
 
@@ -35,6 +35,31 @@ def test_folding_keeps_the_embedding() -> None:
     folded = embedder.folded_projection()
     embedder.projection, embedder.neck = folded, torch.nn.Identity()
     torch.testing.assert_close(embedder(images), expected)
+
+
+def test_turns_of_freezing() -> None:
+    turns = ("backbone", "batchnorm", "none")
+    assert [turn(turns, (2, 1), epoch) for epoch in range(5)] == [
+        "backbone",
+        "backbone",
+        "batchnorm",
+        "none",
+        "none",
+    ]
+    assert turn(("none",), (), 7) == "none"
+    assert widest(turns) == widest(("none", "backbone")) == "none"
+    assert widest(("batchnorm", "backbone")) == "batchnorm"
+
+
+def test_arguments_of_the_architecture() -> None:
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
+    embedder = build_embedder("resnet18", preprocess=PRE, arch_args=args)
+    assert embedder.num_features == 32
+    assert sum(p.numel() for p in embedder.parameters()) < 100_000
+    assert embedder.model_args == args
+    for wrong in ({"layerss": [1]}, {"layers": [1, 1]}, {"output_stride": 7}, {"num_classes": 3}):
+        with pytest.raises(ConfigError, match="resnet18"):
+            build_embedder("resnet18", preprocess=PRE, arch_args=wrong)
 
 
 @pytest.mark.parametrize("how", ["backbone", "batchnorm", "none"])

@@ -64,6 +64,25 @@ def test_plain_timm_opens_the_backbone(arch: str, size: int, tmp_path: Path) -> 
         torch.testing.assert_close(functional.normalize(whole(images), dim=1), embedder(images))
 
 
+def test_arguments_of_the_architecture_come_back(tmp_path: Path) -> None:
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
+    pre = Preprocess(size=(32, 32))
+    embedder = build_embedder("resnet18", preprocess=pre, arch_args=args, embedding_size=8).eval()
+    save_weights(tmp_path / "w", embedder, provenance={}, metrics={})
+    images = torch.randn(2, 3, 32, 32)
+    loaded = load_weights(tmp_path / "w")
+    assert loaded.model_args == args
+    torch.testing.assert_close(loaded(images), embedder(images))
+    whole = timm.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
+    torch.testing.assert_close(functional.normalize(whole(images), dim=1), embedder(images))
+    # Weights of others cannot make timm read files.
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    config["model_args"]["checkpoint_path"] = "/etc/passwd"
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="checkpoint_path is no argument of the architecture"):
+        load_weights(tmp_path / "w")
+
+
 def test_a_run_folder_stands_for_its_best_weights(folder: Path) -> None:
     folder.rename(folder.with_name("best"))
     assert find_weights(folder.parent) == folder.parent / "best"

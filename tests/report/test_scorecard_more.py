@@ -293,6 +293,19 @@ def test_an_svm(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "linear SVM accuracy" in capsys.readouterr().out
 
 
+def test_an_svm_learns_from_the_gallery(
+    faces: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same embeddings on both sides: what it learned by heart it knows."""
+    options = {"embeddings": table, "gallery": str(table), "svm": True, "out": tmp_path}
+    record = evaluate(**options).to_dict()["svm"]
+    assert (record["people"], record["images"], record["folds"]) == (16, 96, 0)
+    folds = evaluate(embeddings=table, svm=True, out=tmp_path, report=False).svm
+    assert record["accuracy"] > folds.mean
+    assert "learned from the gallery" in capsys.readouterr().out
+    assert "16 people, learned from the gallery" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

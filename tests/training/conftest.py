@@ -56,7 +56,7 @@ class Toy:
             values = np.random.default_rng([epoch, step]).normal(size=(6, 4))
             yield epoch, step, torch.from_numpy(values).float()
 
-    def train_mode(self) -> None:
+    def train_mode(self, epoch: int) -> None:
         self.model.train()
 
     def step(

@@ -20,9 +20,9 @@ from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.inference import embed_index
-from facemetric.training.pretrain import Classification, Trained, growing_sizes, hold_back
+from facemetric.training.pretrain import Classification, Trained, growing_sizes
 from facemetric.training.run import Run
-from facemetric.training.setup import open_set_figures, pick_device, pick_workers, read_split
+from facemetric.training.setup import hold_back, open_set_figures, pick_device, pick_workers, read_split
 
 
 def weights_of(run: Trained) -> dict[str, torch.Tensor]:
@@ -218,6 +218,25 @@ def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
     assert (hold_back(index, 0.3, seed=1) != held).any()
 
 
+def test_a_closed_set_validates_on_other_images_of_the_same_identities(
+    faces: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    options = small | {"val_by": "images", "val_fraction": 0.25}
+    split = read_split(PretrainConfig((str(faces),), **options))
+    assert split.val is not None
+    assert split.train.identities == read_index([str(faces)]).identities
+    assert (len(split.train), len(split.val)) == (72, 24)
+    names = [{part.name(i) for i in range(len(part))} for part in (split.train, split.val)]
+    assert not names[0] & names[1]
+    run = pretrain(str(faces), **options, out=tmp_path / "run")
+    record = json.loads((run.weights / "config.json").read_text())["facemetric"]
+    task = task_of(faces, tmp_path / "task", val_by="images", val_fraction=0.25)
+    assert len(task.rows) == 72  # none is held back once more
+    assert 0 <= run.metrics["closed_set_accuracy"] <= 1
+    chosen = {kept["chosen_on"] for kept in record["thresholds"].values()}
+    assert all("identities that the weights were trained on" in text for text in chosen)
+
+
 def test_held_back_images_are_not_trained_on(faces: Path, tmp_path: Path) -> None:
     task = task_of(faces, tmp_path / "run", closed_set_fraction=0.2, batch_size=8)
     trained = {int(row) for epoch in range(3) for batch in task.batches(epoch, 0) for row in batch.rows}
@@ -228,8 +247,11 @@ def test_held_back_images_are_not_trained_on(faces: Path, tmp_path: Path) -> Non
     assert not names & held
 
 
-def test_closed_set_accuracy_by_hand(faces: Path, tmp_path: Path) -> None:
-    task = task_of(faces, tmp_path / "run", closed_set_fraction=0.06)
+@pytest.mark.parametrize(
+    "options", [{"closed_set_fraction": 0.06}, {"val_by": "images", "val_fraction": 0.06}], ids=str
+)
+def test_closed_set_accuracy_by_hand(faces: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    task = task_of(faces, tmp_path / "run", **options)
     assert task.closed is not None
     assert len(task.closed.identities) < len(task.split.train.identities)  # numbered otherwise than there
     # A head that always gives one answer is right where that is the identity.
