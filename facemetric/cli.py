@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,6 +139,8 @@ def weights() -> None:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
     before, threading.excepthook = threading.excepthook, of_a_thread
+    with_signal = threading.current_thread() is threading.main_thread()
+    terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
         app(rest, exit_on_error=False, print_error=False)
@@ -155,6 +159,19 @@ def main(tokens: Sequence[str] | None = None) -> None:
         fail("interrupted; a run goes on from its last checkpoint with --resume")
     finally:
         threading.excepthook = before
+        if with_signal:
+            signal.signal(signal.SIGTERM, terminate)
+
+
+def like_ctrl_c(main_process: int) -> Callable[[int, Any], None]:
+    """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if os.getpid() == main_process:
+            raise KeyboardInterrupt
+        os._exit(128 + number)  # a process that reads images
+
+    return interrupt
 
 
 def find_own_modules() -> None:

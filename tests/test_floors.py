@@ -12,6 +12,7 @@ import facemetric
 ROOT = Path(facemetric.__file__).parent
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "config": 0,
     "data": 1,
     "mining": 1,

@@ -155,14 +155,19 @@ class Store:
         return Location(os.path.join(file.path, self.name(row)[len(file.prefix) :]), 0, int(self.size[row]))
 
     def read(self, row: int) -> bytes:
+        """The bytes of a row. OSError where they are gone, or the file was written to since it was indexed."""
         which = int(self.file[row])
-        if not self.files[which].is_tar:
-            with open(self.location(row).file, "rb") as file:
-                return file.read()
         size = int(self.size[row])
-        data = os.pread(self._descriptor(which), size, int(self.offset[row]))
+        source = self.files[which]
+        if not source.is_tar:
+            with open(self.location(row).file, "rb") as file:
+                _same_file(file.fileno(), "it", size, int(self.mtime[row]))
+                return file.read()
+        descriptor = self._descriptor(which)
+        _same_file(descriptor, source.path, source.size, source.mtime)
+        data = os.pread(descriptor, size, int(self.offset[row]))
         if len(data) < size:
-            raise OSError(errno.EIO, f"{self.files[which].path} was cut short since it was indexed")
+            raise OSError(errno.EIO, f"{source.path} was cut short since it was indexed")
         return data
 
     def _descriptor(self, which: int) -> int:
@@ -178,3 +183,12 @@ class Store:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
+
+
+def _same_file(descriptor: int, what: str, size: int, mtime: int) -> None:
+    """OSError unless an open file has the size and time of change that it was indexed with."""
+    state = os.fstat(descriptor)
+    if state.st_size < size:
+        raise OSError(errno.EIO, f"{what} was cut short since it was indexed")
+    if state.st_size != size or state.st_mtime_ns != mtime:
+        raise OSError(errno.EIO, f"{what} was changed since it was indexed")

@@ -23,11 +23,13 @@ from torch import nn
 import facemetric
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, did_you_mean, writing
+from facemetric.files import sync, write_whole
 from facemetric.model.embedder import Embedder, build_backbone
 
 FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
+OLD = ".old"  # ends the name of a folder that is being replaced
 PACKAGE = Path(facemetric.__file__).parent
 SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
@@ -64,6 +66,8 @@ def save_weights(
             config = describe(embedder, key) | {"sha256": file_hash(staging / MODEL)}
             config["facemetric"] |= {"provenance": provenance, "metrics": metrics}
             (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            for path in (staging / MODEL, staging / CONFIG, staging):
+                sync(path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -144,7 +148,7 @@ def find_weights(name: str | Path) -> Path:
         )
     path = Path(name)
     shipped = {folder.name: folder for folder in shipped_weights()}
-    for folder in (path, path / BEST, path / (BEST + ".old"), shipped.get(str(name), path)):
+    for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
         if (folder / CONFIG).is_file():
             return folder
     if path.is_dir():
@@ -184,17 +188,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def amend_config(folder: Path, **entries: Any) -> Path:
     """Change entries of `facemetric` in the config.json of a weights folder; the file appears whole."""
-    path = folder / CONFIG
     config = read_config(folder)
     config["facemetric"] |= entries
-    staged = path.with_name(path.name + ".new")
-    try:
-        with writing(path):
-            staged.write_text(json.dumps(config, indent=2) + "\n")
-            os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    return path
+    text = json.dumps(config, indent=2) + "\n"
+    return write_whole(folder / CONFIG, lambda path: path.write_text(text), durable=True)
 
 
 def read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -232,9 +229,17 @@ def file_hash(path: Path) -> str:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`; at every moment one of them is whole on disk."""
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(target.name + OLD)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(new, target)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(target: Path) -> None:
+    """Undo a replacement that was cut off half way: the old folder is in its place again."""
+    old = target.with_name(target.name + OLD)
+    if old.exists() and not target.exists():
+        os.replace(old, target)

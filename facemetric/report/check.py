@@ -18,6 +18,7 @@ from facemetric.data.perceptual import read_frequencies
 from facemetric.errors import writing
 from facemetric.evaluation.inference import embed_index, mirror_scores
 from facemetric.evaluation.labels import Alike, alike_across, alike_identities, centred, judge_images
+from facemetric.files import write_whole
 from facemetric.model.weights import find_weights, load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
@@ -35,7 +36,6 @@ from facemetric.report.findings import (
     lists,
     name_findings,
 )
-from facemetric.report.plots import write_whole
 from facemetric.training.run import BAD_IMAGES
 from facemetric.training.setup import pick_device, pick_workers
 

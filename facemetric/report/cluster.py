@@ -20,10 +20,10 @@ from facemetric.evaluation.agreement import Agreement, agreement
 from facemetric.evaluation.clustering import Clusters, find_clusters
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
+from facemetric.files import write_whole
 from facemetric.model.weights import find_weights
 from facemetric.report.embedding import check_data, embed_data
 from facemetric.report.pictures import Pictures
-from facemetric.report.plots import write_whole
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown
 
 SHEETS = "sheets"

@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import facemetric
+from facemetric.files import write_whole
 from facemetric.report.page_records import Page
-from facemetric.report.plots import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
 TEMPLATE, STYLE, SCRIPT = "report.html", "report.css", "report.js"

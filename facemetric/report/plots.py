@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Histogram, Roc
+from facemetric.files import write_whole
 
 DPI = 144
 # Told apart by people who do not see red and green, and in print: Okabe and Ito's order, then line styles.
@@ -158,16 +158,3 @@ def _figure() -> tuple[Figure, Any]:
 
 def _save(figure: Figure, file: str | Path) -> Path:
     return write_whole(file, lambda path: figure.savefig(path, format="png"))
-
-
-def write_whole(file: str | Path, fill: Callable[[Path], object]) -> Path:
-    """Fill a temporary neighbour and put it in place, so that the file appears whole."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fill(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

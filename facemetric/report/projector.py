@@ -16,8 +16,8 @@ from google.protobuf import text_format
 from tensorboard.plugins.projector import ProjectorConfig
 
 from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.files import write_whole
 from facemetric.report.pictures import Sprite
-from facemetric.report.plots import write_whole
 
 MOST_SIDE = 8192  # pixels: the largest texture that browsers promise, and so the projector's largest sprite
 CELL = 64

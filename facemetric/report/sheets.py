@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from facemetric.files import write_whole
 from facemetric.report.pictures import PAD, Pictures
-from facemetric.report.plots import write_whole
 
 CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
 MOST = 100  # pictures on a sheet

@@ -1,19 +1,40 @@
-"""Checkpoints: written whole or not at all, the one before kept until the next is there."""
+"""Checkpoints: written whole or not at all, the one before kept until the next was read back."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from facemetric.errors import ConfigError, writing
+from facemetric.files import sync
+
+UNREADABLE = (
+    RuntimeError,  # NotImplementedError too: a compression that zip files may have
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write to a temporary file, sync, keep the last one as `.previous`, then take its place."""
+    """Write to a temporary file, read it back, keep the last one as `.previous`, then take its place."""
     staging, previous = path.with_suffix(".new"), path.with_suffix(".previous")
     try:
         with writing(path), open(staging, "wb") as file:
@@ -23,12 +44,28 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             file.flush()
             os.fsync(file.fileno())
+        fault = damage(staging)
+        if fault:
+            raise OSError(errno.EIO, f"was not read back as it was written ({fault})", str(path))
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
     if path.exists():
         os.replace(path, previous)
     os.replace(staging, path)
+    sync(path.parent)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint; "" where nothing is.
+
+    torch does not look at the checksums that it writes: a flipped bit would become a wrong weight."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            wrong = parts.testzip()
+    except UNREADABLE as error:
+        return _reason(error)
+    return f"{wrong} has another checksum" if wrong else ""
 
 
 def has_checkpoint(path: Path) -> bool:
@@ -46,12 +83,25 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], s
         if not candidate.exists():
             reasons.append(f"{candidate.name} is missing")
             continue
-        try:
-            state = torch.load(candidate, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:80]
-            reasons.append(f"{candidate.name} is damaged ({reason})")
+        fault = damage(candidate)
+        if not fault:
+            try:
+                state = torch.load(candidate, map_location=device, weights_only=True)
+            except UNREADABLE as error:
+                fault = _reason(error)
+        if fault:
+            reasons.append(f"{candidate.name} is damaged ({fault})")
             continue
         note = f"{reasons[0]}; going on from {candidate.name}" if reasons else ""
         return state, note
     raise ConfigError(f"no checkpoint in {path.parent} is whole ({'; '.join(reasons)}); name another --out")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged newest checkpoint: the next one would else push it over the good `.previous`."""
+    if path.exists():
+        os.replace(path, path.with_suffix(".damaged"))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:80]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -59,6 +59,15 @@ class Doctor:
             if name not in self.said:
                 self.said.add(name)
                 self.say(name, text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, so that it says the same: the window, and what was said."""
+        return {"window": [tuple(seen) for seen in self.window], "said": sorted(self.said)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.window = deque((Seen(*seen) for seen in state["window"]), maxlen=WINDOW)
+        self.said = set(state["said"])
 
     def findings(self) -> list[tuple[str, str]]:
         """(name, cause and remedy) of everything that the window shows."""

@@ -23,6 +23,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
 from facemetric.errors import writing
+from facemetric.files import Lock, is_locked, sync, write_whole
 from facemetric.model.embedder import Embedder, in_pieces
 
 
@@ -56,7 +57,9 @@ def cached_features(
     if found is not None:
         return found
     cache.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(cache)
     part = cache / f"{key}.{os.getpid()}.part"
+    lock = Lock(part.with_suffix(".lock"))
     try:
         with writing(part):
             values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
@@ -64,16 +67,26 @@ def cached_features(
         bad = fill(values, embedder, index, augment=augment, seed=seed, workers=workers)
         values.flush()
         del values
-        record = cache / f"{key}.json"
-        staged = record.with_suffix(".new")
-        staged.write_text(json.dumps({"shape": shape, "bad": sorted(bad.items())}))
+        record = json.dumps({"shape": shape, "bad": sorted(bad.items())})
+        sync(part)
         os.replace(part, cache / f"{key}.npy")
-        os.replace(staged, record)
+        write_whole(cache / f"{key}.json", lambda file: file.write_text(record), durable=True)
     finally:
-        part.unlink(missing_ok=True)
+        for path in (part, part.with_suffix(".lock")):
+            path.unlink(missing_ok=True)
+        lock.release()
     found = read_cache(cache, key, shape)
     assert found is not None
     return found._replace(reused=False)
+
+
+def remove_abandoned(cache: Path) -> None:
+    """Take away what processes that were killed left half made: it can be large."""
+    for part in cache.glob("*.part"):
+        lock = part.with_suffix(".lock")
+        if not is_locked(lock):
+            part.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def claim_space(file: Path) -> None:

@@ -26,6 +26,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog, Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError, DataError
+from facemetric.files import write_whole
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
@@ -33,7 +34,7 @@ from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.calibration import keep_thresholds, show_gain
 from facemetric.training.distributed import say
-from facemetric.training.features import Features, cached_features
+from facemetric.training.features import Features, cached_features, state_hash
 from facemetric.training.loop import fit
 from facemetric.training.microbatch import backward_in_chunks
 from facemetric.training.objective import TripletObjective
@@ -51,6 +52,7 @@ from facemetric.training.setup import (
     pick_device,
     pick_workers,
     read_split,
+    same_origin,
     save_best,
     settings_of,
 )
@@ -73,6 +75,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
     device = pick_device(distributed.start(config.device))
     embedder = load_weights(config.weights, device)
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
+    config = replace(config, resume=run.resume)
     try:
         torch.manual_seed(config.seed)
         split = with_pairs(read_split(config), run)
@@ -92,6 +95,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         if before and metrics is not before and distributed.rank() == 0:
             show_gain(run, task.original, task.embeddings, device, config.seed)
         keep_thresholds(run, split, task.embeddings, device, config.seed)
+        run.log("finished", task.steps_per_epoch * config.epochs)
         return Trained(run.folder, run.best, metrics)
     finally:
         run.close()
@@ -109,7 +113,8 @@ def with_pairs(split: Split, run: Run) -> Split:
     if left_out:
         path = run.folder / SINGLES
         # Names that are no UTF-8 are written with escapes.
-        path.write_bytes(("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace"))
+        text = ("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace")
+        write_whole(path, lambda file: file.write_bytes(text))
         say(
             f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}"
         )
@@ -178,12 +183,18 @@ class StageTwo:
             figures |= self.objective.measure(batches)
         return figures
 
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Which data and which weights it began with."""
+        return {"data": self.split.fingerprint, "weights": state_hash(self.original)}
+
     def extra_state(self) -> dict[str, Any]:
-        """The memory."""
-        return self.objective.state_dict()
+        """The memory, and where the run began."""
+        return self.objective.state_dict() | self.origin
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """The memory, back again."""
+        """The memory, back again. Raises ConfigError for other data or other weights than the run began with."""
+        same_origin(state, **self.origin)
         self.objective.load_state_dict(state)
 
     def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import distributed
-from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
+from facemetric.training.pace import Pace
 from facemetric.training.run import CHECKPOINT, Run
 
 LOG_STEPS = 20  # steps averaged into one line of the log
@@ -114,7 +115,7 @@ def fit(
     resume: bool = False,
     validate_first: bool = False,
 ) -> Progress:
-    """Train `task.model`; validate, save the best and write a checkpoint each epoch.
+    """Train `task.model`; validate, save the best and write a checkpoint each epoch, and one before the first.
 
     With `validate_first` the start counts as an epoch of its own, number 0.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
@@ -126,8 +127,11 @@ def fit(
     trainer = Trainer(task, run, optimizer, scheduler, settings, ema, amp)
     if resume:
         trainer.load(device)
-    elif validate_first or settings.epochs == 0:
-        trainer.validate()
+    else:
+        if validate_first or settings.epochs == 0:
+            trainer.validate()
+        trainer.save()
+    trainer.pace.start(trainer.done)
     with stop_signals() as stopped:
         while trainer.at.epoch < settings.epochs:
             trainer.epoch(stopped)
@@ -153,6 +157,7 @@ class Trainer:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
+        self.pace = Pace()
 
     @property
     def kept(self) -> nn.Module:
@@ -173,6 +178,7 @@ class Trainer:
         """The rest of the current epoch, its validation and its checkpoint."""
         at, settings = self.at, self.settings
         meter = Meter()
+        self.pace.resume()
         self.task.train_mode(at.epoch)
         bar = tqdm(
             total=self.task.steps_per_epoch,
@@ -209,7 +215,8 @@ class Trainer:
     def log_train(self, meter: Meter) -> dict[str, float]:
         """Log the means of the steps since the last line; returns them."""
         means = meter.take()
-        self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means)
+        pace = self.pace.line(self.done, self.total)
+        self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means, **pace)
         return means
 
     def step(self, batch: Any) -> dict[str, float]:
@@ -251,7 +258,8 @@ class Trainer:
                 self.task.save(self.kept, metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         star = " *" if self.at.best_epoch == self.at.epoch else ""
-        say(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}")
+        left = self.pace.left(self.done, self.total)
+        say(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}{left}")
 
     def stop(self) -> None:
         """Write a checkpoint and end the run in the words the user needs to go on."""
@@ -262,7 +270,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; the log is on the disk before it."""
         state = {
             "model": self.task.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
@@ -271,16 +279,23 @@ class Trainer:
             "progress": vars(self.at),
             "steps_per_epoch": self.task.steps_per_epoch,
             "extra": self.task.extra_state(),
+            "log": self.run.mark(),
+            "processes": distributed.world_size(),
         }
         if distributed.rank() == 0:
             save_checkpoint(self.run.folder / CHECKPOINT, state)
         self.saved = time.monotonic()
+        self.pace.resume()
 
     def load(self, device: torch.device) -> None:
         """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
-        state, note = load_checkpoint(self.run.folder / CHECKPOINT, device)
+        path = self.run.folder / CHECKPOINT
+        state, note = load_checkpoint(path, device)
         if note:
             say(note)
+            distributed.barrier()  # all have read
+            if distributed.rank() == 0:
+                set_aside(path)
         if state["steps_per_epoch"] != self.task.steps_per_epoch:
             raise ConfigError(
                 f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
@@ -293,13 +308,22 @@ class Trainer:
                 self.ema.module.load_state_dict(state["ema"])
             self.amp.scaler.load_state_dict(state["scaler"])
             self.task.load_extra_state(state["extra"])
+        except ConfigError:
+            raise
         except (RuntimeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.run.folder} is of another model or optimizer "
                 f"({str(error).strip().splitlines()[-1].strip()}); resume with the options it was started with"
             ) from error
+        before, now = state.get("processes", 1), distributed.world_size()
+        if before != now:
+            say(
+                f"resumed on {now} processes, before {before}: every step sees the same images, but batch norms and "
+                "random layers see each process's share, and sums are rounded in another order, so the weights "
+                "will not be the same bits"
+            )
         self.at = Progress(**state["progress"])
-        self.run.go_on(self.done)
+        self.run.go_on(self.done, state.get("log", 1 << 62))
 
 
 class Meter:

@@ -90,12 +90,15 @@ class TripletObjective:
         return self.memory
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the calls so far, and the memory."""
-        return {"calls": self.calls, "memory": self.memory.state_dict() if self.memory is not None else None}
+        """What a resumed run needs: the calls so far, the memory, and what the doctor has seen."""
+        memory = self.memory.state_dict() if self.memory is not None else None
+        return {"calls": self.calls, "memory": memory, "doctor": self.doctor.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back. Raises ConfigError for a memory of another size."""
         self.calls = state["calls"]
+        if "doctor" in state:
+            self.doctor.load_state_dict(state["doctor"])
         if state["memory"] is None:
             return
         size, dim = state["memory"]["embeddings"].shape

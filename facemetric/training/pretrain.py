@@ -42,6 +42,7 @@ from facemetric.training.setup import (
     pick_device,
     pick_workers,
     read_split,
+    same_origin,
     save_best,
     settings_of,
 )
@@ -85,6 +86,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
     check_stage(config)
     device = pick_device(distributed.start(config.device))
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
+    config = replace(config, resume=run.resume)
     try:
         torch.manual_seed(config.seed)
         split = read_split(config)
@@ -93,6 +95,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
         keep_thresholds(run, split, task.open_set.embeddings, device, config.seed)
+        run.log("finished", task.steps_per_epoch * config.epochs)
     finally:
         run.close()
     say(f"best epoch {at.best_epoch}; weights in {run.best}")
@@ -280,11 +283,12 @@ class Classification:
         return right / seen if seen else float("nan")
 
     def extra_state(self) -> dict[str, Any]:
-        """Nothing besides model and optimizer."""
-        return {}
+        """Which data it is."""
+        return {"data": self.split.fingerprint}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Raises ConfigError for other data."""
+        same_origin(state, data=self.split.fingerprint)
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

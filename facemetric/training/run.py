@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import time
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,45 +17,70 @@ from torch.utils.tensorboard import SummaryWriter
 
 import facemetric
 from facemetric.errors import ConfigError
-from facemetric.model.weights import BEST
+from facemetric.files import Lock, write_whole
+from facemetric.model.weights import BEST, mend_folder
 from facemetric.training import distributed
 from facemetric.training.checkpoint import has_checkpoint
+from facemetric.training.distributed import say
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
+LOCK = "run.lock"
 
 
 class Run:
-    """One training run on disk.
+    """One training run on disk, in a folder that no other process writes into meanwhile.
 
-    Raises ConfigError where the folder holds another run and `resume` is not set, or no checkpoint and it is.
-    A start that failed before its first step leaves no run behind."""
+    Raises ConfigError where the folder holds another run and `resume` is not set, where its checkpoint is lost,
+    or where another process is at work in it. A start that failed before its first step leaves no run behind:
+    with `resume` it then begins anew (`resume` of the run says which it is)."""
 
     def __init__(self, folder: Path, *, config_toml: str, resume: bool) -> None:
         self.folder = Path(folder)
         self.started = time.time()
+        self.resume = resume
         self._config = config_toml
+        self._board: SummaryWriter | None = None
         self.writes = distributed.rank() == 0
-        if not self.writes:  # process 0 keeps the folder
-            return
+        if self.writes:  # process 0 keeps the folder
+            if resume and not self.folder.is_dir():
+                raise ConfigError(f"{self.folder} holds no checkpoint to resume; start without --resume")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder / LOCK)
+            try:
+                self._begin()
+            except BaseException:
+                self._lock.release()
+                raise
+        self.resume = distributed.from_first(self.resume)
+
+    def _begin(self) -> None:
+        """Look at what the folder holds, and open its files."""
         log, checkpoint = self.folder / LOG, self.folder / CHECKPOINT
-        begun = log.exists() and log.stat().st_size > 0
+        checkpoints = [checkpoint, checkpoint.with_suffix(".previous")]
         saved = has_checkpoint(checkpoint)
-        if resume and not saved:
-            remedy = "name another --out, or remove it" if begun else "start without --resume"
-            raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")
-        if (begun or saved) and not resume:
+        begun = any(line.get("step", 0) > 0 for line in read_log(log)) or (saved and not log.exists())
+        if self.resume and not saved:
+            if begun or not (self.folder / CONFIG).exists():
+                remedy = "name another --out, or remove it" if begun else "start without --resume"
+                raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")
+            say(f"{self.folder} was stopped before its first step: beginning anew")
+            self.resume = False
+        if begun and not self.resume:
             remedy = "go on with it by --resume" if saved else "remove it"
             raise ConfigError(f"{self.folder} already holds a run; {remedy}, or name another --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
+        if self.resume:
+            mend_folder(self.best)
+        else:
             self.write_config()
-            (self.folder / BAD_IMAGES).unlink(missing_ok=True)  # of a start that failed
-        self._log = open(self.folder / LOG, "a")  # noqa: SIM115 (closed by close)
-        self._board = SummaryWriter(str(self.folder))
+            for path in (log, self.folder / BAD_IMAGES, *checkpoints):  # of a start that failed
+                path.unlink(missing_ok=True)
+            self._board = SummaryWriter(str(self.folder))
+        self._log = open(log, "a")  # noqa: SIM115 (closed by close)
 
     def write_config(self) -> None:
         """config.toml; a path that is no text is written with escapes, and cannot be read back."""
-        (self.folder / CONFIG).write_bytes(self._config.encode("utf-8", "backslashreplace"))
+        text = self._config.encode("utf-8", "backslashreplace")
+        write_whole(self.folder / CONFIG, lambda path: path.write_bytes(text))
 
     @property
     def bad_images(self) -> Path:
@@ -75,32 +102,64 @@ class Run:
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
         for name, value in line.items():
-            if isinstance(value, float) and name != "seconds":
+            if self._board and isinstance(value, float) and name != "seconds":
                 self._board.add_scalar(f"{event}/{name}", value, step)
 
-    def go_on(self, step: int) -> None:
-        """Go on from a step: keep the options given now; drop the log's lines after it, which come again."""
+    def mark(self) -> int:
+        """Bring the log to the disk; its bytes so far, for the checkpoint that now follows."""
+        if not self.writes:
+            return 0
+        os.fsync(self._log.fileno())
+        return os.fstat(self._log.fileno()).st_size
+
+    def go_on(self, step: int, mark: int) -> None:
+        """Go on from a checkpoint: keep the options given now; drop the log's lines behind its mark, which come
+        again."""
         if not self.writes:
             return
+        for text in changed_options(self.folder / CONFIG, self._config):
+            say(f"going on with another {text}")
         self.write_config()
         path = self.folder / LOG
-        kept = []
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # the line that a crash cut
-                continue
-            if line.get("step", 0) <= step and line.get("event") not in ("stopped", "kept", "gain"):
-                kept.append(text + "\n")
-        self._log.close()
-        path.write_text("".join(kept))
-        self._log = open(path, "a")  # noqa: SIM115
+        with open(path, "rb") as file:
+            kept = file.read(mark)
+        os.truncate(path, kept.rfind(b"\n") + 1)  # a power cut may have taken the end before the mark
+        self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files, and let go of the folder."""
         if self.writes:
             self._log.close()
-            self._board.close()
+            if self._board:
+                self._board.close()
+            self._lock.release()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log.jsonl; [] where there is none. A line that a crash cut is passed over."""
+    lines = []
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def changed_options(path: Path, config: str) -> list[str]:
+    """`lr: 0.1, before 0.05` for each option that differs from those that the run folder holds."""
+    try:
+        before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(config)
+    except (OSError, ValueError):  # a path that is no text
+        return []
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name}: {now.get(name, 'none')}, before {before.get(name, 'none')}" for name in names]
 
 
 def plain(value: Any) -> Any:

@@ -122,6 +122,16 @@ def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]
         log.add(index.name(row), reason)
 
 
+def same_origin(state: dict[str, Any], **now: str) -> None:
+    """Raise ConfigError where a run began with other data or weights than it has now (`data="a1b2..."`)."""
+    for what, mark in now.items():
+        if state.get(what, mark) != mark:
+            raise ConfigError(
+                f"the {what} of this run changed since it began; resume with those it was started with, "
+                "or name another --out"
+            )
+
+
 def save_best(
     run: Run, embedder: Embedder, split: Split, config: StageConfig, metrics: dict[str, float]
 ) -> None:

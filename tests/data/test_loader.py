@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_augmentation_follows_seed_epoch_and_step(index: ImageIndex) -> None:
 
 def test_equal_pictures_are_varied_apart(index: ImageIndex, tmp_path: Path) -> None:
     (tmp_path / "data/p0/01.png").write_bytes(picture(0))
+    index = read_index(tmp_path / "data")
     (batch,) = load_batches(index, [np.array([0, 1])], train_transform(PRE, STRONG))
     assert not torch.equal(batch.images[0], batch.images[1])
 
@@ -172,9 +174,10 @@ def test_bad_images_are_named_and_left_out(index: ImageIndex, tmp_path: Path, wo
     data = tmp_path / "data"
     (data / "p0/00.png").write_bytes(b"")
     (data / "p0/02.png").write_bytes(b"no image")
-    (data / "p1/05.png").unlink()
     for n in (8, 9):
         (data / f"p2/{n:02}.png").write_bytes(picture(n)[:200])
+    index = read_index(data)
+    (data / "p1/05.png").unlink()
     (clean,) = load_batches(index, [np.array([1, 3, 4])], train_transform(PRE, STRONG))
     rows = [np.array([0, 1, 2, 3, 4, 5]), np.array([8, 9])]
     first, second = load_batches(index, rows, train_transform(PRE, STRONG), workers=workers)
@@ -190,6 +193,32 @@ def test_bad_images_are_named_and_left_out(index: ImageIndex, tmp_path: Path, wo
     assert second.images.shape == (0, 12, 16, 3)
     assert second.labels.shape == (0,)
     assert len(second.bad) == 2
+
+
+@pytest.mark.parametrize("source", ["folder", "tar"])
+def test_what_is_written_to_while_it_is_read_is_no_image(tmp_path: Path, source: str) -> None:
+    for n in range(3):
+        path = tmp_path / f"data/p{n}/0.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(picture(n))
+    file = tmp_path / "data/p1/0.png"
+    if source == "tar":
+        file = tmp_path / "data.tar"
+        with tarfile.open(file, "w") as tar:
+            tar.add(tmp_path / "data", arcname=".")
+    index = read_index(tmp_path / ("data.tar" if source == "tar" else "data"))
+    steps, rows = [np.arange(3)], [1] if source == "folder" else [0, 1, 2]
+    state = file.stat()
+    for change, reason in (("other bytes", "changed"), ("longer", "changed"), ("cut", "cut short")):
+        data = file.read_bytes()
+        file.write_bytes({"other bytes": data, "longer": data + b"!", "cut": data[:100]}[change])
+        (batch,) = load_batches(index, steps, eval_transform(PRE))
+        assert [row for row, _ in batch.bad] == rows
+        assert all(f"{reason} since it was indexed" in why for _, why in batch.bad)
+        file.write_bytes(data)
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    (batch,) = load_batches(index, steps, eval_transform(PRE))
+    assert not batch.bad
 
 
 def test_a_file_too_large_to_read(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from facemetric.errors import ConfigError
 from facemetric.training import checkpoint
-from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 
 CPU = torch.device("cpu")
 
@@ -83,6 +83,63 @@ def test_a_crash_between_the_renames_loses_nothing(
     state, note = load_checkpoint(path, CPU)
     assert state == {"number": 1}
     assert note == ("" if moment == 1 else "checkpoint.pt is missing; going on from checkpoint.previous")
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_does_not_matter(path: Path) -> None:
+    state = {"weight": torch.arange(64.0), "step": 3}
+    save_checkpoint(path, state)
+    good, silent = path.read_bytes(), 0
+    at = good.find(state["weight"].numpy().tobytes())
+    assert at > 0
+    for place in [*range(0, len(good), 7), at, at + 17]:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+        found, note = load_checkpoint(path, CPU)
+        if note:
+            assert "checkpoint.pt is damaged" in note
+            assert found == {"number": 1}
+        else:  # padding, or a date
+            silent += 1
+            assert torch.equal(found["weight"], state["weight"])
+            assert found["step"] == 3
+        assert note or place not in (at, at + 17)
+    assert silent < 0.9 * len(good) / 7
+
+
+def test_a_checkpoint_cut_at_any_byte_is_not_read(path: Path) -> None:
+    save_checkpoint(path, {"number": 2})
+    good = path.read_bytes()
+    for length in range(0, len(good), 11):
+        path.write_bytes(good[:length])
+        state, note = load_checkpoint(path, CPU)
+        assert state == {"number": 1}
+        assert "checkpoint.pt is damaged" in note
+
+
+def test_what_is_not_read_back_as_written_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.save
+
+    def bad_memory(state: Any, file: Any) -> None:
+        real(state, file)
+        file.seek(file.tell() // 2)
+        file.write(b"?")
+
+    monkeypatch.setattr(torch, "save", bad_memory)
+    with pytest.raises(OSError, match="not read back as it was written") as caught:
+        save_checkpoint(path, {"number": torch.arange(1000)})
+    assert caught.value.filename == str(path)
+    monkeypatch.undo()
+    assert load_checkpoint(path, CPU) == ({"number": 1}, "")
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_damaged_one_never_pushes_out_the_good_one(path: Path) -> None:
+    save_checkpoint(path, {"number": 2})
+    path.write_bytes(b"damaged")
+    assert load_checkpoint(path, CPU)[0] == {"number": 1}
+    set_aside(path)
+    save_checkpoint(path, {"number": 3})
+    assert torch.load(path.with_suffix(".previous"), weights_only=True) == {"number": 1}
+    assert load_checkpoint(path, CPU) == ({"number": 3}, "")
 
 
 class Evil:

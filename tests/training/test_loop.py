@@ -43,7 +43,10 @@ def train(
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    """The checkpoint, without the length of the log: its lines hold times."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state.pop("log") > 0
+    return state
 
 
 def log_of(folder: Path, event: str = "") -> list[dict[str, Any]]:
@@ -136,6 +139,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "going on from checkpoint.previous" in said
     assert rest.seen[0] == (1, 0)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+    assert (tmp_path / "parts" / "checkpoint.damaged").exists() == (damage != "missing")
+
+
+def test_other_options_and_other_processes_are_said(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(loop.distributed, "world_size", lambda: 2)
+    train(toy(), tmp_path / "run", resume=True, epochs=4)
+    said = capsys.readouterr().out
+    assert "going on with another epochs: 4, before 3" in said
+    assert "resumed on 2 processes, before 1: every step sees the same images" in said
+    assert "will not be the same bits" in said
+    train(toy(), tmp_path / "run", resume=True, epochs=4)
+    said = capsys.readouterr().out
+    assert "another" not in said
+    assert "resumed on" not in said
 
 
 def test_without_a_whole_checkpoint_there_is_nothing_to_resume(toy: Any, tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""The fixtures of stages.py."""
+
+from stages import small, stage_one, toy
+
+__all__ = ["small", "stage_one", "toy"]

@@ -1,0 +1,94 @@
+"""Stage one on drawn faces, once for all tests of the training room; and a task small enough to watch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from facemetric.training.pretrain import Trained, pretrain
+
+SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
+SMALL |= {"workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Any]:
+    """Options of a stage one that takes a second."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def stage_one(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of stage one on the drawn faces. Nobody writes into it."""
+    return pretrain(str(faces), **SMALL, out=tmp_path_factory.mktemp("stage_one") / "run")
+
+
+class Toy:
+    """A task of the loop (see loop.Task): a regression with batch norm, dropout, numpy's random numbers and a
+    memory of the last batch's mean."""
+
+    score = "score"
+    steps_per_epoch = 5
+
+    def __init__(
+        self, at_step: Callable[[int, int], float] = lambda epoch, step: 1.0, scores: Sequence[float] = ()
+    ) -> None:
+        """`at_step(epoch, step)` multiplies the loss of a step; each validation takes one of the `scores`."""
+        torch.manual_seed(3)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
+        self.at_step, self.scores = at_step, list(scores)
+        self.saved: list[dict[str, Tensor]] = []
+        self.validated: list[dict[str, Tensor]] = []
+        self.seen: list[tuple[int, int]] = []
+        self.memory = torch.zeros(4)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[int, int, Tensor]]:
+        for step in range(start, self.steps_per_epoch):
+            values = np.random.default_rng([epoch, step]).normal(size=(6, 4))
+            yield epoch, step, torch.from_numpy(values).float()
+
+    def train_mode(self, epoch: int) -> None:
+        self.model.train()
+
+    def step(
+        self, batch: tuple[int, int, Tensor], progress: float, backward: Callable[[Tensor], None]
+    ) -> dict[str, float]:
+        epoch, step, values = batch
+        self.seen.append((epoch, step))
+        noise = torch.randn(6, 1) + np.random.random()
+        loss = (self.model(values + 0.1 * self.memory) - values.sum(1, keepdim=True) - noise).square().mean()
+        loss = loss * self.at_step(epoch, step)
+        backward(loss)
+        self.memory = values.mean(0)
+        return {"loss": loss.item()}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        model.eval()
+        self.validated.append(copy.deepcopy(model.state_dict()))
+        with torch.no_grad():
+            figures = {"output": float(model(torch.ones(2, 4)).sum())}
+        return figures | ({"score": self.scores.pop(0)} if self.scores else {})
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        self.saved.append(copy.deepcopy(model.state_dict()))
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.memory = state["memory"]
+
+
+@pytest.fixture
+def toy() -> type[Toy]:
+    """The class, as tests cannot import a conftest."""
+    return Toy
