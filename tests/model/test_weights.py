@@ -15,7 +15,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import WeightsError
 from facemetric.model import weights
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.weights import find_weights, load_weights, save_weights, shipped_weights
+from facemetric.model.weights import find_weights, load_weights, mend_folder, save_weights, shipped_weights
 
 PRE = Preprocess(size=(32, 32), crop=(0.1, 0.2, 0.1, 0.0))
 
@@ -163,3 +163,13 @@ def test_the_second_save_replaces_the_first(embedder: Embedder, folder: Path) ->
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(load_weights(folder)(images), embedder(images))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["w"]
+
+
+def test_a_replacement_cut_off_half_way_is_undone(tmp_path: Path) -> None:
+    (tmp_path / "best.old").mkdir()
+    (tmp_path / "best.old" / "config.json").write_text("{}")
+    mend_folder(tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    (tmp_path / "best.old").mkdir()  # the new one was in its place, the old one not yet removed
+    mend_folder(tmp_path / "best")
+    assert (tmp_path / "best" / "config.json").exists()
