@@ -23,6 +23,7 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
+from facemetric.training.heap import keep_freed_memory
 from facemetric.training.pace import Pace
 from facemetric.training.run import CHECKPOINT, Run
 
@@ -121,6 +122,8 @@ def fit(
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
     not finite raises TrainingError before the weights are touched."""
     device = next(task.model.parameters()).device
+    if device.type == "cpu":
+        keep_freed_memory()
     distributed.same_weights(task.model)
     ema = ModelEmaV3(task.model, decay=settings.ema, use_warmup=True) if settings.ema else None
     amp = Amp(device, settings.amp)
