@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from facemetric.report.scorecard import check_options, run_evaluate
 from facemetric.report.visualize import run_visualize
 from facemetric.training.checkpoint import has_checkpoint
 from facemetric.training.distributed import say
+from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
 from facemetric.training.measure import Measured, measuring
 from facemetric.training.pretrain import Trained, run_pretrain
@@ -60,6 +62,8 @@ def run_recipe(config: RunConfig) -> pd.DataFrame:
     steps = {step.folder: step for variant in variants for step in variant.steps}
     for step in steps.values():
         check_step(step)
+    if config.dry:
+        return run_dry(list(steps.values()))
     for step in steps.values():
         check_folder(step, resume=config.resume)
     for folder, step in steps.items():
@@ -70,6 +74,25 @@ def run_recipe(config: RunConfig) -> pd.DataFrame:
         say(f"\n{step.stage}: {folder}")
         run_step(step, record)
     return write_table(folder_of(config), variants)
+
+
+def run_dry(steps: list[Step]) -> pd.DataFrame:
+    """Try the training stages, each on what the one before it left; a row for each, nothing stays on the disk."""
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        kept: dict[str, Path] = {}  # by the folder that the weights would have come to
+        for step in steps:
+            if step.stage not in ("pretrain", "finetune"):
+                continue
+            kept[str(step.folder)] = keep = Path(scratch) / str(len(kept)) / step.stage
+            weights = kept.get(step.config.weights, step.config.weights)
+            dry = dry_run(replace(step.config, weights=str(weights)), keep)
+            say(dry.text(step.stage))
+            found.append(step.settings | {"stage": step.stage} | asdict(dry))
+    table = pd.DataFrame(found)
+    if found:
+        say(f"training in all: about {table['minutes'].sum():,.1f} minutes, without eval and visualize")
+    return table
 
 
 def check_step(step: Step) -> None:

@@ -84,6 +84,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/pretrain.py",
         "training/finetune.py",
         "training/setup.py",
+        "training/dry.py",
         "report/calibrate.py",
         "report/cluster.py",
         "report/embedding.py",

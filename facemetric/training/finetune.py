@@ -79,8 +79,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
     try:
         torch.manual_seed(config.seed)
         split = with_pairs(read_split(config), run)
-        kind = OnFeatures if config.freeze == ("backbone",) else OnImages
-        task = kind(config, embedder, split, run, device)
+        task = task_of(config, embedder, split, run, device)
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         # Process 0 measures for all, as in the loop.
@@ -99,6 +98,14 @@ def run_finetune(config: FinetuneConfig) -> Trained:
         return Trained(run.folder, run.best, metrics)
     finally:
         run.close()
+
+
+def task_of(
+    config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+) -> OnFeatures | OnImages:
+    """The task of the options: on cached features where the backbone keeps still throughout."""
+    kind = OnFeatures if config.freeze == ("backbone",) else OnImages
+    return kind(config, embedder, split, run, device)
 
 
 def show(what: str, figures: dict[str, float]) -> None:
