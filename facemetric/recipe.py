@@ -166,16 +166,20 @@ def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
 
 
 def train(runner: Callable[[Any], Trained]) -> Callable[[Any], dict[str, float]]:
-    """A training stage; its figures are those of the kept weights, and the last ones of the training itself."""
+    """A training stage; its figures are those of the kept weights, and those of the last steps and the last
+    validation of the training itself: its loss, its accuracy, its share of triplets that violate the margin."""
 
     def run_stage(config: Any) -> dict[str, float]:
         trained = runner(config)
-        lines = map(json.loads, (trained.run / LOG).read_text().splitlines())
-        last: dict[str, Any] = {}
-        for line in lines:
-            last = line if line["event"] == "train" else last
-        shown = ("loss", "accuracy", "fraction_positive")
-        return {f"train_{name}": last[name] for name in shown if name in last} | trained.metrics
+        last: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
+        for line in map(json.loads, (trained.run / LOG).read_text().splitlines()):
+            last[line["event"]] = line
+        figures = {
+            f"train_{name}": last["train"].get(name) for name in ("loss", "accuracy", "fraction_positive")
+        }
+        figures |= trained.metrics
+        figures |= {name: last["validation"].get(name) for name in ("val_loss", "val_fraction_positive")}
+        return {name: value for name, value in figures.items() if value is not None}
 
     return run_stage
 

@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 
 from facemetric import recipe
-from facemetric.config import RunConfig, plan
+from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.training.pretrain import start_embedder
 from facemetric.training.run import LOG
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted(path for path in CONFIGS.glob("*.toml") if "[pretrain]" in path.read_text())
+assert len(RECIPES) >= 6
 RECIPE = """
 data = ["FACES"]
 batch_size = 16
@@ -130,6 +134,21 @@ def test_a_fault_is_said_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_come_with_it(path: Path) -> None:
+    """Each option is known, each number in its range, and timm builds the network."""
+    (variant,) = plan(RunConfig(path))
+    first = variant.steps[0].config
+    for step in variant.steps:
+        if step.stage in ("pretrain", "finetune"):
+            check_stage(step.config)
+    assert {step.stage for step in variant.steps} >= {"pretrain", "finetune", "eval"}
+    assert start_embedder(first).preprocess.size == (first.image_size, first.image_size)
+    assert first.hflip == (0.5 if "fashion" in path.stem or "cifar" in path.stem else 0.0)
+    told = [line for line in path.read_text().splitlines() if line.startswith("#   facemetric run")]
+    assert told[0].split()[3] == f"configs/{path.name}"
+
+
 def test_a_run_leaves_its_stages_and_a_table(
     toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +160,10 @@ def test_a_run_leaves_its_stages_and_a_table(
     assert table["finetune.margin"].tolist()[1:] == ["0.01", "3"]
     assert table["train_fraction_positive"].tolist()[2] == 1.0  # no distance on the sphere reaches 3
     assert table["train_fraction_positive"].tolist()[1] < 1.0
+    # of the training, though it did not help and stage one's weights are kept
+    log = (out / "finetune.margin=3" / "finetune" / LOG).read_text().splitlines()
+    last = [line for line in map(json.loads, log) if line["event"] == "validation"][-1]
+    assert (table["val_fraction_positive"][2], table["val_loss"][2]) == (1.0, last["val_loss"])
     # eval's figures are of the weights of their own row
     for folder, row in (("eval_pretrain", 0), ("finetune.margin=3/eval_finetune", 2)):
         found = json.loads((out / folder / "metrics.json").read_text())["neighbours"]["knn_accuracy_1"]
