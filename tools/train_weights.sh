@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The recipe of weights/faces-96: two runs of stage one and one of stage two; start it again after a stop, it goes on.
+# The recipe of the shipped weights: four runs of stage one, each from the one before, and a stage two after the third
+# (weights/faces-88) and the fourth (weights/faces-112). Start it again after a stop, it goes on.
 #   tools/train_weights.sh DATA RUNS     DATA as in the README's results, RUNS a folder for the runs
 set -euo pipefail
 data=$1 runs=$2
-root=$(cd "$(dirname "$0")/.." && pwd)
+configs=$(cd "$(dirname "$0")/../configs" && pwd)
 faces=(fiw="$data/fiw112.tar" pins="$data/pins112.tar" celeba="$data/celeba112.tar"
-    --val-identities "$data/splits/val_identities.txt" --merge "$data/splits/likely_same_person.csv")
+    --val-identities "$data/splits/val_identities.txt" --merge "$data/splits/likely_same_person.csv"
+    --leave-out "$configs/shipped_leave_out.txt")
 
 stage() {  # command, run folder, options: resumed where it stopped, left alone where it is complete
     local command=$1 out=$2
@@ -15,6 +17,9 @@ stage() {  # command, run folder, options: resumed where it stopped, left alone 
     touch "$out/complete"
 }
 
-stage pretrain "$runs/start" --config "$root/configs/faces_start.toml"
-stage pretrain "$runs/margin" --config "$root/configs/faces_strong.toml" --weights "$runs/start"
-stage finetune "$runs/finetune" --config "$root/configs/faces_finetune.toml" --weights "$runs/margin"
+stage pretrain "$runs/start" --config "$configs/shipped_start.toml"
+stage pretrain "$runs/margin" --config "$configs/shipped_margin.toml" --weights "$runs/start"
+stage pretrain "$runs/longer" --config "$configs/shipped_longer.toml" --weights "$runs/margin"
+stage pretrain "$runs/robust" --config "$configs/shipped_robust.toml" --weights "$runs/longer"
+stage finetune "$runs/faces-88" --config "$configs/shipped_triplets.toml" --weights "$runs/longer"
+stage finetune "$runs/faces-112" --config "$configs/shipped_triplets.toml" --weights "$runs/robust"
