@@ -25,6 +25,7 @@ from facemetric.config import (
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
+    RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
@@ -134,6 +135,14 @@ def weights() -> None:
     from facemetric.report.catalog import list_weights
 
     list_weights()
+
+
+@app.command
+def runs(config: Annotated[RunsConfig, Parameter(name="*")] = RunsConfig()) -> None:
+    """List the training runs below FOLDER: running, finished, stopped or interrupted, and their best figures."""
+    from facemetric.report.runs import list_runs
+
+    list_runs(config)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

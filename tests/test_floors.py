@@ -88,6 +88,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "report/calibrate.py",
         "report/cluster.py",
         "report/embedding.py",
+        "report/runs.py",
         "report/scorecard.py",
         "report/verify.py",
         "report/visualize.py",

@@ -20,6 +20,7 @@ from facemetric.config.scoring import (
     ClusterConfig,
     DataConfig,
     EvalConfig,
+    RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "FinetuneConfig",
     "PretrainConfig",
     "RunConfig",
+    "RunsConfig",
     "StageConfig",
     "Step",
     "Variant",

@@ -186,3 +186,11 @@ class VisualizeConfig(DataConfig):
     """Most images in a t-SNE picture, drawn in the same way."""
     out: Path = Path("runs/visualize")
     """Folder for the projector's files and the png; give it to tensorboard --logdir."""
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """A list of training runs."""
+
+    folder: Path = Path("runs")
+    """Folder that holds run folders, at any depth."""

@@ -38,6 +38,11 @@ def catalog_text(found: list[dict[str, Any]]) -> str:
         size = f"{each['megabytes']:.1f}"
         sides = [str(each["pixels"]), str(each["embedding_size"])]
         rows.append([each["name"], size, each["architecture"], *sides, *figures])
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of texts as lines whose columns stand under each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

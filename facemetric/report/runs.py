@@ -1,0 +1,104 @@
+"""What `facemetric runs` prints: the training runs below a folder, how each stands, and its best figures."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facemetric.config import RunsConfig
+from facemetric.errors import DataError
+from facemetric.files import is_locked
+from facemetric.report.catalog import aligned
+from facemetric.training.checkpoint import has_checkpoint
+from facemetric.training.pace import in_words
+from facemetric.training.run import CHECKPOINT, CONFIG, LOCK, LOG, read_log
+from facemetric.training.setup import SCORE
+
+EER = "val_eer"
+
+
+class Standing(NamedTuple):
+    """A run: `state` is running, finished, stopped, interrupted, lost or not begun."""
+
+    folder: Path
+    stage: str
+    state: str
+    epochs: str
+    left: str
+    best: dict[str, float]
+    best_epoch: int | None
+    changed: float
+
+
+def standing(folder: Path) -> Standing:
+    """How the run in a folder stands, from its log, its options, its lock and its checkpoint."""
+    log = read_log(folder / LOG)
+    options = read_options(folder / CONFIG)
+    stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
+    seen = [line for line in log if line.get("event") == "validation"]
+    best = max((line for line in seen if SCORE in line), key=lambda line: line[SCORE], default={})
+    trained = [line for line in log if line.get("event") == "train"]
+    state = state_of(folder, log)
+    left = trained[-1].get("minutes_left") if trained and state == "running" else None
+    return Standing(
+        folder,
+        stage,
+        state,
+        f"{seen[-1]['epoch'] if seen else 0}/{options.get('epochs', '?')}",
+        "" if left is None else in_words(left),
+        {name: value for name, value in best.items() if name.startswith("val_")},
+        best.get("epoch"),
+        (folder / LOG).stat().st_mtime,
+    )
+
+
+def state_of(folder: Path, log: list[dict[str, Any]]) -> str:
+    """One word: a run that ended without a word was killed, and goes on with --resume where it has a checkpoint."""
+    last = log[-1].get("event") if log else ""
+    if is_locked(folder / LOCK):
+        return "running"
+    if last in ("finished", "stopped"):
+        return str(last)
+    if has_checkpoint(folder / CHECKPOINT):
+        return "interrupted"
+    return "lost" if any(line.get("step", 0) > 0 for line in log) else "not begun"
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options of a run; {} where they cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def find_runs(root: Path) -> list[Standing]:
+    """All runs below a folder, by name. DataError where it is not there."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; name the folder that holds the runs")
+    folders = {path.parent for name in (LOG, LOCK) for path in root.rglob(name)}
+    return [standing(folder) for folder in sorted(folders) if (folder / LOG).exists()]
+
+
+def runs_text(found: list[Standing], root: Path) -> str:
+    """The table of runs."""
+    if not found:
+        return f"no runs below {root}"
+    rows = [["run", "stage", "state", "epochs", "left", "best epoch", "TAR @ FAR=1e-2", "EER", "last line"]]
+    for run in found:
+        name = str(run.folder.relative_to(root)) if run.folder != root else str(root)
+        epoch = "-" if run.best_epoch is None else str(run.best_epoch)
+        figures = [f"{run.best[key]:.4f}" if key in run.best else "-" for key in (SCORE, EER)]
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
+        rows.append([name, run.stage, run.state, run.epochs, run.left or "-", epoch, *figures, when])
+    return aligned(rows)
+
+
+def list_runs(config: RunsConfig) -> None:
+    """Print the runs below a folder; what was stopped or interrupted goes on by the same command with --resume."""
+    found = find_runs(config.folder)
+    print(runs_text(found, config.folder))
+    if any(run.state in ("stopped", "interrupted") for run in found):
+        print("stopped and interrupted runs go on by the same command with --resume")

@@ -1,0 +1,72 @@
+"""The list of runs: how each stands, and its best epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facemetric.config import RunsConfig
+from facemetric.errors import DataError
+from facemetric.report.runs import find_runs, list_runs
+from facemetric.training.run import Run
+from facemetric.training.setup import SCORE
+
+
+def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text('head = "softmax"\nepochs = 9\n')
+    lines = [json.dumps({"event": event, "step": step, **more}) + "\n" for event, step, more in events]
+    (folder / "log.jsonl").write_text("".join(lines))
+    if checkpoint:
+        (folder / "checkpoint.previous").write_bytes(b"")
+    return folder
+
+
+def validation(epoch: int, score: float) -> tuple[str, int, dict[str, Any]]:
+    return "validation", 10 * epoch, {"epoch": epoch, SCORE: score, "val_eer": 1 - score}
+
+
+def test_every_state_and_the_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = write(
+        tmp_path / "a", validation(1, 0.2), validation(2, 0.7), validation(3, 0.5), ("finished", 30, {})
+    )
+    with open(done / "log.jsonl", "a") as file:
+        file.write('{"event": "tr')  # a crash in the middle of a line
+    write(tmp_path / "deep/b", validation(1, 0.25), ("stopped", 15, {}))
+    write(tmp_path / "c", validation(1, 0.2), ("train", 13, {"minutes_left": 90.0}))
+    write(tmp_path / "d", validation(1, 0.2), checkpoint=False)
+    write(tmp_path / "e", ("before", 0, {}), checkpoint=False)
+    (tmp_path / "no run").mkdir()
+    states = {run.folder.name: run.state for run in find_runs(tmp_path)}
+    assert states == {"a": "finished", "b": "stopped", "c": "interrupted", "d": "lost", "e": "not begun"}
+    list_runs(RunsConfig(tmp_path))
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "stopped and interrupted runs go on by the same command with --resume"
+    assert said[1].split()[:8] == ["a", "pretrain", "finished", "3/9", "-", "2", "0.7000", "0.3000"]
+    assert said[4].split()[0] == "deep/b"
+    assert said[5].split()[3:8] == ["begun", "0/9", "-", "-", "-"]
+
+
+def test_a_running_one_says_how_long_it_takes(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", config_toml='miner = "hard"\nepochs = 5\n', resume=False)
+    run.log("train", 7, minutes_left=125.4)
+    (found,) = find_runs(tmp_path)
+    assert (found.state, found.stage, found.epochs, found.left) == (
+        "running",
+        "finetune",
+        "0/5",
+        "2 h 05 min",
+    )
+    run.close()
+    (found,) = find_runs(tmp_path / "run")
+    assert (found.state, found.left) == ("lost", "")
+
+
+def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    list_runs(RunsConfig(tmp_path))
+    assert capsys.readouterr().out == f"no runs below {tmp_path}\n"
+    with pytest.raises(DataError, match="no such folder"):
+        find_runs(tmp_path / "nowhere")
