@@ -43,7 +43,8 @@ def sync(path: Path) -> None:
     """Bring a file's bytes, or a folder's names, from memory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     except OSError:
         if path.is_file():  # some file systems cannot sync a folder
             raise

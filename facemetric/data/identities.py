@@ -41,13 +41,14 @@ def read_merges(path: str | Path) -> list[tuple[str, ...]]:
 
     Other columns of the csv (a distance) are passed over. DataError where a line names fewer than two.
     """
-    lines = [
-        (n, line)
-        for n, line in enumerate(_lines(path), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    cells = [[cell.strip() for cell in row] for row in csv.reader(line for _, line in lines)]
-    numbers = [n for n, _ in lines]
+    # A quoted name may span lines, so comments are emptied and not taken out: the reader counts them.
+    lines = ["" if line.lstrip().startswith("#") else line.strip() for line in _lines(path)]
+    reader = csv.reader(line + "\n" for line in lines)
+    try:
+        found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row and row != [""]]
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: is no csv ({error}); write a,b") from None
+    numbers, cells = [number for number, _ in found], [row for _, row in found]
     header = cells[0] if cells else []
     if {"identity_a", "identity_b"} <= set(header):
         places = [header.index("identity_a"), header.index("identity_b")]

@@ -258,7 +258,10 @@ class BadImageLog:
             return
         text = self.path.read_bytes().decode("utf-8", "backslashreplace")
         whole = text[: text.rfind("\n") + 1]
-        lines = list(csv.reader(io.StringIO(whole, newline="")))
+        try:
+            lines = list(csv.reader(io.StringIO(whole, newline="")))
+        except csv.Error as error:
+            raise DataError(f"{self.path}: is damaged ({error}); remove it, it is made anew") from None
         self.reasons = {line[0]: line[1] for line in lines[1:] if len(line) == 2}
         if whole != text:
             staged = self.path.with_name(self.path.name + ".part")

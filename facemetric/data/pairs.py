@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ TRUTH = {
     "no": False,
 }
 BIN_FOLDS = 10
+MOST_DIGITS = 18
 SHOWN = 10  # missing images named in the message; the rest go to a file
 
 
@@ -102,6 +103,10 @@ def read_pairs(file: str | Path) -> Pairs:
             f"{path}: empty; needed a pairs csv (image1_path,image2_path,label) or an LFW pairs.txt"
         )
     head = lines[0][1].split()
+    if any(len(word) > MOST_DIGITS and word.isdecimal() for _, line in lines for word in line.split()):
+        raise DataError(
+            f"{path}: holds a number of over {MOST_DIGITS} digits; needed labels and image numbers"
+        )
     if len(head) <= 2 and all(t.isdecimal() for t in head):
         return _read_lfw(path, lines)
     if path.suffix.lower() != ".csv" and len(head) == 2 and "," not in lines[0][1] and head[1].isdecimal():
@@ -122,7 +127,16 @@ def _read_bin(path: Path) -> Pairs:
 
 def _read_csv(path: Path, text: str) -> Pairs:
     reader = csv.reader(text.splitlines())
-    header = [c.strip() for c in next(row for row in reader if any(c.strip() for c in row))]
+    try:
+        return _read_rows(path, reader)
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num}: is no csv ({error}); needed image1_path,image2_path,label"
+        ) from None
+
+
+def _read_rows(path: Path, reader: Any) -> Pairs:
+    header = [c.strip() for c in next((row for row in reader if any(c.strip() for c in row)), [])]
     at = {COLUMNS[c.lower()]: i for i, c in enumerate(header) if c.lower() in COLUMNS}
     lacking = [
         name for key, name in (("a", "image1_path"), ("b", "image2_path"), ("same", "label")) if key not in at

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +150,22 @@ def _need_keys(path: Path, present: Sequence[str]) -> None:
         )
 
 
+# What zipfile and numpy raise on damaged files; RuntimeError covers compressions and versions that zipfile lacks.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
 def _load_npz(path: Path) -> dict[str, npt.NDArray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -163,7 +181,7 @@ def _load_npz(path: Path) -> dict[str, npt.NDArray]:
         raise DataError(
             f"{path}: holds pickled objects, which are not read; save names with `.astype(str)`"
         ) from None
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as err:
+    except UNREADABLE as err:
         raise DataError(f"{path}: not a readable .npz ({err}); cut short?") from None
 
 

@@ -171,7 +171,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     ours = config.get("facemetric") if isinstance(config, dict) else None
     if not isinstance(ours, dict) or not isinstance(config.get("architecture"), str):
@@ -183,6 +183,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [field for field in ("preprocess", "embedding_size") if field not in ours]
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(missing)}; make the weights again")
+    if not isinstance(ours["preprocess"], dict):
+        raise WeightsError(f"{path}: preprocess is {ours['preprocess']!r:.60}; make the weights again")
     return config
 
 

@@ -47,12 +47,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         fault = damage(staging)
         if fault:
             raise OSError(errno.EIO, f"was not read back as it was written ({fault})", str(path))
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(staging, path)
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
-    if path.exists():
-        os.replace(path, previous)
-    os.replace(staging, path)
     sync(path.parent)
 
 

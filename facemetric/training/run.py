@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 import facemetric
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_whole
 from facemetric.model.weights import BEST, mend_folder
 from facemetric.training import distributed
@@ -99,8 +99,9 @@ class Run:
             return
         line = {"event": event, "step": step, "seconds": round(time.time() - self.started, 2)}
         line |= {name: plain(value) for name, value in values.items()}
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        with writing(self.folder / LOG):
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
         for name, value in line.items():
             if self._board and isinstance(value, float) and name != "seconds":
                 self._board.add_scalar(f"{event}/{name}", value, step)
@@ -109,7 +110,8 @@ class Run:
         """Bring the log to the disk; its bytes so far, for the checkpoint that now follows."""
         if not self.writes:
             return 0
-        os.fsync(self._log.fileno())
+        with writing(self.folder / LOG):
+            os.fsync(self._log.fileno())
         return os.fstat(self._log.fileno()).st_size
 
     def go_on(self, step: int, mark: int) -> None:
@@ -145,7 +147,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             lines.append(line)

@@ -1,0 +1,272 @@
+"""Damaged and hostile files for every reader: only errors of facemetric's own may come out.
+
+    python tools/fuzz_readers.py --cases 100000 --seed 0
+
+Whole files of each kind are changed (bits and bytes flipped, parts cut out, doubled, moved or put in from another
+file, numbers made huge, brackets nested a thousand deep) and read again. Right is: the reader gives something, or
+raises one of `facemetric.errors` (BadImage for a picture); nothing is written outside the folder of the case;
+the process stays within 2 GiB above what it had at the start (RLIMIT_AS), so a stated size cannot fill the memory.
+
+The first 6,000 cases found nine faults, in the readers of merges, pairs, TOML, embeddings and the list of bad images
+(tests/faults/test_readers.py names them); after these were mended 20,000 cases of seed 1 found none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facemetric.cli import read_toml
+from facemetric.data.identities import read_identity_list, read_merges
+from facemetric.data.images import BadImage, Preprocess, decode
+from facemetric.data.index import read_index
+from facemetric.data.loader import BadImageLog
+from facemetric.data.pairs import read_pairs
+from facemetric.errors import FacemetricError
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.stored import stored_threshold
+from facemetric.model.embedder import build_embedder
+from facemetric.model.weights import CONFIG, MODEL, load_weights, read_config, read_tensors, save_weights
+from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.run import read_log
+
+GIB = 1 << 30
+WORDS = [
+    *(
+        b"\0",
+        b"\n",
+        b",",
+        b'"',
+        b"\t",
+        b" ",
+        b"=",
+        b"../",
+        b"/",
+        b"\xff\xfe",
+        b"nan",
+        b"-1",
+        b"true",
+        b"null",
+        b"{}",
+    ),
+    *(
+        b"99999999999999999999",
+        b"1e999",
+        b"[" * 2000,
+        b'{"a":' * 2000,
+        b"9" * 5000,
+        b"\xef\xbb\xbf",
+        b"A" * 140_000,
+    ),
+    *((1 << 63).to_bytes(8, "little"), (1 << 31).to_bytes(4, "big"), b"[]", b"{", b"}", b"''", b"0", b"\r"),
+]
+
+
+class Reader(NamedTuple):
+    """A reader, the ending of its files, and a whole file of the kind."""
+
+    read: Callable[[Path], object]
+    ending: str
+    whole: bytes
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A damaged copy: one to four changes."""
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randint(0, len(data))
+        end = min(len(data), at + chance.choice([1, 1, 2, 4, 16, 64, 512]))
+        how = chance.randrange(8)
+        if how == 0 and data:
+            at = min(at, len(data) - 1)
+            data = data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+        elif how == 1:
+            data = data[:at] + chance.randbytes(end - at) + data[end:]
+        elif how == 2:
+            data = data[:at] + data[end:]
+        elif how == 3:
+            data = data[:at] + data[at:end] * chance.choice([2, 2, 50]) + data[end:]
+        elif how == 4:
+            data = data[:at]
+        elif how == 5:
+            data = data[:at] + chance.choice(WORDS) + data[at:]
+        elif how == 6:
+            data = data[:at] + chance.choice(WORDS) + data[end:]
+        else:
+            place = chance.randint(0, len(data))
+            data = data[:at] + data[place : place + end - at] + data[end:]
+    return data
+
+
+def picture(kind: str, **options: object) -> bytes:
+    """A small picture of a kind of PIL's."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+def tar_of(form: int) -> bytes:
+    """A tar of three images, one of a long name."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        for name in ("anna/1.jpg", "bert/" + "long" * 30 + "/2.jpg", "bert/3.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            tar.addfile(info, io.BytesIO(b"image"))
+    return out.getvalue()
+
+
+def whole_of(write: Callable[[Path], object], name: str) -> bytes:
+    """The bytes that `write` leaves in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        return (Path(folder) / name).read_bytes()
+
+
+def readers() -> dict[str, Reader]:
+    """Every reader of a file that comes from outside."""
+    torch.manual_seed(0)
+    start = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)), embedding_size=8)
+    save_weights(start / "w", embedder, provenance={}, metrics={"val_eer": 0.1})
+    config = json.loads((start / "w" / CONFIG).read_text())
+    point = {"wanted_far": 0.1} | dict.fromkeys(("threshold", "far", "tar"), 0.3)
+    point |= {f"{name}_interval_95": [0.2, 0.4] for name in ("threshold", "far", "tar")}
+    point |= dict.fromkeys(("genuine_pairs", "impostor_pairs", "images", "identities"), 100)
+    point |= {"flip": False, "chosen_on": "x", "data_fingerprint": "y", "image_size": [32, 32]}
+    config["facemetric"]["thresholds"] = {"0.1": point}
+    text = json.dumps(config).encode()
+    model = (start / "w" / MODEL).read_bytes()
+
+    def config_beside(path: Path) -> object:
+        folder = beside(path, CONFIG, MODEL, model)
+        read_config(folder)
+        stored_threshold(folder, 0.1)
+        return load_weights(folder)
+
+    def tensors(path: Path) -> object:
+        unhashed = {name: value for name, value in config.items() if name != "sha256"}
+        folder = beside(path, MODEL, CONFIG, json.dumps(unhashed).encode())
+        return read_tensors(folder, unhashed)
+
+    def beside(path: Path, name: str, other: str, content: bytes) -> Path:
+        (path.parent / other).write_bytes(content)
+        os.replace(path, path.parent / name)
+        return path.parent
+
+    table = EmbeddingTable(np.eye(4, dtype=np.float32), np.array(list("aabb")), np.array(list("wxyz")))
+    lfw = b"2\t1\nanna\t1\t2\nanna\t1\tbert\t2\nbert\t1\t2\nbert\t1\tcarl\t2\n"
+    pairs = b"image1_path,image2_path,label,fold,age\na/1.jpg,a/2.jpg,1,0,old\na/1.jpg,b/1.jpg,0,1,young\n"
+    images = [picture("JPEG") for _ in range(8)]
+    log = b"".join(json.dumps({"event": "train", "step": n, "loss": 0.5}).encode() + b"\n" for n in range(5))
+    state = {"weight": torch.arange(64.0), "step": 3}
+    found = {
+        "csv": Reader(read_index, ".csv", b"path,identity,age\ncase.csv,anna,old\n./case.csv,bert,\n"),
+        "identities": Reader(read_identity_list, ".txt", b"anna\n# no\nbert\n"),
+        "merges": Reader(read_merges, ".csv", b'identity_a,identity_b,distance\nanna,bert,0.1\n"c,d",e,1\n'),
+        "pairs csv": Reader(read_pairs, ".csv", pairs),
+        "pairs lfw": Reader(read_pairs, ".txt", lfw),
+        "pairs two lines": Reader(read_pairs, ".txt", b"a.jpg 1\nb.jpg 1\nc.jpg 0\nd.jpg 0\n"),
+        "toml": Reader(read_toml, ".toml", b'epochs = 3\narch = "x"\ncrop = [0.1, 0.2]\n[a.b]\nc = 1\n'),
+        "config.json": Reader(config_beside, ".json", text),
+        "safetensors": Reader(tensors, ".safetensors", model),
+        "embeddings": Reader(EmbeddingTable.load, ".npz", whole_of(table.save, "e.npz")),
+        "checkpoint": Reader(
+            lambda path: load_checkpoint(path, torch.device("cpu")),
+            ".pt",
+            whole_of(lambda path: save_checkpoint(path, state), "c.pt"),
+        ),
+        "log": Reader(read_log, ".jsonl", log),
+        "bad images": Reader(
+            lambda path: BadImageLog(path, 10, 1.0), ".csv", b'name,reason\na,cut\n"b,c",zero\n'
+        ),
+    }
+    for protocol in (3, 4, 5):
+        data = pickle.dumps((images, [True, False, True, False]), protocol=protocol)
+        found[f"bin {protocol}"] = Reader(read_pairs, ".bin", data)
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        found[f"tar {form}"] = Reader(read_index, ".tar", tar_of(form))
+    for kind in ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF"):
+        found[kind] = Reader(lambda path: decode(path.read_bytes()), ".jpg", picture(kind))
+    return found
+
+
+def run_case(reader: Reader, data: bytes, folder: Path) -> str:
+    """Read damaged bytes in an empty folder: `read`, the name of our error, or `WRONG` with the traceback."""
+    folder.mkdir()
+    path = folder / f"case{reader.ending}"
+    path.write_bytes(data)
+    before = set(folder.parent.iterdir())
+    try:
+        reader.read(path)
+        said = "read"
+    except (FacemetricError, BadImage) as error:
+        said = type(error).__name__
+        if "\n" in str(error).strip() and not isinstance(error, BadImage):
+            said = f"{said} of several lines"
+    except Exception:
+        said = f"WRONG {traceback.format_exc()}"
+    if set(folder.parent.iterdir()) != before:
+        said = f"WRONG wrote outside its folder: {set(folder.parent.iterdir()) - before}"
+    for left in folder.iterdir():
+        left.unlink()
+    folder.rmdir()
+    return said
+
+
+def main() -> None:
+    """Run the campaign; status 1 where anything came out that should not."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="readers whose names hold this text")
+    given = parser.parse_args()
+    found = {name: reader for name, reader in readers().items() if given.only in name}
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 2 * GIB, resource.RLIM_INFINITY))
+    work = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    counts: dict[str, Counter[str]] = {name: Counter() for name in found}
+    wrong: dict[str, str] = {}
+    began = time.monotonic()
+    # Weights are built anew in each case, and take a hundred times as long: they get a tenth.
+    names = [name for name in found for _ in range(2 if name == "config.json" else 20)]
+    chance = random.Random(given.seed)
+    for case in range(given.cases):
+        name = names[case % len(names)]
+        data = mutate(found[name].whole, chance)
+        said = run_case(found[name], data, work / "case")
+        counts[name][said.split()[0]] += 1
+        if said.startswith("WRONG"):
+            key = said.strip().splitlines()[-1][:60] + name
+            if key not in wrong:
+                (work / f"wrong{len(wrong)}{found[name].ending}").write_bytes(data[:10_000_000])
+                wrong[key] = said
+                print(f"{name}, case {case}: {said}", flush=True)
+    for name, count in counts.items():
+        print(f"{name:16} {dict(count)}")
+    print(f"{given.cases:,} cases, {time.monotonic() - began:.0f} s; {len(wrong)} kinds of wrong; {work}")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
