@@ -6,12 +6,12 @@ The images are few real bytes named often: tars are written whose members `ident
 picture each, so that 5 million of them take 8 GiB of disk; each size is measured in a process of its own. `scan` is
 read_index of the tars; memory is the largest that the process held, less what it held before. `start` is the first
 batch of P x K (128 images) after the sampler was made, and `shuffled` the same of shuffled batches; then a later
-batch of P x K: its rows, and the bytes of its images read without decoding (tars larger than the memory that is
+batch of P x K: its rows + the bytes of its images read without decoding (tars larger than the memory that is
 free come from the disk, which is what makes the bytes of 5 million dearer).
 
 Processor seconds on one core shared with other work, by the clock several times as long:
 
-| images | identities | scan s | peak MiB | kept bytes an image | PK start s | shuffled start s | rows + bytes of a step, ms |
+| images | identities | scan s | peak MiB | kept bytes an image | PK start s | shuffled start s | step, ms |
 |---|---|---|---|---|---|---|---|
 | 500,000 | 500,000 | 7.2 | 241 | 80 | 0.12 | 0.01 | 0.02 + 0.18 |
 | 5,000,000 | 1,000,000 | 71 | 1,031 | 67 | 1.41 | 0.27 | 3.4 together, from the disk |
