@@ -14,7 +14,7 @@ Processor seconds on one core shared with other work, by the clock several times
 | images | identities | scan s | peak MiB | kept bytes an image | PK start s | shuffled start s | step, ms |
 |---|---|---|---|---|---|---|---|
 | 500,000 | 500,000 | 7.2 | 241 | 80 | 0.12 | 0.01 | 0.02 + 0.18 |
-| 5,000,000 | 1,000,000 | 71 | 1,031 | 67 | 1.41 | 0.27 | 3.4 together, from the disk |
+| 5,000,000 | 1,000,000 | 67 | 1,032 | 67 | 1.62 | 0.22 | 0.12 + 3.1 |
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ raises one of `facemetric.errors` (BadImage for a picture); nothing is written o
 the process stays within 2 GiB above what it had at the start (RLIMIT_AS), so a stated size cannot fill the memory.
 
 The first 6,000 cases found nine faults, in the readers of merges, pairs, TOML, embeddings and the list of bad images
-(tests/faults/test_readers.py names them); after these were mended 20,000 cases of seed 1 found none.
+(tests/faults/test_readers.py names them); after these were mended 100,000 cases of seed 0 found none, in
+11 minutes beside other work.
 """
 
 from __future__ import annotations
