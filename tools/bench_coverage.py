@@ -1,0 +1,107 @@
+"""How often the 95 % intervals of the evaluation hold the true figure: `python tools/bench_coverage.py --samples 1000`.
+
+People are drawn from a population of 20,000 whose figures are known, a sample is evaluated as `facemetric eval`
+does it, and an interval scores a hit where it holds the population's figure. A coverage of 1,000 samples is itself
+known to within 1.4 percentage points: an interval of exactly 95 % gives 93.6 to 96.4 % in nineteen runs of twenty.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.allpairs_intervals import all_pairs_intervals
+from facemetric.evaluation.intervals import Interval, tar_name, verification_intervals
+from facemetric.evaluation.verification import Verification, verify_pairs
+
+PEOPLE, IMAGES = 20_000, 4
+DRAWS = 500  # of the bootstrap: half of eval's own, whose percentiles are a little steadier
+LISTED = (0.1, 0.01)
+ALL_PAIRS = (0.1, 0.01, 1e-3, 1e-4)
+Figures = Mapping[str, float]
+Measure = Callable[[int], Mapping[str, Interval]]
+
+
+def population() -> np.ndarray:
+    """Unit embeddings (people, images, 24) of people of whom some are alike and some are hard."""
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(PEOPLE, 1, 24))
+    centre[:, :, :3] += 0.6 * rng.normal(size=(PEOPLE, 1, 1))
+    noise = 1.15 * np.exp(0.3 * rng.normal(size=(PEOPLE, 1, 1)))
+    emb = (centre + noise * rng.normal(size=(PEOPLE, IMAGES, 24))).astype(np.float32)
+    return emb / np.linalg.norm(emb, axis=2, keepdims=True)
+
+
+def figures_of(found: Verification) -> dict[str, float]:
+    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in found.points}
+    return named | ({"accuracy": found.accuracy.mean} if found.accuracy is not None else {})
+
+
+def draw_pairs(
+    emb: np.ndarray, each: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Scores, `same` and both persons of `each` genuine and as many impostor pairs."""
+    people, images = emb.shape[:2]
+    i, j = rng.integers(people, size=(2, each))
+    k = (j + 1 + rng.integers(people - 1, size=each)) % people
+    a, c, d = rng.integers(images, size=(3, each))
+    b = (a + 1 + rng.integers(images - 1, size=each)) % images
+    score = np.concatenate([(emb[i, a] * emb[i, b]).sum(1), (emb[j, c] * emb[k, d]).sum(1)])
+    return score, np.arange(2 * each) < each, (np.concatenate([i, j]), np.concatenate([i, k]))
+
+
+def listed_sample(emb: np.ndarray, people: int, each: int, draw: int) -> Mapping[str, Interval]:
+    """Intervals of pairs among some people, as `facemetric eval --pairs` gives them."""
+    rng = np.random.default_rng(draw)
+    score, same, who = draw_pairs(emb[rng.choice(PEOPLE, people, replace=False)], each, rng)
+    accuracy = verify_pairs(score, same, fars=LISTED, seed=draw).accuracy
+    assert accuracy is not None
+    means = {"accuracy": accuracy.right}
+    return verification_intervals(score, same, who, fars=LISTED, means=means, draws=DRAWS, seed=draw).figures
+
+
+def all_pairs_sample(emb: np.ndarray, taken: np.ndarray, people: int, draw: int) -> Mapping[str, Interval]:
+    """Intervals of all pairs of some people, as `facemetric eval --all-pairs` gives them."""
+    drawn = np.random.default_rng(draw).choice(PEOPLE, people, replace=False)
+    sample, labels = emb[drawn][taken[drawn]], np.repeat(drawn, taken[drawn].sum(1))
+    verified = verify_all_pairs(sample, labels, fars=ALL_PAIRS)
+    return all_pairs_intervals(sample, labels, verified, draws=DRAWS, seed=draw).figures
+
+
+def coverage(what: str, truth: Figures, measure: Measure, samples: int) -> None:
+    """Print the share of samples whose interval holds the true figure."""
+    hits = dict.fromkeys(truth, 0)
+    for draw in tqdm(range(samples), desc=what, delay=2, leave=False):
+        found = measure(draw)
+        for name, value in truth.items():
+            hits[name] += found[name].low <= value <= found[name].high
+    shares = ", ".join(f"{name} {100 * n / samples:.1f}" for name, n in hits.items())
+    print(f"% of {samples:,} samples whose interval holds the true figure, {what}: {shares}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=1000)
+    samples = parser.parse_args().samples
+    emb = population()
+    many = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
+    truth = figures_of(verify_pairs(*many, fars=LISTED))
+    for people, each in ((400, 1000), (3000, 1000)):
+        what = f"{people:,} people, {2 * each:,} listed pairs"
+        coverage(what, truth, partial(listed_sample, emb, people, each), samples)
+    images = 1 + np.arange(PEOPLE) % IMAGES
+    taken = np.arange(IMAGES) < images[:, None]
+    labels = np.repeat(np.arange(PEOPLE), images)
+    truth = figures_of(verify_all_pairs(emb[taken], labels, fars=ALL_PAIRS))
+    coverage(
+        "400 people, 1,000 images, all pairs", truth, partial(all_pairs_sample, emb, taken, 400), samples
+    )
+
+
+if __name__ == "__main__":
+    main()
