@@ -61,8 +61,9 @@ def listed_sample(emb: np.ndarray, people: int, each: int, draw: int) -> Mapping
     score, same, who = draw_pairs(emb[rng.choice(PEOPLE, people, replace=False)], each, rng)
     accuracy = verify_pairs(score, same, fars=LISTED, seed=draw).accuracy
     assert accuracy is not None
-    means = {"accuracy": accuracy.right}
-    return verification_intervals(score, same, who, fars=LISTED, means=means, draws=DRAWS, seed=draw).figures
+    return verification_intervals(
+        score, same, who, fars=LISTED, fold=accuracy.fold, draws=DRAWS, seed=draw
+    ).figures
 
 
 def all_pairs_sample(emb: np.ndarray, taken: np.ndarray, people: int, draw: int) -> Mapping[str, Interval]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import FarPoint, Floats, Ints, auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.fold_draws import FoldDraws, centred
 from facemetric.evaluation.verification import FARS
 
 DRAWS = 1000
@@ -67,7 +68,7 @@ def verification_intervals(
     persons: tuple[npt.ArrayLike, npt.ArrayLike],
     *,
     fars: Sequence[float] = FARS,
-    means: Mapping[str, npt.ArrayLike] | None = None,
+    fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
     level: float = 0.95,
     seed: int = 0,
@@ -78,12 +79,16 @@ def verification_intervals(
     impostor pair u_i u_j with u = 1 + s (w - 1). Plain products (s = 1) give an impostor pair of two people
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
-    `means`: more figures, each the mean of a value per pair (P,), such as right or wrong.
+    With `fold` (P,) also `accuracy`, the mean over folds, whose thresholds each draw chooses again.
     """
-    figures, more = _Figures(score, same, fars), _Means(means or {}, same)
+    figures = _Figures(score, same, fars)
+    folds = [FoldDraws(score, same, fold)] if fold is not None else []
     weights = pair_weights(score, same, persons, draws, seed)
-    drawn = [np.concatenate([more.weighted(w), figures.weighted(w)], 1) for w in weights]
-    draws_BF, values = np.concatenate(drawn), more.values | figures.values()
+    drawn = [np.concatenate([*(f.weighted(w) for f in folds), figures.weighted(w)], 1) for w in weights]
+    draws_BF, values = np.concatenate(drawn), figures.values()
+    for accuracy in folds:
+        draws_BF[:, :1] = centred(draws_BF[:, :1], accuracy.value)
+        values = {"accuracy": accuracy.value} | values
     low, high = quantiles(draws_BF[:, len(values) :], level)
     band = Band(figures.band_fars, figures.band_tar(), low, high)
     return Bounds(figure_intervals(values, draws_BF[:, : len(values)], level), band)
@@ -106,7 +111,7 @@ def paired_differences(
     persons: tuple[npt.ArrayLike, npt.ArrayLike],
     *,
     fars: Sequence[float] = FARS,
-    means: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]] | None = None,
+    fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
     level: float = 0.95,
     seed: int = 0,
@@ -117,14 +122,19 @@ def paired_differences(
     """
     first, second = (_Figures(score, same, fars) for score in scores)
     # One factor s for both, from the first, so that both see the same weights.
-    changes = {name: np.asarray(b, float) - np.asarray(a, float) for name, (a, b) in (means or {}).items()}
-    more = _Means(changes, same)
+    folds = [[FoldDraws(score, same, fold) for score in scores]] if fold is not None else []
     drawn = [
-        np.concatenate([more.weighted(w), second.weighted(w) - first.weighted(w)], 1)
+        np.concatenate(
+            [*(b.weighted(w) - a.weighted(w) for a, b in folds), second.weighted(w) - first.weighted(w)], 1
+        )
         for w in pair_weights(scores[0], same, persons, draws, seed)
     ]
-    values = more.values | {name: value - first.values()[name] for name, value in second.values().items()}
-    return figure_intervals(values, np.concatenate(drawn)[:, : len(values)], level)
+    draws_BF = np.concatenate(drawn)
+    values = {name: value - first.values()[name] for name, value in second.values().items()}
+    for a, b in folds:
+        draws_BF[:, :1] = centred(draws_BF[:, :1], b.value - a.value)
+        values = {"accuracy": b.value - a.value} | values
+    return figure_intervals(values, draws_BF[:, : len(values)], level)
 
 
 def mean_intervals(
@@ -164,24 +174,6 @@ def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRA
 def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
     """A figure with the percentiles of its draws (B,)."""
     return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
-
-
-class _Means:
-    """Means of values per pair (P,), by name; draws keep the share of genuine pairs, as a protocol does."""
-
-    def __init__(self, means: Mapping[str, npt.ArrayLike], same: npt.ArrayLike) -> None:
-        self.same = np.asarray(same, dtype=bool)
-        value_FP = [np.asarray(value, dtype=np.float64) for value in means.values()]
-        self.value_PF = np.stack([np.empty(len(self.same)), *value_FP], 1)[:, 1:]
-        self.values = {name: float(v.mean()) for name, v in zip(means, value_FP, strict=True)}
-
-    def weighted(self, weight_BP: Floats) -> Floats:
-        """The means (B, F) with weighted pairs."""
-        mean_BF = np.zeros((len(weight_BP), self.value_PF.shape[1]))
-        for kind in (self.same, ~self.same) if self.values else ():
-            weight_BK = weight_BP[:, kind]
-            mean_BF += kind.mean() * (weight_BK @ self.value_PF[kind]) / weight_BK.sum(1, keepdims=True)
-        return mean_BF
 
 
 class _Figures:

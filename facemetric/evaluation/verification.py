@@ -42,7 +42,7 @@ class FoldAccuracy:
 
     `deviation_population` divides by F, `deviation_sample` by F - 1; `standard_error` is the sample deviation
     over sqrt(F), what the LFW protocol reports. `drawn`: the pairs had no folds and were dealt out
-    at random. `right` (P,): whether each pair was judged rightly by the threshold of its fold.
+    at random. `fold` (P,): the fold of each pair.
     """
 
     mean: float
@@ -52,7 +52,7 @@ class FoldAccuracy:
     accuracies: Floats
     thresholds: Floats
     drawn: bool
-    right: npt.NDArray[np.bool_]
+    fold: npt.NDArray
 
 
 class HardPairs(NamedTuple):
@@ -225,7 +225,6 @@ def fold_accuracy(
     # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
     gain_P = np.where(same_P, 1, -1)
     accuracies, thresholds = [], []
-    right_P = np.zeros(len(score_P), bool)
     for name in names:
         test = fold_P == name
         gain_U = np.bincount(place_P[~test], weights=gain_P[~test], minlength=len(value_U))
@@ -235,8 +234,7 @@ def fold_accuracy(
         cut = best[len(best) // 2]
         threshold = np.inf if cut == 0 else value[cut - 1]
         thresholds.append(float(threshold))
-        right_P[test] = (score_P[test] >= threshold) == same_P[test]
-        accuracies.append(float(right_P[test].mean()))
+        accuracies.append(float(((score_P[test] >= threshold) == same_P[test]).mean()))
     acc = np.array(accuracies)
     sample = float(acc.std(ddof=1))
     return FoldAccuracy(
@@ -247,7 +245,7 @@ def fold_accuracy(
         acc,
         np.array(thresholds),
         drawn,
-        right_P,
+        fold_P,
     )
 
 

@@ -62,10 +62,9 @@ def subtitle(found: Evaluation) -> str:
     parts = []
     if found.verification is not None:
         v = found.verification
-        pairs = "all pairs" if found.pairs == "all" else f"pairs of {Path(found.pairs).name}"
-        parts.append(
-            f"{v.n_genuine + v.n_impostor:,} {pairs}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor"
-        )
+        count = f"{v.n_genuine + v.n_impostor:,}"
+        pairs = f"all {count} pairs" if found.pairs == "all" else f"{count} pairs of {Path(found.pairs).name}"
+        parts.append(f"{pairs}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor")
     people = len(np.unique(found.table.identities))
     parts.append(f"{len(found.table):,} images of {people:,} identities")
     return "; ".join(parts)

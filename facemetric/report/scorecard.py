@@ -139,8 +139,8 @@ def score_listed(config: EvalConfig, listed: Listed, table: EmbeddingTable) -> d
     if listed.persons is None:
         return found
     arguments = score, listed.pairs.same, listed.persons
-    accuracy = {"accuracy": right_of(verification)}
-    bounds = verification_intervals(*arguments, fars=config.fars, means=accuracy, seed=config.seed)
+    fold = fold_of(verification)
+    bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
     slices = slice_pairs(*arguments, verification.points, listed.groups, seed=config.seed)
     return found | {"intervals": bounds.figures, "band": bounds.band, "slices": slices}
 
@@ -157,10 +157,10 @@ def verify_listed(
     return score, replace(found, hardest=hardest_pairs(score, pairs.same, listed.rows_a, listed.rows_b))
 
 
-def right_of(found: Verification) -> npt.NDArray[np.bool_]:
-    """Whether each listed pair was judged rightly."""
+def fold_of(found: Verification) -> npt.NDArray:
+    """The fold of each listed pair."""
     assert found.accuracy is not None
-    return found.accuracy.right
+    return found.accuracy.fold
 
 
 def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def compare(
                 listed.pairs.same,
                 listed.persons,
                 fars=config.fars,
-                means={"accuracy": (right_of(found["verification"]), right_of(verification))},
+                fold=fold_of(verification),
                 seed=config.seed,
             )
     elif config.all_pairs:

@@ -16,6 +16,7 @@ from facemetric.evaluation.intervals import (
     verification_intervals,
     wilson,
 )
+from facemetric.evaluation.verification import draw_folds, fold_accuracy
 
 
 def population(persons, seed):
@@ -94,22 +95,23 @@ def test_the_band_is_the_interval_at_each_far():
     assert (band.tar <= band.high + 1e-12).all()
 
 
-def test_means_of_pairs_such_as_accuracy():
-    score, same, (a, b) = pairs_of(population(200, 0), 1000, 0)
-    right = (score > 0.5) == same
-    found = verification_intervals(score, same, (a, b), means={"accuracy": right}).figures["accuracy"]
-    assert found.value == right.mean()
-    peer = wilson(int(right.sum()), len(right))
+def test_accuracy_over_folds():
+    score, same, who = pairs_of(population(200, 0), 1000, 0)
+    fold = draw_folds(same, 5)
+    found = verification_intervals(score, same, who, fold=fold).figures["accuracy"]
+    accuracy = fold_accuracy(score, same, fold)
+    assert found.value == accuracy.mean
+    peer = wilson(round(accuracy.mean * len(score)), len(score))
     # Each genuine pair stands there five times.
-    assert 1.4 < (found.high - found.low) / (peer.high - peer.low) < 5**0.5
-    # Right for one person and wrong for two: the share of the kinds is the protocol's, and does not move.
-    of_kinds = verification_intervals(score, same, (a, b), means={"kind": same}).figures["kind"]
-    assert tuple(of_kinds)[:3] == pytest.approx((0.5, 0.5, 0.5))
-    other = (score > 0.4) == same
-    change = paired_differences((score, score), same, (a, b), means={"accuracy": (right, other)})["accuracy"]
-    assert change.value == pytest.approx(other.mean() - right.mean())
+    assert 1.4 < (found.high - found.low) / (peer.high - peer.low) < 2 * 5**0.5
+    assert found.low < found.value < found.high
+    other = score + 0.1 * np.random.default_rng(0).normal(size=len(score))
+    change = paired_differences((score, other), same, who, fold=fold)["accuracy"]
+    assert change.value == fold_accuracy(other, same, fold).mean - accuracy.mean
     assert change.low < change.value < change.high
     assert change.high - change.low < found.high - found.low
+    none = paired_differences((score, score), same, who, fold=fold)["accuracy"]
+    assert tuple(none)[:3] == (0, 0, 0)
 
 
 def test_order_of_the_pairs_does_not_matter():
