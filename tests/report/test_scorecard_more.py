@@ -119,7 +119,7 @@ def test_a_second_model(table: Path, pairs: Path, tmp_path: Path, capsys: pytest
     changes = two["second_minus_first_95"]
     assert changes["auc"]["difference"] == pytest.approx(two["verification"]["auc"] - one["auc"])
     assert changes["auc"]["low"] < changes["auc"]["difference"] < changes["auc"]["high"]
-    right = alone.verification.accuracy.right.mean() - found.verification.accuracy.right.mean()
+    right = alone.verification.accuracy.mean - found.verification.accuracy.mean
     assert changes["accuracy"]["difference"] == pytest.approx(right)
     near = two["neighbours"]["knn_accuracy_1"] - both["neighbours"]["knn_accuracy_1"]
     assert changes["knn_accuracy_1"]["difference"] == pytest.approx(near)
