@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of mallopt(3) in glibc's malloc.h
 MOST = 2**31 - 1
@@ -19,3 +21,10 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library
         return False
     return bool(mallopt(MMAP_MAX, 0)) and bool(mallopt(TRIM_THRESHOLD, MOST))
+
+
+def give_back_freed_memory() -> None:
+    """Hand what this process has freed back to the kernel now, so that its peak from here on is that of new work."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from facemetric.training.heap import give_back_freed_memory
+
 MIB = 2**20
 
 
@@ -26,6 +28,7 @@ def measuring(found: Measured) -> Iterator[None]:
     start, cuda = time.monotonic(), torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    give_back_freed_memory()  # else the body would seem to need what the one before it held
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the process's peak is from now on that of the body
     try:
