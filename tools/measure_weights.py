@@ -107,6 +107,7 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
         tuple(f"{name}={data / name}112.tar" for name in ("fiw", "pins", "celeba")),
         val_identities=data / "splits" / "val_identities.txt",
         merge=data / "splits" / "likely_same_person.csv",
+        leave_out=Path(__file__).parent.parent / "configs" / "shipped_leave_out.txt",
     )
     val = read_split(config).val
     assert val is not None
@@ -209,8 +210,10 @@ def main() -> None:
     card, text = (options.ship or folder) / "README.md", ""
     if card.is_file():
         text = card.read_text()
+    thresholds: dict[str, Any] = {}
     if options.ship:  # replaces the whole folder
         source = read_config(folder)["facemetric"]
+        thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
         save_weights(
             options.ship,
             load_weights(folder),
@@ -236,6 +239,8 @@ def main() -> None:
         figures["orl_knn_accuracy"] = orl.knn[1]
     config = read_config(folder)
     config["facemetric"]["metrics"] = config["facemetric"].get("metrics", {}) | figures
+    if thresholds:
+        config["facemetric"]["thresholds"] = thresholds
     staged = (folder / CONFIG).with_suffix(".new")
     staged.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(staged, folder / CONFIG)

@@ -200,7 +200,7 @@ def pick_workers(workers: int) -> int:
     """The number of reading processes: as asked for, or half the cores, 1 to 8; none where two cores train.
 
     There a second process takes from the training what it gives: measured on two cores, reading in place
-    adds 19 % to a step of lcnet_050, a worker 28 % (tools/bench_loader.py --wall)."""
+    adds 10 % to a step of lcnet_050, a worker 0 to 5 % and a process more (tools/bench_loader.py --wall)."""
     if workers >= 0:
         return workers
     cores = os.cpu_count() or 1
