@@ -18,6 +18,17 @@ SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
 SMALL |= {"workers": 0, "device": "cpu"}
 
 
+def same(one: Any, other: Any) -> bool:
+    """The same bits all the way down."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
     """Options of a stage one that takes a second."""

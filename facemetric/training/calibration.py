@@ -27,26 +27,41 @@ CHOSEN_ON_CLOSED = (
     "other images of the identities that the weights were trained on, which also chose the best epoch"
 )
 
-
 Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
 """Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
 
 
-def keep_thresholds(run: Run, split: Split, embeddings: Embeddings, device: torch.device, seed: int) -> None:
-    """Store a threshold for each of FARS that the validation identities support with the run's best weights."""
-    val = split.val
-    if val is None or distributed.rank() > 0:
+def sum_up(
+    run: Run,
+    split: Split,
+    embeddings: Embeddings,
+    device: torch.device,
+    seed: int,
+    *,
+    before: Embedder | None = None,
+) -> None:
+    """Embed the validation images once with the run's best weights; say what they gain on `before`, where that is
+    another embedder, and keep their thresholds. Process 0 does, for all; nothing without validation images."""
+    if split.val is None or distributed.rank() > 0:
         return
     emb_ND, who_N = embeddings(load_weights(run.best, device))
+    if before is not None:
+        show_gain(run, embeddings(before)[0], emb_ND, who_N, seed)
+    keep_thresholds(run, split, emb_ND, who_N, seed)
+
+
+def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, who_N: np.ndarray, seed: int) -> None:
+    """Store a threshold for each of FARS that the validation identities support with the run's best weights."""
+    assert split.val is not None
     fars = supported_fars(who_N, FARS)
     try:
         kept = choose_thresholds(emb_ND, who_N, fars, seed=seed) if fars else ()
     except DataError as error:  # a training ends well all the same
         say(f"no threshold is stored: {error}")
         return
-    size = usual_size(val)
+    size = usual_size(split.val)
     chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON
-    store_thresholds(run.best, [Stored(t, False, chosen_on, val.fingerprint, size) for t in kept])
+    store_thresholds(run.best, [Stored(t, False, chosen_on, split.val.fingerprint, size) for t in kept])
     said = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
     few = [f"{far:g}" for far in FARS if far not in fars]
     note = f" (too few pairs for FAR {', '.join(few)})" if few else ""
@@ -54,12 +69,10 @@ def keep_thresholds(run: Run, split: Split, embeddings: Embeddings, device: torc
 
 
 def show_gain(
-    run: Run, before: Embedder, embeddings: Embeddings, device: torch.device, seed: int
+    run: Run, first_ND: np.ndarray, second_ND: np.ndarray, who_N: np.ndarray, seed: int
 ) -> dict[str, Interval]:
-    """Say and log what the run's best weights gain on `before`: differences over all validation pairs, with
+    """Say and log what the second embeddings gain on the first: differences over all validation pairs, with
     intervals at 95 % over people, who are drawn alike for both."""
-    first_ND, who_N = embeddings(before)
-    second_ND, _ = embeddings(load_weights(run.best, device))
     fars = supported_fars(who_N, FARS[1:3])
     found = [verify_all_pairs(emb_ND, who_N, fars=fars) for emb_ND in (first_ND, second_ND)]
     gains = all_pairs_differences((first_ND, second_ND), who_N, (found[0], found[1]), seed=seed)

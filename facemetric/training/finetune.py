@@ -32,7 +32,7 @@ from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
-from facemetric.training.calibration import keep_thresholds, show_gain
+from facemetric.training.calibration import sum_up
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features, state_hash
 from facemetric.training.loop import fit
@@ -91,9 +91,8 @@ def run_finetune(config: FinetuneConfig) -> Trained:
             task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True
         )
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
-        if before and metrics is not before and distributed.rank() == 0:
-            show_gain(run, task.original, task.embeddings, device, config.seed)
-        keep_thresholds(run, split, task.embeddings, device, config.seed)
+        other = task.original if before and metrics is not before else None
+        sum_up(run, split, task.embeddings, device, config.seed, before=other)
         run.log("finished", task.steps_per_epoch * config.epochs)
         return Trained(run.folder, run.best, metrics)
     finally:

@@ -26,7 +26,7 @@ from facemetric.model.embedder import Embedder, build_embedder, check_backbone, 
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
-from facemetric.training.calibration import keep_thresholds
+from facemetric.training.calibration import sum_up
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.run import Run
@@ -94,7 +94,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
-        keep_thresholds(run, split, task.open_set.embeddings, device, config.seed)
+        sum_up(run, split, task.open_set.embeddings, device, config.seed)
         run.log("finished", task.steps_per_epoch * config.epochs)
     finally:
         run.close()

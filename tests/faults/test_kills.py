@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages import same
 
 from facemetric import finetune, load_embedder, pretrain
 from facemetric.config import PretrainConfig
@@ -80,17 +81,6 @@ def train(task: Any, folder: Path, *, resume: bool = False) -> None:
 
 def state_of(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def same(one: Any, other: Any) -> bool:
-    """The same bits all the way down."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def test_killed_at_any_change_of_a_file(toy: Any, tmp_path: Path) -> None:

@@ -14,26 +14,14 @@ import torch
 from sklearn import metrics as sk
 
 from facemetric import evaluate, load_embedder
-from facemetric.data.images import Preprocess
 from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import images_of
-from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that learned nothing: its figures need not be good here, but right."""
-    torch.manual_seed(0)
-    embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)))
-    save_weights(tmp_path_factory.mktemp("weights") / "w", embedder, provenance={}, metrics={})
-    return next(tmp_path_factory.getbasetemp().glob("weights*/w"))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +35,10 @@ def pairs(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(weights: Path, faces: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def scored(untrained: Path, faces: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An evaluation with pairs and neighbours."""
     out = tmp_path_factory.mktemp("eval") / "out"
-    return evaluate(weights, pairs=pairs, data=faces, out=out, **OPTIONS)
+    return evaluate(untrained, pairs=pairs, data=faces, out=out, **OPTIONS)
 
 
 def scores_of(out: Path, pairs: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +94,7 @@ def test_neighbours_by_hand(scored: Any) -> None:
     assert json.loads((scored.out / "metrics.json").read_text())["neighbours"]["queries"] == 96
 
 
-def test_the_files_are_there(scored: Any, weights: Path) -> None:
+def test_the_files_are_there(scored: Any, untrained: Path) -> None:
     assert (scored.out / "roc.png").read_bytes().startswith(b"\x89PNG")
     with open(scored.out / "roc.csv", newline="") as file:
         points = list(csv.DictReader(file))
@@ -114,15 +102,15 @@ def test_the_files_are_there(scored: Any, weights: Path) -> None:
     assert [float(points[-1]["far"]), float(points[-1]["tar"])] == [1, 1]
     record = json.loads((scored.out / "metrics.json").read_text())
     assert record["weights"]["architecture"] == "test_resnet"
-    assert record["weights"]["sha256"] == json.loads((weights / "config.json").read_text())["sha256"]
-    assert record["options"]["weights"] == str(weights)
+    assert record["weights"]["sha256"] == json.loads((untrained / "config.json").read_text())["sha256"]
+    assert record["options"]["weights"] == str(untrained)
     assert not list(scored.out.glob("*.new"))
 
 
 def test_the_table_says_what_was_measured(
-    weights: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluate(weights, pairs=pairs, data=faces, out=tmp_path / "out", **OPTIONS)
+    found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **OPTIONS)
     lines = capsys.readouterr().out.splitlines()
 
     def value(name: str) -> str:
@@ -142,9 +130,9 @@ def test_the_table_says_what_was_measured(
 
 
 def test_pairs_alone_read_their_images_beside_the_file(
-    scored: Any, weights: Path, pairs: Path, tmp_path: Path
+    scored: Any, untrained: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(weights, pairs=pairs, out=tmp_path / "out", **OPTIONS)
+    found = evaluate(untrained, pairs=pairs, out=tmp_path / "out", **OPTIONS)
     assert found.neighbours is None
     assert found.verification.auc == pytest.approx(scored.verification.auc, abs=1e-4)
     assert "neighbours" not in json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -156,10 +144,10 @@ def test_embeddings_in_place_of_weights(scored: Any, pairs: Path, tmp_path: Path
     assert found.neighbours == scored.neighbours
 
 
-def test_flip_is_the_mean_with_the_mirror_image(weights: Path, faces: Path, tmp_path: Path) -> None:
-    evaluate(weights, data=faces, out=tmp_path / "out", flip=True, **OPTIONS)
+def test_flip_is_the_mean_with_the_mirror_image(untrained: Path, faces: Path, tmp_path: Path) -> None:
+    evaluate(untrained, data=faces, out=tmp_path / "out", flip=True, **OPTIONS)
     table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
-    embedder, index = load_embedder(weights), read_index([str(faces)])
+    embedder, index = load_embedder(untrained), read_index([str(faces)])
     with torch.no_grad():
         for rows, images, _ in images_of(embedder, index, 16, 0, ""):
             expected = embedder(images) + embedder(torch.flip(images, dims=[3]))
@@ -168,14 +156,14 @@ def test_flip_is_the_mean_with_the_mirror_image(weights: Path, faces: Path, tmp_
 
 
 def test_folds_are_drawn_where_the_pairs_have_none(
-    weights: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open(pairs, newline="") as file:
         lines = [[line["image1_path"], line["image2_path"], line["label"]] for line in csv.DictReader(file)]
     plain = pairs.with_name("plain.csv")
     plain.write_text("\n".join(",".join(line) for line in [["path_a", "path_b", "same"], *lines]) + "\n")
     runs = [
-        evaluate(weights, pairs=plain, out=tmp_path / str(i), folds=5, seed=seed, **OPTIONS)
+        evaluate(untrained, pairs=plain, out=tmp_path / str(i), folds=5, seed=seed, **OPTIONS)
         for i, seed in enumerate((1, 1, 2))
     ]
     plain.unlink()
@@ -188,34 +176,34 @@ def test_folds_are_drawn_where_the_pairs_have_none(
 
 
 def test_no_neighbours_where_all_are_alone(
-    weights: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in sorted(faces.iterdir())[:3]:
         (tmp_path / "single" / folder.name).mkdir(parents=True)
         shutil.copy(sorted(folder.iterdir())[0], tmp_path / "single" / folder.name)
-    found = evaluate(weights, data=tmp_path / "single", out=tmp_path / "out", **OPTIONS)
+    found = evaluate(untrained, data=tmp_path / "single", out=tmp_path / "out", **OPTIONS)
     assert found.neighbours is None
     assert "no nearest neighbours" in capsys.readouterr().out
 
 
-def test_a_mended_image_is_no_longer_listed(weights: Path, faces: Path, tmp_path: Path) -> None:
+def test_a_mended_image_is_no_longer_listed(untrained: Path, faces: Path, tmp_path: Path) -> None:
     for folder in sorted(faces.iterdir())[:3]:
         shutil.copytree(folder, tmp_path / "some" / folder.name)
     image = sorted((tmp_path / "some").rglob("*.*"))[0]
     whole = image.read_bytes()
     image.write_bytes(b"")
     with pytest.raises(DataError, match="1 of 18 images are bad"):
-        evaluate(weights, data=tmp_path / "some", out=tmp_path / "out", **OPTIONS)
+        evaluate(untrained, data=tmp_path / "some", out=tmp_path / "out", **OPTIONS)
     assert image.name in (tmp_path / "out" / "bad_images.csv").read_text()
     image.write_bytes(whole)
-    evaluate(weights, data=tmp_path / "some", out=tmp_path / "out", **OPTIONS)
+    evaluate(untrained, data=tmp_path / "some", out=tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "out" / "bad_images.csv").exists()
 
 
-def test_what_cannot_be_scored(weights: Path, faces: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_scored(untrained: Path, faces: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give one of --weights and --embeddings"):
         evaluate(data=faces, out=tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to score"):
-        evaluate(weights, out=tmp_path / "out")
+        evaluate(untrained, out=tmp_path / "out")
     with pytest.raises(ConfigError, match="--folds is 1"):
-        evaluate(weights, data=faces, folds=1, out=tmp_path / "out")
+        evaluate(untrained, data=faces, folds=1, out=tmp_path / "out")

@@ -11,35 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn import metrics as sk
 
 from facemetric import evaluate
-from facemetric.data.images import Preprocess
 from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)))
-    save_weights(tmp_path_factory.mktemp("weights") / "w", embedder, provenance={}, metrics={})
-    return next(tmp_path_factory.getbasetemp().glob("weights*/w"))
-
-
-@pytest.fixture(scope="module")
-def table(weights: Path, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def table(untrained: Path, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings of the 96 drawn faces."""
     out = tmp_path_factory.mktemp("eval") / "out"
-    evaluate(weights, data=faces, out=out, **OPTIONS)
+    evaluate(untrained, data=faces, out=out, **OPTIONS)
     return out / "embeddings.npz"
 
 
@@ -136,20 +124,20 @@ def test_a_second_model_over_all_pairs_and_itself(table: Path, tmp_path: Path) -
     assert all(tuple(d)[:3] == (0, 0, 0) for d in found.comparison.differences.values())
 
 
-def test_two_weights_embed_the_same_images(weights: Path, faces: Path, pairs: Path, tmp_path: Path) -> None:
-    found = evaluate(weights, compare=weights, data=faces, pairs=pairs, out=tmp_path, **OPTIONS)
+def test_two_weights_embed_the_same_images(untrained: Path, faces: Path, pairs: Path, tmp_path: Path) -> None:
+    found = evaluate(untrained, compare=untrained, data=faces, pairs=pairs, out=tmp_path, **OPTIONS)
     assert all(d.value == 0 for d in found.comparison.differences.values())
     first, second = (EmbeddingTable.load(tmp_path / f"embeddings{n}.npz") for n in ("", "_second"))
     np.testing.assert_array_equal(first.embeddings, second.embeddings)
     assert metrics(tmp_path)["second_weights"]["architecture"] == "test_resnet"
 
 
-def test_a_second_model_without_some_images(table: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_second_model_without_some_images(table: Path, untrained: Path, tmp_path: Path) -> None:
     some = EmbeddingTable.load(table).rows(np.arange(90)).save(tmp_path / "some.npz")
     with pytest.raises(DataError, match="6 of 96 images have no embedding of the second model"):
         evaluate(embeddings=table, compare=some, out=tmp_path, report=False)
     with pytest.raises(ConfigError, match="--compare with weights needs their images"):
-        evaluate(embeddings=table, compare=weights, out=tmp_path, report=False)
+        evaluate(embeddings=table, compare=untrained, out=tmp_path, report=False)
 
 
 def test_a_gallery(table: Path, tmp_path: Path) -> None:
@@ -188,20 +176,20 @@ def test_a_gallery(table: Path, tmp_path: Path) -> None:
 
 
 def test_a_gallery_of_images_and_strangers_only(
-    weights: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for n, folder in enumerate(sorted(faces.iterdir())[:6]):
         target = tmp_path / ("gallery" if n < 3 else "others") / folder.name
         shutil.copytree(folder, target)
     found = evaluate(
-        weights, data=tmp_path / "gallery", gallery=tmp_path / "gallery", out=tmp_path / "a", **OPTIONS
+        untrained, data=tmp_path / "gallery", gallery=tmp_path / "gallery", out=tmp_path / "a", **OPTIONS
     )
     assert found.gallery.knn[1] == 1  # every image finds itself
     assert found.identification is None
     assert "every image is of a person in the gallery" in capsys.readouterr().out
     with pytest.raises(DataError, match="none of 18 probes is of a person in the gallery"):
         evaluate(
-            weights, data=tmp_path / "others", gallery=tmp_path / "gallery", out=tmp_path / "b", **OPTIONS
+            untrained, data=tmp_path / "others", gallery=tmp_path / "gallery", out=tmp_path / "b", **OPTIONS
         )
 
 
@@ -231,7 +219,7 @@ def test_groups_of_the_pairs(
     assert "by light: largest gap, TAR" in said
 
 
-def test_groups_of_the_images(weights: Path, faces: Path, tmp_path: Path) -> None:
+def test_groups_of_the_images(untrained: Path, faces: Path, tmp_path: Path) -> None:
     index = read_index(faces)
     lines = [("path", "identity", "half")]
     lines += [
@@ -244,7 +232,7 @@ def test_groups_of_the_images(weights: Path, faces: Path, tmp_path: Path) -> Non
     ]
     with open(tmp_path / "index.csv", "w", newline="") as file:
         csv.writer(file).writerows(lines)
-    evaluate(weights, data=tmp_path / "index.csv", all_pairs=True, out=tmp_path / "a", **OPTIONS)
+    evaluate(untrained, data=tmp_path / "index.csv", all_pairs=True, out=tmp_path / "a", **OPTIONS)
     (found,) = metrics(tmp_path / "a")["slices"]
     assert found["groups"]["left"]["genuine_pairs"] == 120
     assert found["groups"]["left"]["impostor_pairs"] == 48 * 47 // 2 - 120
@@ -256,14 +244,14 @@ def test_groups_of_the_images(weights: Path, faces: Path, tmp_path: Path) -> Non
     assert [s.to_dict() for s in again.slices] == metrics(tmp_path / "a")["slices"]
 
 
-def test_insightfaces_bin(weights: Path, table: Path, pairs: Path, faces: Path, tmp_path: Path) -> None:
+def test_insightfaces_bin(untrained: Path, table: Path, pairs: Path, faces: Path, tmp_path: Path) -> None:
     images, same = [], []
     with open(pairs, newline="") as file:
         for line in csv.DictReader(file):
             images += [(faces / line[name]).read_bytes() for name in ("image1_path", "image2_path")]
             same.append(line["label"] == "1")
     (tmp_path / "drawn.bin").write_bytes(pickle.dumps((images, same), 4))
-    found = evaluate(weights, pairs=tmp_path / "drawn.bin", out=tmp_path / "a", **OPTIONS)
+    found = evaluate(untrained, pairs=tmp_path / "drawn.bin", out=tmp_path / "a", **OPTIONS)
     by_csv = evaluate(embeddings=table, pairs=pairs, out=tmp_path / "b", report=False)
     assert found.verification.auc == pytest.approx(by_csv.verification.auc, abs=1e-6)
     assert len(found.verification.accuracy.accuracies) == 10  # InsightFace's ten parts
@@ -319,13 +307,13 @@ def test_an_svm_learns_from_the_gallery(
     ],
 )
 def test_options_that_do_not_go_together(
-    weights: Path, tmp_path: Path, options: dict[str, Any], message: str
+    untrained: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "p.csv").write_text("image1_path,image2_path,label\na.jpg,b.jpg,1\n")
     if "pairs" in options:
         options = options | {"pairs": tmp_path / "p.csv"}
     with pytest.raises((ConfigError, DataError, Exception), match=message):
-        evaluate(weights, out=tmp_path / "out", **options, **OPTIONS)
+        evaluate(untrained, out=tmp_path / "out", **options, **OPTIONS)
 
 
 def test_a_gallery_of_another_model(table: Path, tmp_path: Path) -> None:

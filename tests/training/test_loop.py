@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stages import same
 from torch import Tensor
 
 from facemetric.config import PretrainConfig
@@ -52,17 +53,6 @@ def state_of(folder: Path) -> dict[str, Any]:
 def log_of(folder: Path, event: str = "") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if event in ("", line["event"])]
-
-
-def same(one: Any, other: Any) -> bool:
-    """The same bits all the way down."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def stopper(number: int) -> Callable[[int, int], float]:
