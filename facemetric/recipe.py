@@ -37,8 +37,8 @@ from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
 from facemetric.training.measure import Measured, measuring
-from facemetric.training.pretrain import Trained, run_pretrain
-from facemetric.training.run import CHECKPOINT, LOG
+from facemetric.training.pretrain import run_pretrain
+from facemetric.training.run import CHECKPOINT, LOG, Trained
 
 RECORD, TABLE = "run.json", "table.csv"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from facemetric.training.pretrain import Trained, pretrain
+from facemetric.model.weights import classifier_key
+from facemetric.training.pretrain import pretrain
+from facemetric.training.run import Trained
 
 SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
 SMALL |= {"workers": 0, "device": "cpu"}
+FAST = {"epochs": 1, "batch_size": 32, "workers": 0, "device": "cpu"}  # of stage two
+KEY = classifier_key("test_resnet")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -41,8 +47,33 @@ def stage_one(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return pretrain(str(faces), **SMALL, out=tmp_path_factory.mktemp("stage_one") / "run")
 
 
+def tensors(run: Trained | Path) -> dict[str, torch.Tensor]:
+    """The weights file of a run, or of a weights folder."""
+    return load_file((run.weights if isinstance(run, Trained) else run) / "model.safetensors")
+
+
+def changed(one: Trained, other: Trained) -> set[str]:
+    """The backbone's tensors that differ in any bit."""
+    left, right = tensors(one), tensors(other)
+    names = {name for name in left if not name.startswith(KEY)}
+    assert names == {name for name in right if not name.startswith(KEY)}
+    return {name for name in names if not torch.equal(left[name], right[name])}
+
+
+@pytest.fixture
+def some_single(faces: Path, tmp_path: Path) -> Path:
+    """Six identities, two of which have one image."""
+    names = sorted(path.name for path in faces.iterdir())[:6]
+    for name in names:
+        shutil.copytree(faces / name, tmp_path / "some" / name)
+    for name in names[1:3]:
+        for image in sorted((tmp_path / "some" / name).iterdir())[1:]:
+            image.unlink()
+    return tmp_path / "some"
+
+
 class Toy:
-    """A task of the loop (see loop.Task): a regression with batch norm, dropout, numpy's random numbers and a
+    """A task of the loop (see task.Task): a regression with batch norm, dropout, numpy's random numbers and a
     memory of the last batch's mean."""
 
     score = "score"

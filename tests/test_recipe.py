@@ -13,7 +13,7 @@ from facemetric import recipe
 from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, DataError, TrainingError
-from facemetric.training.pretrain import start_embedder
+from facemetric.training.classification import start_embedder
 from facemetric.training.run import LOG
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -195,7 +195,7 @@ def test_a_run_that_stopped_goes_on(toml: Path, tmp_path: Path, monkeypatch: pyt
 
         return step
 
-    from facemetric.training.finetune import OnFeatures
+    from facemetric.training.on_features import OnFeatures
 
     kept, out = OnFeatures.step, tmp_path / "out"
     for at in (1, 4):

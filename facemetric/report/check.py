@@ -19,6 +19,7 @@ from facemetric.errors import writing
 from facemetric.evaluation.inference import embed_index, mirror_scores
 from facemetric.evaluation.labels import Alike, alike_across, alike_identities, centred, judge_images
 from facemetric.files import write_whole
+from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
@@ -37,7 +38,6 @@ from facemetric.report.findings import (
     name_findings,
 )
 from facemetric.training.run import BAD_IMAGES
-from facemetric.training.setup import pick_device, pick_workers
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate

@@ -7,9 +7,9 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
+from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import load_weights
 from facemetric.training.run import BAD_IMAGES
-from facemetric.training.setup import pick_device, pick_workers
 
 
 def check_data(config: DataConfig) -> None:

@@ -14,9 +14,9 @@ from facemetric.data.pairs import Pairs, resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
+from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights
 from facemetric.training.run import BAD_IMAGES
-from facemetric.training.setup import pick_device, pick_workers
 
 STORED = (".npz", ".parquet")  # endings of embeddings on disk
 

@@ -15,8 +15,8 @@ from facemetric.errors import DataError
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.evaluation.verification import pair_scores
+from facemetric.machine import pick_device
 from facemetric.model.weights import find_weights, load_weights
-from facemetric.training.setup import pick_device
 
 UNLIKE = 1.5  # times larger or smaller, or times as wide for its height as half of that
 

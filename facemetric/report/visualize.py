@@ -20,6 +20,7 @@ from facemetric.data.loader import BadImageLog
 from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
+from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights, read_config
 from facemetric.report.embedding import check_data
 from facemetric.report.layout import choose_images, lay_out
@@ -27,7 +28,7 @@ from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
 from facemetric.report.projector import cell_size, joined, write_projector
 from facemetric.training.run import BAD_IMAGES
-from facemetric.training.setup import pick_device, pick_workers, read_split
+from facemetric.training.setup import read_split
 
 SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "val_by", "leave_out", "merge", "seed")
 

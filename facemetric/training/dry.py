@@ -22,22 +22,16 @@ from facemetric.data.identities import with_at_least
 from facemetric.data.index import ImageIndex
 from facemetric.errors import TrainingError
 from facemetric.evaluation.inference import embed_index
+from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import widest
 from facemetric.model.weights import load_weights
+from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
 from facemetric.training.loop import Amp, Trainer
 from facemetric.training.measure import Measured, measuring
-from facemetric.training.pretrain import Classification
 from facemetric.training.run import Run
-from facemetric.training.setup import (
-    Split,
-    make_optimizer,
-    make_scheduler,
-    pick_device,
-    read_split,
-    settings_of,
-)
+from facemetric.training.setup import Split, make_optimizer, make_scheduler, read_split, settings_of
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,55 +24,10 @@ from facemetric.training.distributed import say
 from facemetric.training.heap import keep_freed_memory
 from facemetric.training.pace import Pace
 from facemetric.training.run import CHECKPOINT, Run
+from facemetric.training.signals import stop_signals
+from facemetric.training.task import Settings, Task
 
 LOG_STEPS = 20  # steps averaged into one line of the log
-
-
-class Task(Protocol):
-    """What a stage gives the loop. `score` names the validation figure (up is better) that picks the best epoch."""
-
-    score: str
-    steps_per_epoch: int
-
-    @property
-    def model(self) -> nn.Module:
-        """All that trains, and what checkpoints hold."""
-
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of an epoch from step `start` on: a pure function of the seed and the epoch."""
-
-    def train_mode(self, epoch: int) -> None:
-        """Put into training mode what trains in this epoch."""
-
-    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
-        """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
-
-        `progress` is the share of the training that is done, 0..1."""
-
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the model on held-out data, `score` among them; {} where there is none."""
-
-    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
-        """Write the weights folder of the best epoch."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides model and optimizer."""
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Numbers of the loop: see the options of the same names."""
-
-    epochs: int
-    clip_grad: float
-    ema: float
-    amp: bool
-    seed: int
-    checkpoint_minutes: float
-    validate_every: int = 1
 
 
 @dataclass
@@ -347,25 +300,3 @@ class Meter:
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -25,6 +25,14 @@ from facemetric.training.distributed import say
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
 LOCK = "run.lock"
+
+
+class Trained(NamedTuple):
+    """What a stage leaves: the run folder, the weights folder, and the best epoch's figures."""
+
+    run: Path
+    weights: Path
+    metrics: dict[str, float]
 
 
 class Run:

@@ -19,8 +19,8 @@ from facemetric.errors import DataError
 from facemetric.files import write_whole
 from facemetric.model.weights import load_weights
 from facemetric.training import features as room
+from facemetric.training.classification import Classification
 from facemetric.training.features import cached_features
-from facemetric.training.pretrain import Classification
 from facemetric.training.run import read_log
 
 CALLS = ("fsync", "replace", "mkdir")

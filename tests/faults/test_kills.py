@@ -22,11 +22,13 @@ from facemetric.files import Lock, is_locked
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 from facemetric.training import loop
-from facemetric.training.finetune import OnFeatures, OnImages
-from facemetric.training.loop import Settings, fit
-from facemetric.training.pretrain import Classification
+from facemetric.training.classification import Classification
+from facemetric.training.loop import fit
+from facemetric.training.on_features import OnFeatures
+from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, read_log
 from facemetric.training.setup import make_optimizer, make_scheduler
+from facemetric.training.task import Settings
 
 CALLS = ("replace", "fsync", "truncate", "unlink")  # what changes names and makes bytes last
 

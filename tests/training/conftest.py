@@ -1,5 +1,5 @@
 """The fixtures of stages.py."""
 
-from stages import small, stage_one, toy
+from stages import small, some_single, stage_one, toy
 
-__all__ = ["small", "stage_one", "toy"]
+__all__ = ["small", "some_single", "stage_one", "toy"]

@@ -4,56 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import reference_mining
 import torch
-from safetensors.torch import load_file
-from torch.nn import functional
+from stages import FAST, KEY, changed, tensors
 
-from facemetric import finetune, load_embedder
-from facemetric.config import FinetuneConfig
+from facemetric import finetune
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
-from facemetric.model.weights import classifier_key
-from facemetric.training import finetune as room
-from facemetric.training.finetune import OnFeatures, OnImages
-from facemetric.training.pretrain import Trained
-from facemetric.training.run import Run
-from facemetric.training.setup import SCORE, pick_device, read_split
-
-FAST = {"epochs": 1, "batch_size": 32, "workers": 0, "device": "cpu"}
-KEY = classifier_key("test_resnet")
-
-
-def tensors(run: Trained | Path) -> dict[str, torch.Tensor]:
-    """The weights file of a run, or of a weights folder."""
-    return load_file((run.weights if isinstance(run, Trained) else run) / "model.safetensors")
-
-
-def changed(one: Trained, other: Trained) -> set[str]:
-    """The backbone's tensors that differ in any bit."""
-    left, right = tensors(one), tensors(other)
-    names = {name for name in left if not name.startswith(KEY)}
-    assert names == {name for name in right if not name.startswith(KEY)}
-    return {name for name in names if not torch.equal(left[name], right[name])}
+from facemetric.training import stage_two
+from facemetric.training.on_features import OnFeatures
+from facemetric.training.on_images import OnImages
+from facemetric.training.run import Run, Trained
+from facemetric.training.setup import SCORE
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run.run / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]
-
-
-def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:
-    """The task on features as run_finetune builds it."""
-    config = FinetuneConfig((str(faces),), weights=str(stage_one.weights), out=folder, **FAST | options)
-    run = Run(folder, config_toml="", resume=False)
-    return OnFeatures(config, load_embedder(stage_one.weights), read_split(config), run, pick_device("cpu"))
 
 
 def test_a_frozen_backbone_stays_the_same_bits(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
@@ -78,36 +49,10 @@ def test_a_frozen_backbone_stays_the_same_bits(stage_one: Trained, faces: Path, 
     assert (stage_one.weights / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("microbatch", [0, 10])
-@pytest.mark.parametrize("how", ["batchnorm", "none"])
-def test_what_trains_end_to_end(
-    stage_one: Trained, faces: Path, tmp_path: Path, how: str, microbatch: int
-) -> None:
-    options = FAST | {"freeze": how, "microbatch": microbatch, "val_fraction": 0.0, "lr": 0.01}
-    run = finetune(str(faces), weights=str(stage_one.run), **options, out=tmp_path / "run")
-    names = changed(stage_one, run)
-    norms = {name.rsplit(".", 1)[0] for name in tensors(run) if name.endswith("running_mean")}
-    inside = {name for name in names if name.rsplit(".", 1)[0] in norms}
-    assert any(name.endswith("running_mean") for name in inside)
-    assert any(name.endswith("weight") for name in inside)
-    outside = names - inside
-    assert bool(outside) == (how == "none")
-    assert not torch.equal(tensors(run)[f"{KEY}.weight"], torch.eye(96))
-
-
-def test_it_starts_exactly_at_stage_one(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
-    task = task_of(faces, stage_one, tmp_path / "run")
-    assert task.figures_of(task.model) == task.start_figures
-    features = task.values[0].clone()
-    assert torch.equal(task.model(features), features)
-    for name in stage_one.metrics.keys() - {"closed_set_accuracy"}:
-        assert stage_one.metrics[name] == pytest.approx(task.start_figures[name], abs=1e-3)
-
-
 def script(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     """Validation gives these scores, one after the other: before, the start of the projection, the epochs."""
     left = list(scores)
-    monkeypatch.setattr(room, "open_set_figures", lambda *args: {SCORE: left.pop(0)})
+    monkeypatch.setattr(stage_two, "open_set_figures", lambda *args: {SCORE: left.pop(0)})
 
 
 @pytest.mark.parametrize(
@@ -182,18 +127,6 @@ def test_without_validation_the_last_epoch_is_kept(
     assert not torch.equal(tensors(run)[f"{KEY}.weight"], torch.eye(96))
 
 
-@pytest.fixture
-def some_single(faces: Path, tmp_path: Path) -> Path:
-    """Six identities, two of which have one image."""
-    names = sorted(path.name for path in faces.iterdir())[:6]
-    for name in names:
-        shutil.copytree(faces / name, tmp_path / "some" / name)
-    for name in names[1:3]:
-        for image in sorted((tmp_path / "some" / name).iterdir())[1:]:
-            image.unlink()
-    return tmp_path / "some"
-
-
 @pytest.mark.parametrize("how", ["backbone", "none"])
 def test_identities_with_one_image_are_left_out_and_listed(
     stage_one: Trained,
@@ -228,132 +161,6 @@ def test_only_identities_with_one_image(stage_one: Trained, some_single: Path, t
             image.unlink()
     with pytest.raises(DataError, match="0 identities with images"):
         finetune(str(some_single), weights=str(stage_one.run), val_fraction=0.0, out=tmp_path / "run")
-
-
-def test_bad_images_are_listed_and_their_identity_is_checked_again(
-    stage_one: Trained, some_single: Path, tmp_path: Path
-) -> None:
-    names = read_index([str(some_single)]).identities
-    for image in sorted((some_single / names[0]).iterdir())[1:]:
-        image.write_bytes(b"not an image")
-    task = task_of(some_single, stage_one, tmp_path / "run", val_fraction=0.0, max_bad=0.5)
-    lines = (tmp_path / "run" / "bad_images.csv").read_text().splitlines()
-    assert len(lines) == 6
-    assert all(line.startswith(names[0]) for line in lines[1:])
-    trained = {task.split.train.identities[i] for i in task.labels.tolist()}
-    assert trained == set(names[3:])  # the first has one image left
-    batch = next(iter(task.batches(0, 0)))
-    rows = task.rows[batch[0]]
-    emb = functional.normalize(task.values[0, torch.from_numpy(rows)], dim=1)
-    labels = torch.from_numpy(task.split.train.identity[rows])
-    loss, *_ = reference_mining.twin("semihard", emb, labels)
-    assert task.step(batch, 0.0, lambda loss: None)["loss"] == pytest.approx(float(loss), rel=1e-4)
-
-
-@pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
-@pytest.mark.parametrize("miner", ["all", "semihard", "hard"])
-@pytest.mark.parametrize("margin", [0.05, 1.5, "soft"])
-def test_options_reach_the_miner(
-    stage_one: Trained, faces: Path, tmp_path: Path, miner: str, distance: str, margin: Any
-) -> None:
-    options = {"soft_margin": True} if margin == "soft" else {"margin": margin}
-    task = task_of(
-        faces,
-        stage_one,
-        tmp_path / "run",
-        miner=miner,
-        distance=distance,
-        projection_init="pca",
-        embedding_size=6,
-        batch_size=12,
-        images_per_identity=3,
-        cache=stage_one.run.parent / "features",
-        **options,
-    )
-    batch = next(iter(task.batches(0, 0)))
-    losses = []
-    figures = task.step(batch, 0.0, losses.append)
-    rows = task.rows[batch[0]]
-    with torch.no_grad():
-        emb = functional.normalize(task.model(task.values[0, torch.from_numpy(rows)]), dim=1)
-    labels = torch.from_numpy(task.split.train.identity[rows])
-    assert len(labels) == 12
-    assert (np.bincount(labels.numpy())[np.unique(labels)] == 3).all()
-    loss, active, valid, _ = reference_mining.twin(miner, emb, labels, margin, distance)
-    assert figures["loss"] == pytest.approx(float(loss), rel=1e-4)
-    assert float(losses[0].detach()) == pytest.approx(float(loss), rel=1e-4)
-    assert figures["fraction_positive"] == pytest.approx(active / valid, abs=0.02)
-    assert set(figures) == {"loss", "fraction_positive", "mean_d_ap", "mean_d_an"}
-
-
-def nearer_first(d_ap: torch.Tensor, d_an: torch.Tensor) -> torch.Tensor:
-    """A filter of one's own: triplets that are in the wrong order."""
-    return d_an < d_ap
-
-
-def test_a_miner_of_ones_own(
-    stage_one: Trained, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_mining.py").write_text("def wrong_order(d_ap, d_an):\n    return d_an < d_ap\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    task = task_of(faces, stage_one, tmp_path / "run", miner="my_mining:wrong_order", batch_size=12)
-    batch = next(iter(task.batches(0, 0)))
-    rows = task.rows[batch[0]]
-    figures = task.step(batch, 0.0, lambda loss: None)
-    emb = functional.normalize(task.values[0, torch.from_numpy(rows)], dim=1)
-    labels = torch.from_numpy(task.split.train.identity[rows])
-    loss, *_ = reference_mining.twin("select", emb, labels, 0.2, "squared", nearer_first)
-    assert figures["loss"] == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_views_are_all_trained_on(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
-    task = task_of(faces, stage_one, tmp_path / "run", views=3)
-    views = np.concatenate([batch[1] for epoch in range(3) for batch in task.batches(epoch, 0)])
-    assert set(views) == {0, 1, 2}
-    assert task.values.shape[0] == 3
-
-
-def test_turns_of_freezing_train_what_they_say(
-    stage_one: Trained, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One epoch of batch norms and projection, then everything: seen at each validation."""
-    seen: list[dict[str, torch.Tensor]] = []
-    validate = OnImages.validate
-
-    def watching(self: OnImages, model: Any) -> dict[str, float]:
-        seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
-        return validate(self, model)
-
-    monkeypatch.setattr(OnImages, "validate", watching)
-    options = FAST | {"epochs": 2, "freeze": ["batchnorm", "none"], "freeze_epochs": 1, "backbone_lr": 1e-3}
-    finetune(str(faces), weights=str(stage_one.run), **options, out=tmp_path / "run")
-    _, start, one, two = seen  # the first is of stage one's own embedding
-
-    def moved(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
-        return {name for name, value in a.items() if value.ndim == 4 and not torch.equal(value, b[name])}
-
-    filters = {name for name, value in start.items() if value.ndim == 4}
-    assert moved(start, one) == set()
-    assert moved(one, two) == filters
-    assert not torch.equal(start["projection.weight"], one["projection.weight"])
-    assert not torch.equal(start["backbone.bn1.weight"], one["backbone.bn1.weight"])
-
-
-def test_validation_says_the_loss_and_the_triplets_that_violate(
-    stage_one: Trained, faces: Path, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"miner": "all", "margin": 0.3, "distance": "euclidean", "memory": 64}
-    task = task_of(faces, stage_one, tmp_path / "run", **options, images_per_identity=6)
-    figures = task.start_figures
-    assert task.split.val is not None
-    assert task.val is not None
-    labels = torch.from_numpy(task.split.val.identity)
-    assert len(labels) == 12  # both identities whole: the batch is all there is
-    emb = functional.normalize(torch.from_numpy(np.array(task.val.values[0])), dim=1)
-    loss, active, looked_at, _ = reference_mining.twin("all", emb, labels, 0.3, "euclidean")
-    assert figures["val_loss"] == pytest.approx(float(loss), rel=1e-4)
-    assert figures["val_fraction_positive"] == pytest.approx(active / looked_at)
-    assert task.objective.memory is None  # validation does not fill it
 
 
 TURNS = ["batchnorm", "none"]

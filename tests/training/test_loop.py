@@ -21,9 +21,11 @@ from torch import Tensor
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
-from facemetric.training.loop import Progress, Settings, fit, stop_signals
+from facemetric.training.loop import Progress, fit
 from facemetric.training.run import Run
 from facemetric.training.setup import make_optimizer, make_scheduler
+from facemetric.training.signals import stop_signals
+from facemetric.training.task import Settings
 
 
 def train(

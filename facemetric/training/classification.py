@@ -1,0 +1,263 @@
+"""The task of stage one: a backbone and a head tell the training identities apart."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facemetric.config import PretrainConfig, require
+from facemetric.data.batches import ShuffledBatches
+from facemetric.data.images import Preprocess, normalise
+from facemetric.data.index import ImageIndex
+from facemetric.data.loader import BadImageLog, Batch, load_batches
+from facemetric.data.transforms import train_transform
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.inference import embed_index, images_of
+from facemetric.machine import pick_workers
+from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
+from facemetric.model.heads import Head, MarginHead, make_head
+from facemetric.model.weights import load_weights
+from facemetric.training import distributed
+from facemetric.training.distributed import say
+from facemetric.training.run import Run
+from facemetric.training.setup import (
+    SCORE,
+    OpenSet,
+    Split,
+    augment_of,
+    hold_back,
+    note_bad,
+    same_origin,
+    save_best,
+)
+
+IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
+MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
+SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
+SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing to the last feature map
+
+
+class Classifier(nn.Module):
+    """An embedder and the head that it learns with."""
+
+    def __init__(self, embedder: Embedder, head: Head) -> None:
+        super().__init__()
+        self.embedder, self.head = embedder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, C)."""
+        return self.head(self.embedder.project(self.embedder.features(images)))
+
+
+def start_embedder(config: PretrainConfig) -> Embedder:
+    """A new embedder, or that of --weights: then architecture, crop, projection and, where none is asked for,
+    the picture's size are theirs."""
+    if not config.weights:
+        side = config.image_size or IMAGE_SIZE
+        pre = Preprocess(size=(side, side), crop=config.crop)
+        return build_embedder(
+            config.arch,
+            preprocess=pre,
+            arch_args=parse_arch_args(config.arch_args),
+            embedding_size=config.embedding_size,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            pretrained=config.pretrained,
+            neck=True,
+        )
+    embedder = load_weights(config.weights)
+    embedder.dropout.p = config.dropout
+    if config.image_size:
+        embedder.preprocess = replace(embedder.preprocess, size=(config.image_size, config.image_size))
+        check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
+    say(
+        f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
+        f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
+    )
+    return embedder
+
+
+def parse_arch_args(text: str) -> dict[str, Any]:
+    """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
+    try:
+        return tomllib.loads(f"args = {{{text}}}")["args"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
+        ) from error
+
+
+def growing_sizes(first: int, last: int, epochs: int) -> list[int]:
+    """Side of the picture, pixels, in each epoch: equal numbers of epochs for each step from `first` to `last`.
+
+    Small pictures first make the same training cheaper. Source: Tan and Le 2021, arXiv:2104.00298, section 4
+    (progressive learning). Raises ConfigError where `first` is above `last`."""
+    require(first <= last, f"--start-size is {first}, above the full size of {last}; lower it")
+    smaller = list(range(first, last, SIZE_STEP)) if first else []
+    return [
+        smaller[int(share * len(smaller))]
+        if (share := epoch / (SIZE_GROWTH * epochs)) < 1 and smaller
+        else last
+        for epoch in range(epochs)
+    ]
+
+
+def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: int) -> Tensor:
+    """Unit vectors (C, D) along each identity's mean embedding, its images seen with `side` pixels.
+
+    A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2
+    (imprinted weights)."""
+    full = embedder.preprocess
+    embedder.preprocess = replace(full, size=(side, side))
+    table = embed_index(embedder, index, workers=workers, progress="identities' means").table
+    embedder.preprocess = full
+    row = {name: i for i, name in enumerate(index.identities)}
+    identity = torch.tensor([row[name] for name in table.identities.tolist()])
+    sums_CD = torch.zeros(len(row), embedder.embedding_size)
+    sums_CD.index_add_(0, identity, torch.from_numpy(table.embeddings))
+    return functional.normalize(sums_CD, dim=1)
+
+
+class Classification:
+    """The task of stage one (see task.Task)."""
+
+    score = SCORE
+
+    def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
+        self.config, self.split, self.run, self.device = config, split, run, device
+        self.workers = pick_workers(config.workers)
+        embedder = start_embedder(config)
+        total = len(split.train) + (len(split.val) if split.val is not None else 0)
+        self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
+        self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
+        self.sizes = growing_sizes(config.start_size, embedder.preprocess.size[0], config.epochs)
+        if self.sizes[0] != self.sizes[-1]:
+            check_backbone(embedder.backbone, embedder.arch, (self.sizes[0], self.sizes[0]))
+        held = np.zeros(len(split.train), bool)
+        if config.val_by == "identities":
+            held = hold_back(split.train, config.closed_set_fraction, config.seed)
+        self.rows = np.flatnonzero(~held)
+        closed = split.train.select(held) if held.any() else None
+        self.closed = split.val if config.val_by == "images" else closed
+        head = make_head(
+            config.head,
+            embedder.embedding_size,
+            len(split.train.identities),
+            scale=config.scale,
+            margin=config.margin,
+        )
+        if config.weights and isinstance(head, MarginHead) and not config.resume:
+            rows = split.train.select(~held)
+            mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
+            with torch.no_grad():
+                head.weight.copy_(mean_CD)
+        self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
+        self.erase = (
+            RandomErasing(config.random_erasing, mode="pixel", device=device)
+            if config.random_erasing
+            else None
+        )
+        labels = split.train.identity[self.rows]
+        batch_size = min(config.batch_size, len(self.rows))
+        self.sampler = ShuffledBatches(
+            labels,
+            batch_size,
+            config.seed,
+            cap=config.max_per_identity,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        self.steps_per_epoch = self.sampler.steps
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Shuffled batches of the training images, of the epoch's size."""
+        steps = Rows(self.sampler.epoch(epoch), self.rows)
+        size = (self.sizes[epoch], self.sizes[epoch])
+        preprocess = replace(self.model.embedder.preprocess, size=size)
+        return load_batches(
+            self.split.train,
+            steps,
+            train_transform(preprocess, augment_of(self.config)),
+            seed=self.config.seed,
+            epoch=epoch,
+            workers=self.workers,
+            start=start,
+        )
+
+    def train_mode(self, epoch: int) -> None:
+        """Everything trains."""
+        self.model.train()
+
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
+        note_bad(self.bad_images, self.split.train, batch.bad)
+        if len(batch.rows) < 2:
+            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
+        images = normalise(batch.images, self.model.embedder.preprocess, self.device)
+        if self.erase:
+            images = self.erase(images)
+        labels = batch.labels.to(self.device)
+        strength = min(1.0, progress / MARGIN_GROWTH)
+        logits = self.model(images).float()
+        harder = self.model.head.with_margin(logits, labels, strength)
+        loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
+        share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
+        backward(loss * share)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share).tolist()
+        return {"loss": mean, "accuracy": accuracy}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Open-set figures, and the closed-set accuracy on held-back images of training identities."""
+        figures = self.open_set(model.embedder)  # type: ignore[arg-type]
+        if self.closed is not None:
+            figures["closed_set_accuracy"] = self.closed_set_accuracy(model)
+        return figures
+
+    @torch.inference_mode()
+    def closed_set_accuracy(self, model: nn.Module) -> float:
+        """Share of the held-back images whose identity has the highest logit."""
+        assert self.closed is not None
+        numbers = {name: i for i, name in enumerate(self.split.train.identities)}
+        label = np.array([numbers[name] for name in self.closed.identities])[self.closed.identity]
+        model.eval()
+        right = seen = 0
+        for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
+            note_bad(self.bad_images, self.closed, bad)
+            if len(rows):
+                right += int((in_pieces(model, images).argmax(1).cpu().numpy() == label[rows]).sum())
+                seen += len(rows)
+        return right / seen if seen else float("nan")
+
+    def extra_state(self) -> dict[str, Any]:
+        """Which data it is."""
+        return {"data": self.split.fingerprint}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError for other data."""
+        same_origin(state, data=self.split.fingerprint)
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """The embedder as the run's best weights."""
+        save_best(self.run, model.embedder, self.split, self.config, metrics)  # type: ignore[arg-type]
+
+
+class Rows(Sequence[np.ndarray]):
+    """The steps of a sampler over some rows of an index, as rows of the index."""
+
+    def __init__(self, steps: Sequence[np.ndarray], rows: np.ndarray) -> None:
+        self.steps, self.rows = steps, rows
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> np.ndarray:  # type: ignore[override]
+        return self.rows[self.steps[step]]

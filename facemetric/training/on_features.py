@@ -1,0 +1,119 @@
+"""Stage two on cached features of a frozen backbone: only a linear projection learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facemetric.config import FinetuneConfig
+from facemetric.model.embedder import Embedder
+from facemetric.model.projections import sample_for, start_projection
+from facemetric.training.features import Features
+from facemetric.training.run import Run
+from facemetric.training.setup import Split, note_bad
+from facemetric.training.stage_two import StageTwo
+
+
+class OnFeatures(StageTwo):
+    """The projection learns on cached features; the backbone does not run, and cannot change."""
+
+    def __init__(
+        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+    ) -> None:
+        super().__init__(config, embedder, split, run, device)
+        cache = config.cache or config.out.parent / "features"
+        features = self.cached(split.train, cache, config.views)
+        note_bad(self.bad_images, split.train, features.bad)
+        rows = np.flatnonzero(features.valid)
+        labels = split.train.identity[rows].astype(np.int64)
+        enough = np.bincount(labels, minlength=len(split.train.identities))[labels] >= 2
+        self.rows, labels = rows[enough], labels[enough]
+        self.values, self.labels = torch.from_numpy(np.asarray(features.values)), torch.from_numpy(labels)
+        self.val: Features | None = None
+        if split.val is not None:
+            self.val = self.cached(split.val, cache, 1)
+            note_bad(self.bad_images, split.val, self.val.bad)
+        some = sample_for(config.projection_init, len(labels), config.seed)
+        projection = start_projection(
+            config.projection_init,
+            embedder,
+            features.values[0][self.rows[some]],
+            labels[some],
+            size=config.embedding_size,
+            seed=config.seed,
+        )
+        self.model: nn.Module = projection.to(device)
+        self.sampler = self.sampler_of(labels)
+        self.steps_per_epoch = self.sampler.steps
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """What trains, with its learning rate."""
+        return [(self.model, self.config.lr)]
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(places among the kept rows, view of each) of the steps of an epoch."""
+        steps = self.sampler.epoch(epoch)
+        for step in range(start, len(steps)):
+            places = steps[step]
+            views = np.random.default_rng([self.config.seed, epoch, step, 3]).integers(
+                self.values.shape[0], size=len(places)
+            )
+            yield places, views
+
+    def train_mode(self, epoch: int) -> None:
+        """The projection trains."""
+        self.model.train()
+
+    def step(
+        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
+    ) -> dict[str, float]:
+        """Project, mine, backward."""
+        places, views = batch
+        features = self.values[torch.from_numpy(views), torch.from_numpy(self.rows[places])].to(self.device)
+        labels = self.labels[torch.from_numpy(places)].to(self.device)
+        loss, figures = self.objective(functional.normalize(self.model(features).float(), dim=1), labels)
+        backward(loss)
+        return figures
+
+    @torch.inference_mode()
+    def figures_of(self, projection: nn.Module) -> dict[str, float]:
+        """The open-set figures of a projection on the cached validation features."""
+        if self.val is None:
+            return {}
+        return self.with_triplets(*self.val_embeddings(projection))
+
+    @torch.inference_mode()
+    def val_embeddings(self, projection: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) of the cached validation features, and identities (N,)."""
+        assert self.val is not None
+        assert self.split.val is not None
+        rows = np.flatnonzero(self.val.valid)
+        values = torch.from_numpy(np.asarray(self.val.values[0]))
+        parts = [
+            projection(values[chunk].to(self.device)).float().cpu()
+            for chunk in np.array_split(rows, len(rows) // 4096 + 1)
+        ]
+        return torch.cat(parts).numpy(), self.split.val.identity[rows]
+
+    @cached_property
+    def start_figures(self) -> dict[str, float]:
+        """The figures of stage one's own embedding."""
+        return self.figures_of(self.original.folded_projection())
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Open-set figures of the projection."""
+        return self.figures_of(model)
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """The frozen backbone with the projection, as the run's best weights."""
+        self.embedder.projection = model
+        self.save_embedder(self.embedder, metrics)
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images as weights on this backbone embed them: from the cached features."""
+        return self.val_embeddings(embedder.folded_projection())

@@ -1,0 +1,115 @@
+"""Stage two on images, embedded in every step: in micro-batches where the batch is larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facemetric.config import FinetuneConfig
+from facemetric.data.images import normalise
+from facemetric.data.loader import Batch, load_batches
+from facemetric.data.transforms import train_transform
+from facemetric.errors import DataError
+from facemetric.model.embedder import Embedder
+from facemetric.model.freezing import freeze, training_mode, turn, widest
+from facemetric.model.projections import sample_for, start_projection
+from facemetric.training.microbatch import backward_in_chunks
+from facemetric.training.run import Run
+from facemetric.training.setup import OpenSet, Split, augment_of, note_bad
+from facemetric.training.stage_two import StageTwo
+
+
+class OnImages(StageTwo):
+    """The projection and the batch norms, or everything, learn on images."""
+
+    def __init__(
+        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+    ) -> None:
+        super().__init__(config, embedder, split, run, device)
+        self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
+        embedder.projection = self.first_projection(embedder).to(device)
+        freeze(embedder, widest(config.freeze))  # the optimizer holds all that trains at any time
+        self.model: nn.Module = embedder.to(memory_format=torch.channels_last)
+        self.transform = train_transform(embedder.preprocess, augment_of(config))
+        self.sampler = self.sampler_of(split.train.identity)
+        self.steps_per_epoch = self.sampler.steps
+
+    def first_projection(self, embedder: Embedder) -> nn.Linear:
+        """Where the projection starts; PCA and LDA need the features of the plain images, once."""
+        config, index = self.config, self.split.train
+        values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
+        if config.projection_init in ("pca", "lda"):
+            cache = config.cache or config.out.parent / "features"
+            features = self.cached(index, cache, 1)
+            note_bad(self.bad_images, index, features.bad)
+            rows = np.flatnonzero(features.valid)
+            rows = rows[sample_for(config.projection_init, len(rows), config.seed)]
+            values, labels = features.values[0][rows], index.identity[rows]
+        return start_projection(
+            config.projection_init, embedder, values, labels, size=config.embedding_size, seed=config.seed
+        )
+
+    @cached_property
+    def start_figures(self) -> dict[str, float]:
+        """The figures of stage one's own embedding."""
+        return self.validate(self.original)
+
+    def parts(self) -> list[tuple[nn.Module, float]]:
+        """What trains, with its learning rate."""
+        return [(self.embedder.projection, self.config.lr), (self.embedder.backbone, self.config.backbone_lr)]
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """P x K batches of images."""
+        return load_batches(
+            self.split.train,
+            self.sampler.epoch(epoch),
+            self.transform,
+            seed=self.config.seed,
+            epoch=epoch,
+            workers=self.workers,
+            start=start,
+        )
+
+    def train_mode(self, epoch: int) -> None:
+        """Put into training mode what trains in this epoch; a frozen batch norm stays as it is."""
+        how = turn(self.config.freeze, self.config.freeze_epochs, epoch)
+        freeze(self.embedder, how)
+        training_mode(self.embedder, how)
+
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Embed, mine, backward; in chunks with --microbatch."""
+        note_bad(self.bad_images, self.split.train, batch.bad)
+        if len(batch.rows) < 2:
+            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
+        images, labels = batch.images, batch.labels.to(self.device)
+        figures: dict[str, float] = {}
+
+        def embed(chunk: Tensor) -> Tensor:
+            return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))
+
+        def loss_of(emb_BD: Tensor) -> Tensor:
+            loss, found = self.objective(emb_BD, labels)
+            figures.update(found)
+            return loss
+
+        chunk = self.config.microbatch or len(images)
+        backward_in_chunks(self.model, embed, loss_of, images.split(chunk), backward)
+        return figures
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Open-set figures of the embedder, and those of its triplets."""
+        if self.split.val is None:
+            return {}
+        return self.with_triplets(*self.open_set.embeddings(model))  # type: ignore[arg-type]
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """The embedder as the run's best weights."""
+        self.save_embedder(model, metrics)  # type: ignore[arg-type]
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """The validation images, embedded."""
+        return self.open_set.embeddings(embedder)

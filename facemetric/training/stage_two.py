@@ -1,0 +1,150 @@
+"""What stage two trains with, on features or on images: batches of identities, triplets, figures, what is kept."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from facemetric.config import FinetuneConfig
+from facemetric.data.batches import IdentityBatches
+from facemetric.data.index import ImageIndex
+from facemetric.data.loader import BadImageLog
+from facemetric.errors import ConfigError
+from facemetric.machine import pick_workers
+from facemetric.model.embedder import Embedder
+from facemetric.training import distributed
+from facemetric.training.distributed import say
+from facemetric.training.features import Features, cached_features, state_hash
+from facemetric.training.objective import TripletObjective
+from facemetric.training.run import Run
+from facemetric.training.setup import (
+    SCORE,
+    Split,
+    augment_of,
+    open_set_figures,
+    same_origin,
+    save_best,
+)
+
+
+class StageTwo:
+    """What the two tasks of stage two share (see task.Task)."""
+
+    score = SCORE
+
+    def __init__(
+        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+    ) -> None:
+        self.config, self.split, self.run, self.device = config, split, run, device
+        self.workers = pick_workers(config.workers)
+        total = len(split.train) + (len(split.val) if split.val is not None else 0)
+        self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
+        self.original = copy.deepcopy(embedder)  # stage one's embedder: kept where stage two does not help
+        self.embedder = embedder
+        self.objective = TripletObjective(
+            config.miner,
+            margin=config.margin,
+            soft=config.soft_margin,
+            distance=config.distance,
+            memory=config.memory,
+            seed=config.seed,
+            run=run,
+        )
+
+    def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
+        """P x K batches over labels (N,); fewer identities than P make smaller batches, which is said."""
+        identities = len(np.unique(labels))
+        per_batch = self.config.batch_size // self.config.images_per_identity
+        if per_batch < 2:
+            raise ConfigError(
+                f"--batch-size {self.config.batch_size} holds {per_batch} identities of "
+                f"{self.config.images_per_identity} images; two are needed: raise --batch-size"
+            )
+        if per_batch > identities:
+            say(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
+            per_batch = identities
+        return IdentityBatches(
+            labels,
+            per_batch,
+            self.config.images_per_identity,
+            self.config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    def with_triplets(self, emb_ND: np.ndarray, who_N: np.ndarray) -> dict[str, float]:
+        """The open-set figures of validation embeddings, and the loss and the share of triplets that violate it."""
+        figures = open_set_figures(emb_ND, who_N)
+        labels = np.unique(who_N, return_inverse=True)[1]
+        kept = np.flatnonzero(np.bincount(labels)[labels] >= 2)
+        k = self.config.images_per_identity
+        per_batch = min(self.config.batch_size // k, len(np.unique(labels[kept])))
+        if per_batch >= 2:
+            steps = IdentityBatches(labels[kept], per_batch, k, self.config.seed).epoch(0)
+            unit = functional.normalize(torch.from_numpy(np.asarray(emb_ND)).float(), dim=1)
+            batches = [
+                (unit[rows], torch.from_numpy(labels[rows])) for rows in (kept[step] for step in steps)
+            ]
+            figures |= self.objective.measure(batches)
+        return figures
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Which data and which weights it began with."""
+        return {"data": self.split.fingerprint, "weights": state_hash(self.original)}
+
+    def extra_state(self) -> dict[str, Any]:
+        """The memory, and where the run began."""
+        return self.objective.state_dict() | self.origin
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """The memory, back again. Raises ConfigError for other data or other weights than the run began with."""
+        same_origin(state, **self.origin)
+        self.objective.load_state_dict(state)
+
+    def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:
+        """The features of an index, and a line that says where they come from."""
+        if distributed.rank() > 0:
+            distributed.barrier()  # process 0 fills the cache, the others read it
+        found = cached_features(
+            self.embedder,
+            index,
+            cache,
+            views=views,
+            augment=augment_of(self.config),
+            seed=self.config.seed,
+            workers=self.workers,
+        )
+        if distributed.rank() == 0:
+            distributed.barrier()
+        shape = " x ".join(str(n) for n in found.values.shape)
+        say(f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}")
+        return found
+
+    def save_embedder(self, embedder: Embedder, metrics: dict[str, float]) -> None:
+        """Write an embedder as the run's best weights, in process 0."""
+        save_best(self.run, embedder, self.split, self.config, metrics)
+
+    def keep_better(self, before: dict[str, float], after: dict[str, float], epoch: int) -> dict[str, float]:
+        """Keep the better of the weights before stage two and its best epoch, and say which."""
+        if not before:
+            say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
+            return after
+        old, new = before[self.score], after[self.score]
+        if old > new:
+            self.save_embedder(self.original, before)
+            say(
+                f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with"
+            )
+        else:
+            moment = f"epoch {epoch}" if epoch else "the start of the projection"
+            say(f"kept {moment}: {self.score} {new:.4f}, before stage two {old:.4f}")
+        say(f"weights in {self.run.best}")
+        self.run.log("kept", 0, epoch=epoch if new >= old else -1, before=old, after=new)
+        return before if old > new else after

@@ -1,0 +1,56 @@
+"""What a stage gives the loop: a task, and some numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """What a stage gives the loop. `score` names the validation figure (up is better) that picks the best epoch."""
+
+    score: str
+    steps_per_epoch: int
+
+    @property
+    def model(self) -> nn.Module:
+        """All that trains, and what checkpoints hold."""
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from step `start` on: a pure function of the seed and the epoch."""
+
+    def train_mode(self, epoch: int) -> None:
+        """Put into training mode what trains in this epoch."""
+
+    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
+
+        `progress` is the share of the training that is done, 0..1."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of the model on held-out data, `score` among them; {} where there is none."""
+
+    def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """Write the weights folder of the best epoch."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides model and optimizer."""
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of the loop: see the options of the same names."""
+
+    epochs: int
+    clip_grad: float
+    ema: float
+    amp: bool
+    seed: int
+    checkpoint_minutes: float
+    validate_every: int = 1

@@ -1,0 +1,59 @@
+"""What both stages share: how DATA is split, optimizer and schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facemetric.config import StageConfig
+from facemetric.data.index import read_index
+from facemetric.training.setup import hold_back, read_split
+
+
+def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
+    config = StageConfig((str(faces),), val_fraction=0.25, seed=3)
+    split = read_split(config)
+    assert split.val is not None
+    assert len(split.val.identities) == 4
+    assert not set(split.train.identities) & set(split.val.identities)
+    assert len(split.train) + len(split.val) == 96
+    again = read_split(config)
+    assert again.train.identities == split.train.identities
+    other = read_split(StageConfig((str(faces),), val_fraction=0.25, seed=4))
+    assert other.train.identities != split.train.identities
+
+
+def test_named_lists_split_merge_and_leave_out(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = read_index([str(faces)]).identities
+    (tmp_path / "val.txt").write_text(f"{names[0]}\n{names[1]}\nnobody\n")
+    (tmp_path / "out.txt").write_text(f"{names[2]}\nnobody\n")
+    (tmp_path / "merge.csv").write_text(f"{names[3]},{names[4]}\n{names[5]},nobody\n")
+    split = read_split(
+        StageConfig(
+            (str(faces),),
+            val_identities=tmp_path / "val.txt",
+            leave_out=tmp_path / "out.txt",
+            merge=tmp_path / "merge.csv",
+        )
+    )
+    assert split.val is not None
+    assert split.val.identities == names[:2]
+    assert split.train.identities == (names[3], *names[5:])
+    assert split.train.counts()[0] == 12
+    said = capsys.readouterr().out
+    assert said.count("1 names of") == 3
+    assert "first 'nobody'" in said
+
+
+def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
+    index = read_index([str(faces)])
+    held = hold_back(index, 0.3, seed=0)
+    assert held.sum() == round(0.3 * len(index))
+    assert np.bincount(index.identity[held], minlength=16).max() <= 3
+    assert hold_back(index, 0.9, seed=0).sum() == 48  # never more than half
+    assert (hold_back(index, 0.3, seed=0) == held).all()
+    assert (hold_back(index, 0.3, seed=1) != held).any()
