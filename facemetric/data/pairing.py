@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.data.pairs import Ints, Names, Pairs
+from facemetric.data.pairs import Ints, Pairs
+from facemetric.data.resolve import Names
 from facemetric.errors import DataError
 
 

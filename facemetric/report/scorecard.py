@@ -21,7 +21,8 @@ from facemetric.config import (
     make_config,
     require,
 )
-from facemetric.data.pairs import Ints, Pairs, read_pairs, resolve
+from facemetric.data.pairs import Ints, Pairs, read_pairs
+from facemetric.data.resolve import resolve
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
 from facemetric.evaluation.embed import EmbeddingTable

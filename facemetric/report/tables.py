@@ -10,7 +10,8 @@ import numpy as np
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
 from facemetric.data.loader import BadImageLog
-from facemetric.data.pairs import Pairs, resolve
+from facemetric.data.pairs import Pairs
+from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index

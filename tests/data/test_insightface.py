@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facemetric.data import insightface
+from facemetric.data import pickle_layout
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.insightface import read_bin
-from facemetric.data.pairs import read_pairs, resolve
+from facemetric.data.pairs import read_pairs
+from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 
 
@@ -202,7 +203,7 @@ def test_names_are_refused_before_they_are_used(tmp_path: Path) -> None:
     ],
 )
 def test_bombs(tmp_path: Path, bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(insightface, "MOST_STEPS", 2000)
+    monkeypatch.setattr(pickle_layout, "MOST_STEPS", 2000)
     (tmp_path / "a.bin").write_bytes(bomb)
     with pytest.raises(DataError, match=r"more than 2,000 instructions|cut short|damaged"):
         read_bin(tmp_path / "a.bin")
