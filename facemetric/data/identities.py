@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -127,12 +128,20 @@ def apply_lists(
     if merge:
         merged = merge_identities(index, read_merges(merge), skip_unknown=True)
         index = merged.joined
-        say(f"merged {merged.merged} identities into others{unknown_note(merged.unknown, merge)}")
+        say(
+            f"merged {merged.merged} identities into others{largest_note(index)}{unknown_note(merged.unknown, merge)}"
+        )
     if leave_out:
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
         say(f"left out {len(parted.picked.identities)} identities{unknown_note(parted.unknown, leave_out)}")
     return index
+
+
+def largest_note(index: ImageIndex) -> str:
+    """The end of a sentence that says how many names the identity of most names has: pairs make long chains."""
+    most = Counter(index.aliases.values()).most_common(1)
+    return f", at most {most[0][1] + 1} into one ({most[0][0]!r})" if most else ""
 
 
 def unknown_note(unknown: Iterable[str], path: Path) -> str:

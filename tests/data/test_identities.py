@@ -160,7 +160,15 @@ def test_lists_are_applied_in_their_order_and_said(tmp_path: Path) -> None:
     assert rest.identities == ("ann", "cleo")
     assert said == [
         f"left out 1 images (1 names of {images} are not in the data, first 'zoe/1.jpg')",
-        "merged 1 identities into others",
+        "merged 1 identities into others, at most 2 into one ('ann')",
         "left out 1 identities",
     ]
     assert apply_lists(index, None, None, None, said.append) is index
+
+
+def test_a_chain_of_merges_is_said(tmp_path: Path) -> None:
+    index = folder(tmp_path / "data", anna=1, bob=1, cleo=1, dora=1, emil=1, fay=1)
+    merge = text(tmp_path / "m.csv", "emil,fay\nanna,bob\ncleo,bob\ndora,cleo\n")
+    said: list[str] = []
+    assert apply_lists(index, merge, None, None, said.append).identities == ("anna", "emil")
+    assert said == ["merged 4 identities into others, at most 4 into one ('anna')"]
