@@ -46,7 +46,7 @@ class StageConfig:
     momentum: float = 0.9
     """Momentum, where the optimizer has one."""
     scheduler: str = "cosine"
-    """Any scheduler of timm, by its name there, stepped after every batch."""
+    """Any scheduler of timm but plateau, by its name there, stepped after every batch."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up of the learning rate."""
     clip_grad: float = 5.0

@@ -32,6 +32,7 @@ from facemetric.training.task import Settings
 
 FARS = (1e-2, 1e-3)
 SCORE = "val_tar_at_far_0.01"
+SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,16 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
 
 def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """timm's schedule, stepped after every batch. Raises ConfigError for a name that timm does not know."""
-    warmup = min(config.warmup_epochs, config.epochs / 2)
+    name, warmup = config.scheduler, min(config.warmup_epochs, config.epochs / 2)
+    if name == "plateau":
+        raise ConfigError(
+            "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
+            "resumed run would go another way; choose a schedule of the steps, such as cosine"
+        )
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched=config.scheduler,
+            sched=name,
             num_epochs=max(1, config.epochs),
             warmup_epochs=warmup,  # type: ignore[arg-type]
             warmup_lr=1e-6,
@@ -244,8 +250,9 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
             updates_per_epoch=steps_per_epoch,
         )
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"timm cannot make the schedule {config.scheduler!r} ({error})") from error
+        raise ConfigError(
+            f"timm cannot make the schedule {name!r} ({error}){did_you_mean(name, SCHEDULERS)}"
+        ) from error
     if scheduler is None:
-        names = ["cosine", "tanh", "step", "multistep", "plateau", "poly"]
-        raise ConfigError(f"unknown scheduler {config.scheduler!r}{did_you_mean(config.scheduler, names)}")
+        raise ConfigError(f"unknown scheduler {name!r}{did_you_mean(name, SCHEDULERS)}")
     return scheduler

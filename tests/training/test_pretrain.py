@@ -152,7 +152,8 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
     ("options", "message"),
     [
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean 'sgd'"),
-        ({"scheduler": "cosin"}, "schedule"),
+        ({"scheduler": "cosin"}, "'cosin'.*: did you mean 'cosine'"),
+        ({"scheduler": "plateau"}, "--scheduler plateau waits for the validation.*such as cosine"),
         ({"head": "arcfase"}, "unknown head 'arcfase': did you mean 'arcface'"),
         ({"arch": "lcnet_036"}, "timm has no architecture 'lcnet_036': did you mean 'lcnet_035'"),
         ({"auto_augment": "rnd"}, "auto_augment is 'rnd'"),
