@@ -135,11 +135,9 @@ class ClusterConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(DataConfig):
     """Doubles, wrong labels and leaks of a set; nothing is deleted."""
 
-    data: tuple[str, ...] = ()
-    """Images: a folder of identity folders, a csv (path,identity) or .tar files; NAME=PATH names a source."""
     _: KW_ONLY
     weights: str = ""
     """Weights that compare people: a weights folder, a run folder or a shipped name; without, images alone are."""
@@ -161,14 +159,8 @@ class CheckConfig:
     """Picture sheets of each kind of finding, at most; 0 draws none."""
     max_bad: float = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
-    batch_size: int = 256
-    """Images embedded at once."""
     seed: int = 0
     """Seed of the samples that thresholds are taken from."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int = -1
-    """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
 
 @dataclass(frozen=True)

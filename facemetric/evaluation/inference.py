@@ -83,7 +83,6 @@ def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
 def mirror_scores(
     embedder: Embedder,
     index: ImageIndex,
-    embeddings: np.ndarray,
     mean_D: np.ndarray,
     *,
     sample: int = 1000,
@@ -92,16 +91,16 @@ def mirror_scores(
     seed: int = 0,
 ) -> np.ndarray:
     """Cosines of a sample of images and their mirror images, both less `mean_D`: what one photograph scores with
-    itself as the network sees it. `embeddings` (N, D) are the index's."""
+    itself as the network sees it."""
     rows = np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:sample])
-    unit = torch.from_numpy(embeddings[rows] - mean_D)
+    mean = torch.from_numpy(mean_D)
     scores = np.empty(len(rows), np.float32)
     was_training = embedder.training
     embedder.eval()
     try:
         for at, images, _ in images_of(embedder, index.select(rows), batch_size, workers, ""):
-            turned = in_pieces(embedder, images.flip(3)).float().cpu() - torch.from_numpy(mean_D)
-            scores[at] = functional.cosine_similarity(turned, unit[at]).numpy()
+            straight, turned = (in_pieces(embedder, seen).float().cpu() for seen in (images, images.flip(3)))
+            scores[at] = functional.cosine_similarity(straight - mean, turned - mean).numpy()
     finally:
         embedder.train(was_training)
     return scores

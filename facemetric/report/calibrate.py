@@ -16,7 +16,7 @@ from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import Threshold, choose_thresholds
 from facemetric.model.weights import find_weights, read_config
-from facemetric.report.embedding import check_data, embed_data
+from facemetric.report.embedding import check_config, embed_data
 from facemetric.training.calibration import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"
@@ -41,7 +41,7 @@ def calibrate(*positional: Any, **options: Any) -> Calibrated:
 
 def run_calibrate(config: CalibrateConfig) -> Calibrated:
     """calibrate, from a config."""
-    check_data(config)
+    check_config(config)
     require(
         bool(config.data), "no DATA was given; name images of people that the weights were not trained on"
     )

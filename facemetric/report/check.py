@@ -23,6 +23,7 @@ from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
+from facemetric.report.embedding import check_config
 from facemetric.report.findings import (
     ACROSS,
     DUPLICATE,
@@ -63,10 +64,11 @@ def check_data(*positional: Any, **options: Any) -> Checked:
 def run_check(config: CheckConfig) -> Checked:
     """check_data, from a config."""
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
-    for name in ("mislabelled", "chance", "max_bad"):
+    check_config(config)
+    for name in ("mislabelled", "chance"):
         value = getattr(config, name)
-        require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; choose 0..1")
-    check_least(config, {"batch_size": 1, "seed": 0, "workers": -1, "sheets": 0})
+        require(0 <= value <= 1, f"--{name} is {value}; choose 0..1")
+    check_least(config, {"sheets": 0})
     if config.weights:
         find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
@@ -118,14 +120,12 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
 
     def embeddings(index: ImageIndex) -> np.ndarray:
         return embed_index(
-            embedder, index, batch_size=size, workers=workers, progress="embedding"
+            embedder, index, batch_size=size, workers=workers, flip=config.flip, progress="embedding"
         ).table.embeddings
 
     table = embeddings(train.images)
     mean_D = table.mean(0)
-    mirror = mirror_scores(
-        embedder, train.images, table, mean_D, batch_size=size, workers=workers, seed=config.seed
-    )
+    mirror = mirror_scores(embedder, train.images, mean_D, batch_size=size, workers=workers, seed=config.seed)
     train = train._replace(embeddings=centred(table, mean_D))
     if test is not None:
         test = test._replace(embeddings=centred(embeddings(test.images), mean_D))

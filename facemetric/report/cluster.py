@@ -22,7 +22,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.files import write_whole
 from facemetric.model.weights import find_weights
-from facemetric.report.embedding import check_data, embed_data
+from facemetric.report.embedding import check_config, embed_data
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown
 
@@ -116,7 +116,7 @@ def cluster(*positional: Any, **options: Any) -> Clustered:
 
 def run_cluster(config: ClusterConfig) -> Clustered:
     """cluster, from a config."""
-    check_data(config)
+    check_config(config)
     require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
     require(config.sheets >= 0, f"--sheets is {config.sheets}; it must be at least 0")
     stored = threshold_of(config)

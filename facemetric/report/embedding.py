@@ -12,7 +12,7 @@ from facemetric.model.weights import load_weights
 from facemetric.training.run import BAD_IMAGES
 
 
-def check_data(config: DataConfig) -> None:
+def check_config(config: DataConfig) -> None:
     """Raise ConfigError for what every such command needs, before any file is read."""
     check_least(config, {"batch_size": 1, "seed": 0, "workers": -1})
     require(0 <= config.max_bad <= 1, f"--max-bad is {config.max_bad}; it is a share, choose 0..1")

@@ -22,7 +22,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights, read_config
-from facemetric.report.embedding import check_data
+from facemetric.report.embedding import check_config
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
@@ -51,7 +51,7 @@ def visualize(*positional: Any, **options: Any) -> Path:
 def run_visualize(config: VisualizeConfig) -> Path:
     """visualize, from a config."""
     require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
-    check_data(config)
+    check_config(config)
     check_least(config, {"images": 2, "map_images": 2})
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of a run before

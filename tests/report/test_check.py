@@ -70,6 +70,30 @@ def lines(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "findings.csv").read_text().splitlines()))
 
 
+def test_with_flip_a_person_and_the_mirror_image_are_one(clean: Path, weights: Path, tmp_path: Path) -> None:
+    data = tmp_path / "faces"
+    shutil.copytree(clean, data)
+    (data / "mirrored").mkdir()
+    for picture in (clean / "drawn_0003").iterdir():
+        with Image.open(picture) as image:
+            ImageOps.mirror(image.convert("RGB")).save(data / "mirrored" / f"{picture.stem}.png")
+    scores = []
+    for flip in (False, True):
+        options = {
+            "weights": weights,
+            "workers": 0,
+            "device": "cpu",
+            "sheets": 0,
+            "chance": 0.2,
+            "flip": flip,
+        }
+        found = check_data(data, out=tmp_path / str(flip), **options).findings
+        pairs = [f.score for f in found if f.kind == kinds.ONE_PERSON and f.identity_b == "mirrored"]
+        scores.append(max(pairs, default=0.0))
+    assert scores[0] < 0.999
+    assert scores[1] > 0.9999
+
+
 def test_nothing_is_found_where_nothing_is(clean: Path, tmp_path: Path) -> None:
     checked = check_data(clean, out=tmp_path / "out", workers=0)
     assert checked.findings == []
