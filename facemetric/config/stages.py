@@ -168,7 +168,7 @@ class FinetuneConfig(StageConfig):
     memory: int = 0
     """Embeddings of past batches to mine against as well (cross-batch memory); 0 for none."""
     microbatch: int = 0
-    """Images that are in memory with their graph at once (--freeze batchnorm|none); 0: the whole batch."""
+    """Images in memory with their graph at once, at least two (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: int = 512
     """Images in a step: batch_size / images_per_identity identities."""
     optimizer: str = "adamw"

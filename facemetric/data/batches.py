@@ -1,7 +1,8 @@
 """Which images make a batch: shuffled, or P identities x K images.
 
 The order is a pure function of (seed, epoch). The global batch is the same for every world size; each rank
-takes its slice of it. Making an epoch costs a sort of the index, a step costs the same for any size of it.
+takes its slice of it, at most one image more than another. Making an epoch costs a sort of the index, a step
+costs the same for any size of it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Steps(Sequence[np.ndarray]):
     def __getitem__(self, step: int) -> np.ndarray:  # type: ignore[override]
         if not -self.steps <= step < self.steps:
             raise IndexError(step)
-        return _slice(self.rows(step % self.steps), self.rank, self.world_size)
+        return self.own(self.rows(step % self.steps))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[step] for step in range(self.steps))
@@ -37,6 +38,10 @@ class Steps(Sequence[np.ndarray]):
     def rows(self, step: int) -> np.ndarray:
         """The global batch of a step."""
         return self.order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def own(self, of_batch: np.ndarray) -> np.ndarray:
+        """This rank's part of what the global batch has: its rows, or anything drawn for them."""
+        return _slice(of_batch, self.rank, self.world_size)
 
 
 def chunks(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Steps:
@@ -190,8 +195,9 @@ def _slice(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 def _check(batch_size: int, rank: int, world_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} images; at least 1 is needed")
-    if batch_size % world_size:
+    if world_size > 1 and batch_size < 2 * world_size:
         raise ConfigError(
-            f"a batch of {batch_size} images on {world_size} processes; choose a multiple of {world_size}"
+            f"a batch of {batch_size} images on {world_size} processes; each needs two: start at most "
+            f"{max(1, batch_size // 2)}, or raise --batch-size"
         )
     assert 0 <= rank < world_size

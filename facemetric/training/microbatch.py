@@ -53,6 +53,13 @@ def backward_in_chunks(
             backward((embed(chunk) * grad).sum())
 
 
+def even_chunks(images: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Images in as few chunks as hold at most `most`, alike in size; one more where a chunk had but one image,
+    of which a batch norm has no variance. `most` 0 is one chunk."""
+    count = len(images)
+    return images.tensor_split(max(1, min(-(-count // (most or count)), count // 2)))
+
+
 @contextlib.contextmanager
 def still_statistics(model: nn.Module) -> Iterator[None]:
     """Batch norms in training mode still normalise by the batch, but their running statistics do not move."""

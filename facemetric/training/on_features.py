@@ -59,11 +59,13 @@ class OnFeatures(StageTwo):
         """(places among the kept rows, view of each) of the steps of an epoch."""
         steps = self.sampler.epoch(epoch)
         for step in range(start, len(steps)):
-            places = steps[step]
+            places = steps.rows(
+                step
+            )  # of all processes, so that a view does not depend on how many there are
             views = np.random.default_rng([self.config.seed, epoch, step, 3]).integers(
                 self.values.shape[0], size=len(places)
             )
-            yield places, views
+            yield steps.own(places), steps.own(views)
 
     def train_mode(self, epoch: int) -> None:
         """The projection trains."""

@@ -17,7 +17,7 @@ from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training.microbatch import backward_in_chunks
+from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.run import Run
 from facemetric.training.setup import OpenSet, Split, augment_of, note_bad
 from facemetric.training.stage_two import StageTwo
@@ -96,8 +96,8 @@ class OnImages(StageTwo):
             figures.update(found)
             return loss
 
-        chunk = self.config.microbatch or len(images)
-        backward_in_chunks(self.model, embed, loss_of, images.split(chunk), backward)
+        chunks = even_chunks(images, self.config.microbatch)
+        backward_in_chunks(self.model, embed, loss_of, chunks, backward)
         return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import in_a_child
 from safetensors.torch import load_file
 from stages import same
 
@@ -31,20 +32,6 @@ from facemetric.training.setup import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 
 CALLS = ("replace", "fsync", "truncate", "unlink")  # what changes names and makes bytes last
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Run `work` in a forked process; the signal that ended it, 0 where it came to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(3)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed"
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def die() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import in_processes
 from torch.nn import functional
 
 from facemetric.training import distributed
@@ -75,27 +73,19 @@ def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, An
     return found
 
 
-def process(rank: int, world: int, port: int, folder: str, case: tuple[str, bool, int]) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    distributed.start("cpu")
-    torch.save(two_steps(*case, world), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 CASES = [("all", False, 0), ("semihard", True, 0), ("hard", True, 0), ("semihard", True, 16)]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_processes_agree_with_one(world: int, case: tuple[str, bool, int], tmp_path: Path) -> None:
-    mp.spawn(process, args=(world, free_port(), str(tmp_path), case), nprocs=world)
+    def process(rank: int) -> None:
+        distributed.start("cpu")
+        torch.save(two_steps(*case, world), tmp_path / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    ended = in_processes(world, process, tmp_path / "said")
+    assert ended == [0] * world, (tmp_path / "said").read_text()
     expected = two_steps(*case, 1)
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

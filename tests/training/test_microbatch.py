@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.mining.triplets import semihard
-from facemetric.training.microbatch import backward_in_chunks
+from facemetric.training.microbatch import backward_in_chunks, even_chunks
 
 LABELS = torch.arange(12) % 4
 
@@ -139,3 +139,17 @@ def test_an_error_in_the_loss_leaves_the_statistics_as_they_were() -> None:
     with pytest.raises(ArithmeticError):
         run(model, 4, fail)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_chunks_are_even_and_none_is_a_single_image() -> None:
+    """The last chunk of 65 images in chunks of 64 would be one, and a batch norm in training mode refuses it."""
+    for count in range(2, 40):
+        assert [len(chunk) for chunk in even_chunks(torch.zeros(count), 0)] == [count]
+        for most in range(1, 45):
+            sizes = [len(chunk) for chunk in even_chunks(torch.zeros(count), most)]
+            assert sum(sizes) == count
+            assert min(sizes) >= 2
+            assert max(sizes) - min(sizes) <= 1
+            assert max(sizes) <= max(most, 3)
+            assert len(sizes) == -(-count // most) or most < 3
+    assert even_chunks(torch.arange(7), 3)[0].tolist() == [0, 1, 2]

@@ -1,0 +1,54 @@
+"""Forked processes: one that may be killed, or several that train together as torchrun's do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked process; the signal that ended it, 0 where it came to its end."""
+    status = os.waitpid(fork(work), 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed"
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def in_processes(world: int, work: Callable[[int], object], said: Path) -> list[int]:
+    """Run `work(rank)` in forked processes with torchrun's environment; the status of each, as `wait` has it.
+
+    What they print goes to `said`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def begin(rank: int) -> Callable[[], object]:
+        def run() -> object:
+            os.environ.update(
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world)
+            )
+            sys.stdout = sys.stderr = open(said, "a", buffering=1)  # noqa: SIM115
+            return work(rank)
+
+        return run
+
+    children = [fork(begin(rank)) for rank in range(world)]
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Start `work` in a forked process with one thread: a fork has none of torch's pool. Its number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            work()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(3)
+        os._exit(0)
+    return child
