@@ -32,13 +32,13 @@ from facemetric.data.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.report.scorecard import check_options, run_evaluate
 from facemetric.report.visualize import run_visualize
-from facemetric.training.checkpoint import has_checkpoint
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
+from facemetric.training.folder import CHECKPOINT, LOG, has_checkpoint
 from facemetric.training.measure import Measured, measuring
 from facemetric.training.pretrain import run_pretrain
-from facemetric.training.run import CHECKPOINT, LOG, Trained
+from facemetric.training.run import Trained
 
 RECORD, TABLE = "run.json", "table.csv"
 

@@ -499,7 +499,9 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(
     assert [line["epoch"] for line in lines if line["event"] == "validation"] == list(range(1, 7))
 
 
-def test_help_is_quick_and_torch_stays_away() -> None:
+def test_help_and_the_list_of_runs_are_quick_and_torch_stays_away(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"event": "validation", "step": 5, "epoch": 1}\n' * 1000)
     code = (
         "import sys, time\n"
         "from facemetric import cli\n"
@@ -507,7 +509,11 @@ def test_help_is_quick_and_torch_stays_away() -> None:
         "assert not {'torch', 'timm', 'numpy', 'pandas'} & set(sys.modules), 'too much was imported'\n"
         "print('seconds', time.process_time())\n"
     )
-    for words in (["--help"], ["pretrain", "--help"]):
+    for words, shown in (
+        (["runs", str(tmp_path)], "TAR @ FAR=1e-2"),
+        (["--help"], "Usage: facemetric"),
+        (["pretrain", "--help"], "--label-smoothing"),
+    ):
         best = 9.0
         for _ in range(3):  # a busy machine costs processor time too
             line = [sys.executable, "-c", code, *words]
@@ -516,5 +522,4 @@ def test_help_is_quick_and_torch_stays_away() -> None:
             if best < 0.5:
                 break
         assert best < 0.5
-        assert "Usage: facemetric" in ran.stdout
-    assert "--label-smoothing" in ran.stdout
+        assert shown in ran.stdout

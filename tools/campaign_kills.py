@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from facemetric import cli
 from facemetric.data.drawn import draw_faces
 from facemetric.training import finetune, pretrain  # noqa: F401 (before the forks, that each starts at once)
-from facemetric.training.run import read_log
+from facemetric.training.folder import read_log
 
 SHARED = ["--batch-size", "16", "--device", "cpu", "--checkpoint-minutes", "0.002"]
 ONE = ["pretrain", "FACES", "--arch", "test_resnet", "--image-size", "32", "--epochs", "4", *SHARED]

@@ -47,7 +47,7 @@ from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import CONFIG, MODEL, load_weights, read_config, read_tensors, save_weights
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
-from facemetric.training.run import read_log
+from facemetric.training.folder import read_log
 
 GIB = 1 << 30
 WORDS = [

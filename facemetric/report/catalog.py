@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.model.weights import MODEL, read_config, shipped_weights
+from facemetric.report.columns import aligned
 
 # Heading -> figure of the weights' own config.json, and how it is shown.
 FIGURES = {
@@ -39,13 +40,6 @@ def catalog_text(found: list[dict[str, Any]]) -> str:
         sides = [str(each["pixels"]), str(each["embedding_size"])]
         rows.append([each["name"], size, each["architecture"], *sides, *figures])
     return aligned(rows)
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of texts as lines whose columns stand under each other."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def list_weights() -> None:

@@ -38,7 +38,7 @@ from facemetric.report.findings import (
     lists,
     name_findings,
 )
-from facemetric.training.run import BAD_IMAGES
+from facemetric.training.folder import BAD_IMAGES
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate

@@ -9,7 +9,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import load_weights
-from facemetric.training.run import BAD_IMAGES
+from facemetric.training.folder import BAD_IMAGES
 
 
 def check_config(config: DataConfig) -> None:

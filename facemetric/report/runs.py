@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 from facemetric.config import RunsConfig
 from facemetric.errors import DataError
 from facemetric.files import is_locked
-from facemetric.report.catalog import aligned
-from facemetric.training.checkpoint import has_checkpoint
+from facemetric.report.columns import aligned
+from facemetric.training.folder import CHECKPOINT, CONFIG, LOCK, LOG, SCORE, has_checkpoint, read_log
 from facemetric.training.pace import in_words
-from facemetric.training.run import CHECKPOINT, CONFIG, LOCK, LOG, read_log
-from facemetric.training.setup import SCORE
 
 EER = "val_eer"
 

@@ -50,7 +50,7 @@ from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_c
 from facemetric.report.printed import table_text
 from facemetric.report.record import Comparison, Evaluation
 from facemetric.report.tables import Tables, is_stored, read_tables
-from facemetric.training.run import BAD_IMAGES
+from facemetric.training.folder import BAD_IMAGES
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
 

@@ -17,7 +17,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights
-from facemetric.training.run import BAD_IMAGES
+from facemetric.training.folder import BAD_IMAGES
 
 STORED = (".npz", ".parquet")  # endings of embeddings on disk
 

@@ -27,7 +27,7 @@ from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
 from facemetric.report.projector import cell_size, joined, write_projector
-from facemetric.training.run import BAD_IMAGES
+from facemetric.training.folder import BAD_IMAGES
 from facemetric.training.setup import read_split
 
 SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "val_by", "leave_out", "merge", "seed")

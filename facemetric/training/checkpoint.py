@@ -68,11 +68,6 @@ def damage(path: Path) -> str:
     return f"{wrong} has another checksum" if wrong else ""
 
 
-def has_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint to go on from, whole or not."""
-    return path.exists() or path.with_suffix(".previous").exists()
-
-
 def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
     """The newest whole checkpoint, and a sentence where that is not the last one ("" otherwise).
 

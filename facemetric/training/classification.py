@@ -27,17 +27,9 @@ from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
+from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
-from facemetric.training.setup import (
-    SCORE,
-    OpenSet,
-    Split,
-    augment_of,
-    hold_back,
-    note_bad,
-    same_origin,
-    save_best,
-)
+from facemetric.training.setup import OpenSet, Split, augment_of, hold_back, note_bad, same_origin, save_best
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size

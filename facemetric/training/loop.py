@@ -21,9 +21,10 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
+from facemetric.training.folder import CHECKPOINT
 from facemetric.training.heap import keep_freed_memory
 from facemetric.training.pace import Pace
-from facemetric.training.run import CHECKPOINT, Run
+from facemetric.training.run import Run
 from facemetric.training.signals import stop_signals
 from facemetric.training.task import Settings, Task
 

@@ -20,11 +20,8 @@ from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_whole
 from facemetric.model.weights import BEST, mend_folder
 from facemetric.training import distributed
-from facemetric.training.checkpoint import has_checkpoint
 from facemetric.training.distributed import say
-
-CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
-LOCK = "run.lock"
+from facemetric.training.folder import BAD_IMAGES, CHECKPOINT, CONFIG, LOCK, LOG, has_checkpoint, read_log
 
 
 class Trained(NamedTuple):
@@ -143,23 +140,6 @@ class Run:
             if self._board:
                 self._board.close()
             self._lock.release()
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log.jsonl; [] where there is none. A line that a crash cut is passed over."""
-    lines = []
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
 
 
 def changed_options(path: Path, config: str) -> list[str]:

@@ -27,11 +27,11 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.weights import save_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
+from facemetric.training.folder import SCORE
 from facemetric.training.run import Run, provenance
 from facemetric.training.task import Settings
 
 FARS = (1e-2, 1e-3)
-SCORE = "val_tar_at_far_0.01"
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
 
 

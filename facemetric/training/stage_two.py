@@ -21,16 +21,10 @@ from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features, state_hash
+from facemetric.training.folder import SCORE
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
-from facemetric.training.setup import (
-    SCORE,
-    Split,
-    augment_of,
-    open_set_figures,
-    same_origin,
-    save_best,
-)
+from facemetric.training.setup import Split, augment_of, open_set_figures, same_origin, save_best
 
 
 class StageTwo:

@@ -24,10 +24,11 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 from facemetric.training import loop
 from facemetric.training.classification import Classification
+from facemetric.training.folder import read_log
 from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
-from facemetric.training.run import Run, read_log
+from facemetric.training.run import Run
 from facemetric.training.setup import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 

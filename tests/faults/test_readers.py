@@ -19,7 +19,7 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.model.weights import read_config
-from facemetric.training.run import read_log
+from facemetric.training.folder import read_log
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from facemetric.config import RunsConfig
 from facemetric.errors import DataError
 from facemetric.report.runs import find_runs, list_runs
+from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
-from facemetric.training.setup import SCORE
 
 
 def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bool = True) -> Path:

@@ -16,10 +16,10 @@ from facemetric import finetune
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.training import stage_two
+from facemetric.training.folder import SCORE
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import SCORE
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:
