@@ -79,7 +79,7 @@ def bench_features(folder: Path, images: int, batch_size: int, rounds: int) -> N
         run = Run(config.out, config_toml="", resume=False)
         task = OnRandomFeatures(config, embedder, Split(index, None, ""), run, torch.device("cpu"))
         tasks[miner] = (task, make_optimizer(config, task.parts()), [])
-    amp = Amp(torch.device("cpu"), False)
+    amp = Amp(torch.device("cpu"), "off")
     for epoch in range(rounds + 1):
         for task, optimizer, seconds in tasks.values():
             began, seen = time.perf_counter(), 0

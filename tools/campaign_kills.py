@@ -52,6 +52,8 @@ STAGES = {
             "0.5",
             "--drop-path",
             "0.1",
+            "--amp",
+            "bfloat16",
         ),
     ],
     "two on features": [*TWO, "--workers", "0", "--views", "2"],
@@ -59,6 +61,7 @@ STAGES = {
     "two on images, micro-batches, memory, ema": [
         *TWO,
         *("--workers", "1", "--freeze", "none", "--microbatch", "6", "--memory", "64", "--ema", "0.9"),
+        *("--amp", "float16"),
     ],
     "two, batch norms": [*TWO, "--workers", "0", "--freeze", "batchnorm", "--miner", "distance-weighted"],
 }

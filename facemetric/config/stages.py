@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from facemetric.config.making import check_least, require
 
+Amp = Literal["auto", "bfloat16", "float16", "off"]
 Head = Literal["softmax", "arcface", "cosface"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
@@ -53,8 +54,9 @@ class StageConfig:
     """Largest L2 norm of the gradient; 0 does not clip."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is validated and kept, 0..1; 0 keeps the weights."""
-    amp: bool = True
-    """Mixed precision on CUDA (bfloat16, or float16 with a scaler); a CPU computes in float32."""
+    amp: Amp = "auto"
+    """Mixed precision: bfloat16, float16 with a loss scaler, or off (float32); auto is bfloat16 on CUDA where the
+    device has it, float16 elsewhere on CUDA, and off on a CPU."""
 
     hflip: float = 0.5
     """Chance of a horizontal flip, 0..1."""

@@ -42,12 +42,16 @@ class Progress:
 
 
 class Amp:
-    """Mixed precision on CUDA: bfloat16 where the device has it, float16 with a loss scaler elsewhere."""
+    """Mixed precision by the option of this name; float16 has a loss scaler, whose state is in the checkpoint.
 
-    def __init__(self, device: torch.device, enabled: bool) -> None:
-        self.enabled = enabled and device.type == "cuda"
-        self.dtype = torch.bfloat16 if self.enabled and torch.cuda.is_bf16_supported() else torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.enabled and self.dtype == torch.float16)
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2."""
+
+    def __init__(self, device: torch.device, wanted: str) -> None:
+        if wanted == "auto" and device.type == "cuda":
+            wanted = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        self.enabled = wanted in ("bfloat16", "float16")
+        self.dtype = torch.float16 if wanted == "float16" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=wanted == "float16")
         self.device_type = device.type
 
     def autocast(self) -> torch.autocast:

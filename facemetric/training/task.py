@@ -50,7 +50,7 @@ class Settings:
     epochs: int
     clip_grad: float
     ema: float
-    amp: bool
+    amp: str
     seed: int
     checkpoint_minutes: float
     validate_every: int = 1

@@ -63,7 +63,7 @@ def train(task: Any, folder: Path, *, resume: bool = False) -> None:
     try:
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        settings = Settings(1, 5.0, 0.9, False, 0, 0.0)
+        settings = Settings(1, 5.0, 0.9, "off", 0, 0.0)
         fit(task, run, optimizer, scheduler, settings, resume=run.resume, validate_first=True)
     finally:
         run.close()
@@ -104,14 +104,20 @@ def test_killed_at_any_change_of_a_file(toy: Any, tmp_path: Path) -> None:
 
 PRETRAIN = {"arch": "test_resnet", "image_size": 32, "epochs": 2, "batch_size": 16, "device": "cpu"}
 PRETRAIN |= {"checkpoint_minutes": 0.0, "ema": 0.9, "head": "arcface", "random_erasing": 0.5, "workers": 1}
+PRETRAIN |= {"amp": "float16"}
 TUNE = {"epochs": 2, "batch_size": 32, "device": "cpu", "checkpoint_minutes": 0.0, "lr": 0.01}
 STAGES = {
     "stage one": (pretrain, Classification, PRETRAIN),
-    "stage two on features": (finetune, OnFeatures, TUNE | {"views": 2, "memory": 64, "workers": 0}),
+    "stage two on features": (
+        finetune,
+        OnFeatures,
+        TUNE | {"views": 2, "memory": 64, "workers": 0, "amp": "bfloat16"},
+    ),
     "stage two on images": (
         finetune,
         OnImages,
-        TUNE | {"freeze": "none", "microbatch": 10, "memory": 64, "ema": 0.9, "workers": 1},
+        TUNE
+        | {"freeze": "none", "microbatch": 10, "memory": 64, "ema": 0.9, "workers": 1, "amp": "bfloat16"},
     ),
 }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
-from facemetric.training.loop import Progress, fit
+from facemetric.training.loop import Amp, Progress, fit
 from facemetric.training.run import Run
 from facemetric.training.setup import make_optimizer, make_scheduler
 from facemetric.training.signals import stop_signals
@@ -34,7 +34,7 @@ def train(
     """fit() a task as the stages do; `options` are those of stage one."""
     config = PretrainConfig(**({"epochs": 3, "lr": 0.05, "optimizer": "sgd"} | options))
     settings = Settings(
-        config.epochs, config.clip_grad, ema, False, config.seed, minutes, config.validate_every
+        config.epochs, config.clip_grad, ema, config.amp, config.seed, minutes, config.validate_every
     )
     run = Run(folder, config_toml=f"epochs = {config.epochs}\n", resume=resume)
     try:
@@ -107,6 +107,57 @@ def test_a_crash_loses_the_steps_since_the_checkpoint(
     train(rest, tmp_path / "parts", resume=True, minutes=minutes, **how)
     assert rest.seen[0] == first
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_goes_on_with_the_same_bits(toy: Any, tmp_path: Path, amp: str) -> None:
+    """A loss so large that float16 overflows: the scaler skips steps and halves its scale, which must be kept."""
+
+    factor = 20.0 if amp == "float16" else 1.0
+
+    def task(*, dies: bool = False) -> Any:
+        return toy(lambda epoch, step: factor * (crash(epoch, step) if dies else 1.0))
+
+    train(task(), tmp_path / "whole", amp=amp)
+    whole = state_of(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(task(dies=True), tmp_path / "parts", minutes=0.0, amp=amp)
+    scaler = state_of(tmp_path / "parts")["scaler"]
+    assert scaler.get("scale", 0) < 65536  # what it starts with
+    assert bool(scaler) == (amp == "float16")
+    train(task(), tmp_path / "parts", resume=True, amp=amp)
+    assert same(whole, state_of(tmp_path / "parts"))
+    train(task(), tmp_path / "plain", amp="off")
+    assert not same(whole["model"], state_of(tmp_path / "plain")["model"])
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_trains_as_float32_does(toy: Any, tmp_path: Path, amp: str) -> None:
+    """The scale is out of the gradient before its norm is clipped, and before the step."""
+    states, norms = [], []
+    for name in (amp, "off"):
+        train(toy(lambda epoch, step: 0.01), tmp_path / name, amp=name, epochs=1, clip_grad=0.02)
+        norms.append(log_of(tmp_path / name, "train")[0]["grad_norm"])
+        states.append(state_of(tmp_path / name)["model"])
+    assert norms[1] > 0.02  # it is clipped
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+    start = toy().model.state_dict()["0.weight"]
+    moved = float((states[1]["0.weight"] - start).abs().max())
+    torch.testing.assert_close(states[0]["0.weight"], states[1]["0.weight"], rtol=0, atol=0.1 * moved)
+    assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
+
+
+def test_which_precision_a_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [Amp(cpu, name).enabled for name in ("auto", "off", "bfloat16", "float16")] == [0, 0, 1, 1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        found = Amp(cuda, "auto")
+        assert (found.enabled, found.dtype, found.scaler.is_enabled()) == (True, dtype, not has)
+    assert not Amp(cuda, "off").enabled
+    with Amp(cpu, "bfloat16").autocast():
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "missing"])
