@@ -16,7 +16,7 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import FarPoint, Ints, Scores, tar_at_far
 from facemetric.evaluation.intervals import Interval, mean_intervals, open_set_intervals
-from facemetric.evaluation.neighbours import nearest
+from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.verification import unit_rows
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold

@@ -13,19 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import DataError
+from facemetric.evaluation.nearest import Ints, check_k
 from facemetric.evaluation.verification import unit_rows
 from facemetric.mining.tiles import product_tiles
 
-Ints = npt.NDArray[np.int64]
 BUDGET_MIB = 8.0  # rows x all N columns of float32: at N = 100,000 still 20 rows a product
-
-
-class Neighbours(NamedTuple):
-    """The K best of the gallery for each query, best first: `rows` int64 (Q, K), `score` float32 (Q, K)."""
-
-    rows: Ints
-    score: npt.NDArray[np.float32]
 
 
 class Queries(NamedTuple):
@@ -67,42 +60,6 @@ class Retrieval:
             "r_precision": self.r_precision,
             "map_at_r": self.map_at_r,
         }
-
-
-def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbours:
-    """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
-    query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
-    _check_k([k], len(gallery_ND))
-    found = Neighbours(
-        np.zeros((len(query_QD), k), np.int64), np.full((len(query_QD), k), -np.inf, np.float32)
-    )
-    # Square tiles: a product of few rows with all columns takes a third longer.
-    for rows, cols, values in product_tiles(
-        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=BUDGET_MIB
-    ):
-        _merge(found.rows[rows], found.score[rows], values.numpy(), cols.start)
-    return found
-
-
-def _merge(
-    best_RK: Ints, best_score_RK: npt.NDArray[np.float32], score_RC: npt.NDArray[np.float32], first: int
-) -> None:
-    """Put the scores of a tile, whose columns are `first` and up, among the best so far, in place."""
-    k = best_RK.shape[1]
-    bound_R1 = best_score_RK[:, -1:]
-    if first == 0 and score_RC.shape[1] >= k:
-        bound_R1 = np.nextafter(_bound(score_RC, k), np.float32(-np.inf))
-    row, col = np.divmod(np.flatnonzero(score_RC > bound_R1), score_RC.shape[1])
-    if not len(row):
-        return
-    touched, at = np.unique(row, return_inverse=True)
-    row = np.concatenate([np.repeat(np.arange(len(touched)), k), at])
-    col = np.concatenate([best_RK[touched].reshape(-1), col + first])
-    score = np.concatenate(
-        [best_score_RK[touched].reshape(-1), score_RC[touched[at], col[-len(at) :] - first]]
-    )
-    keep = _first_of_rows(row, score, col, k)
-    best_RK[touched], best_score_RK[touched] = col[keep].reshape(-1, k), score[keep].reshape(-1, k)
 
 
 def _first_of_rows(row: Ints, score: npt.NDArray[np.float32], col: Ints, k: int) -> Ints:
@@ -154,12 +111,6 @@ def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
     if label_N.shape != (n,):
         raise DataError(f"labels of shape {label_N.shape}; {n} embeddings need ({n},)")
     return np.unique(label_N, return_inverse=True)[1].astype(np.int64)
-
-
-def _check_k(ks: Sequence[int], n: int) -> None:
-    for k in ks:
-        if not 1 <= k <= n:
-            raise ConfigError(f"k = {k} neighbours of {n} images; needed 1 to {n}")
 
 
 def _score_rows(
@@ -223,7 +174,7 @@ def _retrieve(
             else f"none of {len(probes.who_N)} probes is of a person in the gallery; do their identities have one name?"
         )
     ks = [k for k in (*knn, *recall) if k <= n_others]
-    _check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
+    check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
     total_Q = np.bincount(who_N, minlength=who_Q.max() + 1)[who_Q] - alone
     n = len(who_Q)
     votes = {k: np.empty(n) for k in knn if k <= n_others}

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -158,16 +159,25 @@ def triangle_in_threads(
                 torch.mm(x_ND[rows], x_ND[cols].T, out=out)
                 work(thread, Tile(rows, cols, out))
 
+    in_threads([partial(walk, thread) for thread in range(threads)], stop.set)
+
+
+def in_threads(works: Sequence[Callable[[], None]], on_error: Callable[[], None] = lambda: None) -> None:
+    """Each of `works` in a thread of its own, torch on one thread in each; what one raises is raised.
+
+    `on_error` is called as soon as one raises, so that the others may end early.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(walk, thread) for thread in range(threads)]
+        with ThreadPoolExecutor(len(works)) as pool:
+            jobs = [pool.submit(work) for work in works]
             try:
                 for job in as_completed(jobs):
                     job.result()
-            finally:
-                stop.set()
+            except BaseException:
+                on_error()
+                raise
     finally:
         torch.set_num_threads(before)
 

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import reference_metrics as slow
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation import neighbours
-from facemetric.evaluation.neighbours import gallery_probe, leave_one_out, nearest
+from facemetric.evaluation.neighbours import gallery_probe, leave_one_out
 
 CORNERS = hnp.arrays(
     np.float32, st.tuples(st.integers(8, 20), st.just(4)), elements=st.sampled_from([-1.0, 1.0])
@@ -18,32 +18,6 @@ def people(n, ids, seed=0, noise=1.0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(ids, size=n)
     return (rng.normal(size=(ids, 8))[labels] + noise * rng.normal(size=(n, 8))).astype(np.float32), labels
-
-
-@settings(max_examples=60, deadline=None)
-@given(CORNERS, CORNERS, st.integers(1, 8))
-def test_nearest_with_ties_takes_the_lower_row(queries, gallery, k):
-    found = nearest(queries, gallery, k)
-    for q, rows, score in zip(queries, found.rows, found.score, strict=True):
-        ranked = slow.ranking(q, gallery)[:k]
-        assert rows.tolist() == [i for i, _ in ranked]
-        np.testing.assert_allclose(score, [s for _, s in ranked], atol=1e-6)
-
-
-@pytest.mark.parametrize("tiles", [1, 4, 300])
-@pytest.mark.parametrize("k", [1, 7])
-@pytest.mark.parametrize("n", [511, 512, 513, 900])
-def test_nearest_in_a_gallery_of_many(n, k, tiles, monkeypatch):
-    rng = np.random.default_rng(n)
-    gallery = np.sign(rng.normal(size=(n, 16))).astype(np.float32)  # many ties, all products exact
-    queries = gallery[::17]
-    monkeypatch.setattr(neighbours, "BUDGET_MIB", len(queries) * n * 4 / 2**20 / tiles)
-    found = nearest(queries, gallery, k)
-    score = queries @ gallery.T / 16
-    for line, rows, best in zip(score, found.rows, found.score, strict=True):
-        order = np.lexsort((np.arange(n), -line))[:k]
-        assert rows.tolist() == order.tolist()
-        np.testing.assert_array_equal(best, line[order])
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +64,6 @@ def test_knn_as_scikit_learn():
 def test_map_at_r_as_pytorch_metric_learning():
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
     inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
-    import torch
     from pytorch_metric_learning.distances import CosineSimilarity
 
     emb, labels = people(120, 15)
@@ -151,8 +124,6 @@ def test_k_beyond_the_set_is_left_out_not_lied_about():
     assert result.knn[5] == 0  # of five others two are of one's own, three are not
     with pytest.raises(ConfigError, match="k = 6 neighbours of 5"):
         leave_one_out(emb, labels, knn=(6,))
-    with pytest.raises(ConfigError, match="k = 0"):
-        nearest(emb, emb, 0)
 
 
 def test_nobody_to_find():
