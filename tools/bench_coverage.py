@@ -8,8 +8,11 @@ known to within 1.4 percentage points: an interval of exactly 95 % gives 93.6 to
 from __future__ import annotations
 
 import argparse
+import csv
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -74,34 +77,55 @@ def all_pairs_sample(emb: np.ndarray, taken: np.ndarray, people: int, draw: int)
     return all_pairs_intervals(sample, labels, verified, draws=DRAWS, seed=draw).figures
 
 
-def coverage(what: str, truth: Figures, measure: Measure, samples: int) -> None:
-    """Print the share of samples whose interval holds the true figure."""
-    hits = dict.fromkeys(truth, 0)
-    for draw in tqdm(range(samples), desc=what, delay=2, leave=False):
+def coverage(what: str, truth: Figures, measure: Measure, samples: range, out: Path | None) -> None:
+    """Print the share of samples whose interval holds the true figure, and on which side it lies elsewhere.
+
+    `out` gets a line for each sample and figure as soon as there is one.
+    """
+    sides: dict[str, Counter[str]] = {name: Counter() for name in truth}
+    for draw in tqdm(samples, desc=what, delay=2, leave=False):
         found = measure(draw)
         for name, value in truth.items():
-            hits[name] += found[name].low <= value <= found[name].high
-    shares = ", ".join(f"{name} {100 * n / samples:.1f}" for name, n in hits.items())
-    print(f"% of {samples:,} samples whose interval holds the true figure, {what}: {shares}", flush=True)
+            _, low, high, _ = found[name]
+            sides[name]["held" if low <= value <= high else "below" if value < low else "above"] += 1
+        if out is not None:
+            with out.open("a", newline="") as lines:
+                csv.writer(lines).writerows(
+                    (what, draw, name, value, *found[name][:3]) for name, value in truth.items()
+                )
+    shares = ", ".join(
+        f"{name} {100 * n['held'] / len(samples):.1f} ({n['below']} below, {n['above']} above)"
+        for name, n in sides.items()
+    )
+    print(f"% of {len(samples):,} samples whose interval holds the true figure, {what}: {shares}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000)
-    samples = parser.parse_args().samples
-    emb = population()
-    many = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
-    truth = figures_of(verify_pairs(*many, fars=LISTED))
-    for people, each in ((400, 1000), (3000, 1000)):
-        what = f"{people:,} people, {2 * each:,} listed pairs"
-        coverage(what, truth, partial(listed_sample, emb, people, each), samples)
-    images = 1 + np.arange(PEOPLE) % IMAGES
-    taken = np.arange(IMAGES) < images[:, None]
-    labels = np.repeat(np.arange(PEOPLE), images)
-    truth = figures_of(verify_all_pairs(emb[taken], labels, fars=ALL_PAIRS))
-    coverage(
-        "400 people, 1,000 images, all pairs", truth, partial(all_pairs_sample, emb, taken, 400), samples
+    parser.add_argument("--first", type=int, default=0, help="the first sample's number: goes on from there")
+    parser.add_argument("--only", choices=("few", "many", "all-pairs"), help="one row of the table alone")
+    parser.add_argument(
+        "--out", type=Path, help="csv to which each sample's intervals are added as they come"
     )
+    options = parser.parse_args()
+    samples = range(options.first, options.first + options.samples)
+    emb = population()
+    listed = {"few": 400, "many": 3000}
+    rows = [options.only] if options.only else [*listed, "all-pairs"]
+    for row in rows:
+        if row in listed:
+            drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
+            truth = figures_of(verify_pairs(*drawn, fars=LISTED))
+            what = f"{listed[row]:,} people, 2,000 listed pairs"
+            measure: Measure = partial(listed_sample, emb, listed[row], 1000)
+        else:
+            taken = np.arange(IMAGES) < 1 + np.arange(PEOPLE)[:, None] % IMAGES
+            labels = np.repeat(np.arange(PEOPLE), taken.sum(1))
+            truth = figures_of(verify_all_pairs(emb[taken], labels, fars=ALL_PAIRS))
+            what = "400 people, 1,000 images, all pairs"
+            measure = partial(all_pairs_sample, emb, taken, 400)
+        coverage(what, truth, measure, samples, options.out)
 
 
 if __name__ == "__main__":
