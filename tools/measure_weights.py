@@ -38,6 +38,7 @@ from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.weights import CONFIG, find_weights, load_weights, read_config, save_weights
 from facemetric.training.setup import read_split
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 MARK = "<!-- measured -->"  # around the table in a card, which is then replaced
 DARK = 0.1  # share of the pairs that count as dark: those whose darker picture is darkest
 
@@ -107,8 +108,8 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
     config = StageConfig(
         tuple(f"{name}={data / name}112.tar" for name in ("fiw", "pins", "celeba")),
         val_identities=data / "splits" / "val_identities.txt",
-        merge=data / "splits" / "likely_same_person.csv",
-        leave_out=Path(__file__).parent.parent / "configs" / "shipped_leave_out.txt",
+        merge=CONFIGS / "shipped_merge.csv",
+        leave_out=CONFIGS / "shipped_leave_out.txt",
     )
     val = read_split(config).val
     assert val is not None

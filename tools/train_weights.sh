@@ -6,7 +6,7 @@ set -euo pipefail
 data=$1 runs=$2
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 faces=(fiw="$data/fiw112.tar" pins="$data/pins112.tar" celeba="$data/celeba112.tar"
-    --val-identities "$data/splits/val_identities.txt" --merge "$data/splits/likely_same_person.csv"
+    --val-identities "$data/splits/val_identities.txt" --merge "$configs/shipped_merge.csv"
     --leave-out "$configs/shipped_leave_out.txt")
 
 stage() {  # command, run folder, options: resumed where it stopped, left alone where it is complete

@@ -6,22 +6,30 @@ import csv
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError, did_you_mean
 
+CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
+
 
 class Merged(NamedTuple):
-    """The index after a merge, how many identities went into others, and the names it does not hold."""
+    """The index after a merge, how many identities went into others, and the names it does not hold.
+
+    `listed` is the share of the pairs among the names of the largest group that were given, 0..1: pairs that lie
+    near each other by some measure make chains of people who are not alike, of whom few pairs are listed.
+    """
 
     joined: ImageIndex
     merged: int
     unknown: tuple[str, ...]
+    listed: float
 
 
 class Enough(NamedTuple):
@@ -81,9 +89,11 @@ def merge_identities(
         return i
 
     missing: dict[str, None] = {}
+    pairs: set[tuple[int, int]] = set()
     for group in groups:
         numbers, unknown = index.identity_numbers(group)
         missing.update(dict.fromkeys(unknown))
+        pairs.update(combinations(sorted(set(numbers)), 2))
         for one, other in pairwise(numbers):
             low, high = sorted((root(one), root(other)))
             parent[high] = low  # names are sorted, so the root is the first of its group
@@ -99,7 +109,15 @@ def merge_identities(
     aliases = {index.identities[i]: index.identities[r] for i, r in enumerate(roots) if i != r}
     older = {old: aliases[name] for old, name in index.aliases.items() if name in aliases}
     joined = index.relabel(number[index.identity], names, {**older, **aliases})
-    return Merged(joined, len(aliases), tuple(missing))
+    return Merged(joined, len(aliases), tuple(missing), share_listed(roots, pairs))
+
+
+def share_listed(roots: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]) -> float:
+    """Of the pairs of names in the largest group (roots[i] is that of name i) the share that is listed; 1 of none."""
+    sizes = np.bincount(roots)
+    largest, names = int(sizes.argmax()), int(sizes.max())
+    listed = sum(roots[one] == largest for one, _ in pairs)
+    return float(listed / (names * (names - 1) / 2)) if names > 1 else 1.0
 
 
 def without_images(index: ImageIndex, names: Sequence[str]) -> tuple[ImageIndex, tuple[str, ...]]:
@@ -128,9 +146,8 @@ def apply_lists(
     if merge:
         merged = merge_identities(index, read_merges(merge), skip_unknown=True)
         index = merged.joined
-        say(
-            f"merged {merged.merged} identities into others{largest_note(index)}{unknown_note(merged.unknown, merge)}"
-        )
+        note = largest_note(index, merged.listed)
+        say(f"merged {merged.merged} identities into others{note}{unknown_note(merged.unknown, merge)}")
     if leave_out:
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
@@ -138,10 +155,16 @@ def apply_lists(
     return index
 
 
-def largest_note(index: ImageIndex) -> str:
-    """The end of a sentence that says how many names the identity of most names has: pairs make long chains."""
+def largest_note(index: ImageIndex, listed: float) -> str:
+    """The end of a sentence that says how many names the identity of most names has, and whether they are a chain."""
     most = Counter(index.aliases.values()).most_common(1)
-    return f", at most {most[0][1] + 1} into one ({most[0][0]!r})" if most else ""
+    if not most:
+        return ""
+    chain = (
+        f"; only {listed:.0%} of the pairs of its names are listed, so it is a chain and may join many people: "
+        "keep the surest pairs alone"
+    )
+    return f", at most {most[0][1] + 1} into one ({most[0][0]!r}{chain if listed < CHAIN else ''})"
 
 
 def unknown_note(unknown: Iterable[str], path: Path) -> str:

@@ -77,7 +77,8 @@ def test_read_merges(tmp_path: Path) -> None:
 
 def test_merge(tmp_path: Path) -> None:
     index = folder(tmp_path, anna=1, bob=2, carl=1, dora=1, emil=1)
-    joined, merged, unknown = merge_identities(index, [("dora", "bob"), ("emil", "dora")])
+    joined, merged, unknown, listed = merge_identities(index, [("dora", "bob"), ("emil", "dora")])
+    assert listed == pytest.approx(2 / 3)  # bob and emil are one by way of dora alone
     assert joined.identities == ("anna", "bob", "carl")
     assert (merged, unknown) == (2, ())
     assert names(joined) == ["anna/0.jpg", "bob/0.jpg", "bob/1.jpg", "dora/0.jpg", "emil/0.jpg", "carl/0.jpg"]
@@ -168,7 +169,16 @@ def test_lists_are_applied_in_their_order_and_said(tmp_path: Path) -> None:
 
 def test_a_chain_of_merges_is_said(tmp_path: Path) -> None:
     index = folder(tmp_path / "data", anna=1, bob=1, cleo=1, dora=1, emil=1, fay=1)
-    merge = text(tmp_path / "m.csv", "emil,fay\nanna,bob\ncleo,bob\ndora,cleo\n")
     said: list[str] = []
-    assert apply_lists(index, merge, None, None, said.append).identities == ("anna", "emil")
-    assert said == ["merged 4 identities into others, at most 4 into one ('anna')"]
+    few = text(tmp_path / "few.csv", "emil,fay\nanna,bob\ncleo,bob\ndora,cleo\n")
+    assert apply_lists(index, few, None, None, said.append).identities == ("anna", "emil")
+    assert said.pop() == "merged 4 identities into others, at most 4 into one ('anna')"
+    chain = text(tmp_path / "chain.csv", "emil,fay\nanna,bob\ncleo,bob\ndora,cleo\nemil,dora\nfay,emil\n")
+    apply_lists(index, chain, None, None, said.append)
+    assert said.pop() == (
+        "merged 5 identities into others, at most 6 into one ('anna'; only 33% of the pairs of its names are listed, "
+        "so it is a chain and may join many people: keep the surest pairs alone)"
+    )
+    whole = text(tmp_path / "whole.csv", "anna,bob,cleo,dora,emil,fay\n")
+    apply_lists(index, whole, None, None, said.append)
+    assert said.pop() == "merged 5 identities into others, at most 6 into one ('anna')"
