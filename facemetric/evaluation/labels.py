@@ -1,8 +1,8 @@
-"""Labels that embeddings speak against: two identities that look like one person, images that look like another's.
+"""Labels that embeddings speak against: images that look like another identity's. (Identities that look like one
+person: `alike.py`.)
 
-Embeddings are centred on the set's mean first. Cosines between centres of different identities then lie as those of
-random directions in a space of `dimensions` do, however few of its numbers an embedding really uses, and that says
-how often a score comes by chance.
+Embeddings are centred on the set's mean first. Cosines between different images then lie about as those of random
+directions in a space of `dimensions` do, however few of its numbers an embedding really uses.
 
 Shapes: N images, D embedding, C identities.
 """
@@ -20,27 +20,10 @@ from tqdm import tqdm
 from facemetric.evaluation.verification import unit_rows
 from facemetric.mining.tiles import product_tiles
 
-MOST_PAIRS = 100_000  # of identities, kept: the highest
 LEAST_IMAGES = 3  # of an identity whose images are judged: of two that differ nobody knows which is wrong
-HALVED = 4  # images of an identity that is split in halves
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-
-class Alike(NamedTuple):
-    """Pairs of identities `first` < `second` (P,) by falling `score`, those above `threshold`.
-
-    `expected` pairs would be there by chance; `found_halves` is the share 0..1 of identities whose own two halves
-    score above the threshold, as a person under two names would (NaN where no identity has four images).
-    """
-
-    first: Ints
-    second: Ints
-    score: Floats
-    threshold: float
-    expected: float
-    found_halves: float
 
 
 class Judged(NamedTuple):
@@ -78,67 +61,6 @@ def chance_score(share: float, dims: float) -> float:
     """The cosine that a share (0..1/2) of the pairs of random directions exceeds."""
     dims = max(dims, 1.5)
     return float(np.sqrt(1 - beta.ppf(2 * min(share, 0.5), (dims - 1) / 2, 0.5)))
-
-
-def alike_identities(emb_ND: np.ndarray, who_N: np.ndarray, *, chance: float = 0.01, seed: int = 0) -> Alike:
-    """Identities whose centres are nearer than chance brings them: `chance` false pairs an identity are expected.
-
-    emb (N, D) is centred; who (N,) counts identities from 0.
-    """
-    count = int(who_N.max()) + 1
-    centre_CD = centres(emb_ND, who_N, count)
-    pairs, expected = count * (count - 1) / 2, chance * count
-    threshold = chance_score(expected / max(pairs, 1), dimensions(centre_CD))
-    return _alike(centre_CD, None, threshold, expected, half_scores(emb_ND, who_N, seed=seed))
-
-
-def _alike(
-    one_CD: np.ndarray, other_CD: np.ndarray | None, threshold: float, expected: float, halves: Floats
-) -> Alike:
-    """Pairs of centres above the threshold: of one set, or of one and another."""
-    kept = [np.zeros((3, 0))]
-    y = None if other_CD is None else torch.from_numpy(other_CD)
-    for rows, cols, product in product_tiles(torch.from_numpy(one_CD), y, triangle=y is None):
-        i, j = (where.numpy() for where in torch.nonzero(product > threshold, as_tuple=True))
-        found = np.stack([i + rows.start, j + cols.start, product.numpy()[i, j]])
-        kept.append(found[:, found[0] < found[1]] if y is None else found)
-        if sum(part.shape[1] for part in kept) > 2 * MOST_PAIRS:
-            kept = [_highest(np.concatenate(kept, 1))]
-    first, second, score = _highest(np.concatenate(kept, 1))
-    share = float((halves > threshold).mean()) if len(halves) else float("nan")
-    return Alike(first.astype(int), second.astype(int), score, threshold, expected, share)
-
-
-def alike_across(
-    emb_ND: np.ndarray, who_N: np.ndarray, test_MD: np.ndarray, who_M: np.ndarray, *, chance: float = 0.01
-) -> Alike:
-    """Pairs (identity of one set, identity of the other) that look like one person; `chance` false pairs for each
-    identity of the larger set are expected. Both sets are centred on the first one's mean."""
-    counts = int(who_N.max()) + 1, int(who_M.max()) + 1
-    one_CD, other_CD = (
-        centres(e, w, c) for e, w, c in ((emb_ND, who_N, counts[0]), (test_MD, who_M, counts[1]))
-    )
-    expected = chance * max(counts)
-    threshold = chance_score(expected / (counts[0] * counts[1]), dimensions(one_CD))
-    return _alike(one_CD, other_CD, threshold, expected, half_scores(emb_ND, who_N))
-
-
-def _highest(found_3P: np.ndarray) -> np.ndarray:
-    return found_3P[:, np.lexsort((found_3P[1], found_3P[0], -found_3P[2]))[:MOST_PAIRS]]
-
-
-def half_scores(emb_ND: np.ndarray, who_N: np.ndarray, *, seed: int = 0) -> Floats:
-    """Cosine between the centres of two random halves of each identity with four images or more."""
-    order = np.random.default_rng([seed, 12]).permutation(len(who_N))
-    order = order[np.argsort(who_N[order], kind="stable")]
-    start = np.searchsorted(who_N[order], np.arange(who_N.max() + 2))
-    place = np.arange(len(order)) - start[who_N[order]]
-    size = np.diff(start)
-    second = np.empty(len(order), bool)
-    second[order] = place >= size[who_N[order]] // 2
-    enough = size >= HALVED
-    sides = [centres(emb_ND[second == half], who_N[second == half], len(size)) for half in (False, True)]
-    return np.einsum("cd,cd->c", *sides, dtype=np.float64)[enough]
 
 
 def judge_images(emb_ND: np.ndarray, who_N: np.ndarray) -> Judged:

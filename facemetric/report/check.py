@@ -16,8 +16,9 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import BadImageLog
 from facemetric.data.perceptual import read_frequencies
 from facemetric.errors import writing
+from facemetric.evaluation.alike import Alike, alike_across, alike_identities
 from facemetric.evaluation.inference import embed_index, mirror_scores
-from facemetric.evaluation.labels import Alike, alike_across, alike_identities, centred, judge_images
+from facemetric.evaluation.labels import centred, judge_images
 from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import find_weights, load_weights
@@ -151,7 +152,12 @@ def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[li
         figures["mislabelled_at_most"] = 2 * int((judged.above > 0.5).sum())
     if test is not None and test.embeddings is not None:
         across = alike_across(
-            train.embeddings, who, test.embeddings, test.images.identity, chance=config.chance
+            train.embeddings,
+            who,
+            test.embeddings,
+            test.images.identity,
+            chance=config.chance,
+            seed=config.seed,
         )
         findings += alike_findings(across, train.images, test.images)
         figures["person_in_test"] = of_alike(across)
@@ -198,8 +204,8 @@ def text_of(checked: Checked, config: CheckConfig) -> str:
             of = figures[key]
             halves = of["share_of_halves_found"]
             sure = "" if np.isnan(halves) else f"; it finds {halves:.0%} of the identities cut in halves"
-            text = f"{found.get(kind, 0):,} pairs  (cosine above {of['threshold']:.3f}: chance brings"
-            lines.append((kind, f"{text} {of['expected_by_chance']:.1f}{sure})"))
+            text = f"{found.get(kind, 0):,} pairs  (nearer than their neighbours by {of['threshold']:.3f}: chance"
+            lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
     if "judged" in figures:
         text = f"{found.get(MISLABELLED, 0):,} of {figures['judged']:,} images, for you to look at"
         lines.append(

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from facemetric.data.index import ImageIndex
+from facemetric.evaluation.alike import Alike
 from facemetric.evaluation.duplicates import Pairs
-from facemetric.evaluation.labels import Alike, Judged
+from facemetric.evaluation.labels import Judged
 
 DUPLICATE = "duplicate"
 ACROSS = "duplicate across identities"
@@ -27,8 +28,9 @@ COLUMNS = ("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "t
 class Finding(NamedTuple):
     """One line. `row_a` and `row_b` are the images' rows (-1: none), those of `* in test` kinds' b in the test set.
 
-    `score` and `threshold`: bits of 255 that differ (low is alike) for images, cosine (high is alike) for
-    identities, the share of other identities that are nearer for labels.
+    `score` and `threshold`: bits of 255 that differ (low is alike) for images; for identities their cosine less the
+    mean of what both have with their neighbours (high is alike); the share of other identities that are nearer for
+    labels.
     """
 
     kind: str
