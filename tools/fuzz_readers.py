@@ -36,6 +36,7 @@ import torch
 from PIL import Image
 
 from facemetric.cli import read_toml
+from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_identity_list, read_merges
 from facemetric.data.images import BadImage, Preprocess, decode
 from facemetric.data.index import read_index
@@ -47,6 +48,7 @@ from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import CONFIG, MODEL, load_weights, read_config, read_tensors, save_weights
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
+from facemetric.training.features import read_cache
 from facemetric.training.folder import read_log
 
 GIB = 1 << 30
@@ -179,6 +181,7 @@ def readers() -> dict[str, Reader]:
     images = [picture("JPEG") for _ in range(8)]
     log = b"".join(json.dumps({"event": "train", "step": n, "loss": 0.5}).encode() + b"\n" for n in range(5))
     state = {"weight": torch.arange(64.0), "step": 3}
+    npy = whole_of(lambda path: np.save(path, np.zeros((1, 4, 8), np.float32)), "k.npy")
     found = {
         "csv": Reader(read_index, ".csv", b"path,identity,age\ncase.csv,anna,old\n./case.csv,bert,\n"),
         "identities": Reader(read_identity_list, ".txt", b"anna\n# no\nbert\n"),
@@ -187,6 +190,19 @@ def readers() -> dict[str, Reader]:
         "pairs lfw": Reader(read_pairs, ".txt", lfw),
         "pairs two lines": Reader(read_pairs, ".txt", b"a.jpg 1\nb.jpg 1\nc.jpg 0\nd.jpg 0\n"),
         "toml": Reader(read_toml, ".toml", b'epochs = 3\narch = "x"\ncrop = [0.1, 0.2]\n[a.b]\nc = 1\n'),
+        "recipe": Reader(
+            read_tables, ".toml", b'data = ["a/"]\n[pretrain]\nepochs = 3\n[finetune]\nfreeze = "none"\n'
+        ),
+        "cache record": Reader(
+            lambda path: read_cache(beside(path, "k.json", "k.npy", npy), "k", (1, 4, 8)),
+            ".json",
+            b'{"shape": [1, 4, 8], "bad": [[2, "cut short"]]}',
+        ),
+        "cache values": Reader(
+            lambda path: read_cache(beside(path, "k.npy", "k.json", b'{"bad": []}'), "k", (1, 4, 8)),
+            ".npy",
+            npy,
+        ),
         "config.json": Reader(config_beside, ".json", text),
         "safetensors": Reader(tensors, ".safetensors", model),
         "embeddings": Reader(EmbeddingTable.load, ".npz", whole_of(table.save, "e.npz")),

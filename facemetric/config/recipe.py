@@ -110,7 +110,7 @@ def read_tables(file: Path) -> Tables:
         text = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; name a recipe, such as configs/mnist.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, text that is no UTF-8, a number too long
         raise ConfigError(f"{file} is not TOML: {error}") from error
     tables: Tables = {"": {}}
     for key, value in text.items():

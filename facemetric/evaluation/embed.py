@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -161,6 +162,7 @@ UNREADABLE = (
     MemoryError,
     SyntaxError,
     struct.error,
+    tokenize.TokenError,  # numpy reads a header of its old versions as Python's source
     zlib.error,
     zipfile.BadZipFile,
 )

@@ -81,7 +81,7 @@ def parse_arch_args(text: str) -> dict[str, Any]:
     """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
     try:
         return tomllib.loads(f"args = {{{text}}}")["args"]
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, or a number too long
         raise ConfigError(
             f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tokenize
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,9 @@ from facemetric.data.transforms import Augment, Transform, eval_transform, train
 from facemetric.errors import writing
 from facemetric.files import Lock, is_locked, sync, write_whole
 from facemetric.model.embedder import Embedder, in_pieces
+
+# A record that is no JSON of ours, or a .npy whose header is none.
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, tokenize.TokenError)
 
 
 class Features(NamedTuple):
@@ -130,10 +134,10 @@ def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Features | None
     try:
         record = json.loads((cache / f"{key}.json").read_text())
         bad = [(int(row), str(reason)) for row, reason in record["bad"]]
-        values = np.load(cache / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, TypeError, KeyError):
+        values = np.lib.format.open_memmap(cache / f"{key}.npy", mode="c")  # never a pickle
+    except UNREADABLE:
         return None
-    if values.shape != shape or values.dtype != np.float32:
+    if values.shape != shape or values.dtype != np.float32 or any(not 0 <= row < shape[1] for row, _ in bad):
         return None
     valid = np.ones(shape[1], bool)
     valid[[row for row, _ in bad]] = False

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from facemetric import finetune, pretrain
 from facemetric.errors import DataError
-from facemetric.files import write_whole
+from facemetric.files import Lock, write_whole
 from facemetric.model.weights import load_weights
 from facemetric.training import features as room
 from facemetric.training.classification import Classification
@@ -164,3 +164,16 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(
     assert len(list(tmp_path.glob("*.part"))) == 1
     cached_features(embedder, index, tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+
+
+def test_what_a_living_process_makes_in_the_cache_stays(stage_one: Any, faces: Path, tmp_path: Path) -> None:
+    from facemetric.data.index import read_index
+
+    part = tmp_path / "0123.7.part"
+    part.write_bytes(b"half")
+    lock = Lock(part.with_suffix(".lock"))
+    cached_features(load_weights(stage_one.run), read_index(str(faces)), tmp_path)
+    assert part.read_bytes() == b"half"
+    lock.release()
+    cached_features(load_weights(stage_one.run), read_index(str(faces)), tmp_path, views=2)
+    assert not part.exists()

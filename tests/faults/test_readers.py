@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fuzz_readers
+import numpy as np
 import pytest
 
 from facemetric.cli import read_toml
+from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_merges
 from facemetric.data.images import BadImage, decode
 from facemetric.data.loader import BadImageLog
@@ -19,6 +23,8 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.model.weights import read_config
+from facemetric.training.classification import parse_arch_args
+from facemetric.training.features import read_cache
 from facemetric.training.folder import read_log
 
 
@@ -50,6 +56,15 @@ def test_damaged_files(readers: dict[str, fuzz_readers.Reader], tmp_path: Path, 
 LONG, DEEP, MANY = b"A" * 140_000, b"[" * 100_000, b"9" * 5000
 
 
+def npz_of(header: bytes) -> bytes:
+    """A whole .npz whose array's header is this text: its checksum is right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as parts:
+        for name in ("embeddings", "identities", "paths"):
+            parts.writestr(f"{name}.npy", b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header)
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("read", "name", "data", "kind", "message"),
     [
@@ -62,6 +77,10 @@ LONG, DEEP, MANY = b"A" * 140_000, b"[" * 100_000, b"9" * 5000
         (read_pairs, "p.txt", b"a.jpg " + MANY, DataError, "number of over 18 digits"),
         (read_toml, "c.toml", b"a = " + MANY, ConfigError, "is not TOML"),
         (read_toml, "c.toml", b"a = " + DEEP, ConfigError, "is not TOML"),
+        (read_tables, "r.toml", b"[pretrain]\na = " + MANY, ConfigError, "is not TOML"),
+        (read_tables, "r.toml", b"[pretrain]\na = " + DEEP, ConfigError, "is not TOML"),
+        (lambda path: parse_arch_args(path.read_text()), "a", b"a = " + MANY, ConfigError, "is not TOML"),
+        (lambda path: parse_arch_args(path.read_text()), "a", b"a = " + DEEP, ConfigError, "is not TOML"),
         (
             lambda path: BadImageLog(path, 9, 1.0),
             "b.csv",
@@ -69,6 +88,7 @@ LONG, DEEP, MANY = b"A" * 140_000, b"[" * 100_000, b"9" * 5000
             DataError,
             "remove it, it is made anew",
         ),
+        (EmbeddingTable.load, "e.npz", npz_of(b"{'shape': ("), DataError, "not a readable .npz"),
         (EmbeddingTable.load, "e.npz", b"PK\x03\x04" + bytes(60), DataError, "not a readable .npz"),
     ],
 )
@@ -79,6 +99,19 @@ def test_what_the_long_campaign_found(
     with pytest.raises(kind, match=message) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad", ["[[4, 1]]", "[[-1, 1]]", "[[1e400, 1]]", "[[9223372036854775808, 1]]", "[" * 99_999]
+)
+def test_a_cache_record_that_is_damaged_is_no_cache(tmp_path: Path, bad: str) -> None:
+    np.save(tmp_path / "k.npy", np.zeros((1, 4, 8), np.float32))
+    (tmp_path / "k.json").write_text(f'{{"bad": {bad}}}')
+    assert read_cache(tmp_path, "k", (1, 4, 8)) is None
+    (tmp_path / "k.json").write_text('{"bad": [[2, "cut"]]}')
+    found = read_cache(tmp_path, "k", (1, 4, 8))
+    assert found is not None
+    assert found.valid.tolist() == [True, True, False, True]
 
 
 def test_json_that_is_deep_or_of_another_kind(tmp_path: Path) -> None:

@@ -31,6 +31,30 @@ def test_the_last_is_read_and_the_one_before_is_kept(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["checkpoint.previous", "checkpoint.pt"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
+def test_the_bytes_are_on_the_disk_before_the_name_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        done.append(f"{source.name} -> {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    save_checkpoint(path, {"number": 2})
+    assert done == [
+        "sync checkpoint.new",
+        "checkpoint.pt -> checkpoint.previous",
+        "checkpoint.new -> checkpoint.pt",
+        f"sync {path.parent.name}",
+    ]
+
+
 class FullDisk:
     """A file that takes some bytes and then has no room for more."""
 

@@ -88,3 +88,30 @@ def test_nan_is_an_error_at_once() -> None:
 def test_spread() -> None:
     assert spread(torch.eye(4)[[0, 0, 0]]) == pytest.approx(0.0)
     assert spread(torch.cat([torch.eye(4), -torch.eye(4)])) == pytest.approx(1.0)
+
+
+def test_a_resumed_run_hears_what_an_unbroken_one_hears() -> None:
+    """The window and what was said go through a checkpoint: nothing comes later, and nothing twice."""
+
+    def objective() -> tuple[TripletObjective, Log]:
+        log = Log()
+        kept: dict[str, Any] = {"margin": 0.2, "soft": False, "distance": "squared", "memory": 0, "seed": 0}
+        return TripletObjective("semihard", run=log, **kept), log  # type: ignore[arg-type]
+
+    point, labels = functional.normalize(torch.ones(8, 4), dim=1), torch.arange(4).repeat(2)
+    whole, heard = objective()
+    for _ in range(WINDOW):
+        whole(point, labels)
+    assert heard.findings == ["collapse"]
+    parts, _ = objective()
+    for _ in range(WINDOW - 1):
+        parts(point, labels)
+    rest, heard = objective()
+    rest.load_state_dict(parts.state_dict())
+    assert heard.findings == []
+    rest(point, labels)
+    assert heard.findings == ["collapse"]
+    again, heard = objective()
+    again.load_state_dict(rest.state_dict())
+    again(point, labels)
+    assert heard.findings == []
