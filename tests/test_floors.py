@@ -95,6 +95,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "report/embedding.py",
         "report/runs.py",
         "report/scorecard.py",
+        "report/scoring.py",
         "report/verify.py",
         "report/visualize.py",
         "report/tables.py",

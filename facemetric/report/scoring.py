@@ -1,0 +1,213 @@
+"""What eval measures: listed pairs or all, neighbours, identities, and a second model beside the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.config import (
+    EvalConfig,
+)
+from facemetric.data.pairs import Ints, Pairs
+from facemetric.data.resolve import resolve
+from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
+from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.identification import (
+    draw_open_set,
+    identification_intervals,
+    identify,
+    svm_accuracy,
+    svm_of_gallery,
+)
+from facemetric.evaluation.intervals import (
+    Interval,
+    mean_intervals,
+    paired_differences,
+    persons_of_pairs,
+    verification_intervals,
+)
+from facemetric.evaluation.neighbours import Retrieval, gallery_probe, leave_one_out
+from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.report.record import Comparison
+from facemetric.report.tables import Tables
+
+KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
+
+
+class Listed(NamedTuple):
+    """Listed pairs found in the table: rows, persons and groups of each, (P,). `note` says where persons lack."""
+
+    pairs: Pairs
+    rows_a: Ints
+    rows_b: Ints
+    persons: tuple[Any, Any] | None
+    groups: Mapping[str, npt.NDArray]
+    note: str = ""
+
+
+def list_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Listed:
+    """The rows of the pairs, whose persons are the table's identities, or else what genuine pairs link."""
+    rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
+    groups = groups_of_pairs(table.groups, rows_a, rows_b) | pairs.groups
+    persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
+    note = ""
+    if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
+        persons = persons_of_pairs(rows_a, rows_b, pairs.same)
+        note = "the identities do not fit the pairs: for the intervals, people are what genuine pairs link"
+        wrong = int(((persons[0] == persons[1]) != pairs.same).sum())
+        if wrong:
+            note = f"no intervals: {wrong} pairs contradict others about who is who"
+            return Listed(pairs, rows_a, rows_b, None, groups, note)
+    return Listed(pairs, rows_a, rows_b, persons, groups, note)
+
+
+def score_listed(config: EvalConfig, listed: Listed, table: EmbeddingTable) -> dict[str, Any]:
+    """Verification of listed pairs, its intervals over persons, its slices."""
+    score, verification = verify_listed(config, listed, table)
+    found = {"pairs": str(config.pairs), "verification": verification}
+    found["notes"] = (listed.note,) if listed.note else ()
+    if listed.persons is None:
+        return found
+    arguments = score, listed.pairs.same, listed.persons
+    fold = fold_of(verification)
+    bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
+    slices = slice_pairs(*arguments, verification.points, listed.groups, seed=config.seed)
+    return found | {"intervals": bounds.figures, "band": bounds.band, "slices": slices}
+
+
+def verify_listed(
+    config: EvalConfig, listed: Listed, table: EmbeddingTable
+) -> tuple[npt.NDArray[np.float64], Verification]:
+    """Scores and figures of the pairs by one model."""
+    pairs = listed.pairs
+    score = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    found = verify_pairs(
+        score, pairs.same, fold=pairs.fold, fars=config.fars, folds=config.folds, seed=config.seed
+    )
+    return score, replace(found, hardest=hardest_pairs(score, pairs.same, listed.rows_a, listed.rows_b))
+
+
+def fold_of(found: Verification) -> npt.NDArray:
+    """The fold of each listed pair."""
+    assert found.accuracy is not None
+    return found.accuracy.fold
+
+
+def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+    """Verification of all pairs, its intervals over persons, its slices."""
+    arguments = table.embeddings, table.identities
+    found = verify_all_pairs(*arguments, fars=config.fars)
+    bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
+    slices = slice_all_pairs(*arguments, found.points, table.groups, seed=config.seed)
+    return {
+        "pairs": "all",
+        "verification": found,
+        "intervals": bounds.figures,
+        "band": bounds.band,
+        "slices": slices,
+    }
+
+
+def score_neighbours(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+    """Leave-one-out neighbours over the table; nothing, and said, where no identity has two images."""
+    _, counts = np.unique(table.identities, return_counts=True)
+    if counts.max() < 2 or len(counts) < 2:
+        print("no nearest neighbours: at least two identities, one with two images, are needed")
+        return {}
+    most = len(table) - 1
+    found = leave_one_out(
+        table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
+    )
+    return {"neighbours": found, "neighbour_intervals": retrieval_intervals(found, table, config.seed)}
+
+
+def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
+    return [k for k in ks if k <= most]
+
+
+def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
+    """Intervals of the figures of retrieval: the people who ask are drawn anew, the gallery stays."""
+    return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
+
+
+def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+    """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
+    table, gallery = tables.table, tables.gallery
+    found: dict[str, Any] = {}
+    if config.svm:
+        own = table.embeddings, table.identities
+        found["svm"] = (
+            svm_accuracy(*own, seed=config.seed)
+            if gallery is None
+            else svm_of_gallery(gallery.embeddings, gallery.identities, *own, seed=config.seed)
+        )
+    probes = table
+    if gallery is not None:
+        near = gallery_probe(
+            gallery.embeddings,
+            gallery.identities,
+            table.embeddings,
+            table.identities,
+            knn=up_to(len(gallery), KNN),
+            recall=up_to(len(gallery), RECALL),
+        )
+        found |= {"gallery": near, "gallery_intervals": retrieval_intervals(near, table, config.seed)}
+        if np.isin(table.identities, gallery.identities).all():
+            print("no open-set identification: every image is of a person in the gallery")
+            return found
+    else:
+        sizes = np.unique(table.identities, return_counts=True)[1]
+        if (sizes >= 2).sum() < 2:
+            print("no identification: at least two identities with two images are needed, or a --gallery")
+            return found
+        split = draw_open_set(table.identities, seed=config.seed)
+        gallery, probes = table.rows(split.gallery), table.rows(split.probes)
+    identified = identify(
+        gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
+    )
+    bounds = identification_intervals(identified, probes.identities, seed=config.seed)
+    return found | {"identification": identified, "identification_intervals": bounds}
+
+
+def compare(
+    config: EvalConfig, tables: Tables, listed: Listed | None, found: Mapping[str, Any]
+) -> Comparison:
+    """The second model on the same pairs and the same queries."""
+    first, second = tables.table, tables.second
+    assert second is not None
+    verification, neighbours = None, None
+    differences: dict[str, Interval] = {}
+    if listed is not None:
+        score, verification = verify_listed(config, listed, second)
+        if listed.persons is not None:
+            differences |= paired_differences(
+                (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
+                listed.pairs.same,
+                listed.persons,
+                fars=config.fars,
+                fold=fold_of(verification),
+                seed=config.seed,
+            )
+    elif config.all_pairs:
+        verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
+        differences |= all_pairs_differences(
+            (first.embeddings, second.embeddings),
+            first.identities,
+            (found["verification"], verification),
+            seed=config.seed,
+        )
+    if "neighbours" in found:
+        before = found["neighbours"]
+        neighbours = leave_one_out(
+            second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
+        )
+        changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
+        people = first.identities[before.each.rows]
+        differences |= mean_intervals(changes, people, seed=config.seed)
+    return Comparison(config.compare, verification, neighbours, differences)
