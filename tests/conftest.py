@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from facemetric.data.drawn import draw_faces
+
+settings.register_profile(
+    "mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None, deadline=None
+)
 
 
 @pytest.fixture(scope="session")

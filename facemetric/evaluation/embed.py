@@ -170,9 +170,10 @@ UNREADABLE = (
 
 def _load_npz(path: Path) -> dict[str, npt.NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: a bare array; needed an .npz with {', '.join(KEYS)}")
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: a bare array; needed an .npz with {', '.join(KEYS)}")
+        with found as stored:
             _need_keys(path, stored.files)
             return {k: stored[k] for k in _wanted(stored.files)}
     except DataError:

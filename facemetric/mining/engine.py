@@ -18,7 +18,7 @@ from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.order import Order, order_against, order_whole
 from facemetric.mining.small import SMALL_MIB, SMALL_ROWS
 from facemetric.mining.sparse import Operands, Parts, Rule, Sums, operands
-from facemetric.mining.tiles import CUDA_BUDGET_MIB, compute_dtype
+from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype
 
 Margin = float | Literal["soft"]
 Anchors = slice | tuple[Tensor, Tensor] | None
@@ -115,6 +115,8 @@ def mine(
         with torch.autocast(kind, enabled=False):
             return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
     rule = make_rule(margin, distance)
+    if budget_mib is not None:
+        budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
     _check_shapes(embeddings_BD, labels_B, "embeddings")
     if labels_B.device != embeddings_BD.device:
         labels_B = labels_B.to(embeddings_BD.device)

@@ -42,7 +42,10 @@ class Order(NamedTuple):
         return min(max(self.prefix[k] - rows.start, 0), rows.stop - rows.start)
 
     def fill_same(self, values_RC: Tensor, rows: slice, cols: slice, value: float) -> None:
-        """Overwrite the entries of a tile whose anchor and reference row share a label, itself included."""
+        """Overwrite the entries of a tile whose anchor and reference row share a label, itself included.
+
+        Every anchor of the tile has one such row at least.
+        """
         start, end = self.runs[0, rows], self.runs[1, rows]
         first, last = int(start.min()), int(end.max())
         if last <= cols.start or first >= cols.stop:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from facemetric.mining.order import Order
-from facemetric.mining.tiles import MIB, product_tiles, row_distance
+from facemetric.mining.tiles import budget_bytes, product_tiles, row_distance
 
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
 CHUNK = 32
@@ -167,9 +167,13 @@ def pick_by_distance(dimensions: int, square: float, generator: torch.Generator)
         picked: list[list[Tensor]] = [[] for _ in squared_ap]
         left_MD = ops.left_MD[: len(squared_ap[0]) if squared_ap else 0]
         walk = product_tiles(left_MD, ops.right_ND, budget_mib=budget_mib, buffers=2, whole_rows=True)
+        spare = left_MD.new_empty(0)
         for rows, cols, dist_RN in walk:
+            if not len(spare):
+                spare = dist_RN.new_empty(dist_RN.numel())
             square_RN = dist_RN.mul_(square).clamp_(0.25, 2.0)
-            log_weight_RN = square_RN.log().mul_(-(dimensions - 2) / 2)
+            log_weight_RN = torch.log(square_RN, out=spare[: dist_RN.numel()].view(dist_RN.shape))
+            log_weight_RN.mul_(-(dimensions - 2) / 2)
             log_weight_RN -= square_RN.mul_(-0.25).log1p_().mul_((dimensions - 3) / 2)
             order.fill_same(log_weight_RN, rows, cols, -torch.inf)
             for k in range(len(squared_ap)):
@@ -252,7 +256,7 @@ def sparse_sums(
     """Sum of the loss over picked triplets; `farthest` keeps one positive an anchor, else every one."""
     D = ops.reference_ND.shape[1]
     # rows of differences at a time: x, both differences and a temporary share the budget
-    step = max(int(budget_mib * MIB) // (4 * D * ops.left_MD.element_size()), 1)
+    step = max(budget_bytes(budget_mib) // (4 * D * ops.left_MD.element_size()), 1)
     every = slice(0, len(ops.left_MD))
     at_p = [order.positive(k, every) for k in range(len(order.prefix))]
     squared_ap = [_squared(ops, p, step) for p in at_p]

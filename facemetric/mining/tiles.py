@@ -54,6 +54,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def budget_bytes(budget_mib: float) -> int:
+    """A budget in bytes. ConfigError for one that is not above 0, or no number."""
+    if not 0 < budget_mib < math.inf:
+        raise ConfigError(
+            f"the tile budget is {budget_mib} MiB, it must be above 0: 4 suits a CPU, 512 a GPU"
+        )
+    return int(budget_mib * MIB)
+
+
 def tile_shape(
     n_rows: int,
     n_cols: int,
@@ -65,12 +74,8 @@ def tile_shape(
     whole_rows: bool = False,
 ) -> tuple[int, int]:
     """Rows and columns of a tile such that `buffers` of them fit in `budget_mib`; never below one row."""
-    if not budget_mib > 0:
-        raise ConfigError(
-            f"the tile budget is {budget_mib} MiB, it must be above 0: 4 suits a CPU, 512 a GPU"
-        )
+    elements = max(budget_bytes(budget_mib) // (itemsize * buffers), 1)
     n_rows, n_cols = max(n_rows, 1), max(n_cols, 1)
-    elements = max(int(budget_mib * MIB) // (itemsize * buffers), 1)
     if triangle:  # balanced, so that the last block is not a sliver
         side = min(math.isqrt(elements), n_rows, max(TRIANGLE_SIDE, math.ceil(n_rows / 4)))
         side = math.ceil(n_rows / math.ceil(n_rows / side))

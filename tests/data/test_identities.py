@@ -182,3 +182,10 @@ def test_a_chain_of_merges_is_said(tmp_path: Path) -> None:
     whole = text(tmp_path / "whole.csv", "anna,bob,cleo,dora,emil,fay\n")
     apply_lists(index, whole, None, None, said.append)
     assert said.pop() == "merged 5 identities into others, at most 6 into one ('anna')"
+
+
+def test_a_field_beyond_all_names_is_no_csv(tmp_path: Path) -> None:
+    path = text(tmp_path / "m.txt", "a,b\nc," + "d" * 200_000 + "\n")
+    with pytest.raises(DataError, match=r"m.txt line 2: is no csv \(field larger than field limit") as caught:
+        read_merges(path)
+    assert len(str(caught.value)) < 300

@@ -266,3 +266,22 @@ def test_preprocess_as_json() -> None:
 def test_preprocess_faults(make: Callable[[], Preprocess], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         make()
+
+
+def test_an_exif_that_cannot_be_read_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(image: Image.Image) -> Image.Exif:
+        raise SyntaxError("not a TIFF file")
+
+    data = packed(noise(), "PNG")
+    monkeypatch.setattr(Image.Image, "getexif", damaged)
+    np.testing.assert_array_equal(seen(data), noise())
+
+
+def test_memory_that_runs_out_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image) -> None:
+        raise MemoryError
+
+    data = packed(noise(), "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
+    with pytest.raises(BadImage, match=r"^needs more memory than there is$"):
+        decode(data)

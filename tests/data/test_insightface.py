@@ -235,3 +235,21 @@ def test_missing_and_empty(tmp_path: Path) -> None:
         read_bin(tmp_path / "a.bin")
     with pytest.raises(DataError, match="no such file or folder"):
         read_index(tmp_path / "b.bin")
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        (b"Nt.", 3),  # a tuple of what lies above a mark that is not there
+        (b"NNa.", 4),  # something put at the end of what is no list
+        (b"N(Ne.", 5),
+        (b"NN\x93.", 4),  # a name that is no text
+        (b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n\x8c\x02u4\x85RC\x04abcd\x86R.", 58),
+        (b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n\x8c\x02i8\x85RC\x04abcd\x86R.", 58),
+        (b"N]b.", 4),  # a state for what has none
+    ],
+)
+def test_instructions_that_do_not_fit(tmp_path: Path, body: bytes, at: int) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02" + body)
+    with pytest.raises(DataError, match=f"damaged at byte {at};"):
+        read_bin(tmp_path / "a.bin")

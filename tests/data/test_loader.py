@@ -254,6 +254,14 @@ def test_a_bug_keeps_its_traceback(index: ImageIndex, workers: int) -> None:
         list(load_batches(index, chunks(20, 6), Stumbles(), workers=workers))  # type: ignore[arg-type]
 
 
+def test_a_fault_of_whoever_takes_the_batches_is_theirs(index: ImageIndex) -> None:
+    """A RuntimeError that comes in from outside is no dead worker."""
+    batches = load_batches(index, chunks(20, 5), eval_transform(PRE), workers=1)
+    next(batches)
+    with pytest.raises(RuntimeError, match=r"^the loss is not finite$"):
+        batches.throw(RuntimeError("the loss is not finite"))  # type: ignore[attr-defined]
+
+
 def test_leaving_early_ends_the_workers(index: ImageIndex) -> None:
     before = set(multiprocessing.active_children())
     batches = load_batches(index, chunks(20, 1), eval_transform(PRE), workers=2)
@@ -348,3 +356,14 @@ def test_log_after_a_kill(tmp_path: Path) -> None:
 def test_log_allows_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 10 images"):
         BadImageLog(tmp_path / "b.csv", total=10, max_bad=0).add("a", "b")
+
+
+def test_a_damaged_log_is_an_error_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("name,reason\na.jpg," + "x" * 200_000 + "\n")
+    before = path.read_bytes()
+    with pytest.raises(
+        DataError, match=r"bad\.csv: is damaged \(field larger .*; remove it, it is made anew"
+    ):
+        BadImageLog(path, total=10, max_bad=0.5)
+    assert path.read_bytes() == before

@@ -75,3 +75,11 @@ def test_every_fold_gets_its_share_of_people_with_images():
     labels = np.repeat(np.arange(44), [3] * 4 + [1] * 40)
     for seed in range(10):
         assert len(make_pairs(labels, count=24, folds=4, seed=seed).a) == 24
+
+
+def test_people_with_images_give_what_people_without_leave_open():
+    """An even share of 9 pairs is 3; two people have one pair each, so the third gives the other seven."""
+    drawn = make_pairs([0] * 8 + [1, 1, 2, 2], count=18, folds=1, seed=0)
+    who = np.array([0] * 8 + [1, 1, 2, 2])[drawn.a[drawn.same]]
+    assert np.bincount(who).tolist() == [7, 1, 1]
+    assert len({frozenset(p) for p in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)}) == 18

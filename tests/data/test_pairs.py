@@ -109,3 +109,11 @@ def test_write_reads_back(tmp_path):
     assert (back.fold == pairs.fold).all()
     assert back.groups["g"].tolist() == ["x", "y"]
     assert [f.name for f in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_numbers_and_fields_beyond_all_reason(tmp_path):
+    with pytest.raises(DataError, match=r"p.txt: holds a number of over 18 digits; needed labels"):
+        read_pairs(written(tmp_path, "2\t" + "9" * 30 + "\n", "p.txt"))
+    long = "image1_path,image2_path,label\na,b,1\na," + "b" * 200_000 + ",1\n"
+    with pytest.raises(DataError, match=r"p.csv line 3: is no csv \(field larger .*; needed image1_path"):
+        read_pairs(written(tmp_path, long, "p.csv"))

@@ -1,4 +1,5 @@
 import importlib.util
+import zipfile
 
 import numpy as np
 import pytest
@@ -143,3 +144,30 @@ def test_parquet_without_pyarrow_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"needs pyarrow, which is not installed; `pip install .*parquet"):
         table().save(tmp_path / "e.parquet")
+
+
+def test_files_that_hold_something_else(tmp_path):
+    with open(tmp_path / "bare.npz", "wb") as file:
+        np.save(file, np.eye(2))
+    with pytest.raises(
+        DataError, match=r"bare.npz: a bare array; needed an .npz with embeddings, identities"
+    ):
+        EmbeddingTable.load(tmp_path / "bare.npz")
+    good = table().save(tmp_path / "good.npz")
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(tmp_path / "odd.npz", "w") as odd:
+        for name in old.namelist():
+            # a header of numpy without its key
+            odd.writestr(name, old.read(name).replace(b"'descr'", b"'dexxr'"))
+    with pytest.raises(DataError, match=r"odd.npz: not a readable .npz \(.*keys") as caught:
+        EmbeddingTable.load(tmp_path / "odd.npz")
+    assert "pickled" not in str(caught.value)
+
+
+@needs_pyarrow
+def test_a_parquet_of_single_numbers(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"embeddings": [0.1, 0.2], "identities": ["a", "b"], "paths": ["a", "b"]})
+    frame.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match="column embeddings is double; needed a list of numbers in each row"):
+        EmbeddingTable.load(tmp_path / "e.parquet")

@@ -8,6 +8,7 @@ from sklearn.svm import LinearSVC
 
 from facemetric.errors import DataError
 from facemetric.evaluation.identification import (
+    SvmAccuracy,
     draw_of_each,
     draw_open_set,
     identification_intervals,
@@ -15,6 +16,7 @@ from facemetric.evaluation.identification import (
     svm_accuracy,
     svm_of_gallery,
 )
+from facemetric.evaluation.intervals import Interval
 
 
 def people(n, ids, noise, seed=0):
@@ -166,3 +168,18 @@ def test_identification_intervals_hold_and_count_people():
     wide = identification_intervals(again, labels[many], seed=0)
     for name in ("rank_1", "tpir_at_fpir_0.1"):
         assert wide[name].high - wide[name].low > 0.8 * (bounds[name].high - bounds[name].low)
+
+
+def test_an_svms_figures_by_name():
+    found = SvmAccuracy(0.5, 0.25, 4, 7, 1, 2, 60, 9, Interval(0.5, 0.4, 0.6, 0.95))
+    assert found.to_dict() == {
+        "accuracy": 0.5,
+        "standard_deviation_sample": 0.25,
+        "folds": 4,
+        "people": 7,
+        "people_left_out": 1,
+        "people_not_drawn": 2,
+        "images": 60,
+        "images_not_drawn": 9,
+        "intervals_95": {"accuracy": {"low": 0.4, "high": 0.6}},
+    }

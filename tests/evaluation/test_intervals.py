@@ -9,6 +9,7 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.intervals import (
     _Figures,
     _scale,
+    mean_draws,
     mean_intervals,
     pair_weights,
     paired_differences,
@@ -217,3 +218,9 @@ def test_bad_input():
         wilson(1, 2, 95)
     with pytest.raises(DataError, match="3 successes of 2"):
         wilson(3, 2)
+    with pytest.raises(
+        DataError, match=r"values of shape \(3,\) and persons of shape \(2,\); needed one for"
+    ):
+        mean_draws(np.ones((3, 4)), [0, 1])
+    with pytest.raises(DataError, match=r"values of shape \(0,\)"):
+        mean_draws(np.ones((0, 4)), [])

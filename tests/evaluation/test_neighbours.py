@@ -131,3 +131,19 @@ def test_nobody_to_find():
         leave_one_out(np.eye(3), [0, 1, 2])
     with pytest.raises(DataError, match="none of 3 probes is of a person in the gallery"):
         gallery_probe(np.eye(3), [0, 1, 2], np.eye(3), [3, 4, 5])
+
+
+def test_the_nearest_alone_as_among_several():
+    gallery, _ = people(30, 30)
+    probes, labels = people(90, 30, seed=1)
+    one = gallery_probe(gallery, np.arange(30), probes, labels, knn=(1,), recall=(1,))
+    more = gallery_probe(gallery, np.arange(30), probes, labels, knn=(1, 2), recall=(1, 5))
+    assert 0 < one.knn[1] == more.knn[1] < 1
+    np.testing.assert_array_equal(one.each.nearest, more.each.nearest)
+    np.testing.assert_array_equal(one.each.score, more.each.score)
+    assert (one.r_precision, one.map_at_r) == (more.r_precision, more.map_at_r)
+
+
+def test_labels_for_other_rows():
+    with pytest.raises(DataError, match=r"labels of shape \(2,\); 3 embeddings need \(3,\)"):
+        leave_one_out(np.eye(3), [0, 1])

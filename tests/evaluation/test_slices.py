@@ -96,6 +96,15 @@ def test_mixed_pairs_are_shown_but_make_no_gap():
     assert {name for gap in slicing.gaps for name in (gap.low_group, gap.high_group)} == {"even", "odd"}
 
 
+def test_one_group_beside_the_mixed_pairs_has_no_gap():
+    score, same, persons, group = drawn_pairs()
+    group = np.where(group == "hard", "mixed", "alone")
+    points = verify_pairs(score, same, fars=FARS).points
+    (slicing,) = slice_pairs(score, same, persons, points, {"light": group}, draws=100)
+    assert [g.name for g in slicing.groups if not g.too_small] == ["alone", "mixed"]
+    assert slicing.gaps == ()
+
+
 def test_all_pairs_as_the_listed_pairs_of_each_group():
     rng = np.random.default_rng(0)
     labels = rng.integers(60, size=300)
