@@ -118,8 +118,7 @@ def mine(
     if budget_mib is not None:
         budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
     _check_shapes(embeddings_BD, labels_B, "embeddings")
-    if labels_B.device != embeddings_BD.device:
-        labels_B = labels_B.to(embeddings_BD.device)
+    labels_B = labels_B.to(embeddings_BD.device)
     y_BD = _rows(embeddings_BD, distance)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):

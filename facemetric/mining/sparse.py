@@ -246,7 +246,7 @@ def add_rows(grad_ND: Tensor, at_T: Tensor, rows_TD: Tensor) -> None:
     """grad[at] += rows, rows named twice counted twice, and the same bits every time."""
     if grad_ND.device.type == "cpu":
         grad_ND.scatter_add_(0, at_T.unsqueeze(1).expand_as(rows_TD), rows_TD)  # faster than index_add_
-    else:  # index_add_ is atomic there; this one sorts first
+    else:  # pragma: no cover - CUDA, where index_add_ is atomic; this one sorts first
         grad_ND.index_put_((at_T,), rows_TD, accumulate=True)
 
 
