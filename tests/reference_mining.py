@@ -37,6 +37,29 @@ def groups(labels, anchor_labels=None, own=None):
             yield a, positives, negatives
 
 
+def triplets(kind, x, y, labels, asked, own, margin, distance, select):
+    """(d_ap, d_an, weight) of every triplet that `kind` looks at."""
+    for a, positives, negatives in groups(labels, asked, own):
+        d_p = [pair_distance(x[a], y[p], distance) for p in positives]
+        d_n = [pair_distance(x[a], y[n], distance) for n in negatives]
+        if kind == "hard":
+            yield max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), 1.0
+        for dp in d_p if kind != "hard" else ():
+            if kind == "semihard":
+                farther = [dn for dn in d_n if dn > dp]
+                nearest = min(farther, key=torch.Tensor.item) if farther else None
+                yield dp, max(d_n, key=torch.Tensor.item) if nearest is None else nearest, 1.0
+                continue
+            for dn in d_n:
+                yield (
+                    dp,
+                    dn,
+                    float(pay(dp, dn, margin) > 0)
+                    if kind == "all"
+                    else float(select(dp.detach(), dn.detach())),
+                )
+
+
 def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, anchors=None):
     """`kind` is all, semihard, hard or select; `anchors` None, a slice, or (embeddings, labels)."""
     y = embeddings.double().detach().requires_grad_()
@@ -46,32 +69,8 @@ def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, 
         x, asked = y[anchors], labels[anchors]
     elif anchors is not None:
         x, asked = anchors[0].double().detach().requires_grad_(), anchors[1]
-    terms, weights, valid = [], [], 0
-    for a, positives, negatives in groups(labels, asked, own):
-        d_p = [pair_distance(x[a], y[p], distance) for p in positives]
-        d_n = [pair_distance(x[a], y[n], distance) for n in negatives]
-        if kind == "hard":
-            terms.append(pay(max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), margin))
-            weights.append(1.0)
-            valid += 1
-        for dp in d_p if kind != "hard" else ():
-            if kind == "semihard":
-                farther = [dn for dn in d_n if dn > dp]
-                terms.append(
-                    pay(
-                        dp,
-                        min(farther, key=torch.Tensor.item) if farther else max(d_n, key=torch.Tensor.item),
-                        margin,
-                    )
-                )
-                weights.append(1.0)
-                valid += 1
-                continue
-            for dn in d_n:
-                term = pay(dp, dn, margin)
-                terms.append(term)
-                weights.append(float(term > 0) if kind == "all" else float(select(dp.detach(), dn.detach())))
-                valid += 1
+    found = list(triplets(kind, x, y, labels, asked, own, margin, distance, select))
+    terms, weights = [pay(dp, dn, margin) for dp, dn, _ in found], [w for _, _, w in found]
     total = math.fsum(weights)
     kept = [t * w / total for t, w in zip(terms, weights, strict=True) if w] if total else []
     loss = torch.stack(kept).sum() if kept else y.sum() * 0
@@ -79,4 +78,12 @@ def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, 
     wanted = [y] if not isinstance(anchors, tuple) else [y, x]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     grads = [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, grads, strict=True)]
-    return loss.detach(), active, valid, grads
+    return loss.detach(), active, len(found), grads
+
+
+def means(kind, embeddings, labels, margin=0.2, distance="squared", select=None):
+    """Sum of the weights, and the means of d_ap and of d_an over the triplets, by weight."""
+    y = embeddings.double()
+    found = list(triplets(kind, y, y, labels, None, None, margin, distance, select))
+    total = math.fsum(w for _, _, w in found)
+    return total, *(math.fsum(float(t[i]) * t[2] for t in found) / max(total, 1e-30) for i in (0, 1))

@@ -129,6 +129,7 @@ def mine(
             )
         _check_finite(anchors[0], "anchors")
         x_MD = _rows(anchors[0], distance)
+        anchors = x_MD, anchors[1]
     with torch.no_grad():
         sums = None
         roomy = budget_mib is None or budget_mib >= SMALL_MIB
@@ -136,7 +137,7 @@ def mine(
             sums = kernel.small(y_BD, labels_B, rule)
         if sums is None:
             _check_finite(embeddings_BD, "embeddings")
-            sums = _tiled(y_BD, labels_B, kernel, rule, anchors, x_MD, budget_mib)
+            sums = _tiled(y_BD, labels_B, kernel, rule, anchors, budget_mib)
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
         if isinstance(weight, Tensor):
             scale = reciprocal(weight)
@@ -155,13 +156,12 @@ def _tiled(
     kernel: Kernel,
     rule: Rule,
     anchors: Anchors,
-    x_MD: Tensor | None,
     budget_mib: float | None,
 ) -> Sums:
     """Sorts, mines in tiles, and brings the gradient back into the order of the rows handed in."""
     if isinstance(anchors, tuple):
         order = order_against(anchors[1].to(labels_B.device), labels_B, None)
-        ops = operands(anchors[0] if x_MD is None else x_MD, y_BD, order)
+        ops = operands(anchors[0], y_BD, order)
     elif isinstance(anchors, slice):
         own_M = torch.arange(len(labels_B), device=labels_B.device)[anchors]
         order = order_against(labels_B[anchors], labels_B, own_M)

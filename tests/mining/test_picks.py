@@ -1,0 +1,70 @@
+"""How a negative is drawn by its distance, and how a triplet is paid, against the formulas."""
+
+import math
+
+import pytest
+import torch
+
+from facemetric.mining import batch_hard
+from facemetric.mining.order import order_against
+from facemetric.mining.sparse import Rule, operands, pick_by_distance
+
+DISTANCES = (0.3, 0.8, 1.1, 1.3, 1.7)  # the first and the last lie outside 0.5..sqrt(2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_negatives_are_drawn_by_inverse_density(scale):
+    """20,000 anchors in one point, five negatives in five dimensions. `scale` is that of |x - y|^2 in the rows."""
+    draws, dims = 20_000, 5
+    rows = torch.zeros(1 + len(DISTANCES), dims, dtype=torch.float64)
+    rows[0, 0] = 1
+    for row, d in zip(rows[1:], DISTANCES, strict=True):
+        row[0] = 1 - d * d / 2
+        row[1] = math.sqrt(1 - float(row[0]) ** 2)
+    rows *= math.sqrt(scale)
+    anchors = rows[:1].expand(draws, -1)
+    order = order_against(torch.zeros(draws, dtype=torch.int64), torch.arange(len(rows)), None)
+    pick = pick_by_distance(dims, 1 / scale, torch.Generator().manual_seed(0))
+    (at,) = pick(operands(anchors, rows, order), order, [torch.zeros(draws, dtype=torch.float64)], 0.5)
+    counts = torch.bincount(order.reference_N[at], minlength=len(rows)).tolist()
+    assert counts[0] == 0  # the positive is not drawn
+    held = [min(max(d, 0.5), math.sqrt(2)) for d in DISTANCES]
+    weight = [1 / (d ** (dims - 2) * (1 - d * d / 4) ** ((dims - 3) / 2)) for d in held]
+    for count, w in zip(counts[1:], weight, strict=True):
+        share = w / sum(weight)
+        assert abs(count / draws - share) < 5 * math.sqrt(share * (1 - share) / draws)
+
+
+SQUARED = torch.tensor([0.0, 1e-16, 0.04, 1.0, 4.0], dtype=torch.float64)
+
+
+def test_a_rule_by_its_formulas():
+    plain, root, soft = Rule(0.3, False, False), Rule(0.3, False, True), Rule(0.0, True, True)
+    assert torch.equal(plain.distance(SQUARED), SQUARED)
+    assert root.distance(SQUARED).tolist() == pytest.approx([0, 1e-8, 0.2, 1, 2])
+    assert plain.squared_bound(SQUARED).tolist() == pytest.approx([0.3, 0.3, 0.34, 1.3, 4.3])
+    assert root.squared_bound(SQUARED).tolist() == pytest.approx([0.09, 0.09, 0.25, 1.69, 5.29])
+    assert Rule(-0.2, False, True).squared_bound(SQUARED).tolist() == pytest.approx(
+        [-math.inf, -math.inf, -math.inf, 0.64, 3.24]
+    )
+    # 1 / d, and 0 where d is below 1e-7, or 1e-3 in float32
+    assert root.slope(SQUARED).tolist() == pytest.approx([0, 0, 5, 1, 0.5])
+    assert root.slope(torch.tensor([0.9e-6, 1.1e-6])).tolist() == pytest.approx([0, 1.1e-6**-0.5], rel=1e-5)
+    weight = torch.arange(5.0, dtype=torch.float64)
+    assert plain.pull(weight, SQUARED).tolist() == [0, 2, 4, 6, 8]
+    assert plain.pull(weight, SQUARED, 0.5).tolist() == [0, 1, 2, 3, 4]
+    assert root.pull(weight, SQUARED).tolist() == pytest.approx([0, 0, 10, 3, 2])
+    assert root.pull(weight, SQUARED, 0.5).tolist() == pytest.approx([0, 0, 5, 1.5, 1])
+    gap = torch.tensor([-1.0, -0.3, -0.1, 0.5])
+    value, slope = plain.pay(gap.clone())
+    assert value.tolist() == pytest.approx([0, 0, 0.2, 0.8])
+    assert slope.tolist() == [0, 0, 1, 1]
+    value, slope = soft.pay(gap.clone())
+    assert value.tolist() == pytest.approx([math.log1p(math.exp(g)) for g in gap.tolist()])
+    assert slope.tolist() == pytest.approx([1 / (1 + math.exp(-g)) for g in gap.tolist()])
+
+
+def test_a_row_shorter_than_a_millionth_has_no_direction():
+    emb = torch.tensor([[1e-9, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    mined = batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine", anchors=slice(0, 1))
+    assert mined.d_ap.item() == pytest.approx(0.5, abs=1e-3)  # half the square of the other's length

@@ -1,0 +1,107 @@
+"""What a miner tells beside its loss, on every way there is to mine; its defaults; its work."""
+
+import pytest
+import torch
+from reference_mining import means
+from torch.utils.flop_counter import FlopCounterMode
+
+from facemetric.mining import (
+    MINERS,
+    CrossBatchMemory,
+    TripletLoss,
+    batch_select,
+    dense,
+    distance_weighted,
+    semihard,
+    small,
+)
+from facemetric.mining.tiles import MIB
+
+
+def batch(rows=26, classes=6, dim=3, seed=0):
+    """Uneven classes, one of a single row."""
+    generator = torch.Generator().manual_seed(seed)
+    emb = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64))
+    labels = torch.randint(classes, (rows,), generator=generator)
+    labels[-1] = classes
+    return emb, labels
+
+
+def graded(d_ap, d_an):
+    """Weights that are neither 0 nor 1, and differ within a row and between rows."""
+    return d_ap + 0.5 * d_an
+
+
+TILES = {"budget_mib": 8 * 200 / MIB}
+WAYS = {
+    "all": ("all", {}, {}),
+    "all in tiles": ("all", TILES, {}),
+    "all, bounds searched": ("all", TILES, {(dense, "MANY"): 2}),
+    "all, soft": ("all", {"margin": "soft"}, {}),
+    "semihard": ("semihard", {}, {}),
+    "semihard in tiles": ("semihard", TILES, {}),
+    "hard without masks": ("hard", {}, {(small, "MASK_ROWS"): 0}),
+    "hard in tiles": ("hard", TILES, {}),
+    "select": ("select", {}, {}),
+    "select in tiles": ("select", TILES, {}),
+}
+
+
+@pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
+@pytest.mark.parametrize("way", WAYS)
+def test_weight_and_mean_distances(way, distance, monkeypatch):
+    kind, options, patches = WAYS[way]
+    for (module, name), value in patches.items():
+        monkeypatch.setattr(module, name, value)
+    emb, labels = batch()
+    check(kind, emb, labels, distance, options)
+
+
+@pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
+def test_of_the_hardest_where_every_row_has_a_triplet(distance):
+    """Then masks of the whole matrix serve."""
+    emb, _ = batch()
+    check("hard", emb, torch.arange(len(emb)) % 5, distance, {})
+
+
+def check(kind, emb, labels, distance, options):
+    margin = options.get("margin", 0.2)
+    mine = MINERS.get(kind) or (lambda *args, **kw: batch_select(*args, select=graded, **kw))
+    mined = mine(emb, labels, distance=distance, **options)
+    weight, d_ap, d_an = means(kind, emb, labels, margin, distance, graded)
+    assert mined.weight.item() == pytest.approx(weight, rel=1e-9)
+    assert mined.d_ap.item() == pytest.approx(d_ap, rel=1e-9)
+    assert mined.d_an.item() == pytest.approx(d_an, rel=1e-9)
+    assert mined.fraction_positive.item() == pytest.approx(mined.active.item() / mined.valid)
+    assert not any(v.requires_grad for v in (mined.weight, mined.d_ap, mined.d_an, mined.active))
+
+
+def test_defaults():
+    emb, labels = batch(seed=3)
+    plain = {"margin": 0.2, "distance": "squared", "anchors": None, "budget_mib": None}
+    mine = {
+        **MINERS,
+        "distance-weighted": lambda *args, **kw: distance_weighted(*args, seed=0, **kw),
+        "select": lambda *args, **kw: batch_select(*args, select=graded, **kw),
+    }
+    for kind, miner in mine.items():
+        assert miner(emb, labels).loss == miner(emb, labels, **plain).loss > 0, kind
+    expected = semihard(emb, labels, **plain).loss
+    assert TripletLoss()(emb, labels) == expected
+    assert repr(TripletLoss()) == "TripletLoss(semihard, margin=0.2, distance=squared)"
+    assert TripletLoss("distance-weighted")(emb, labels) == distance_weighted(emb, labels, seed=0).loss
+    memory = CrossBatchMemory(8, dim=3).double()
+    assert memory(emb, labels).loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert memory.filled == 8  # no warmup: the next batch is mined against it
+    assert memory(emb, labels).valid > semihard(emb, labels).valid
+
+
+@pytest.mark.parametrize("kind", ["all", "semihard", "hard"])
+def test_a_whole_batch_costs_half_the_products(kind):
+    """Of 8 x 8 tiles the 36 on and above the diagonal are formed."""
+    rows, dim, buffers = 400, 6, 3 if kind == "all" else 2
+    generator = torch.Generator().manual_seed(0)
+    emb = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:  # it counts mm, and not addmm_, the gradient's
+        MINERS[kind](emb, torch.arange(rows) // 2, budget_mib=buffers * 50 * 50 * 8 / MIB)
+    assert counter.get_total_flops() == 2 * rows * rows * (dim + 2) * 36 / 64
