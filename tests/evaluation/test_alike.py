@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from directions import IMAGES, cosine, people
 from scipy.stats import beta, norm
 
+from facemetric.evaluation import alike
 from facemetric.evaluation.alike import alike_across, alike_identities, half_scores, strangers_of
 from facemetric.evaluation.labels import centred, dimensions
+from facemetric.mining.tiles import product_tiles
 
 
 def test_a_person_under_two_names_is_found_and_nobody_else() -> None:
@@ -113,3 +117,16 @@ def test_halves_are_halves_of_one_identity() -> None:
     assert half_scores(emb, alone).shape == (3,)
     two = half_scores(emb[: 2 * IMAGES], np.repeat([0, 1, 2], [4, 4, 4]))
     assert two[0] > two[1]  # the middle one is half of one person and half of another
+
+
+def test_of_too_many_pairs_the_highest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    emb, who = people(40)
+    emb = centred(emb)
+    every = alike_identities(emb, who, chance=4.0)
+    assert len(every.score) > 60
+    monkeypatch.setattr(alike, "MOST_PAIRS", 20)
+    monkeypatch.setattr(alike, "product_tiles", partial(product_tiles, budget_mib=7 * 7 * 4 / 2**20))
+    found = alike_identities(emb, who, chance=4.0)
+    assert found.first.tolist() == every.first[:20].tolist()
+    assert found.second.tolist() == every.second[:20].tolist()
+    np.testing.assert_allclose(found.score, every.score[:20], atol=1e-6)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 from directions import cosine, people
 
-from facemetric.evaluation import labels
 from facemetric.evaluation.labels import (
     centred,
     chance_score,
     dimensions,
     judge_images,
 )
-from facemetric.mining.tiles import product_tiles
 
 
 def test_dimensions_of_random_directions() -> None:
@@ -53,16 +49,3 @@ def test_judged_as_in_a_plain_loop() -> None:
             assert found.above[row] == pytest.approx(np.mean([s > own for s in others.values()]), abs=1e-9)
     assert set(np.flatnonzero(found.above > 0)) == {5, 77}
     assert found.nearest[5] == 0
-
-
-def test_of_too_many_pairs_the_highest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    emb, who = people(40)
-    emb = centred(emb)
-    every = alike_identities(emb, who, chance=4.0)
-    assert len(every.score) > 60
-    monkeypatch.setattr(labels, "MOST_PAIRS", 20)
-    monkeypatch.setattr(labels, "product_tiles", partial(product_tiles, budget_mib=7 * 7 * 4 / 2**20))
-    found = alike_identities(emb, who, chance=4.0)
-    assert found.first.tolist() == every.first[:20].tolist()
-    assert found.second.tolist() == every.second[:20].tolist()
-    np.testing.assert_allclose(found.score, every.score[:20], atol=1e-6)

@@ -12,7 +12,7 @@ import torch
 
 from facemetric.errors import ConfigError
 from facemetric.training import checkpoint
-from facemetric.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, set_aside
+from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 
 CPU = torch.device("cpu")
 
@@ -184,11 +184,3 @@ def test_nothing_in_a_checkpoint_runs(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name another --out"):
         load_checkpoint(tmp_path / "checkpoint.pt", CPU)
-
-
-def test_there_is_one_to_go_on_from_while_either_is_there(path: Path) -> None:
-    assert has_checkpoint(path)
-    os.replace(path, path.with_suffix(".previous"))
-    assert has_checkpoint(path)
-    path.with_suffix(".previous").unlink()
-    assert not has_checkpoint(path)
