@@ -10,6 +10,8 @@ from hypothesis import Phase, settings
 
 from facemetric.data.drawn import draw_faces
 
+# Tests compute on the CPU. Some fork after they trained, and a fork cannot train where autograd has threads for a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 settings.register_profile(
     "mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None, deadline=None
 )

@@ -28,6 +28,10 @@ from facemetric.training.run import Run
 from facemetric.training.signals import stop_signals
 from facemetric.training.task import Settings, Task
 
+GIVEN = (
+    "weight_decay",
+    "momentum",
+)  # options of the optimizer that a run may go on with otherwise; --lr is the schedule's
 LOG_STEPS = 20  # steps averaged into one line of the log
 
 
@@ -236,6 +240,7 @@ class Trainer:
             "model": self.task.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.amp.scaler.state_dict(),
             "progress": vars(self.at),
             "steps_per_epoch": self.task.steps_per_epoch,
@@ -257,21 +262,11 @@ class Trainer:
             distributed.barrier()  # all have read
             if distributed.rank() == 0:
                 set_aside(path)
-        if state["steps_per_epoch"] != self.task.steps_per_epoch:
-            raise ConfigError(
-                f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
-                "resume with the data and --batch-size that it was started with"
-            )
         try:
-            self.task.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema:
-                self.ema.module.load_state_dict(state["ema"])
-            self.amp.scaler.load_state_dict(state["scaler"])
-            self.task.load_extra_state(state["extra"])
+            self.take(state)
         except ConfigError:
             raise
-        except (RuntimeError, ValueError, AttributeError) as error:
+        except (RuntimeError, ValueError, AttributeError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.run.folder} is of another model or optimizer "
                 f"({str(error).strip().splitlines()[-1].strip()}); resume with the options it was started with"
@@ -283,8 +278,36 @@ class Trainer:
                 "random layers see each process's share, and sums are rounded in another order, so the weights "
                 "will not be the same bits"
             )
-        self.at = Progress(**state["progress"])
         self.run.go_on(self.done, state.get("log", 1 << 62))
+
+    def take(self, state: dict[str, Any]) -> None:
+        """The state of a checkpoint, but what the options say now."""
+        if state["steps_per_epoch"] != self.task.steps_per_epoch:
+            raise ConfigError(
+                f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
+                "resume with the data and --batch-size that it was started with"
+            )
+        name = type(self.optimizer).__name__
+        if state.get("optimizer_name", name) != name:  # its state would be taken, and fail in the first step
+            raise ConfigError(
+                f"the checkpoint has the optimizer {state['optimizer_name']}, this run {name}; "
+                "resume with the --optimizer that it was started with"
+            )
+        if self.ema and state["ema"] is None:
+            raise ConfigError(
+                "the checkpoint has no moving average; resume without --ema, or name another --out"
+            )
+        self.task.model.load_state_dict(state["model"])
+        # The groups of a checkpoint have the options of its time.
+        now = [{key: group[key] for key in GIVEN if key in group} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, now, strict=True):
+            group.update(options)
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.amp.scaler.load_state_dict(state["scaler"])
+        self.task.load_extra_state(state["extra"])
+        self.at = Progress(**state["progress"])
 
 
 class Meter:

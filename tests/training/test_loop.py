@@ -342,6 +342,34 @@ def test_a_resume_with_other_options_is_refused_and_keeps_the_old_ones(toy: Any,
     assert (tmp_path / "run" / "config.toml").read_text() == "epochs = 4\n"
 
 
+def test_another_optimizer_or_average_is_refused_before_a_step(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "run")
+    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"has the optimizer SGD\w*, this run AdamW\w*; resume with the --optimizer"
+    ):
+        train(toy(), tmp_path / "run", resume=True, optimizer="adamw")
+    with pytest.raises(ConfigError, match="no moving average; resume without --ema"):
+        train(toy(), tmp_path / "run", resume=True, ema=0.9)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
+    for alien in ({"model": {}}, {"steps_per_epoch": 5, "ema": None, "model": 3}, {}):
+        torch.save(alien, tmp_path / "run" / "checkpoint.pt")
+        with pytest.raises(ConfigError, match="is of another model or optimizer"):
+            train(toy(), tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_with_the_options_given_now(toy: Any, tmp_path: Path) -> None:
+    """Those of the optimizer too, whose checkpoint holds the old ones."""
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "run")
+    train(toy(), tmp_path / "run", resume=True, weight_decay=0.25, momentum=0.5, lr=0.01, scheduler="cosine")
+    groups = state_of(tmp_path / "run")["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+    assert [group["momentum"] for group in groups] == [0.5, 0.5]
+    assert all(0 < group["lr"] < 0.01 for group in groups)
+
+
 @pytest.fixture
 def python_s_own_sigint() -> Iterator[Any]:
     """The handler of Ctrl-C that Python starts with; a shell's background jobs begin without it."""
