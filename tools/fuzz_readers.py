@@ -47,9 +47,10 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import CONFIG, MODEL, load_weights, read_config, read_tensors, save_weights
+from facemetric.report.runs import find_runs, runs_text
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
 from facemetric.training.features import read_cache
-from facemetric.training.folder import read_log
+from facemetric.training.folder import LOG, read_log
 
 GIB = 1 << 30
 WORDS = [
@@ -180,6 +181,8 @@ def readers() -> dict[str, Reader]:
     pairs = b"image1_path,image2_path,label,fold,age\na/1.jpg,a/2.jpg,1,0,old\na/1.jpg,b/1.jpg,0,1,young\n"
     images = [picture("JPEG") for _ in range(8)]
     log = b"".join(json.dumps({"event": "train", "step": n, "loss": 0.5}).encode() + b"\n" for n in range(5))
+    line = {"event": "validation", "step": 5, "epoch": 1, "val_eer": 0.1, "val_tar_at_far_0.01": 0.3}
+    seen = log + json.dumps(line).encode() + b"\n" + json.dumps(line).encode() + b"\n"
     state = {"weight": torch.arange(64.0), "step": 3}
     npy = whole_of(lambda path: np.save(path, np.zeros((1, 4, 8), np.float32)), "k.npy")
     found = {
@@ -212,6 +215,11 @@ def readers() -> dict[str, Reader]:
             whole_of(lambda path: save_checkpoint(path, state), "c.pt"),
         ),
         "log": Reader(read_log, ".jsonl", log),
+        "run": Reader(
+            lambda path: runs_text(find_runs(beside(path, LOG, "config.toml", b"epochs = 3\n")), path.parent),
+            ".jsonl",
+            seen,
+        ),
         "bad images": Reader(
             lambda path: BadImageLog(path, 10, 1.0), ".csv", b'name,reason\na,cut\n"b,c",zero\n'
         ),

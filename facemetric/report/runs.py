@@ -15,6 +15,7 @@ from facemetric.training.folder import CHECKPOINT, CONFIG, LOCK, LOG, SCORE, has
 from facemetric.training.pace import in_words
 
 EER = "val_eer"
+BEYOND = 1e15  # no figure, step or minute of a run is as large
 
 
 class Standing(NamedTuple):
@@ -35,21 +36,28 @@ def standing(folder: Path) -> Standing:
     log = read_log(folder / LOG)
     options = read_options(folder / CONFIG)
     stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
-    seen = [line for line in log if line.get("event") == "validation"]
+    seen = [numbers(line) for line in log if line.get("event") == "validation"]
     best = max((line for line in seen if SCORE in line), key=lambda line: line[SCORE], default={})
-    trained = [line for line in log if line.get("event") == "train"]
+    trained = [numbers(line) for line in log if line.get("event") == "train"]
     state = state_of(folder, log)
     left = trained[-1].get("minutes_left") if trained and state == "running" else None
     return Standing(
         folder,
         stage,
         state,
-        f"{seen[-1]['epoch'] if seen else 0}/{options.get('epochs', '?')}",
+        f"{seen[-1].get('epoch', '?') if seen else 0}/{options.get('epochs', '?')}",
         "" if left is None else in_words(left),
         {name: value for name, value in best.items() if name.startswith("val_")},
         best.get("epoch"),
         (folder / LOG).stat().st_mtime,
     )
+
+
+def numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a line of the log; one that was not finite stands there as text."""
+    return {
+        name: value for name, value in line.items() if isinstance(value, int | float) and abs(value) < BEYOND
+    }
 
 
 def state_of(folder: Path, log: list[dict[str, Any]]) -> str:
@@ -61,7 +69,7 @@ def state_of(folder: Path, log: list[dict[str, Any]]) -> str:
         return str(last)
     if has_checkpoint(folder / CHECKPOINT):
         return "interrupted"
-    return "lost" if any(line.get("step", 0) > 0 for line in log) else "not begun"
+    return "lost" if any(numbers(line).get("step", 0) > 0 for line in log) else "not begun"
 
 
 def read_options(path: Path) -> dict[str, Any]:

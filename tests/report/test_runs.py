@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from facemetric.config import RunsConfig
 from facemetric.errors import DataError
-from facemetric.report.runs import find_runs, list_runs
+from facemetric.report.runs import find_runs, list_runs, runs_text
 from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
 
@@ -63,6 +64,18 @@ def test_a_running_one_says_how_long_it_takes(tmp_path: Path) -> None:
     run.close()
     (found,) = find_runs(tmp_path / "run")
     assert (found.state, found.left) == ("lost", "")
+
+
+def test_figures_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
+    """A figure that was not finite is written as text; a damaged line may hold anything."""
+    odd: dict[str, Any] = {"epoch": "two", SCORE: "nan", "val_eer": 10**400}
+    events = validation(1, 0.3), ("validation", 20, odd), ("train", "?", {"minutes_left": math.inf})
+    folder = write(tmp_path / "a", *events)  # type: ignore[arg-type]
+    (found,) = find_runs(tmp_path)
+    assert (found.best_epoch, found.epochs, found.state) == (1, "?/9", "interrupted")
+    for file in folder.glob("checkpoint*"):
+        file.unlink()
+    assert runs_text(find_runs(tmp_path), tmp_path).splitlines()[1].split()[2] == "lost"
 
 
 def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
