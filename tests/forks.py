@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -46,6 +48,9 @@ def fork(work: Callable[[], object]) -> int:
     if child == 0:
         try:
             torch.set_num_threads(1)
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its own is shared by all forks, and one that was killed may hold it
             work()
         except BaseException:
             sys.excepthook(*sys.exc_info())

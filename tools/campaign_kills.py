@@ -22,12 +22,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from facemetric import cli
 from facemetric.data.drawn import draw_faces
@@ -73,6 +75,8 @@ def start(words: list[str], said: Path) -> int:
     if child:
         return child
     status = 3
+    # tqdm's own lock is shared by all forks, and one that was killed may have held it.
+    tqdm.set_lock(threading.RLock())
     try:
         file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
