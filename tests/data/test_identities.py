@@ -189,3 +189,15 @@ def test_a_field_beyond_all_names_is_no_csv(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"m.txt line 2: is no csv \(field larger than field limit") as caught:
         read_merges(path)
     assert len(str(caught.value)) < 300
+
+
+def test_a_list_without_a_group_merges_nobody(tmp_path: Path) -> None:
+    index = folder(tmp_path / "data", anna=1, bob=1)
+    said: list[str] = []
+    assert apply_lists(
+        index, text(tmp_path / "none.csv", "# none\n"), None, None, said.append
+    ).identities == (
+        "anna",
+        "bob",
+    )
+    assert said == ["merged 0 identities into others"]

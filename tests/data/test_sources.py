@@ -131,3 +131,10 @@ def test_the_sizes_and_the_look_of_an_index(tmp_path: Path) -> None:
     assert index.sizes().tolist() == [3, 1, 0]
     assert index.select(index.identity == 1).sizes().tolist() == [1, 0]
     assert repr(index) == "<ImageIndex: 3 images of 2 identities>"
+
+
+def test_empty_lines_of_a_csv_are_none(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg")
+    put(tmp_path / "b.jpg")
+    index = read_index(put(tmp_path / "list.csv", b"path,identity\n\na.jpg,anna\n\n\nb.jpg,bob\n\n"))
+    assert index.identities == ("anna", "bob")

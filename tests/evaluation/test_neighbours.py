@@ -147,3 +147,19 @@ def test_the_nearest_alone_as_among_several():
 def test_labels_for_other_rows():
     with pytest.raises(DataError, match=r"labels of shape \(2,\); 3 embeddings need \(3,\)"):
         leave_one_out(np.eye(3), [0, 1])
+
+
+def test_a_gallery_of_many_as_a_plain_sort():
+    emb, who = people(760, 60)
+    probe, gallery = slice(0, 60), slice(60, None)
+    found = gallery_probe(emb[gallery], who[gallery], emb[probe], who[probe], knn=(5,), recall=(1, 5, 10))
+    unit = emb / np.linalg.norm(emb, axis=1, keepdims=True)
+    order = np.argsort(-(unit[probe] @ unit[gallery].T), axis=1)
+    right = who[gallery][order] == who[probe][:, None]
+    np.testing.assert_array_equal(found.each.nearest, order[:, 0])
+    for k in (1, 5, 10):
+        assert found.recall[k] == pytest.approx(right[:, :k].any(1).mean())
+    total = right.sum(1)
+    assert found.r_precision == pytest.approx(
+        np.mean([r[:n].mean() for r, n in zip(right, total, strict=True)])
+    )
