@@ -305,7 +305,8 @@ class Trainer:
             group.update(options)
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
-        self.amp.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a run in another precision has none: then it begins anew
+            self.amp.scaler.load_state_dict(state["scaler"])
         self.task.load_extra_state(state["extra"])
         self.at = Progress(**state["progress"])
 

@@ -370,6 +370,14 @@ def test_a_run_goes_on_with_the_options_given_now(toy: Any, tmp_path: Path) -> N
     assert all(0 < group["lr"] < 0.01 for group in groups)
 
 
+@pytest.mark.parametrize(("before", "now"), [("off", "float16"), ("float16", "off"), ("bfloat16", "float16")])
+def test_a_run_goes_on_in_another_precision(toy: Any, tmp_path: Path, before: str, now: str) -> None:
+    with pytest.raises(TrainingError):
+        train(toy(stopper(signal.SIGTERM)), tmp_path / "run", amp=before)
+    train(toy(), tmp_path / "run", resume=True, amp=now)
+    assert bool(state_of(tmp_path / "run")["scaler"]) == (now == "float16")
+
+
 @pytest.fixture
 def python_s_own_sigint() -> Iterator[Any]:
     """The handler of Ctrl-C that Python starts with; a shell's background jobs begin without it."""
