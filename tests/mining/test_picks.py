@@ -9,16 +9,15 @@ from facemetric.mining import batch_hard
 from facemetric.mining.order import order_against
 from facemetric.mining.sparse import Rule, operands, pick_by_distance
 
-DISTANCES = (0.3, 0.8, 1.1, 1.3, 1.7)  # the first and the last lie outside 0.5..sqrt(2)
-
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_negatives_are_drawn_by_inverse_density(scale):
-    """20,000 anchors in one point, five negatives in five dimensions. `scale` is that of |x - y|^2 in the rows."""
-    draws, dims = 20_000, 5
-    rows = torch.zeros(1 + len(DISTANCES), dims, dtype=torch.float64)
+@pytest.mark.parametrize(("dims", "distances"), [(5, (0.3, 0.8, 1.1, 1.3)), (9, (1.1, 1.3, 1.9))])
+def test_negatives_are_drawn_by_inverse_density(dims, distances, scale):
+    """20,000 anchors in one point; 0.3 and 1.9 lie outside 0.5..sqrt(2). `scale` is that of |x - y|^2 in the rows."""
+    draws = 20_000
+    rows = torch.zeros(1 + len(distances), dims, dtype=torch.float64)
     rows[0, 0] = 1
-    for row, d in zip(rows[1:], DISTANCES, strict=True):
+    for row, d in zip(rows[1:], distances, strict=True):
         row[0] = 1 - d * d / 2
         row[1] = math.sqrt(1 - float(row[0]) ** 2)
     rows *= math.sqrt(scale)
@@ -28,7 +27,7 @@ def test_negatives_are_drawn_by_inverse_density(scale):
     (at,) = pick(operands(anchors, rows, order), order, [torch.zeros(draws, dtype=torch.float64)], 0.5)
     counts = torch.bincount(order.reference_N[at], minlength=len(rows)).tolist()
     assert counts[0] == 0  # the positive is not drawn
-    held = [min(max(d, 0.5), math.sqrt(2)) for d in DISTANCES]
+    held = [min(max(d, 0.5), math.sqrt(2)) for d in distances]
     weight = [1 / (d ** (dims - 2) * (1 - d * d / 4) ** ((dims - 3) / 2)) for d in held]
     for count, w in zip(counts[1:], weight, strict=True):
         share = w / sum(weight)
