@@ -37,9 +37,9 @@ from facemetric.data.transforms import eval_transform
 from facemetric.mining.triplets import semihard
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, save_weights
+from facemetric.training.amp import Amp
 from facemetric.training.features import Features
 from facemetric.training.finetune import finetune
-from facemetric.training.loop import Amp
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.run import Run
 from facemetric.training.setup import Split, make_optimizer

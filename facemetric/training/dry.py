@@ -26,9 +26,10 @@ from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import widest
 from facemetric.model.weights import load_weights
+from facemetric.training.amp import Amp
 from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
-from facemetric.training.loop import Amp, Trainer
+from facemetric.training.loop import Trainer
 from facemetric.training.measure import Measured, measuring
 from facemetric.training.run import Run
 from facemetric.training.setup import Split, make_optimizer, make_scheduler, read_split, settings_of

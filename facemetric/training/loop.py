@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import distributed
+from facemetric.training.amp import Amp
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
 from facemetric.training.folder import CHECKPOINT
@@ -43,29 +44,6 @@ class Progress:
     step: int = 0  # within the epoch
     best: dict[str, float] | None = None
     best_epoch: int = -1
-
-
-class Amp:
-    """Mixed precision by the option of this name; float16 has a loss scaler, whose state is in the checkpoint.
-
-    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2."""
-
-    def __init__(self, device: torch.device, wanted: str) -> None:
-        if wanted == "auto" and device.type == "cuda":
-            wanted = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        self.enabled = wanted in ("bfloat16", "float16")
-        self.dtype = torch.float16 if wanted == "float16" else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=wanted == "float16")
-        self.device_type = device.type
-
-    def autocast(self) -> torch.autocast:
-        """The context for the forward pass."""
-        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
-
-    def backward(self, loss: Tensor) -> None:
-        """Backward of the scaled loss, outside of autocast."""
-        with torch.autocast(self.device_type, enabled=False):
-            self.scaler.scale(loss).backward()
 
 
 def fit(

@@ -7,8 +7,7 @@ import math
 import os
 import random
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from torch import Tensor
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
-from facemetric.training.loop import Amp, Progress, fit
+from facemetric.training.loop import Progress, fit
 from facemetric.training.run import Run
 from facemetric.training.setup import make_optimizer, make_scheduler
-from facemetric.training.signals import stop_signals
 from facemetric.training.task import Settings
 
 
@@ -145,19 +143,6 @@ def test_mixed_precision_trains_as_float32_does(toy: Any, tmp_path: Path, amp: s
     moved = float((states[1]["0.weight"] - start).abs().max())
     torch.testing.assert_close(states[0]["0.weight"], states[1]["0.weight"], rtol=0, atol=0.1 * moved)
     assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
-
-
-def test_which_precision_a_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [Amp(cpu, name).enabled for name in ("auto", "off", "bfloat16", "float16")] == [0, 0, 1, 1]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
-        found = Amp(cuda, "auto")
-        assert (found.enabled, found.dtype, found.scaler.is_enabled()) == (True, dtype, not has)
-    assert not Amp(cuda, "off").enabled
-    with Amp(cpu, "bfloat16").autocast():
-        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "missing"])
@@ -376,34 +361,3 @@ def test_a_run_goes_on_in_another_precision(toy: Any, tmp_path: Path, before: st
         train(toy(stopper(signal.SIGTERM)), tmp_path / "run", amp=before)
     train(toy(), tmp_path / "run", resume=True, amp=now)
     assert bool(state_of(tmp_path / "run")["scaler"]) == (now == "float16")
-
-
-@pytest.fixture
-def python_s_own_sigint() -> Iterator[Any]:
-    """The handler of Ctrl-C that Python starts with; a shell's background jobs begin without it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
-
-
-def test_the_second_ctrl_c_interrupts_at_once(python_s_own_sigint: Any) -> None:
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
-        with stop_signals() as stopped:
-            signal.raise_signal(signal.SIGINT)
-            assert stopped.is_set()
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is python_s_own_sigint
-
-
-def test_a_thread_leaves_the_signals_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    seen = []
-
-    def in_thread() -> None:
-        with stop_signals() as stopped:
-            seen.append((stopped.is_set(), signal.getsignal(signal.SIGINT) is before))
-
-    thread = threading.Thread(target=in_thread)
-    thread.start()
-    thread.join()
-    assert seen == [(False, True)]
