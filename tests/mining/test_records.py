@@ -105,3 +105,13 @@ def test_a_whole_batch_costs_half_the_products(kind):
     with FlopCounterMode(display=False) as counter:  # it counts mm, and not addmm_, the gradient's
         MINERS[kind](emb, torch.arange(rows) // 2, budget_mib=buffers * 50 * 50 * 8 / MIB)
     assert counter.get_total_flops() == 2 * rows * rows * (dim + 2) * 36 / 64
+
+
+@pytest.mark.parametrize("kind", ["semihard", "hard"])
+def test_distances_are_added_up_in_float64(kind):
+    """Twelve times 2^23 + 1, which float32 holds and twelve of which it does not."""
+    step = torch.tensor([2896.0, 42.0, 5.0, 2.0])
+    assert step.square().sum() == 2**23 + 1
+    emb = torch.stack([step, 0 * step, -step, 0 * step] * 3)  # their mean is 0
+    mined = MINERS[kind](emb, torch.arange(12) // 2, budget_mib=1.0)
+    assert mined.d_ap.item() == pytest.approx(2**23 + 1, rel=1e-12)
