@@ -31,7 +31,7 @@ class EvalConfig:
     fars: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are said."""
     svm: bool = False
-    """Also a linear SVM: learned from --gallery, or else in folds, of 200 people with 30 images each drawn at most."""
+    """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
     out: Path = Path("runs/eval")
     """Folder for metrics.json, report.html, embeddings.npz, the curve and its pictures."""
     report: bool = True

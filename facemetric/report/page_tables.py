@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from facemetric.evaluation.identification import Identification, SvmAccuracy
+from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Interval, tar_name
 from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.slices import Group, Slicing
+from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Cell, Grid
 from facemetric.report.record import Comparison, Evaluation
@@ -123,7 +124,9 @@ def svm_table(found: SvmAccuracy) -> Grid:
     """The linear SVM."""
     note = f"standard deviation over {found.folds} folds {found.deviation_sample:.4f}" if found.folds else ""
     lead = f"{found.took_part()}."
-    row = figure("Accuracy of a linear SVM", found.mean, {"": found.interval}, "", note=note)
+    row = figure(
+        "Accuracy of a linear SVM", found.mean, {"": found.interval} if found.interval else {}, "", note=note
+    )
     return Grid("Classification", HEAD, (row,), lead)
 
 

@@ -21,8 +21,6 @@ from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
     identify,
-    svm_accuracy,
-    svm_of_gallery,
 )
 from facemetric.evaluation.intervals import (
     Interval,
@@ -33,6 +31,7 @@ from facemetric.evaluation.intervals import (
 )
 from facemetric.evaluation.neighbours import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
 from facemetric.report.record import Comparison
 from facemetric.report.tables import Tables
