@@ -28,15 +28,16 @@ def by_loops(score: np.ndarray, same: np.ndarray, fold: np.ndarray, weight: np.n
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_weighted_accuracy_as_by_loops(ties: bool) -> None:
+@pytest.mark.parametrize("n", [60, 400])
+def test_weighted_accuracy_as_by_loops(n: int, ties: bool) -> None:
     rng = np.random.default_rng(0)
-    same, fold = np.arange(60) % 5 < 2, rng.permutation(60) % 4
-    score = same + rng.normal(size=60)
+    same, fold = np.arange(n) % 5 < 2, rng.permutation(n) % 4
+    score = same + rng.normal(size=n)
     if ties:
         score = np.round(score, 1)
-    weight = rng.exponential(size=(3, 60))
+    weight = rng.exponential(size=(18, n))  # more than one pass
     found = FoldDraws(score, same, fold).weighted(weight)
-    assert found.shape == (3, 1)
+    assert found.shape == (18, 1)
     assert found[:, 0] == pytest.approx([by_loops(score, same, fold, w) for w in weight])
 
 
