@@ -11,7 +11,6 @@ import numpy.typing as npt
 from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.verification import fold_accuracy
 
-
 PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
 
