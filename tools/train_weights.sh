@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The recipe of the shipped weights: six runs of stage one, each from the one before; the fifth is weights/faces-112, the
-# sixth weights/faces-96. Start it again after a stop, it goes on.
+# The recipe of the shipped weights: six runs of stage one, each from the one before, and a stage two after the fifth
+# (weights/faces-112) and the sixth (weights/faces-96). Start it again after a stop, it goes on.
 #   tools/train_weights.sh DATA RUNS     DATA as in the README's results, RUNS a folder for the runs
 set -euo pipefail
 data=$1 runs=$2
@@ -21,5 +21,7 @@ stage pretrain "$runs/start" --config "$configs/shipped_start.toml"
 stage pretrain "$runs/margin" --config "$configs/shipped_margin.toml" --weights "$runs/start"
 stage pretrain "$runs/longer" --config "$configs/shipped_longer.toml" --weights "$runs/margin"
 stage pretrain "$runs/robust" --config "$configs/shipped_robust.toml" --weights "$runs/longer"
-stage pretrain "$runs/faces-112" --config "$configs/shipped_full.toml" --weights "$runs/robust"
-stage pretrain "$runs/faces-96" --config "$configs/shipped_fast.toml" --weights "$runs/faces-112"
+stage pretrain "$runs/full" --config "$configs/shipped_full.toml" --weights "$runs/robust"
+stage pretrain "$runs/fast" --config "$configs/shipped_fast.toml" --weights "$runs/full"
+stage finetune "$runs/faces-112" --config "$configs/shipped_triplets.toml" --weights "$runs/full"
+stage finetune "$runs/faces-96" --config "$configs/shipped_triplets.toml" --weights "$runs/fast"
