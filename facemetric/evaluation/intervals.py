@@ -158,7 +158,12 @@ def mean_intervals(
 
 
 def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Means (B, K) of the values (N, K) of images, with the persons (N,) drawn anew."""
+    """Means (B, K) of the values (N, K) of images, with the persons (N,) drawn anew.
+
+    They are drawn with replacement, whole numbers of times: weights that are never 0, as those of
+    `person_weights`, would leave a difference of two models that comes from a single image on one side of 0 in
+    every draw.
+    """
     value_NK = np.asarray(values, dtype=np.float64)
     who_N = np.unique(np.asarray(person), return_inverse=True)[1]
     if value_NK.shape[:-1] != who_N.shape or not value_NK.size:
@@ -167,8 +172,13 @@ def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRA
         )
     count_W1 = np.bincount(who_N)[:, None]
     sum_WK = np.stack([np.bincount(who_N, weights=column) for column in value_NK.T], axis=1)
-    chunks = person_weights(len(count_W1), draws, seed)
-    return np.concatenate([w_BW @ sum_WK / (w_BW @ count_W1) for w_BW in chunks])
+    rng, persons = np.random.default_rng(seed), len(count_W1)
+    need_draws(persons, draws)
+    total = np.hstack([sum_WK, count_W1])
+    drawn = np.empty((draws, total.shape[1]))
+    for row in drawn:  # one draw at a time: many people in all draws at once would need gigabytes
+        row[:] = np.bincount(rng.integers(persons, size=persons), minlength=persons) @ total
+    return drawn[:, :-1] / drawn[:, -1:]
 
 
 def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
@@ -249,12 +259,17 @@ def pair_weights(
         yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
 
 
+def need_draws(persons: int, draws: int) -> None:
+    """Raises ConfigError where so few make no interval."""
+    if persons < 2 or draws < 100:
+        raise ConfigError(
+            f"{draws} draws of {persons} persons; an interval needs 100 draws and two persons or more"
+        )
+
+
 def person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
     """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time."""
-    if n < 2 or draws < 100:
-        raise ConfigError(
-            f"{draws} draws of {n} persons; an interval needs 100 draws and two persons or more"
-        )
+    need_draws(n, draws)
     rng = np.random.default_rng(seed)
     for at in range(0, draws, PER_CHUNK):
         w_BW = rng.standard_exponential((min(PER_CHUNK, draws - at), n))

@@ -199,6 +199,16 @@ def test_mean_interval_counts_persons_not_images():
     assert tuple(uneven)[:3] == pytest.approx((1, 1, 1))
 
 
+def test_one_image_that_changes_is_no_difference():
+    change = np.zeros((200, 1))
+    change[7] = 1
+    interval = mean_intervals({"knn": change[:, 0]}, np.arange(200))["knn"]
+    assert interval.low == 0
+    drawn = mean_draws(change, np.arange(200), draws=4000)
+    assert (drawn == 0).mean() == pytest.approx((1 - 1 / 200) ** 200, abs=0.03)
+    assert drawn.mean() == pytest.approx(1 / 200, rel=0.1)
+
+
 def test_persons_from_genuine_links():
     a, b = persons_of_pairs([0, 1, 3, 0, 5], [1, 2, 4, 3, 0], [True, True, True, False, False])
     assert a[0] == b[0] == a[1] == b[1]
