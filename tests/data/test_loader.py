@@ -275,12 +275,13 @@ def test_interrupt_ends_at_once(index: ImageIndex, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group: one KeyboardInterrupt, nothing from the workers, nobody left."""
     script = textwrap.dedent(
         f"""
-        import sys, time
+        import signal, sys, time
         from facemetric.data.batches import chunks
         from facemetric.data.images import Preprocess
         from facemetric.data.index import read_index
         from facemetric.data.loader import load_batches
         from facemetric.data.transforms import eval_transform
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
         index = read_index({str(tmp_path / "data")!r})
         try:
             for batch in load_batches(index, chunks(20, 1), eval_transform(Preprocess()), workers=2):
