@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ from facemetric.config import (
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.making import read_toml
 from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
@@ -207,20 +207,10 @@ def with_config_file(tokens: list[str]) -> list[str]:
     file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
     rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
     # Under each command's name: cyclopts passes over keys at the top that are named as a command (`weights`).
-    options: dict[str, Any] = dict.fromkeys(app, read_toml(file))
+    options: dict[str, Any] = dict.fromkeys(app, read_toml(file, named=f"--config {file}"))
     options["data"] = {"check": options["data"]}
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
-
-
-def read_toml(file: Path) -> dict[str, Any]:
-    """The options of a TOML file. Raises ConfigError where it cannot be read."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, text that is no UTF-8, a number too long
-        raise ConfigError(f"--config {file} is not TOML: {error}") from error
 
 
 def one_line(message: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from facemetric import cli
-from facemetric.cli import read_toml
 from facemetric.config import DemoConfig, config_dict
+from facemetric.config.making import read_toml
 from facemetric.data.index import read_index
 from facemetric.data.pairs import read_pairs
 from facemetric.demo import draw_sets, draw_test_pairs, run_demo

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facemetric.cli import read_toml
+from facemetric.config.making import read_toml
 from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_identity_list, read_merges
 from facemetric.data.images import BadImage, Preprocess, decode

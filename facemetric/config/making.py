@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tomllib
 from dataclasses import asdict, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,6 +13,18 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from facemetric.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
+
+
+def read_toml(file: Path, *, named: str = "", remedy: str = "") -> dict[str, Any]:
+    """The tables and keys of a TOML file. Raises ConfigError where it cannot be read: `named` says which file that
+    is, by default its path, `remedy` what to name where it is not there."""
+    named = named or str(file)
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{named}: {error.strerror}{remedy}") from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, text that is no UTF-8, a number too long
+        raise ConfigError(f"{named} is not TOML: {error}") from error
 
 
 def make_config(kind: type[C], *positional: object, **options: object) -> C:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from facemetric.config.making import make_config, require
+from facemetric.config.making import make_config, read_toml, require
 from facemetric.config.scoring import EvalConfig, VisualizeConfig
 from facemetric.config.stages import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.errors import ConfigError, did_you_mean
@@ -106,14 +106,8 @@ def folder_of(config: RunConfig) -> Path:
 
 def read_tables(file: Path) -> Tables:
     """The tables of a recipe. Raises ConfigError where it cannot be read, or a table is unknown."""
-    try:
-        text = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; name a recipe, such as configs/mnist.toml") from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, text that is no UTF-8, a number too long
-        raise ConfigError(f"{file} is not TOML: {error}") from error
     tables: Tables = {"": {}}
-    for key, value in text.items():
+    for key, value in read_toml(file, remedy="; name a recipe, such as configs/mnist.toml").items():
         if isinstance(value, dict):
             require(key in KINDS, f"{file}: unknown table [{key}]{did_you_mean(key, KINDS)}")
             tables[key] = value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -19,17 +18,24 @@ from facemetric.errors import DataError, did_you_mean
 CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
 
 
-class Merged(NamedTuple):
-    """The index after a merge, how many identities went into others, and the names it does not hold.
+class Largest(NamedTuple):
+    """The identity that most names went into, how many these are, and of the pairs among them the share that was
+    given, 0..1: pairs that lie near each other by some measure make chains of people who are not alike, of whom few
+    pairs are listed."""
 
-    `listed` is the share of the pairs among the names of the largest group that were given, 0..1: pairs that lie
-    near each other by some measure make chains of people who are not alike, of whom few pairs are listed.
-    """
+    name: str
+    names: int
+    listed: float
+
+
+class Merged(NamedTuple):
+    """The index after a merge, how many identities went into others, the names it does not hold, and the largest
+    group of those that it joined."""
 
     joined: ImageIndex
     merged: int
     unknown: tuple[str, ...]
-    listed: float
+    largest: Largest
 
 
 class Enough(NamedTuple):
@@ -109,15 +115,17 @@ def merge_identities(
     aliases = {index.identities[i]: index.identities[r] for i, r in enumerate(roots) if i != r}
     older = {old: aliases[name] for old, name in index.aliases.items() if name in aliases}
     joined = index.relabel(number[index.identity], names, {**older, **aliases})
-    return Merged(joined, len(aliases), tuple(missing), share_listed(roots, pairs))
+    return Merged(joined, len(aliases), tuple(missing), largest_group(index, roots, pairs))
 
 
-def share_listed(roots: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]) -> float:
-    """Of the pairs of names in the largest group (roots[i] is that of name i) the share that is listed; 1 of none."""
+def largest_group(
+    index: ImageIndex, roots: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]
+) -> Largest:
+    """The largest group of the names of the index; roots[i] is the first name of the group of name i."""
     sizes = np.bincount(roots)
     largest, names = int(sizes.argmax()), int(sizes.max())
     listed = sum(roots[one] == largest for one, _ in pairs)
-    return float(listed / (names * (names - 1) / 2)) if names > 1 else 1.0
+    return Largest(index.identities[largest], names, float(listed / max(names * (names - 1) / 2, 1)))
 
 
 def without_images(index: ImageIndex, names: Sequence[str]) -> tuple[ImageIndex, tuple[str, ...]]:
@@ -146,8 +154,8 @@ def apply_lists(
     if merge:
         merged = merge_identities(index, read_merges(merge), skip_unknown=True)
         index = merged.joined
-        note = largest_note(index, merged.listed)
-        say(f"merged {merged.merged} identities into others{note}{unknown_note(merged.unknown, merge)}")
+        notes = largest_note(merged.largest) + unknown_note(merged.unknown, merge)
+        say(f"merged {merged.merged} identities into others{notes}")
     if leave_out:
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
@@ -155,16 +163,15 @@ def apply_lists(
     return index
 
 
-def largest_note(index: ImageIndex, listed: float) -> str:
+def largest_note(largest: Largest) -> str:
     """The end of a sentence that says how many names the identity of most names has, and whether they are a chain."""
-    most = Counter(index.aliases.values()).most_common(1)
-    if not most:
+    if largest.names < 2:
         return ""
     chain = (
-        f"; only {listed:.0%} of the pairs of its names are listed, so it is a chain and may join many people: "
+        f"; only {largest.listed:.0%} of the pairs of its names are listed, so it is a chain and may join many people: "
         "keep the surest pairs alone"
     )
-    return f", at most {most[0][1] + 1} into one ({most[0][0]!r}{chain if listed < CHAIN else ''})"
+    return f", at most {largest.names} into one ({largest.name!r}{chain if largest.listed < CHAIN else ''})"
 
 
 def unknown_note(unknown: Iterable[str], path: Path) -> str:

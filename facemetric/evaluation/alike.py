@@ -102,7 +102,7 @@ def alike_identities(emb_ND: np.ndarray, who_N: np.ndarray, *, chance: float = 0
     expected = chance * count
     threshold = strangers.threshold(min(2 * chance / max(count - 1, 1), 0.5))
     x, y = _adjusted(centre_CD, strangers.crowd, centre_CD, strangers.crowd)
-    halves = half_scores(emb_ND, who_N, seed=seed) - strangers.crowd[np.bincount(who_N) >= HALVED]
+    halves = _adjusted_halves(emb_ND, who_N, strangers, seed)
     return _above(x, y, threshold, expected, halves, triangle=True)
 
 
@@ -131,8 +131,13 @@ def alike_across(
     )
     threshold = strangers.threshold(min(chance / min(counts), 0.5))
     x, y = _adjusted(one_CD, strangers.crowd, other_ED, crowd_E)
-    halves = half_scores(emb_ND, who_N, seed=seed) - strangers.crowd[np.bincount(who_N) >= HALVED]
+    halves = _adjusted_halves(emb_ND, who_N, strangers, seed)
     return _above(x, y, threshold, chance * max(counts), halves, triangle=False)
+
+
+def _adjusted_halves(emb_ND: np.ndarray, who_N: np.ndarray, strangers: Strangers, seed: int) -> Floats:
+    """What the two halves of an identity would score as two identities: both have its neighbours."""
+    return half_scores(emb_ND, who_N, seed=seed) - strangers.crowd[np.bincount(who_N) >= HALVED]
 
 
 def _above(

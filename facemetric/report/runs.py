@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.config import RunsConfig
-from facemetric.errors import DataError
+from facemetric.config.making import read_toml
+from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.report.columns import aligned
 from facemetric.training.folder import CHECKPOINT, CONFIG, LOCK, LOG, SCORE, has_checkpoint, read_log
@@ -75,8 +75,8 @@ def state_of(folder: Path, log: list[dict[str, Any]]) -> str:
 def read_options(path: Path) -> dict[str, Any]:
     """The options of a run; {} where they cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_toml(path)
+    except ConfigError:
         return {}
 
 

@@ -77,8 +77,8 @@ def test_read_merges(tmp_path: Path) -> None:
 
 def test_merge(tmp_path: Path) -> None:
     index = folder(tmp_path, anna=1, bob=2, carl=1, dora=1, emil=1)
-    joined, merged, unknown, listed = merge_identities(index, [("dora", "bob"), ("emil", "dora")])
-    assert listed == pytest.approx(2 / 3)  # bob and emil are one by way of dora alone
+    joined, merged, unknown, largest = merge_identities(index, [("dora", "bob"), ("emil", "dora")])
+    assert largest == ("bob", 3, pytest.approx(2 / 3))  # bob and emil are one by way of dora alone
     assert joined.identities == ("anna", "bob", "carl")
     assert (merged, unknown) == (2, ())
     assert names(joined) == ["anna/0.jpg", "bob/0.jpg", "bob/1.jpg", "dora/0.jpg", "emil/0.jpg", "carl/0.jpg"]
