@@ -78,6 +78,13 @@ def test_figures_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
     assert runs_text(find_runs(tmp_path), tmp_path).splitlines()[1].split()[2] == "lost"
 
 
+@pytest.mark.parametrize("options", [b"epochs = 9" + b"[" * 100_000, b"a = " + b"[" * 100_000, b"\xff"])
+def test_options_that_cannot_be_read_are_unknown(tmp_path: Path, options: bytes) -> None:
+    (write(tmp_path / "a", validation(1, 0.3)) / "config.toml").write_bytes(options)
+    (found,) = find_runs(tmp_path)
+    assert found.epochs == "1/?"
+
+
 def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list_runs(RunsConfig(tmp_path))
     assert capsys.readouterr().out == f"no runs below {tmp_path}\n"
