@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.intervals import Interval, mean_draws, percentiles
+from facemetric.evaluation.intervals import Interval, percentiles
+from facemetric.evaluation.person_draws import mean_draws
 
 
 class Agreement(NamedTuple):

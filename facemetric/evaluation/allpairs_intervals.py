@@ -16,17 +16,16 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.intervals import (
-    DRAWS,
     Band,
     Bounds,
     Interval,
     band_fars,
     figure_intervals,
-    person_weights,
     quantiles,
     tar_name,
 )
 from facemetric.evaluation.person_counts import PersonCounts, count_by_person, curve_thresholds
+from facemetric.evaluation.person_draws import DRAWS, person_weights
 from facemetric.evaluation.verification import Verification
 
 

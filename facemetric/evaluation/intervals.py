@@ -7,7 +7,7 @@ Shapes: P pairs, W persons, B draws, T thresholds (one for each different score)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -15,14 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.curves import FarPoint, Floats, Ints, auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.curves import FarPoint, Floats, auc, eer, split_scores, tar_at_far
 from facemetric.evaluation.fold_draws import FoldDraws, centred
+from facemetric.evaluation.person_draws import DRAWS, mean_draws, pair_weights, person_weights
 from facemetric.evaluation.verification import FARS
-
-DRAWS = 1000
-PER_CHUNK = 64  # draws in memory at once: 64 x 6,000 pairs of float64 are 3 MiB
-# Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
-WATCHED_FAR = 0.1
 
 
 class Interval(NamedTuple):
@@ -157,30 +153,6 @@ def mean_intervals(
     return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
 
 
-def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Means (B, K) of the values (N, K) of images, with the persons (N,) drawn anew.
-
-    They are drawn with replacement, whole numbers of times: weights that are never 0, as those of
-    `person_weights`, would leave a difference of two models that comes from a single image on one side of 0 in
-    every draw.
-    """
-    value_NK = np.asarray(values, dtype=np.float64)
-    who_N = np.unique(np.asarray(person), return_inverse=True)[1]
-    if value_NK.shape[:-1] != who_N.shape or not value_NK.size:
-        raise DataError(
-            f"values of shape {value_NK.shape[:-1]} and persons of shape {who_N.shape}; needed one for one"
-        )
-    count_W1 = np.bincount(who_N)[:, None]
-    sum_WK = np.stack([np.bincount(who_N, weights=column) for column in value_NK.T], axis=1)
-    rng, persons = np.random.default_rng(seed), len(count_W1)
-    need_draws(persons, draws)
-    total = np.hstack([sum_WK, count_W1])
-    drawn = np.empty((draws, total.shape[1]))
-    for row in drawn:  # one draw at a time: many people in all draws at once would need gigabytes
-        row[:] = np.bincount(rng.integers(persons, size=persons), minlength=persons) @ total
-    return drawn[:, :-1] / drawn[:, -1:]
-
-
 def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
     """A figure with the percentiles of its draws (B,)."""
     return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
@@ -232,71 +204,6 @@ class _Figures:
         return share_BT
 
 
-def pair_weights(
-    score: npt.ArrayLike,
-    same: npt.ArrayLike,
-    persons: tuple[npt.ArrayLike, npt.ArrayLike],
-    draws: int,
-    seed: int,
-) -> Iterator[Floats]:
-    """Weights (B, P) of listed pairs as `verification_intervals` says, a chunk of draws at a time."""
-    score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
-    both = [np.asarray(p) for p in persons]
-    if any(p.shape != same_P.shape for p in both):
-        raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
-    who = np.unique(np.concatenate(both), return_inverse=True)[1]
-    a_P, b_P = who[: len(same_P)], who[len(same_P) :]
-    wrong = (a_P == b_P) != same_P
-    if wrong.any():
-        raise DataError(
-            f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
-            "give the persons of the pairs, or `persons_of_pairs`"
-        )
-    n = int(who.max()) + 1
-    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
-    for w_BW in person_weights(n, draws, seed):
-        u_BW = 1 + scale * (w_BW - 1)
-        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
-
-
-def need_draws(persons: int, draws: int) -> None:
-    """Raises ConfigError where so few make no interval."""
-    if persons < 2 or draws < 100:
-        raise ConfigError(
-            f"{draws} draws of {persons} persons; an interval needs 100 draws and two persons or more"
-        )
-
-
-def person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time."""
-    need_draws(n, draws)
-    rng = np.random.default_rng(seed)
-    for at in range(0, draws, PER_CHUNK):
-        w_BW = rng.standard_exponential((min(PER_CHUNK, draws - at), n))
-        yield w_BW / w_BW.mean(1, keepdims=True)
-
-
-def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
-    """s of `verification_intervals`, from the impostor pairs: scores and persons (I,)."""
-    accepted = score >= np.quantile(score, 1 - WATCHED_FAR)
-    error = accepted - accepted.mean()
-    alone = float((error**2).sum())
-    by_person = np.bincount(a, error, n) + np.bincount(b, error, n)
-    return dyad_scale(alone, float((by_person**2).sum()))
-
-
-def dyad_scale(alone: float, by_person: float) -> float:
-    """s of `verification_intervals`, from the errors of all pairs of persons: their sum of squares, and that
-    of each person's sum. The variance robust to shared persons is by_person - alone."""
-    if alone <= 0:
-        return 1.0
-    shared = max(0.0, by_person - 2 * alone)
-    # Weights of variance v give (2 v + v^2) alone + v shared; wanted is alone + shared.
-    half = alone + shared / 2
-    v = (math.sqrt(half * half + alone * (alone + shared)) - half) / alone
-    return math.sqrt(v)
-
-
 def figure_intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
     low, high = quantiles(draws_BF, level)
     return {
@@ -343,18 +250,3 @@ def open_set_intervals(
     first = len(figures.values()) - len(figures.points)
     values = {f"tpir_at_fpir_{p.wanted:g}": p.tar for p in figures.points}
     return figure_intervals(values, draws_BF[:, first : first + len(values)], level)
-
-
-def persons_of_pairs(rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Ints, Ints]:
-    """Persons (P,), (P,) of pairs of images (P,) that nothing names: images linked by genuine pairs are one.
-
-    People whose images are not linked count as several: name them if you can.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    a, b, same_P = np.asarray(rows_a), np.asarray(rows_b), np.asarray(same, dtype=bool)
-    n = int(max(a.max(), b.max())) + 1
-    links = coo_array((np.ones(int(same_P.sum()), dtype=np.int8), (a[same_P], b[same_P])), shape=(n, n))
-    person = connected_components(links, directed=False)[1].astype(np.int64)
-    return person[a], person[b]

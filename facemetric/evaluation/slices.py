@@ -14,15 +14,9 @@ import numpy.typing as npt
 
 from facemetric.evaluation.allpairs_intervals import DrawnRates
 from facemetric.evaluation.curves import FarPoint, Floats
-from facemetric.evaluation.intervals import (
-    DRAWS,
-    Interval,
-    figure_intervals,
-    pair_weights,
-    person_weights,
-    wilson,
-)
+from facemetric.evaluation.intervals import Interval, figure_intervals, wilson
 from facemetric.evaluation.person_counts import count_by_person
+from facemetric.evaluation.person_draws import DRAWS, pair_weights, person_weights
 
 LEAST_PAIRS, LEAST_PEOPLE = 30, 10  # of each kind, below which a group's rates say nothing
 MOST_GROUPS = 50  # a column of more values names images or people, not groups

@@ -17,8 +17,9 @@ from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import DrawnRates
 from facemetric.evaluation.curves import FarPoint, Floats, allowed_errors
-from facemetric.evaluation.intervals import DRAWS, Interval, percentiles, person_weights
+from facemetric.evaluation.intervals import Interval, percentiles
 from facemetric.evaluation.person_counts import count_by_person, curve_thresholds
+from facemetric.evaluation.person_draws import DRAWS, person_weights
 from facemetric.evaluation.tally import STEPS
 from facemetric.evaluation.verification import Verification
 

@@ -26,10 +26,10 @@ from facemetric.evaluation.intervals import (
     Interval,
     mean_intervals,
     paired_differences,
-    persons_of_pairs,
     verification_intervals,
 )
 from facemetric.evaluation.neighbours import Retrieval, gallery_probe, leave_one_out
+from facemetric.evaluation.person_draws import persons_of_pairs
 from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs

@@ -11,8 +11,9 @@ from facemetric.evaluation.allpairs_intervals import (
     all_pairs_intervals,
 )
 from facemetric.evaluation.curves import split_scores, tar_at_far
-from facemetric.evaluation.intervals import person_weights, verification_intervals
+from facemetric.evaluation.intervals import verification_intervals
 from facemetric.evaluation.person_counts import count_by_person, curve_thresholds
+from facemetric.evaluation.person_draws import person_weights
 
 FARS = (0.1, 0.01)
 

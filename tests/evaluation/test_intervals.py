@@ -8,12 +8,8 @@ from scipy.stats import binomtest
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.intervals import (
     _Figures,
-    _scale,
-    mean_draws,
     mean_intervals,
-    pair_weights,
     paired_differences,
-    persons_of_pairs,
     verification_intervals,
     wilson,
 )
@@ -132,28 +128,6 @@ def test_repeating_every_pair_adds_no_certainty():
     assert (four["auc"].high - four["auc"].low) > 0.85 * (one.high - one.low)
 
 
-def test_scale_between_pairs_alone_and_all_pairs():
-    rng = np.random.default_rng(0)
-    alone = _scale(rng.normal(size=4000), np.arange(4000), np.arange(4000) + 4000, 8000)
-    assert alone == pytest.approx((2**0.5 - 1) ** 0.5)  # (1 + v)^2 - 1 = 1
-    i, j = np.triu_indices(120, 1)
-    difficulty = rng.normal(size=120)
-    together = _scale(difficulty[i] + difficulty[j] + 0.1 * rng.normal(size=len(i)), i, j, 120)
-    assert 0.97 < together <= 1
-    assert _scale(np.zeros(5), np.arange(5), np.arange(5) + 5, 10) == 1
-
-
-def test_a_pair_of_people_seen_once_has_the_variance_of_one_trial():
-    same = np.arange(600) < 300
-    score = np.random.default_rng(0).normal(same)
-    persons = np.arange(600), np.where(same, np.arange(600), np.arange(600) + 600)
-    weight = np.concatenate(list(pair_weights(score, same, persons, 2000, 0)))
-    assert weight.shape == (2000, 600)
-    assert weight[:, same].var() == pytest.approx(1, rel=0.05)
-    assert weight[:, ~same].var() == pytest.approx(1, rel=0.05)
-    assert weight[:, ~same].mean() == pytest.approx(1, rel=0.01)
-
-
 def test_coverage_is_near_what_it_says():
     # Few draws, so only a coarse check; tools/bench_eval.py measures it over 1,000.
     people = population(3000, 1)
@@ -204,16 +178,6 @@ def test_one_image_that_changes_is_no_difference():
     change[7] = 1
     interval = mean_intervals({"knn": change[:, 0]}, np.arange(200))["knn"]
     assert interval.low == 0
-    drawn = mean_draws(change, np.arange(200), draws=4000)
-    assert (drawn == 0).mean() == pytest.approx((1 - 1 / 200) ** 200, abs=0.03)
-    assert drawn.mean() == pytest.approx(1 / 200, rel=0.1)
-
-
-def test_persons_from_genuine_links():
-    a, b = persons_of_pairs([0, 1, 3, 0, 5], [1, 2, 4, 3, 0], [True, True, True, False, False])
-    assert a[0] == b[0] == a[1] == b[1]
-    assert a[2] == b[2] != a[0]
-    assert len({a[0], a[2], a[4]}) == 3
 
 
 def test_bad_input():
@@ -228,9 +192,3 @@ def test_bad_input():
         wilson(1, 2, 95)
     with pytest.raises(DataError, match="3 successes of 2"):
         wilson(3, 2)
-    with pytest.raises(
-        DataError, match=r"values of shape \(3,\) and persons of shape \(2,\); needed one for"
-    ):
-        mean_draws(np.ones((3, 4)), [0, 1])
-    with pytest.raises(DataError, match=r"values of shape \(0,\)"):
-        mean_draws(np.ones((0, 4)), [])
