@@ -47,7 +47,8 @@ class StageConfig:
     momentum: float = 0.9
     """Momentum, where the optimizer has one."""
     scheduler: str = "cosine"
-    """Any scheduler of timm but plateau, by its name there, stepped after every batch."""
+    """Any scheduler of timm but plateau, by its name there, stepped after every batch: step falls to a tenth after
+    each third of the run, multistep after its half and its third quarter, poly in a straight line."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up of the learning rate."""
     clip_grad: float = 5.0

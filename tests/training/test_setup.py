@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from facemetric.config import StageConfig
+from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
-from facemetric.training.setup import hold_back, read_split
+from facemetric.training.setup import hold_back, make_optimizer, make_scheduler, read_split
 
 
 def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
@@ -57,3 +59,24 @@ def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
     assert hold_back(index, 0.9, seed=0).sum() == 48  # never more than half
     assert (hold_back(index, 0.3, seed=0) == held).all()
     assert (hold_back(index, 0.3, seed=1) != held).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("step", [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01]),
+        ("multistep", [1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]),
+        ("poly", [1 - epoch / 12 for epoch in range(12)]),
+        ("cosine", [(1 + math.cos(math.pi * epoch / 12)) / 2 for epoch in range(12)]),
+        ("constant", [1] * 12),
+    ],
+)
+def test_the_schedule_follows_the_length_of_the_run(name: str, expected: list[float]) -> None:
+    config = PretrainConfig(scheduler=name, epochs=12, warmup_epochs=0, lr=0.5)
+    optimizer = make_optimizer(config, [(torch.nn.Linear(2, 2), config.lr)])
+    scheduler = make_scheduler(config, optimizer, 7)
+    found = []
+    for epoch in range(12):
+        scheduler.step_update(7 * epoch)
+        found.append(optimizer.param_groups[0]["lr"] / config.lr)
+    assert found == pytest.approx(expected)
