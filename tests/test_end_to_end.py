@@ -21,7 +21,8 @@ from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import find_weights, save_weights
+from facemetric.model.folder import find_weights
+from facemetric.model.weights import save_weights
 
 PEOPLE, UNSEEN, IMAGES = 60, 16, 8
 

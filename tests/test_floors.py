@@ -115,6 +115,16 @@ def test_help_does_not_import_torch() -> None:
     assert "pretrain" in done.stdout
 
 
+def test_the_list_of_weights_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom facemetric.cli import main\ntry: main(['weights'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'numpy'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "faces-112" in done.stdout
+
+
 def test_no_pickle_and_no_eval() -> None:
     """Nothing that comes from outside may build objects or run code: pickles are read by a reader of our own."""
     for path in ROOT.rglob("*.py"):

@@ -46,7 +46,8 @@ from facemetric.errors import FacemetricError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import CONFIG, MODEL, load_weights, read_config, read_tensors, save_weights
+from facemetric.model.folder import CONFIG, MODEL, read_config
+from facemetric.model.weights import load_weights, read_tensors, save_weights
 from facemetric.report.runs import find_runs, runs_text
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
 from facemetric.training.features import read_cache

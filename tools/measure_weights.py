@@ -36,7 +36,8 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.weights import CONFIG, find_weights, load_weights, read_config, save_weights
+from facemetric.model.folder import CONFIG, find_weights, read_config
+from facemetric.model.weights import load_weights, save_weights
 from facemetric.training.setup import read_split
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -11,7 +11,7 @@ from typing import Any
 from facemetric.errors import WeightsError
 from facemetric.evaluation.thresholds import Threshold
 from facemetric.evaluation.verification import SCORE
-from facemetric.model.weights import CONFIG, amend_config, read_config
+from facemetric.model.folder import CONFIG, amend_config, read_config
 
 KEY = "thresholds"
 

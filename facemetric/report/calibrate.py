@@ -15,7 +15,7 @@ from facemetric.evaluation.inference import usual_size
 from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import Threshold, choose_thresholds
-from facemetric.model.weights import find_weights, read_config
+from facemetric.model.folder import find_weights, read_config
 from facemetric.report.embedding import check_config, embed_data
 from facemetric.training.calibration import CHOSEN_ON
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from facemetric.model.weights import MODEL, read_config, shipped_weights
+from facemetric.model.folder import MODEL, read_config, shipped_weights
 from facemetric.report.columns import aligned
 
 # Heading -> figure of the weights' own config.json, and how it is shown.

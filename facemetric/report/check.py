@@ -21,7 +21,8 @@ from facemetric.evaluation.inference import embed_index, mirror_scores
 from facemetric.evaluation.labels import centred, judge_images
 from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers
-from facemetric.model.weights import find_weights, load_weights
+from facemetric.model.folder import find_weights
+from facemetric.model.weights import load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
 from facemetric.report.embedding import check_config

@@ -21,7 +21,7 @@ from facemetric.evaluation.clustering import Clusters, find_clusters
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.files import write_whole
-from facemetric.model.weights import find_weights
+from facemetric.model.folder import find_weights
 from facemetric.report.embedding import check_config, embed_data
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from facemetric.model.weights import file_hash
+from facemetric.model.folder import file_hash
 from facemetric.report.page_records import Origin
 from facemetric.report.record import Evaluation
 from facemetric.training.run import provenance

@@ -17,7 +17,7 @@ from facemetric.config import (
     require,
 )
 from facemetric.data.pairs import read_pairs
-from facemetric.model.weights import find_weights, read_config
+from facemetric.model.folder import find_weights, read_config
 from facemetric.report.origin import origin_of
 from facemetric.report.page_facts import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv

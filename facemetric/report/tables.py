@@ -16,7 +16,8 @@ from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
-from facemetric.model.weights import find_weights, load_weights
+from facemetric.model.folder import find_weights
+from facemetric.model.weights import load_weights
 from facemetric.training.folder import BAD_IMAGES
 
 STORED = (".npz", ".parquet")  # endings of embeddings on disk

@@ -16,7 +16,8 @@ from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.evaluation.verification import pair_scores
 from facemetric.machine import pick_device
-from facemetric.model.weights import find_weights, load_weights
+from facemetric.model.folder import find_weights
+from facemetric.model.weights import load_weights
 
 UNLIKE = 1.5  # times larger or smaller, or times as wide for its height as half of that
 

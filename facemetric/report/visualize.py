@@ -21,7 +21,8 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
-from facemetric.model.weights import find_weights, load_weights, read_config
+from facemetric.model.folder import find_weights, read_config
+from facemetric.model.weights import load_weights
 from facemetric.report.embedding import check_config
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite

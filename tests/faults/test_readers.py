@@ -22,7 +22,7 @@ from facemetric.data.loader import BadImageLog
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.model.weights import read_config
+from facemetric.model.folder import read_config
 from facemetric.training.classification import parse_arch_args
 from facemetric.training.features import read_cache
 from facemetric.training.folder import read_log

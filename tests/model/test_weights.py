@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import WeightsError
-from facemetric.model import weights
+from facemetric.model import folder as weights_folder
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.weights import find_weights, load_weights, mend_folder, save_weights, shipped_weights
+from facemetric.model.folder import find_weights, mend_folder, shipped_weights
+from facemetric.model.weights import load_weights, save_weights
 
 PRE = Preprocess(size=(32, 32), crop=(0.1, 0.2, 0.1, 0.0))
 
@@ -104,7 +105,7 @@ def test_shipped_weights_are_found_by_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = (tmp_path / "checkout", tmp_path / "wheel")
-    monkeypatch.setattr(weights, "SHIPPED", roots)
+    monkeypatch.setattr(weights_folder, "SHIPPED", roots)
     for root, name in ((roots[0], "faces-b"), (roots[1], "faces-a"), (roots[1], "faces-b")):
         shutil.copytree(folder, root / name)
     assert shipped_weights() == [roots[1] / "faces-a", roots[0] / "faces-b"]  # a checkout goes first

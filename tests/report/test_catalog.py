@@ -8,7 +8,7 @@ import pytest
 
 from facemetric.cli import main
 from facemetric.data.images import Preprocess
-from facemetric.model import weights
+from facemetric.model import folder as weights_folder
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 
@@ -22,7 +22,7 @@ def run() -> None:
 def test_the_list_says_what_the_cards_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weights, "SHIPPED", (tmp_path,))
+    monkeypatch.setattr(weights_folder, "SHIPPED", (tmp_path,))
     run()
     assert capsys.readouterr().out == "no weights came with this installation\n"
     embedder = build_embedder("lcnet_035", preprocess=Preprocess(size=(32, 32)), embedding_size=16)

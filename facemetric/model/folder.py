@@ -1,0 +1,104 @@
+"""A weights folder on disk: `config.json` and `model.safetensors`, found by name and read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import facemetric
+from facemetric.errors import WeightsError, did_you_mean
+from facemetric.files import sync, write_whole
+
+FORMAT = 1
+CONFIG, MODEL = "config.json", "model.safetensors"
+BEST = "best"  # the weights folder inside a run folder
+OLD = ".old"  # ends the name of a folder that is being replaced
+PACKAGE = Path(facemetric.__file__).parent
+SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
+
+
+def find_weights(name: str | Path) -> Path:
+    """The weights folder that a path or a shipped name stands for. Raises WeightsError for neither."""
+    if not str(name):
+        raise WeightsError(
+            "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
+        )
+    path = Path(name)
+    shipped = {folder.name: folder for folder in shipped_weights()}
+    for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.is_dir():
+        raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
+    hint = did_you_mean(str(name), shipped) if shipped else ""
+    raise WeightsError(f"no weights at {str(name)!r}, and none are shipped under that name{hint}")
+
+
+def shipped_weights() -> list[Path]:
+    """Folders of the weights that come with facemetric, by name; each once."""
+    found: dict[str, Path] = {}
+    for root in SHIPPED:
+        for config in root.glob(f"*/{CONFIG}"):
+            found.setdefault(config.parent.name, config.parent)
+    return [found[name] for name in sorted(found)]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked config.json of a weights folder."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    ours = config.get("facemetric") if isinstance(config, dict) else None
+    if not isinstance(ours, dict) or not isinstance(config.get("architecture"), str):
+        raise WeightsError(f"{path} is not a config of facemetric: 'architecture' or 'facemetric' is missing")
+    if ours.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} has format {ours.get('format')}, this version reads {FORMAT}; update facemetric"
+        )
+    missing = [field for field in ("preprocess", "embedding_size") if field not in ours]
+    if missing:
+        raise WeightsError(f"{path} lacks {', '.join(missing)}; make the weights again")
+    if not isinstance(ours["preprocess"], dict):
+        raise WeightsError(f"{path}: preprocess is {ours['preprocess']!r:.60}; make the weights again")
+    return config
+
+
+def amend_config(folder: Path, **entries: Any) -> Path:
+    """Change entries of `facemetric` in the config.json of a weights folder; the file appears whole."""
+    config = read_config(folder)
+    config["facemetric"] |= entries
+    text = json.dumps(config, indent=2) + "\n"
+    return write_whole(folder / CONFIG, lambda path: path.write_text(text), durable=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`; at every moment one of them is whole on disk."""
+    old = target.with_name(target.name + OLD)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(new, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(target: Path) -> None:
+    """Undo a replacement that was cut off half way: the old folder is in its place again."""
+    old = target.with_name(target.name + OLD)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
