@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_intervals
-from facemetric.evaluation.intervals import Interval, tar_name, verification_intervals
+from facemetric.evaluation.intervals import Interval, mean_intervals, tar_name, verification_intervals
+from facemetric.evaluation.neighbours import gallery_probe
 from facemetric.evaluation.verification import Verification, verify_pairs
 
 PEOPLE, IMAGES = 20_000, 4
@@ -77,6 +78,28 @@ def all_pairs_sample(emb: np.ndarray, taken: np.ndarray, people: int, draw: int)
     return all_pairs_intervals(sample, labels, verified, draws=DRAWS, seed=draw).figures
 
 
+def nearest_right(emb: np.ndarray, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether the nearest of everybody's first image is right, for all other images that are taken (N,); and how a
+    network that has but 20 of the 24 numbers differs in it: -1, 0 or 1."""
+    people = np.arange(PEOPLE)
+    labels = np.repeat(people, taken[:, 1:].sum(1))
+    shorter = emb[:, :, :20] / np.linalg.norm(emb[:, :, :20], axis=2, keepdims=True)
+    whole, part = (
+        gallery_probe(e[:, 0], people, e[:, 1:][taken[:, 1:]], labels, knn=(1,), recall=(1,)).each.figures
+        for e in (emb, shorter)
+    )
+    return {"kNN": whole["knn_accuracy_1"], "difference": part["knn_accuracy_1"] - whole["knn_accuracy_1"]}
+
+
+def means_sample(
+    values: Mapping[str, np.ndarray], labels: np.ndarray, people: int, draw: int
+) -> Mapping[str, Interval]:
+    """Intervals of kNN accuracy and of a difference of two networks, as `facemetric eval --gallery` gives them."""
+    drawn = np.random.default_rng(draw).choice(np.unique(labels), people, replace=False)
+    rows = np.flatnonzero(np.isin(labels, drawn))
+    return mean_intervals({n: v[rows] for n, v in values.items()}, labels[rows], draws=DRAWS, seed=draw)
+
+
 def coverage(what: str, truth: Figures, measure: Measure, samples: range, out: Path | None) -> None:
     """Print the share of samples whose interval holds the true figure, and on which side it lies elsewhere.
 
@@ -104,23 +127,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first sample's number: goes on from there")
-    parser.add_argument("--only", choices=("few", "many", "all-pairs"), help="one row of the table alone")
+    parser.add_argument(
+        "--only", choices=("few", "many", "all-pairs", "neighbours"), help="one row of the table alone"
+    )
     parser.add_argument(
         "--out", type=Path, help="csv to which each sample's intervals are added as they come"
     )
     options = parser.parse_args()
     samples = range(options.first, options.first + options.samples)
     emb = population()
+    taken = np.arange(IMAGES) < 1 + np.arange(PEOPLE)[:, None] % IMAGES  # of each person 1 to 4 images
     listed = {"few": 400, "many": 3000}
-    rows = [options.only] if options.only else [*listed, "all-pairs"]
+    rows = [options.only] if options.only else [*listed, "all-pairs", "neighbours"]
     for row in rows:
         if row in listed:
             drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
             truth = figures_of(verify_pairs(*drawn, fars=LISTED))
             what = f"{listed[row]:,} people, 2,000 listed pairs"
             measure: Measure = partial(listed_sample, emb, listed[row], 1000)
+        elif row == "neighbours":
+            labels = np.repeat(np.arange(PEOPLE), taken[:, 1:].sum(1))
+            values = nearest_right(emb, taken)
+            truth = {name: float(value.mean()) for name, value in values.items()}
+            what = "400 people, some 800 images, nearest neighbour in a gallery of 20,000"
+            measure = partial(means_sample, values, labels, 400)
         else:
-            taken = np.arange(IMAGES) < 1 + np.arange(PEOPLE)[:, None] % IMAGES
             labels = np.repeat(np.arange(PEOPLE), taken.sum(1))
             truth = figures_of(verify_all_pairs(emb[taken], labels, fars=ALL_PAIRS))
             what = "400 people, 1,000 images, all pairs"
