@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The recipe of the shipped weights: six runs of stage one, each from the one before, and a stage two after the fifth
 # (weights/faces-112) and the sixth (weights/faces-96). Start it again after a stop, it goes on.
-#   tools/train_weights.sh DATA RUNS     DATA as in the README's results, RUNS a folder for the runs
+#   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
+#   go to every stage: with --epochs 1 it is a rehearsal
 set -euo pipefail
 data=$1 runs=$2
+shift 2
+options=("$@")
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 faces=(fiw="$data/fiw112.tar" pins="$data/pins112.tar" celeba="$data/celeba112.tar"
     --val-identities "$data/splits/val_identities.txt" --merge "$configs/shipped_merge.csv"
@@ -13,7 +16,7 @@ stage() {  # command, run folder, options: resumed where it stopped, left alone 
     local command=$1 out=$2
     shift 2
     [ -e "$out/complete" ] && return
-    facemetric "$command" "${faces[@]}" --out "$out" "$@" $([ -e "$out/checkpoint.pt" ] && echo --resume)
+    facemetric "$command" "${faces[@]}" --out "$out" "$@" "${options[@]}" $([ -e "$out/checkpoint.pt" ] && echo --resume)
     touch "$out/complete"
 }
 
