@@ -110,9 +110,11 @@ class PretrainConfig(StageConfig):
     start_size: int = 0
     """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
     crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Shares of each picture's width and height cut off at the left, top, right and bottom."""
+    """Shares of each picture's width and height cut off at the left, top, right and bottom; all 0 take those of
+    --weights."""
     embedding_size: int = 0
-    """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are."""
+    """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are, or what
+    --weights have."""
 
     head: Head = "softmax"
     """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""

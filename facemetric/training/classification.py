@@ -50,8 +50,8 @@ class Classifier(nn.Module):
 
 
 def start_embedder(config: PretrainConfig) -> Embedder:
-    """A new embedder, or that of --weights: then architecture, crop, projection and, where none is asked for,
-    the picture's size are theirs."""
+    """A new embedder, or that of --weights: then architecture, projection and, where no other are asked for, the
+    picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
     if not config.weights:
         side = config.image_size or IMAGE_SIZE
         pre = Preprocess(size=(side, side), crop=config.crop)
@@ -66,7 +66,10 @@ def start_embedder(config: PretrainConfig) -> Embedder:
             neck=True,
         )
     embedder = load_weights(config.weights)
+    check_same_network(config, embedder)
     embedder.dropout.p = config.dropout
+    if any(config.crop):
+        embedder.preprocess = replace(embedder.preprocess, crop=config.crop)
     if config.image_size:
         embedder.preprocess = replace(embedder.preprocess, size=(config.image_size, config.image_size))
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
@@ -75,6 +78,22 @@ def start_embedder(config: PretrainConfig) -> Embedder:
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
     )
     return embedder
+
+
+def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
+    """Raise ConfigError where the options ask for a network that the embedder of --weights is not."""
+    args, embedding = parse_arch_args(config.arch_args), embedder.embedding_size
+    known = {
+        "arch": (embedder.arch, config.arch in (embedder.arch, PretrainConfig.arch)),
+        "arch_args": (embedder.model_args or "none", args.items() <= embedder.model_args.items()),
+        "embedding_size": (embedding, config.embedding_size in (0, embedding)),
+    }
+    for name, (has, fits) in known.items():
+        if not fits:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} is {getattr(config, name)}, but {config.weights} has {has}; leave out {option}, or --weights"
+            )
 
 
 def parse_arch_args(text: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from facemetric import load_embedder
 from facemetric.config import PretrainConfig
+from facemetric.errors import ConfigError
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device
 from facemetric.training.classification import Classification, growing_sizes
@@ -72,6 +73,33 @@ def test_weights_take_another_size_of_picture(stage_one: Trained, faces: Path, t
     assert next(larger.batches(0, 0)).images.shape[1:3] == (48, 48)
     new = task_of(faces, tmp_path / "new", image_size=0)
     assert new.model.embedder.preprocess.size == (96, 96)
+
+
+def test_weights_take_another_crop(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
+    crop = (0.1, 0.2, 0.1, 0.0)
+    cropped = task_of(faces, tmp_path / "cropped", weights=str(stage_one.run), crop=crop)
+    assert cropped.model.embedder.preprocess.crop == crop
+    cropped.save(cropped.model, {})
+    again = task_of(faces, tmp_path / "again", weights=str(tmp_path / "cropped"))
+    assert again.model.embedder.preprocess.crop == crop
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"arch": "lcnet_035"},
+            "--arch is lcnet_035, but .* has test_resnet; leave out --arch, or --weights",
+        ),
+        ({"arch_args": "channels = [8]"}, r"--arch-args is channels = \[8\], but .* has none"),
+        ({"embedding_size": 8}, "--embedding-size is 8, but .* has 96"),
+    ],
+)
+def test_weights_of_another_network(
+    stage_one: Trained, faces: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task_of(faces, tmp_path / "run", weights=str(stage_one.run), **options)
 
 
 def test_held_back_images_are_not_trained_on(faces: Path, tmp_path: Path) -> None:
