@@ -59,6 +59,11 @@ class StageConfig:
     """Mixed precision: bfloat16, float16 with a loss scaler, or off (float32); auto is bfloat16 on CUDA where the
     device has it, float16 elsewhere on CUDA, and off on a CPU."""
 
+    image_size: int = 0
+    """Side of the square picture that the network sees, pixels; 0 takes that of --weights, or else 96."""
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Shares of each picture's width and height cut off at the left, top, right and bottom; all 0 take those of
+    --weights."""
     hflip: float = 0.5
     """Chance of a horizontal flip, 0..1."""
     crop_scale: float = 0.8
@@ -105,13 +110,8 @@ class PretrainConfig(StageConfig):
     """Weights to start from: a weights folder, a run folder or a shipped name; the classifier is new."""
     pretrained: bool = False
     """Start from timm's own weights for the architecture (downloads them)."""
-    image_size: int = 0
-    """Side of the square picture that the network sees, pixels; 0 takes that of --weights, or else 96."""
     start_size: int = 0
     """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
-    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Shares of each picture's width and height cut off at the left, top, right and bottom; all 0 take those of
-    --weights."""
     embedding_size: int = 0
     """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are, or what
     --weights have."""

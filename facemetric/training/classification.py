@@ -24,12 +24,20 @@ from facemetric.evaluation.inference import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
-from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
-from facemetric.training.setup import OpenSet, Split, augment_of, hold_back, note_bad, same_origin, save_best
+from facemetric.training.setup import (
+    OpenSet,
+    Split,
+    augment_of,
+    hold_back,
+    load_start,
+    note_bad,
+    same_origin,
+    save_best,
+)
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
@@ -65,14 +73,9 @@ def start_embedder(config: PretrainConfig) -> Embedder:
             pretrained=config.pretrained,
             neck=True,
         )
-    embedder = load_weights(config.weights)
+    embedder = load_start(config)
     check_same_network(config, embedder)
     embedder.dropout.p = config.dropout
-    if any(config.crop):
-        embedder.preprocess = replace(embedder.preprocess, crop=config.crop)
-    if config.image_size:
-        embedder.preprocess = replace(embedder.preprocess, size=(config.image_size, config.image_size))
-        check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     say(
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"

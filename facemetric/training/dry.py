@@ -32,7 +32,14 @@ from facemetric.training.finetune import task_of
 from facemetric.training.loop import Trainer
 from facemetric.training.measure import Measured, measuring
 from facemetric.training.run import Run
-from facemetric.training.setup import Split, make_optimizer, make_scheduler, read_split, settings_of
+from facemetric.training.setup import (
+    Split,
+    load_start,
+    make_optimizer,
+    make_scheduler,
+    read_split,
+    settings_of,
+)
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each
@@ -163,7 +170,7 @@ def trainer_of(config: Any, index: ImageIndex, run: Run, device: torch.device) -
         task = Classification(config, split, run, device)
         parts = [(task.model, config.lr)]
     else:
-        task = task_of(config, load_weights(config.weights, device), split, run, device)
+        task = task_of(config, load_start(config, device), split, run, device)
         parts = task.parts()
     optimizer = make_optimizer(config, parts)
     scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)

@@ -16,7 +16,6 @@ from facemetric.data.identities import check_identities, with_at_least
 from facemetric.files import write_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.calibration import sum_up
 from facemetric.training.distributed import say
@@ -24,7 +23,14 @@ from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import Split, make_optimizer, make_scheduler, read_split, settings_of
+from facemetric.training.setup import (
+    Split,
+    load_start,
+    make_optimizer,
+    make_scheduler,
+    read_split,
+    settings_of,
+)
 
 SINGLES = "identities_with_one_image.txt"
 
@@ -42,7 +48,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
     """finetune, from a config."""
     check_stage(config)
     device = pick_device(distributed.start(config.device))
-    embedder = load_weights(config.weights, device)
+    embedder = load_start(config, device)
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
     config = replace(config, resume=run.resume)
     try:

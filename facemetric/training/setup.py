@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from facemetric.config import StageConfig, config_dict
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, config_dict
 from facemetric.data.batches import places_within
 from facemetric.data.identities import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.data.index import ImageIndex, read_index
@@ -23,8 +23,8 @@ from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.neighbours import leave_one_out
-from facemetric.model.embedder import Embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.embedder import Embedder, check_backbone
+from facemetric.model.weights import load_weights, save_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.folder import SCORE
@@ -77,6 +77,18 @@ def read_split(config: StageConfig) -> Split:
         whose = "of these" if config.val_by == "images" else "other"
         say(f"validating on {len(val):,} images of {len(val.identities):,} {whose} identities")
     return Split(index, val, fingerprint, closed=config.val_by == "images")
+
+
+def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | str = "cpu") -> Embedder:
+    """The embedder of --weights, with the crop and the size of picture that the options ask for."""
+    embedder = load_weights(config.weights)
+    pre, side = embedder.preprocess, config.image_size
+    embedder.preprocess = replace(
+        pre, crop=config.crop if any(config.crop) else pre.crop, size=(side, side) if side else pre.size
+    )
+    if embedder.preprocess.size != pre.size:
+        check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
+    return embedder.to(device)
 
 
 def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:

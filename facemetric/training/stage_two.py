@@ -90,15 +90,19 @@ class StageTwo:
 
     @cached_property
     def origin(self) -> dict[str, str]:
-        """Which data and which weights it began with."""
-        return {"data": self.split.fingerprint, "weights": state_hash(self.original)}
+        """Which data, weights, and size and crop of the pictures it began with."""
+        return {
+            "data": self.split.fingerprint,
+            "weights": state_hash(self.original),
+            "picture": str(self.original.preprocess),
+        }
 
     def extra_state(self) -> dict[str, Any]:
         """The memory, and where the run began."""
         return self.objective.state_dict() | self.origin
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """The memory, back again. Raises ConfigError for other data or other weights than the run began with."""
+        """The memory, back again. Raises ConfigError for other data, weights or pictures than the run began with."""
         same_origin(state, **self.origin)
         self.objective.load_state_dict(state)
 

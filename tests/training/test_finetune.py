@@ -12,14 +12,17 @@ import pytest
 import torch
 from stages import FAST, KEY, changed, tensors
 
-from facemetric import finetune
+from facemetric import finetune, load_embedder
+from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.evaluation.inference import embed_index
 from facemetric.training import stage_two
 from facemetric.training.folder import SCORE
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
+from facemetric.training.setup import open_set_figures, read_split
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:
@@ -47,6 +50,35 @@ def test_a_frozen_backbone_stays_the_same_bits(stage_one: Trained, faces: Path, 
     # It did train: the rows began orthogonal.
     assert (weight @ weight.T - torch.eye(8)).abs().max() > 1e-3
     assert (stage_one.weights / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "batchnorm"])
+def test_another_crop_and_size_of_picture(
+    stage_one: Trained, faces: Path, tmp_path: Path, freeze: str
+) -> None:
+    crop = (0.1, 0.2, 0.1, 0.0)
+    options = {"freeze": freeze, "val_fraction": 0.25, "image_size": 48, "crop": crop} | FAST | {"epochs": 1}
+    run = finetune(str(faces), weights=str(stage_one.run), **options, out=tmp_path / "run")
+    picture = load_embedder(run.weights).preprocess
+    assert (picture.size, picture.crop) == ((48, 48), crop)
+    assert load_embedder(stage_one.run).preprocess.size == (32, 32)
+    # Stage one's own embedder, shown the same pictures, stands where this run says it began.
+    split = read_split(FinetuneConfig((str(faces),), val_fraction=0.25))
+    assert split.val is not None
+    embedder = load_embedder(stage_one.run)
+    embedder.preprocess = picture
+    table = embed_index(embedder, split.val).table
+    expected = open_set_figures(table.embeddings, table.identities)
+    before = log_of(run, "before")[0]
+    assert {name: before[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match="the picture of this run changed since it began"):
+        finetune(
+            str(faces),
+            weights=str(stage_one.run),
+            **options | {"crop": (0.0, 0.0, 0.0, 0.1)},
+            resume=True,
+            out=run.run,
+        )
 
 
 def script(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
