@@ -247,6 +247,7 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
 
     timm's own numbers for `step` and `multistep` are meant for 300 epochs, and its one rate is a factor for these
     two and the power for `poly`: here they follow the length of the run, and `poly` is a straight line to 0."""
+    others = [known for known in SCHEDULERS if known != config.scheduler]  # an older timm has not all of them
     name, warmup = config.scheduler, min(config.warmup_epochs, config.epochs / 2)
     if name == "plateau":
         raise ConfigError(
@@ -270,8 +271,8 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
         )
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"timm cannot make the schedule {name!r} ({error}){did_you_mean(name, SCHEDULERS)}"
+            f"timm cannot make the schedule {name!r} ({error}){did_you_mean(name, others)}"
         ) from error
     if scheduler is None:
-        raise ConfigError(f"unknown scheduler {name!r}{did_you_mean(name, SCHEDULERS)}")
+        raise ConfigError(f"unknown scheduler {name!r}{did_you_mean(name, others)}")
     return scheduler

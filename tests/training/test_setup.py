@@ -68,7 +68,6 @@ def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
         ("multistep", [1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]),
         ("poly", [1 - epoch / 12 for epoch in range(12)]),
         ("cosine", [(1 + math.cos(math.pi * epoch / 12)) / 2 for epoch in range(12)]),
-        ("constant", [1] * 12),
     ],
 )
 def test_the_schedule_follows_the_length_of_the_run(name: str, expected: list[float]) -> None:
