@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,7 @@ def in_a_child(work: Callable[[], object]) -> int:
 def in_processes(world: int, work: Callable[[int], object], said: Path) -> list[int]:
     """Run `work(rank)` in forked processes with torchrun's environment; the status of each, as `wait` has it.
 
-    What they print goes to `said`."""
+    Where one fails the others, which may wait for it, are killed. What they print goes to `said`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -39,7 +41,17 @@ def in_processes(world: int, work: Callable[[int], object], said: Path) -> list[
         return run
 
     children = [fork(begin(rank)) for rank in range(world)]
-    return [os.waitpid(child, 0)[1] for child in children]
+    ended: dict[int, int] = {}
+    while len(ended) < world:
+        for child in set(children) - set(ended):
+            number, status = os.waitpid(child, os.WNOHANG)
+            if number:
+                ended[child] = status
+        if any(ended.values()):
+            for child in set(children) - set(ended):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return [ended[child] for child in children]
 
 
 def fork(work: Callable[[], object]) -> int:
