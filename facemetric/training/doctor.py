@@ -7,7 +7,9 @@ collapse        The spread of unit embeddings is 1 - |mean|^2: 0 where all are o
                 cover the sphere. Below 0.05 the mean angle to the mean is under 13 degrees, and identities
                 cannot stand apart by a margin of 0.2.
 stuck           A hinge loss equal to its margin (within 2 %), or a soft margin's equal to log 2, with d_ap and
-                d_an equal within 5 %: positives and negatives are told apart no better than by chance.
+                d_an equal within 5 %, and at least two fifths of the triplets violating the margin: positives and
+                negatives are told apart no better than by chance. Where few violate it, the means are of those
+                alone, and they lie about the margin in a good run too.
 dead miner      No triplet with a loss in a whole window: nothing is learned any more.
 one class       Batches without a triplet at all: one identity, or no identity with two images.
 
@@ -27,6 +29,9 @@ WINDOW = 20  # steps
 COLLAPSED = 0.05  # spread
 NEAR_MARGIN = 0.02  # share of the margin
 NEAR_EQUAL = 0.05  # share of d_an
+AS_BY_CHANCE = (
+    0.4  # share of triplets: where nothing is known, each violates a margin with a chance above a half
+)
 
 
 class Seen(NamedTuple):
@@ -115,7 +120,7 @@ class Doctor:
         target = math.log(2) if self.soft else self.margin
         at_target = abs(mean.loss - target) <= NEAR_MARGIN * target
         alike = abs(mean.d_ap - mean.d_an) <= NEAR_EQUAL * max(mean.d_an, 1e-6)
-        return at_target and alike
+        return at_target and alike and mean.active >= AS_BY_CHANCE * mean.valid
 
 
 def spread(emb_BD: Tensor) -> float:

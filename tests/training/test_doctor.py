@@ -70,6 +70,19 @@ def test_stuck_at_the_margin(soft: bool) -> None:
     assert found == ["stuck"]
 
 
+def test_a_few_that_are_not_told_apart_are_not_the_whole() -> None:
+    # Two of eight people are scattered: only their triplets violate the margin, by all of it.
+    noise = torch.where(LABELS < 2, 1.0, 1e-3)[:, None]
+    centres = functional.normalize(torch.randn(8, 16384, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = train(
+        lambda: centres[LABELS] * (noise < 1) + noise * torch.randn(32, 16384),
+        LABELS,
+        miner="all",
+        margin=1.0,
+    )
+    assert found == []
+
+
 def test_dead_miner() -> None:
     found = train(lambda: CENTRES[LABELS] + 1e-3 * torch.randn(32, 16), LABELS, miner="all", margin=0.05)
     assert found == ["dead miner"]
