@@ -94,7 +94,7 @@ def test_a_threshold_of_some_people_holds_for_others(story: Path, name: str) -> 
     table = EmbeddingTable.load(story / "eval" / name / "embeddings.npz")
     on_others = verify_all_pairs(table.embeddings, table.identities).roc
     at = int(np.searchsorted(-on_others.threshold, -found.threshold.value))
-    assert 0.002 < on_others.far[at] < 0.08  # wanted 0.02; both halves are 16 people
+    assert 0.004 < on_others.far[at] < 0.08  # wanted 0.02; both halves are 16 people
     assert on_others.tar[at] > 5 * on_others.far[at]
 
 

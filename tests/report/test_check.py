@@ -135,7 +135,7 @@ def test_weights_find_people_and_labels(faulty: Path, weights: Path, tmp_path: P
         faulty, weights=weights, out=out, workers=0, device="cpu", mislabelled=0.5, chance=0.2
     )
     pairs = [(f.identity_a, f.identity_b) for f in checked.findings if f.kind == kinds.ONE_PERSON]
-    assert ("drawn_0005", "somebody") in pairs
+    assert ("drawn_0005", "somebody") in pairs[:3]
     wrong = {f.image_a for f in checked.findings if f.kind == kinds.MISLABELLED}
     assert "drawn_0004/strange.jpg" in wrong or {"drawn_0006/0001.jpg", "drawn_0007/0001.jpg"} & wrong
     record = json.loads((out / "check.json").read_text())
