@@ -247,8 +247,9 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
 
     timm's own numbers for `step` and `multistep` are meant for 300 epochs, and its one rate is a factor for these
     two and the power for `poly`: here they follow the length of the run, and `poly` is a straight line to 0."""
-    others = [known for known in SCHEDULERS if known != config.scheduler]  # an older timm has not all of them
     name, warmup = config.scheduler, min(config.warmup_epochs, config.epochs / 2)
+    # An older timm has not all of them.
+    hint = did_you_mean(name, [known for known in SCHEDULERS if known != name])
     if name == "plateau":
         raise ConfigError(
             "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
@@ -270,9 +271,7 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
             **({"decay_epochs": max(1, config.epochs) / STEPS} if name == "step" else {}),
         )
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"timm cannot make the schedule {name!r} ({error}){did_you_mean(name, others)}"
-        ) from error
+        raise ConfigError(f"timm cannot make the schedule {name!r} ({error}){hint}") from error
     if scheduler is None:
-        raise ConfigError(f"unknown scheduler {name!r}{did_you_mean(name, others)}")
+        raise ConfigError(f"unknown scheduler {name!r}{hint}")
     return scheduler
