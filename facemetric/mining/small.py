@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from facemetric.mining.order import sortable
-from facemetric.mining.sparse import FAR, INTEGER, Rule, Sums, add_rows, argmin_rows
+from facemetric.mining.sparse import INTEGER, argmin_rows
+from facemetric.mining.terms import FAR, Rule, Sums, add_rows
 
 # Above this many rows the sorted and tiled miners are as fast.
 SMALL_ROWS = 512

@@ -25,16 +25,8 @@ from facemetric.mining.dense import Select, batch_all_sums, weighted_sums
 from facemetric.mining.engine import Anchors, Kernel, Margin, Mined, make_rule, mine
 from facemetric.mining.order import Order
 from facemetric.mining.small import small_all, small_hard, small_semihard
-from facemetric.mining.sparse import (
-    Operands,
-    Pick,
-    Rule,
-    Sums,
-    pick_by_distance,
-    pick_nearest,
-    pick_semihard,
-    sparse_sums,
-)
+from facemetric.mining.sparse import Pick, pick_by_distance, pick_nearest, pick_semihard, sparse_sums
+from facemetric.mining.terms import Operands, Rule, Sums
 
 
 def _sparse(ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool) -> Sums:

@@ -29,10 +29,8 @@ from facemetric.training.run import Run
 from facemetric.training.signals import stop_signals
 from facemetric.training.task import Settings, Task
 
-GIVEN = (
-    "weight_decay",
-    "momentum",
-)  # options of the optimizer that a run may go on with otherwise; --lr is the schedule's
+# Options of the optimizer that a run may go on with otherwise; --lr is the schedule's.
+GIVEN = ("weight_decay", "momentum")
 LOG_STEPS = 20  # steps averaged into one line of the log
 
 

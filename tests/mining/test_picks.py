@@ -7,7 +7,8 @@ import torch
 
 from facemetric.mining import batch_hard
 from facemetric.mining.order import order_against
-from facemetric.mining.sparse import Rule, operands, pick_by_distance
+from facemetric.mining.sparse import pick_by_distance
+from facemetric.mining.terms import Rule, operands
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
