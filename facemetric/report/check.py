@@ -25,7 +25,7 @@ from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
-from facemetric.report.embedding import check_config
+from facemetric.report.embedding import announced, check_config
 from facemetric.report.findings import (
     ACROSS,
     DUPLICATE,
@@ -96,9 +96,7 @@ def read_side(config: CheckConfig, data: tuple[str, ...], said: str) -> Side:
     """The hashes of a set, of DATA (`said` is empty) after the lists; unreadable images are listed and left out.
 
     Raises DataError above --max-bad."""
-    index = read_index(data)
-    for note in index.notes:
-        print(said + note)
+    index = announced(read_index(data), said)
     if not said:
         index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, print)
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")

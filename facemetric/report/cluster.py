@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.files import write_whole
 from facemetric.model.folder import find_weights
-from facemetric.report.embedding import check_config, embed_data
+from facemetric.report.embedding import announced, check_config, embed_data
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown
 
@@ -120,9 +119,7 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
     require(config.sheets >= 0, f"--sheets is {config.sheets}; it must be at least 0")
     stored = threshold_of(config)
-    index = read_index(config.data, loose=True) if config.data else None
-    for note in index.notes if index is not None else ():
-        print(note)
+    index = announced(read_index(config.data, loose=True)) if config.data else None
     if config.embeddings:
         table = EmbeddingTable.load(config.embeddings)
     else:
@@ -198,7 +195,11 @@ def write_csv(found: Clustered) -> None:
 def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | None) -> None:
     """A sheet for each of the largest clusters; says how many of how many. Those of a run before are removed."""
     folder = found.out / SHEETS
-    shutil.rmtree(folder, ignore_errors=True)
+    if old := list(folder.glob("cluster_*.jpg")):
+        for sheet in old:
+            sheet.unlink()
+        if not any(folder.iterdir()):  # it may hold files of the user's
+            folder.rmdir()
     if index is None:
         print("no sheets: name the images, as well as --embeddings, to draw them")
         return

@@ -18,6 +18,13 @@ def check_config(config: DataConfig) -> None:
     require(0 <= config.max_bad <= 1, f"--max-bad is {config.max_bad}; it is a share, choose 0..1")
 
 
+def announced(index: ImageIndex, of: str = "") -> ImageIndex:
+    """The index, after its notes were printed; `of` stands before each."""
+    for note in index.notes:
+        print(of + note)
+    return index
+
+
 def embed_data(config: DataConfig, index: ImageIndex, *, flip: bool) -> EmbeddingTable:
     """Embed every readable image; the table and the list of bad images go into the out folder.
 

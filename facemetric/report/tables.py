@@ -18,6 +18,7 @@ from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
+from facemetric.report.embedding import announced
 from facemetric.training.folder import BAD_IMAGES
 
 STORED = (".npz", ".parquet")  # endings of embeddings on disk
@@ -79,12 +80,6 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
     if pairs.holds_images:
         return announced(read_index(pairs.source))
     return index_files(pairs.paths(), Path(pairs.source).parent)
-
-
-def announced(index: ImageIndex) -> ImageIndex:
-    for note in index.notes:
-        print(note)
-    return index
 
 
 def embed(

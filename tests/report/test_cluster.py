@@ -123,6 +123,17 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
         np.testing.assert_array_equal(other.clusters.number, peer.number)
 
 
+def test_only_sheets_of_a_run_before_are_removed(untrained: Path, faces: Path, tmp_path: Path) -> None:
+    table = cluster(str(faces), weights=untrained, threshold=0.99, out=tmp_path, sheets=3, **FAST).table
+    own = tmp_path / "sheets" / "music.pdf"
+    own.write_bytes(b"the user's")
+    embeddings = table.save(tmp_path / "e.npz")
+    cluster(str(faces), embeddings=embeddings, threshold=0.99, out=tmp_path, sheets=1, **FAST)
+    assert {path.name for path in (tmp_path / "sheets").iterdir()} == {"cluster_00000.jpg", "music.pdf"}
+    cluster(embeddings=embeddings, threshold=0.99, out=tmp_path, **FAST)
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["music.pdf"]
+
+
 def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"out": tmp_path / "out"} | FAST
     with pytest.raises(ConfigError, match="nothing to group: name images, or give --embeddings"):
