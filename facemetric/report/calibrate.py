@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.config import CalibrateConfig, make_config, require
-from facemetric.data.identities import check_identities, merge_identities, read_identity_list, read_merges
+from facemetric.data.identities import apply_lists, check_identities, read_identity_list
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.errors import WeightsError
 from facemetric.evaluation.inference import usual_size
@@ -16,7 +16,7 @@ from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import Threshold, choose_thresholds
 from facemetric.model.folder import find_weights, read_config
-from facemetric.report.embedding import check_config, embed_data
+from facemetric.report.embedding import announced, check_config, embed_data
 from facemetric.training.calibration import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"
@@ -49,11 +49,8 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     for far in config.far:
         require(0 < far <= 1, f"--far is {far}; it is a share above 0, such as 1e-3")
     folder = find_weights(config.weights)
-    index = read_index(config.data)
-    for note in index.notes:
-        print(note)
-    if config.merge:
-        index = merge_identities(index, read_merges(config.merge), skip_unknown=True).joined
+    index = announced(read_index(config.data))
+    index = apply_lists(index, config.merge, None, None, print)
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Pa
     (tmp_path / "some.txt").write_text("nobody\n")
     with pytest.raises(DataError, match="1 listed identities are not in the data"):
         calibrate(str(faces), far=0.1, **options, **FAST)
+
+
+def test_a_merge_says_what_it_did_and_whom_it_did_not_find(
+    own_weights: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.name for path in faces.iterdir())
+    pairs = [*pairwise(names[:6]), ("nobody", names[8])]
+    (tmp_path / "one.csv").write_text("".join(f"{a},{b}\n" for a, b in pairs))
+    calibrate(
+        str(faces), weights=own_weights, far=0.1, merge=tmp_path / "one.csv", out=tmp_path / "out", **FAST
+    )
+    said = capsys.readouterr().out
+    assert f"merged 5 identities into others, at most 6 into one ({names[0]!r}; only 33% of the pairs" in said
+    assert "1 names of" in said
+    assert "first 'nobody'" in said
 
 
 def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> None:
