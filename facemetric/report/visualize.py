@@ -23,15 +23,13 @@ from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.folder import find_weights, read_config
 from facemetric.model.weights import load_weights
-from facemetric.report.embedding import check_config
+from facemetric.report.embedding import announced, check_config
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
 from facemetric.report.projector import cell_size, joined, write_projector
 from facemetric.training.folder import BAD_IMAGES
-from facemetric.training.setup import read_split
-
-SPLIT_OPTIONS = ("data", "val_identities", "val_fraction", "val_by", "leave_out", "merge", "seed")
+from facemetric.training.setup import SPLIT_OPTIONS, read_split
 
 
 class Part(NamedTuple):
@@ -71,7 +69,7 @@ def given(config: VisualizeConfig) -> Part:
     rows = choose_images(table.identities, config.images, config.seed)
     say_share(len(rows), len(table), config.seed)
     table = EmbeddingTable(table.embeddings[rows], table.identities[rows], table.paths[rows])
-    return Part("all", table, read_index(config.data) if config.data else None)
+    return Part("all", table, announced(read_index(config.data)) if config.data else None)
 
 
 def embed(config: VisualizeConfig) -> list[Part]:
@@ -104,7 +102,7 @@ def embed(config: VisualizeConfig) -> list[Part]:
 def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     """The images of DATA; without DATA those that the weights were trained on, and their validation images."""
     if config.data:
-        yield "all", read_index(config.data)
+        yield "all", announced(read_index(config.data))
         return
     origin = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
     options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}

@@ -34,6 +34,17 @@ from facemetric.training.task import Settings
 FARS = (1e-2, 1e-3)
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
 STEPS, MILESTONES = 3, (0.5, 0.75)  # where `step` and `multistep` fall to a tenth, in shares of the run
+# What read_split reads: with these of a training's options its images can be split again.
+SPLIT_OPTIONS = (
+    "data",
+    "merge",
+    "leave_out",
+    "leave_out_images",
+    "val_identities",
+    "val_fraction",
+    "val_by",
+    "seed",
+)
 
 
 @dataclass(frozen=True)

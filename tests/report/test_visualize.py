@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from facemetric import evaluate, pretrain, visualize
+from facemetric.config import PretrainConfig, make_config
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.training.setup import read_split
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
@@ -74,6 +76,31 @@ def test_the_data_of_the_run(faces: Path, tmp_path: Path, capsys: pytest.Capture
     assert (out / "tsne_train.png").is_file()
     assert (out / "tsne_validation.png").is_file()
     assert "has changed" not in capsys.readouterr().out
+
+
+def test_the_images_of_the_run_are_split_as_it_split_them(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "faces"
+    shutil.copytree(faces, data)
+    (data / "list.txt").write_text("no image")
+    names = sorted(str(path.relative_to(data)) for path in data.rglob("*") if path.is_file())
+    (tmp_path / "out.txt").write_text("\n".join(name for name in names if "/0001." in name))
+    small: dict[str, Any] = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
+    options = small | {"val_by": "images", "val_fraction": 0.3}
+    options |= {"leave_out_images": tmp_path / "out.txt"} | OPTIONS
+    run = pretrain(str(data), out=tmp_path / "run", **options)
+    split = read_split(make_config(PretrainConfig, str(data), out=tmp_path / "run", **options))
+    assert split.val is not None
+    assert len(split.train) + len(split.val) == 80
+    out = visualize(weights=run.weights, out=tmp_path / "out", **OPTIONS)
+    for name, index in (("train", split.train), ("validation", split.val)):
+        shown = {line["image"] for line in metadata(out) if line["part"] == name}
+        assert shown == {index.name(row) for row in range(len(index))}
+    (note,) = split.train.notes
+    capsys.readouterr()
+    visualize(str(data), weights=run.weights, out=tmp_path / "out", **OPTIONS)
+    assert note in capsys.readouterr().out
 
 
 def test_two_numbers_are_a_scatter(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 
 from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
-from facemetric.training.setup import hold_back, make_optimizer, make_scheduler, read_split
+from facemetric.training.setup import SPLIT_OPTIONS, hold_back, make_optimizer, make_scheduler, read_split
 
 
 def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
@@ -25,6 +27,10 @@ def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
     assert again.train.identities == split.train.identities
     other = read_split(StageConfig((str(faces),), val_fraction=0.25, seed=4))
     assert other.train.identities != split.train.identities
+
+
+def test_every_option_that_a_split_reads_is_named() -> None:
+    assert set(re.findall(r"\bconfig\.(\w+)", inspect.getsource(read_split))) == set(SPLIT_OPTIONS)
 
 
 def test_named_lists_split_merge_and_leave_out(
