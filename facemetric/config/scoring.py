@@ -41,7 +41,7 @@ class EvalConfig:
     folds: int = 10
     """Folds of the accuracy where the pairs do not name theirs."""
     max_bad: float = 0.0
-    """Share of unreadable images of `data` above which the job stops, 0..1; an unreadable pair always does."""
+    """Share of unreadable images above which the job stops, 0..1, of `data` and of `gallery`; a pair's always does."""
     batch_size: int = 256
     """Images embedded at once."""
     seed: int = 0

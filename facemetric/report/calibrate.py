@@ -54,7 +54,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index)
-    table = embed_data(config, index, flip=config.flip)
+    table = embed_data(config, index)
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)
     size = usual_size(index)

@@ -13,9 +13,8 @@ import numpy as np
 from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
 from facemetric.data.identities import apply_lists
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.loader import BadImageLog
 from facemetric.data.perceptual import read_frequencies
-from facemetric.errors import writing
+from facemetric.errors import DataError, writing
 from facemetric.evaluation.alike import Alike, alike_across, alike_identities
 from facemetric.evaluation.inference import embed_index, mirror_scores
 from facemetric.evaluation.labels import centred, judge_images
@@ -25,7 +24,7 @@ from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
 from facemetric.report.check_images import Side, find_images
 from facemetric.report.check_sheets import draw_check_sheets
-from facemetric.report.embedding import announced, check_config
+from facemetric.report.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
 from facemetric.report.findings import (
     ACROSS,
     DUPLICATE,
@@ -40,7 +39,6 @@ from facemetric.report.findings import (
     lists,
     name_findings,
 )
-from facemetric.training.folder import BAD_IMAGES
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate
@@ -74,8 +72,9 @@ def run_check(config: CheckConfig) -> Checked:
     if config.weights:
         find_weights(config.weights)  # before images are read
     config.out.mkdir(parents=True, exist_ok=True)
-    train = read_side(config, config.data, "")
-    test = read_side(config, config.against, "test set: ") if config.against else None
+    remove_lists(config.out)
+    train = read_side(config, config.data)
+    test = read_side(config, config.against, TEST) if config.against else None
     mirror_cosine = np.inf
     if config.weights:
         train, test, mirror_cosine = embed_sides(config, train, test)
@@ -92,22 +91,18 @@ def run_check(config: CheckConfig) -> Checked:
     return checked
 
 
-def read_side(config: CheckConfig, data: tuple[str, ...], said: str) -> Side:
-    """The hashes of a set, of DATA (`said` is empty) after the lists; unreadable images are listed and left out.
+def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
+    """The hashes of a set, of DATA (`of` is empty) after the lists; unreadable images are listed and left out.
 
     Raises DataError above --max-bad."""
-    index = announced(read_index(data), said)
-    if not said:
+    index = announced(read_index(data), f"{of}: " if of else "")
+    if not of:
         index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, print)
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
-    log_path = config.out / ("test_" * bool(said) + BAD_IMAGES)
-    log_path.unlink(missing_ok=True)  # of a check before
-    log = BadImageLog(log_path, len(index), config.max_bad)
-    for row, reason in read.bad:
-        log.add(index.name(row), reason)
+    path = bad_images_of(config.out, of)
+    list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
     if not read.bad:
         return Side(index, read.values)
-    print(f"{said}{len(read.bad)} of {len(index)} images cannot be read and are not checked: {log.path}")
     readable = np.ones(len(index), bool)
     readable[[row for row, _ in read.bad]] = False
     return Side(index.select(readable), read.values[readable])
@@ -119,9 +114,12 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
     size, workers = config.batch_size, pick_workers(config.workers)
 
     def embeddings(index: ImageIndex) -> np.ndarray:
-        return embed_index(
+        embedded = embed_index(
             embedder, index, batch_size=size, workers=workers, flip=config.flip, progress="embedding"
-        ).table.embeddings
+        )
+        for row, reason in embedded.bad:  # they were read for the hashes: rows and embeddings would not agree
+            raise DataError(f"{index.name(row)} could be read at first and then not ({reason}); check again")
+        return embedded.table.embeddings
 
     table = embeddings(train.images)
     mean_D = table.mean(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     else:
         assert index is not None
         flip = stored.flip if stored is not None else config.flip
-        table = embed_data(config, index, flip=flip)
+        table = embed_data(replace(config, flip=flip), index)
     threshold = stored.threshold.threshold.value if stored is not None else config.threshold
     assert threshold is not None
     clusters = find_clusters(table.embeddings, threshold, method=config.method, min_images=config.min_images)

@@ -9,7 +9,6 @@ from typing import Any
 
 from facemetric.config import (
     EvalConfig,
-    check_least,
     config_command,
     config_dict,
     config_toml,
@@ -18,6 +17,7 @@ from facemetric.config import (
 )
 from facemetric.data.pairs import read_pairs
 from facemetric.model.folder import find_weights, read_config
+from facemetric.report.embedding import check_config, is_stored, remove_lists
 from facemetric.report.origin import origin_of
 from facemetric.report.page_facts import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
@@ -31,8 +31,7 @@ from facemetric.report.scoring import (
     score_listed,
     score_neighbours,
 )
-from facemetric.report.tables import is_stored, read_tables
-from facemetric.training.folder import BAD_IMAGES
+from facemetric.report.tables import read_tables
 
 
 def evaluate(*positional: Any, **options: Any) -> Evaluation:
@@ -48,7 +47,7 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     check_options(config)
     pairs = read_pairs(config.pairs) if config.pairs else None
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of an evaluation before
+    remove_lists(config.out)
     tables = read_tables(config, pairs)
     listed = list_pairs(config, pairs, tables.table) if pairs is not None else None
     found: dict[str, Any] = {"images": tables.images, "gallery_table": tables.gallery}
@@ -82,7 +81,12 @@ def check_options(config: EvalConfig) -> None:
         )
     for far in config.fars:
         require(0 < far <= 1, f"--fars has {far:g}; needed shares above 0, at most 1, such as 1e-3")
-    check_least(config, {"folds": 2, "batch_size": 1, "seed": 0, "workers": -1})
+    require(
+        len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
+        f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
+    )
+    require(config.folds >= 2, f"--folds is {config.folds}; it must be at least 2")
+    check_config(config)
 
 
 def write_files(config: EvalConfig, evaluation: Evaluation) -> None:

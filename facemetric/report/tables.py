@@ -9,19 +9,14 @@ import numpy as np
 
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
-from facemetric.data.loader import BadImageLog
 from facemetric.data.pairs import Pairs
 from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
-from facemetric.machine import pick_device, pick_workers
+from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
-from facemetric.report.embedding import announced
-from facemetric.training.folder import BAD_IMAGES
-
-STORED = (".npz", ".parquet")  # endings of embeddings on disk
+from facemetric.report.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
 
 
 class Tables(NamedTuple):
@@ -52,23 +47,18 @@ def read_tables(config: EvalConfig, pairs: Pairs | None) -> Tables:
         table = EmbeddingTable.load(config.embeddings)
     else:
         assert images is not None
-        table = embed(config, config.weights, images, pairs, "embeddings.npz")
+        table = embed(config, config.weights, images, pairs)
     if config.compare and second is None:
         require(images is not None, "--compare with weights needs their images: give --data")
         assert images is not None
-        second = embed(config, config.compare, images, pairs, "embeddings_second.npz")
+        second = embed(config, config.compare, images, pairs, SECOND)
     gallery = None
     if gallery_images is not None:
-        gallery = embed(config, config.weights, gallery_images, None, "embeddings_gallery.npz")
+        gallery = embed(config, config.weights, gallery_images, None, GALLERY)
     elif config.gallery:
         gallery = EmbeddingTable.load(config.gallery[0])
         check_sizes(table, gallery, "the gallery")
     return Tables(images, table, None if second is None else aligned(table, second), gallery)
-
-
-def is_stored(name: str) -> bool:
-    """Whether a name stands for embeddings on disk, not for weights or images."""
-    return name.lower().endswith(STORED)
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
@@ -83,43 +73,14 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
 
 
 def embed(
-    config: EvalConfig, weights: str, index: ImageIndex, pairs: Pairs | None, file: str
+    config: EvalConfig, weights: str, index: ImageIndex, pairs: Pairs | None, of: str = ""
 ) -> EmbeddingTable:
-    """Embed the images and keep the table in the out folder."""
+    """Embed the images and keep the table in the out folder. `of`: which set, as for embed_listed."""
+    needed = np.concatenate(resolve(pairs, index)).tolist() if pairs is not None else ()
     embedder = load_weights(weights, pick_device(config.device))
-    embedded = embed_index(
-        embedder,
-        index,
-        batch_size=config.batch_size,
-        workers=pick_workers(config.workers),
-        flip=config.flip,
-        progress="embedding",
-    )
-    check_readable(config, index, embedded.bad, pairs)
-    embedded.table.save(config.out / file)
-    return embedded.table
-
-
-def check_readable(
-    config: EvalConfig, index: ImageIndex, bad: list[tuple[int, str]], pairs: Pairs | None
-) -> None:
-    """List the bad images; raises DataError where a pair names one, or where they are more than --max-bad."""
-    if not bad:
-        return
-    if pairs is not None:
-        named = set(np.concatenate(resolve(pairs, index)).tolist())
-        broken = [(index.name(row), reason) for row, reason in bad if row in named]
-        if broken:
-            shown = ", ".join(f"{name} ({reason})" for name, reason in broken[:10])
-            more = ", ..." if len(broken) > 10 else ""
-            raise DataError(
-                f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}{more}; "
-                "mend the images or take their pairs out"
-            )
-    log = BadImageLog(config.out / BAD_IMAGES, len(index), config.max_bad)
-    for row, reason in bad:
-        log.add(index.name(row), reason)
-    print(f"{len(bad)} of {len(index)} images cannot be read and are not scored: {log.path}")
+    table = embed_listed(config, embedder, index, outcome="not scored", of=of, needed=needed)
+    table.save(config.out / (f"embeddings_{of}.npz" if of else "embeddings.npz"))
+    return table
 
 
 def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:

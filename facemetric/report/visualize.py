@@ -16,20 +16,19 @@ from facemetric.config import (
     require,
 )
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.loader import BadImageLog
 from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
-from facemetric.machine import pick_device, pick_workers
+from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights, read_config
 from facemetric.model.weights import load_weights
-from facemetric.report.embedding import announced, check_config
+from facemetric.report.embedding import TRAIN, VALIDATION, announced, check_config, embed_listed, remove_lists
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
 from facemetric.report.projector import cell_size, joined, write_projector
-from facemetric.training.folder import BAD_IMAGES
 from facemetric.training.setup import SPLIT_OPTIONS, read_split
+
+ALL = "all"
 
 
 class Part(NamedTuple):
@@ -53,7 +52,7 @@ def run_visualize(config: VisualizeConfig) -> Path:
     check_config(config)
     check_least(config, {"images": 2, "map_images": 2})
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / BAD_IMAGES).unlink(missing_ok=True)  # of a run before
+    remove_lists(config.out)
     parts = [given(config)] if config.embeddings else embed(config)
     show_in_projector(config, parts)
     for part in parts:
@@ -69,7 +68,7 @@ def given(config: VisualizeConfig) -> Part:
     rows = choose_images(table.identities, config.images, config.seed)
     say_share(len(rows), len(table), config.seed)
     table = EmbeddingTable(table.embeddings[rows], table.identities[rows], table.paths[rows])
-    return Part("all", table, announced(read_index(config.data)) if config.data else None)
+    return Part(ALL, table, announced(read_index(config.data)) if config.data else None)
 
 
 def embed(config: VisualizeConfig) -> list[Part]:
@@ -77,32 +76,21 @@ def embed(config: VisualizeConfig) -> list[Part]:
     find_weights(config.weights)  # before images are read
     indexes = dict(read_parts(config))
     embedder = load_weights(config.weights, pick_device(config.device))
-    log = BadImageLog(config.out / BAD_IMAGES, sum(map(len, indexes.values())), config.max_bad)
     parts = []
     for name, index in indexes.items():
         rows = choose_images(index.identity, config.images // len(indexes), config.seed)
         say_share(len(rows), len(index), config.seed, name)
         shown = index.select(rows)
-        embedded = embed_index(
-            embedder,
-            shown,
-            batch_size=config.batch_size,
-            workers=pick_workers(config.workers),
-            flip=config.flip,
-            progress=f"embedding {name}",
-        )
-        for row, reason in embedded.bad:
-            log.add(shown.name(row), reason)
-        parts.append(Part(name, embedded.table, shown))
-    if len(log):
-        print(f"{len(log)} images cannot be read and are not shown: {log.path}")
+        of = "" if name == ALL else name
+        table = embed_listed(config, embedder, shown, outcome="not shown", of=of)
+        parts.append(Part(name, table, shown))
     return parts
 
 
 def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     """The images of DATA; without DATA those that the weights were trained on, and their validation images."""
     if config.data:
-        yield "all", announced(read_index(config.data))
+        yield ALL, announced(read_index(config.data))
         return
     origin = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
     options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}
@@ -111,12 +99,12 @@ def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     split = read_split(make_config(StageConfig, **options))
     if split.fingerprint != origin.get("data_fingerprint"):
         print("the data has changed since the weights were trained on it")
-    yield "train", split.train
+    yield TRAIN, split.train
     if split.val is not None:
-        yield "validation", split.val
+        yield VALIDATION, split.val
 
 
-def say_share(shown: int, total: int, seed: int, name: str = "all") -> None:
+def say_share(shown: int, total: int, seed: int, name: str = ALL) -> None:
     """Say where not all images are shown."""
     if shown < total:
         print(
@@ -148,7 +136,7 @@ def draw_part(config: VisualizeConfig, part: Part) -> None:
     name = f"{'scatter' if plain else 'tsne'}{'' if part.name == 'all' else '_' + part.name}.png"
     people = len(np.unique(part.table.identities[rows]))
     title = f"{len(rows):,} images of {people:,} identities"
-    title += "" if part.name == "all" else f", {part.name}"
+    title += "" if part.name == ALL else f", {part.name}"
     title += "" if plain else f"; t-SNE, seed {config.seed}"
     file = draw_map(config.out / name, place, part.table.identities[rows], title=title, axis=plain)
     print(f"picture of them: {file}")

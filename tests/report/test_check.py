@@ -91,6 +91,18 @@ def test_with_flip_a_person_and_the_mirror_image_are_one(clean: Path, weights: P
     assert far[1] < 1e-3
 
 
+def test_an_image_that_can_no_longer_be_read_stops_the_check(
+    clean: Path, weights: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "faces"
+    shutil.copytree(clean, data)
+    index = read_index([str(data)])
+    (data / index.name(7)).write_bytes(b"")
+    config = CheckConfig((str(data),), weights=str(weights), workers=0, device="cpu")
+    with pytest.raises(DataError, match=f"{index.name(7)} could be read at first and then not"):
+        embed_sides(config, Side(index, np.zeros((len(index), 1))), None)
+
+
 def test_nothing_is_found_where_nothing_is(clean: Path, tmp_path: Path) -> None:
     checked = check_data(clean, out=tmp_path / "out", workers=0)
     assert checked.findings == []

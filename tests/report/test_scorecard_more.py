@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from facemetric import evaluate
+from facemetric import cluster, evaluate, visualize
 from facemetric.data.index import read_index
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
@@ -302,6 +302,9 @@ def test_an_svm_learns_from_the_gallery(
         ({"pairs": "p.csv", "svm": True}, "--svm needs images"),
         ({"all_pairs": True}, "nothing to score"),
         ({"data": "x", "fars": (0.1, 0)}, "--fars has 0; needed shares above 0"),
+        ({"data": "x", "max_bad": 1.5}, r"--max-bad is 1\.5; it is a share"),
+        ({"data": "x", "gallery": ("a.npz", "b.npz")}, "--gallery names 2 things, one of them embeddings"),
+        ({"data": "x", "gallery": ("faces", "b.npz")}, "give images, or one file of embeddings"),
         ({"data": "x", "compare": "nowhere"}, "no weights at 'nowhere'"),
         ({"data": "x", "compare": "nowhere.npz"}, "x: no such file or folder"),
     ],
@@ -314,6 +317,42 @@ def test_options_that_do_not_go_together(
         options = options | {"pairs": tmp_path / "p.csv"}
     with pytest.raises((ConfigError, DataError, Exception), match=message):
         evaluate(untrained, out=tmp_path / "out", **options, **OPTIONS)
+
+
+def test_flip_changes_only_images_that_are_embedded_now(
+    untrained: Path, table: Path, faces: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"embeddings": table, "flip": True, "out": tmp_path, "report": False}
+    for second in ("", table):
+        with pytest.raises(ConfigError, match="--flip has no effect on --embeddings"):
+            evaluate(compare=second, **options)
+    for look in (cluster, visualize):
+        with pytest.raises(ConfigError, match="--flip has no effect on --embeddings"):
+            look(embeddings=table, flip=True, out=tmp_path)
+    evaluate(compare=untrained, data=faces, **options | OPTIONS)
+    second = EmbeddingTable.load(tmp_path / "embeddings_second.npz")
+    assert np.abs(second.embeddings - EmbeddingTable.load(table).embeddings).max() > 1e-3
+
+
+def test_each_set_has_its_own_list_of_bad_images(
+    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(faces, tmp_path / "data")
+    for folder in sorted(faces.iterdir())[:3]:
+        shutil.copytree(folder, tmp_path / "gallery" / folder.name)
+    for name, number in (("data", -1), ("gallery", 0)):
+        sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())[number].write_bytes(b"")
+    options: dict[str, Any] = {"data": tmp_path / "data", "gallery": tmp_path / "gallery"} | OPTIONS
+    out = tmp_path / "out"
+    found = evaluate(untrained, compare=untrained, max_bad=0.06, out=out, **options)  # 1 of 96, 1 of 18
+    assert (len(found.table), len(found.gallery_table)) == (95, 17)
+    assert "gallery: 1 of 18 images cannot be read and are not scored" in capsys.readouterr().out
+    lists = {of: (out / f"{of}bad_images.csv").read_text() for of in ("", "gallery_", "second_")}
+    assert all(len(text.splitlines()) == 2 for text in lists.values())
+    assert lists[""] == lists["second_"] != lists["gallery_"]
+    with pytest.raises(DataError, match="1 of 18 images are bad"):
+        evaluate(untrained, max_bad=0.03, out=out, **options)
+    assert not (out / "second_bad_images.csv").exists()  # of the evaluation before
 
 
 def test_a_gallery_of_another_model(table: Path, tmp_path: Path) -> None:
