@@ -133,7 +133,7 @@ class _Hardest:
     def pairs(self, order: Ints) -> HardPairs:
         """The pairs with the rows that images had before they were sorted."""
         rows_a, rows_b = order[self.places]
-        return HardPairs(rows_a, rows_b, self.hardness * self.sign / np.float32(STEPS))
+        return HardPairs(rows_a, rows_b, (self.hardness * self.sign / np.float32(STEPS)).clip(-1, 1))
 
 
 class _Kind(NamedTuple):

@@ -47,7 +47,7 @@ def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbour
         walks[0]()
     else:
         in_threads(walks)
-    return Neighbours(best_QK & LOW, _scores(best_QK))
+    return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))  # rounded cosines pass 1
 
 
 def _walk(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], best_QK: Ints) -> None:

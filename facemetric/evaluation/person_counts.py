@@ -75,12 +75,13 @@ def count_by_person(
 
 
 class _Cells:
-    """The cell of each score: how many thresholds it reaches."""
+    """The cell of each score: how many thresholds it reaches. A threshold of -1 is reached by rounded ones too."""
 
     def __init__(self, threshold: Floats) -> None:
-        edge = (np.arange(BINS) - OFFSET) / STEPS
+        edge = ((np.arange(BINS) - OFFSET) / STEPS).clip(-1)
         self.of_bin = np.searchsorted(threshold, edge, side="right").astype(np.uint8)
-        self.exact = (threshold * STEPS).astype(np.float32) if len(threshold) <= EXACT else None
+        steps = np.where(threshold > -1, threshold * STEPS, -OFFSET)
+        self.exact = steps.astype(np.float32) if len(threshold) <= EXACT else None
 
     def of(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """Cells (R, C) of scores in steps (R, C), which are used up."""

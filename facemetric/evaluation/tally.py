@@ -85,12 +85,15 @@ class Tally:
         self.used = len(self.kept)
 
     def scores(self) -> Scores:
-        """What was counted, in true units, the same in whatever pieces it came. The tally is used up."""
+        """What was counted, as cosines in -1..1, the same in whatever pieces it came. The tally is used up."""
         if int(self.count.sum()) > 2 * self.keep:
             self._prune(self.kept[:0])
         kept = self.kept[: self.used]
         kept.sort()
         kept /= np.float32(STEPS)
+        kept.clip(-1, 1, out=kept)  # a rounded cosine beyond 1 is no threshold that anybody could set
+        self.count[SLACK] += self.count[:SLACK].sum()  # those above 1 share its bin, those below -1 do not
+        self.count[:SLACK] = 0
         total = int(self.count.sum())
         edge = (np.arange(BINS) - OFFSET) / STEPS
         at_edge = self.count[::-1].cumsum()[::-1].copy()

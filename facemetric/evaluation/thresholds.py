@@ -140,9 +140,7 @@ def _intervals(
     falling_TB = np.maximum.accumulate(far_BT[:, ::-1], axis=1).T
     crossing_B = _crossing(threshold_T[::-1], falling_TB, point.wanted)
     threshold, far, tar = (
-        percentiles(
-            value, (drawn_B[1:] - drawn_B[0] + value).clip(-1, max(1.0, value))
-        )  # rounded cosines pass 1
+        percentiles(value, (drawn_B[1:] - drawn_B[0] + value).clip(-1, 1))
         for value, drawn_B in (
             (point.threshold, crossing_B),
             (point.far, far_BT[:, at]),

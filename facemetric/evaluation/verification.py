@@ -161,7 +161,7 @@ def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def pair_scores(
     embeddings: npt.ArrayLike, rows_a: npt.ArrayLike, rows_b: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
-    """Cosine similarity (P,) of rows_a (P,) and rows_b (P,) of embeddings (N, D), float64."""
+    """Cosine similarity (P,) of rows_a (P,) and rows_b (P,) of embeddings (N, D), float64 in -1..1."""
     emb_ND, a, b = np.asarray(embeddings), np.asarray(rows_a), np.asarray(rows_b)
     if a.shape != b.shape or a.ndim != 1:
         raise DataError(f"rows of shapes {a.shape} and {b.shape}; needed two of shape (pairs,)")
@@ -173,7 +173,7 @@ def pair_scores(
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise DataError("an embedding among the pairs is zero or not finite; embed these images again")
         score_P[part] = np.einsum("pd,pd->p", one, two) / lengths
-    return score_P
+    return score_P.clip(-1, 1, out=score_P)  # rounded cosines pass 1
 
 
 def hardest_pairs(

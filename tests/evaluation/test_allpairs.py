@@ -9,7 +9,9 @@ from facemetric.errors import DataError
 from facemetric.evaluation import allpairs
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.curves import auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.person_counts import count_by_person
 from facemetric.evaluation.tally import STEPS, Tally
+from facemetric.evaluation.verification import unit_rows
 
 FARS = (0.5, 0.1, 0.05)
 
@@ -166,6 +168,40 @@ def test_more_ties_than_can_be_kept():
     assert (record.auc, record.eer) == (0.5, 0.5)
     assert [p.tar for p in record.points] == [0, 0, 0]
     assert record.to_dict()["thresholds_on_a_grid_below"] > 1
+
+
+@pytest.mark.parametrize("keep", [10, 10_000])
+def test_copies_and_opposites_score_1_and_no_more(keep):
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(60, 64)).astype(np.float32)
+    unit = unit_rows(one)
+    assert (unit @ unit.T).max() > 1  # as float32 rounds
+    emb, labels = np.concatenate([one, one, -one[:1]]), np.append(np.tile(np.arange(60), 2), 60)
+    # Half of the copies stand under another name.
+    labels[60:90] = np.roll(labels[60:90], 1)
+    found = verify_all_pairs(emb, labels, fars=(1.0, 4e-3, 2e-3, 1e-3, 2e-4), keep=keep)
+    assert found.points[0].accepted_impostors == found.n_impostor  # the opposites too
+    for threshold in (found.eer_threshold, *(p.threshold for p in found.points), *found.roc.threshold):
+        assert -1 <= threshold <= 1 or threshold == np.inf
+    for pairs in found.hardest:
+        assert abs(pairs.score).max() <= 1
+    # Who counts the pairs once more counts the same ones at these thresholds.
+    for p in found.points:
+        if np.isfinite(p.threshold):
+            counts = count_by_person(emb, labels, np.array([p.threshold]))
+            assert counts.impostor.sum() // 2 == p.accepted_impostors
+            assert counts.genuine.sum() / found.n_genuine == p.tar
+    on_grid = count_by_person(emb, labels, np.arange(-8, 9) / 8)
+    assert on_grid.impostor[:, 0].sum() // 2 == found.n_impostor
+
+
+def test_the_bins_beyond_1_and_below_minus_1():
+    tally = Tally(5, keep=1)
+    tally.add(np.array([-STEPS - 0.01, -STEPS, 0, 3, STEPS + 0.01], np.float32))
+    counted = tally.scores()
+    at = np.array([-1 - 1 / STEPS, -1, 0, 1, 1 + 1 / STEPS])
+    assert counted.at_least(at).tolist() == [5, 5, 3, 1, 0]
+    assert counted.kept.tolist() == [1]
 
 
 def test_no_genuine_pair_and_wrong_labels():

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from facemetric.errors import ConfigError
 from facemetric.evaluation import nearest as nearest_module
 from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.verification import unit_rows
 
 CORNERS = hnp.arrays(
     np.float32, st.tuples(st.integers(8, 20), st.just(4)), elements=st.sampled_from([-1.0, 1.0])
@@ -59,6 +60,14 @@ def test_keys_put_the_higher_score_first_then_the_lower_row(pairs):
     np.testing.assert_array_equal(order, np.lexsort((row, -score)))
     np.testing.assert_array_equal(nearest_module._scores(nearest_module._keys(score, row)), score)
     assert nearest_module._scores(np.array([nearest_module.NOBODY])) == -np.inf
+
+
+def test_an_image_scores_1_with_its_copy_and_no_more():
+    rows = unit_rows(np.random.default_rng(0).normal(size=(60, 64)))
+    assert (rows @ rows.T).max() > 1  # as float32 rounds
+    found = nearest(rows, rows, 2)
+    assert found.rows[:, 0].tolist() == list(range(60))
+    assert 1 - 1e-6 < found.score[:, 0].min() <= found.score.max() == 1
 
 
 def test_k_that_the_gallery_cannot_give():

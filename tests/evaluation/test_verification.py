@@ -186,6 +186,8 @@ def test_pair_scores_are_cosines_in_float64():
     got = pair_scores(emb, a, b)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, expected, atol=1e-12)
+    assert pair_scores(emb, np.arange(50), np.arange(50)).max() <= 1
+    assert pair_scores(np.concatenate([emb, -emb]), np.arange(50), np.arange(50, 100)).min() >= -1
 
 
 @quick
