@@ -190,6 +190,7 @@ def _load_npz(path: Path) -> dict[str, npt.NDArray]:
 
 def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
@@ -198,10 +199,14 @@ def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
         raise DataError(f"{path}: not a readable parquet file ({err}); cut short?") from None
     _need_keys(path, table.column_names)
     lists = table["embeddings"].combine_chunks()
-    if not hasattr(lists, "flatten"):
+    kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    if not any(is_kind(lists.type) for is_kind in kinds):
         raise DataError(f"{path}: column embeddings is {lists.type}; needed a list of numbers in each row")
+    # Flattened, a row that is longer makes up for a shorter one, and a row that is not there leaves no gap.
+    if lists.null_count or len(pc.unique(pc.list_value_length(lists))) != 1:
+        raise DataError(
+            f"{path}: embeddings of differing length, or none; needed the same number in each row"
+        )
     flat = lists.flatten().to_numpy(zero_copy_only=False)
-    if len(lists) == 0 or len(flat) % len(lists):
-        raise DataError(f"{path}: embeddings of differing length; needed the same number in each row")
     names = {k: np.array(table[k].to_pylist(), dtype=object) for k in _wanted(table.column_names)[1:]}
     return {"embeddings": flat.reshape(len(lists), -1), **names}

@@ -67,10 +67,12 @@ def test_anybodys_parquet(tmp_path):
     found = EmbeddingTable.load(tmp_path / "e.parquet")
     np.testing.assert_array_equal(found.embeddings, [[1, 2], [3, 4]])
     assert (found.paths.tolist(), list(found.groups)) == (["x", "y"], ["age"])
-    frame["embeddings"] = [[1.0], [3.0, 4.0]]
-    frame.to_parquet(tmp_path / "e.parquet")
-    with pytest.raises(DataError, match="differing length"):
-        EmbeddingTable.load(tmp_path / "e.parquet")
+    # As many numbers as two rows of two would hold are no table either, nor is a row that is not there.
+    for rows in ([[1.0], [3.0, 4.0]], [[1.0], [2.0, 3.0, 4.0]], [[1.0, 2.0], None]):
+        frame["embeddings"] = rows
+        frame.to_parquet(tmp_path / "e.parquet")
+        with pytest.raises(DataError, match=r"embeddings of differing length, or none; needed the same"):
+            EmbeddingTable.load(tmp_path / "e.parquet")
     frame.drop(columns="paths").to_parquet(tmp_path / "e.parquet")
     with pytest.raises(DataError, match="no paths among"):
         EmbeddingTable.load(tmp_path / "e.parquet")
@@ -164,10 +166,34 @@ def test_files_that_hold_something_else(tmp_path):
 
 
 @needs_pyarrow
+@pytest.mark.parametrize("kind", ["list_", "large_list", "fixed"])
+def test_parquet_rows_of_any_list_and_one_that_is_missing(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    form = pa.list_(pa.float32(), 2) if kind == "fixed" else getattr(pa, kind)(pa.float32())
+    texts = {name: pa.chunked_array([["a"], ["b", "c"]]) for name in ("identities", "paths")}
+    # Two chunks of which one is part of a longer column.
+    whole = pa.array([[9, 9], [1, 2], [3, 4]], form).slice(1)
+    for rows, file in (([[5, 6]], "good"), ([None], "short")):
+        column = pa.chunked_array([pa.array(rows, form), whole])
+        pq.write_table(pa.table({"embeddings": column, **texts}), tmp_path / f"{file}.parquet")
+    np.testing.assert_array_equal(
+        EmbeddingTable.load(tmp_path / "good.parquet").embeddings, [[5, 6], [1, 2], [3, 4]]
+    )
+    with pytest.raises(DataError, match=r"short.parquet: embeddings of differing length, or none"):
+        EmbeddingTable.load(tmp_path / "short.parquet")
+
+
+@needs_pyarrow
 def test_a_parquet_of_single_numbers(tmp_path):
     import pandas as pd
 
     frame = pd.DataFrame({"embeddings": [0.1, 0.2], "identities": ["a", "b"], "paths": ["a", "b"]})
     frame.to_parquet(tmp_path / "e.parquet")
     with pytest.raises(DataError, match="column embeddings is double; needed a list of numbers in each row"):
+        EmbeddingTable.load(tmp_path / "e.parquet")
+    frame["embeddings"] = [{"x": 1.0, "y": 2.0}] * 2
+    frame.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(DataError, match=r"column embeddings is struct.*; needed a list of numbers"):
         EmbeddingTable.load(tmp_path / "e.parquet")
