@@ -91,10 +91,10 @@ def mirror_scores(
     seed: int = 0,
 ) -> np.ndarray:
     """Cosines of a sample of images and their mirror images, both less `mean_D`: what one photograph scores with
-    itself as the network sees it."""
+    itself as the network sees it. NaN where one cannot be read."""
     rows = np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:sample])
     mean = torch.from_numpy(mean_D)
-    scores = np.empty(len(rows), np.float32)
+    scores = np.full(len(rows), np.nan, np.float32)
     was_training = embedder.training
     embedder.eval()
     try:

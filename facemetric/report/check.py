@@ -127,7 +127,7 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
     train = train._replace(embeddings=centred(table, mean_D))
     if test is not None:
         test = test._replace(embeddings=centred(embeddings(test.images), mean_D))
-    return train, test, float(np.quantile(mirror, SAME_PHOTOGRAPH))
+    return train, test, float(np.nanquantile(mirror, SAME_PHOTOGRAPH))
 
 
 def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:

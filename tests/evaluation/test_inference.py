@@ -84,6 +84,11 @@ def test_the_mirror_image_by_hand(embedder: Embedder, tmp_path: Path) -> None:
     assert len(some) == 4
     assert all(min(abs(score - e) for e in expected) < 1e-4 for score in some)
     assert embedder.training
+    (tmp_path / "plain" / "p1" / "1.png").write_bytes(b"no image")
+    broken = next(row for row in range(9) if index.name(row).endswith("p1/1.png"))
+    scores = mirror_scores(embedder, index, middle)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [broken]
+    np.testing.assert_allclose(np.delete(scores, broken), np.delete(expected, broken), atol=1e-4)
 
 
 def test_the_usual_size_is_the_median_of_those_that_can_be_read(tmp_path: Path) -> None:
