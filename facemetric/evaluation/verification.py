@@ -198,10 +198,11 @@ def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArr
     """Fold 0..F-1 for each pair (P,), the same share of each kind in each, at random."""
     same_P = np.asarray(same, dtype=bool)
     fold_P = np.empty(len(same_P), dtype=np.int64)
-    rng = np.random.default_rng(seed)
+    rng, first = np.random.default_rng(seed), 0
     for kind in (True, False):
         rows = rng.permutation(np.flatnonzero(same_P == kind))
-        fold_P[rows] = np.arange(len(rows)) % folds
+        fold_P[rows] = (first + np.arange(len(rows))) % folds
+        first = len(rows) if len(rows) < folds else 0  # too few for every fold: the others begin after them
     return fold_P
 
 

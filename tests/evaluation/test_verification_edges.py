@@ -98,6 +98,9 @@ def test_no_fold_is_without_one_of_each_kind_while_that_can_be():
     assert len(few.accuracy.accuracies) == 3
     least = verify_pairs([0.9, 0.5, 0.4, 0.3], [1, 0, 0, 0])
     assert len(least.accuracy.accuracies) == 2
+    one_of_each = verify_pairs([0.9, 0.3], [1, 0])
+    assert sorted(one_of_each.accuracy.fold) == [0, 1]
+    assert sorted(draw_folds([1, 0, 1, 0, 0], 5)) == [0, 1, 2, 3, 4]
 
 
 def test_any_number_but_zero_says_same():
