@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from facemetric.config import (
     RunConfig,
     Step,
     Variant,
-    check_stage,
     config_dict,
     differences,
     folder_of,
@@ -30,8 +29,10 @@ from facemetric.config import (
 )
 from facemetric.data.sources import parse_source
 from facemetric.errors import ConfigError, DataError
+from facemetric.model.folder import find_weights
 from facemetric.report.scorecard import check_options, run_evaluate
-from facemetric.report.visualize import run_visualize
+from facemetric.report.visualize import check_visualize, run_visualize
+from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
@@ -41,6 +42,8 @@ from facemetric.training.pretrain import run_pretrain
 from facemetric.training.run import Trained
 
 RECORD, TABLE = "run.json", "table.csv"
+# Options that a stage may go on with otherwise: no figure depends on them.
+FREE = ("workers", "device", "checkpoint_minutes")
 
 
 def run(*positional: Any, **options: Any) -> pd.DataFrame:
@@ -60,8 +63,9 @@ def run_recipe(config: RunConfig) -> pd.DataFrame:
     )
     variants = plan(config)
     steps = {step.folder: step for variant in variants for step in variant.steps}
+    made = {str(folder) for folder in steps}
     for step in steps.values():
-        check_step(step)
+        check_step(step, made)
     if config.dry:
         return run_dry(list(steps.values()))
     for step in steps.values():
@@ -95,20 +99,22 @@ def run_dry(steps: list[Step]) -> pd.DataFrame:
     return table
 
 
-def check_step(step: Step) -> None:
-    """Raise ConfigError or DataError for what would stop a stage hours later: numbers, and paths that are not there."""
-    if step.stage in ("pretrain", "finetune"):
-        check_stage(step.config)
-    elif step.stage == "eval":
-        check_options(step.config)
+def check_step(step: Step, made: Collection[str]) -> None:
+    """Raise ConfigError, DataError or WeightsError for what would stop a stage hours later: numbers, names, and paths
+    that are not there. `made` are the folders that stages before it will fill."""
+    CHECKS[step.stage](step.config)
     for option in ("data", "gallery"):
         for text in getattr(step.config, option, ()):
             if not Path(parse_source(text).path).exists():
                 raise DataError(f"[{step.stage}] {option}: {text}: no such file or folder")
-    for option in ("pairs", "val_identities", "leave_out", "leave_out_images", "merge"):
+    for option in ("embeddings", "pairs", "val_identities", "leave_out", "leave_out_images", "merge"):
         path = getattr(step.config, option, None)
         if path is not None and not path.exists():
             raise DataError(f"[{step.stage}] {option}: {path}: no such file")
+    for option in ("weights", "compare"):
+        name = getattr(step.config, option, "")
+        if name and name not in made and not Path(name).is_file():  # a file holds embeddings
+            find_weights(name)
 
 
 def check_folder(step: Step, *, resume: bool) -> None:
@@ -119,7 +125,11 @@ def check_folder(step: Step, *, resume: bool) -> None:
     record = read_record(step.folder)
     require(record is not None, f"{step.folder} is not of facemetric run; name another --out")
     assert record is not None
-    other = differences(record["options"], config_dict(step.config))
+    before, now = (
+        {key: value for key, value in options.items() if key not in FREE}
+        for options in (record["options"], config_dict(step.config))
+    )
+    other = differences(before, now)
     if other:
         raise ConfigError(f"{step.folder} was run with other options ({other}); name another --out")
 
@@ -207,6 +217,12 @@ def show(config: Any) -> dict[str, float]:
     return {}
 
 
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "pretrain": check_training,
+    "finetune": check_training,
+    "eval": check_options,
+    "visualize": check_visualize,
+}
 RUNNERS: dict[str, Callable[[Any], dict[str, float]]] = {
     "pretrain": train(run_pretrain),
     "finetune": train(run_finetune),

@@ -83,6 +83,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "demo.py",
         "recipe.py",
         "training/pretrain.py",
+        "training/check.py",
         "training/classification.py",
         "training/finetune.py",
         "training/stage_two.py",

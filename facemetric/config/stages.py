@@ -78,8 +78,6 @@ class StageConfig:
     """Chance of a picture scaled down and up again, 0..1."""
     auto_augment: str = ""
     """A policy of timm, such as rand-m5-mstd0.5; empty for none."""
-    random_erasing: float = 0.0
-    """Chance of an erased rectangle, 0..1."""
 
     seed: int = 0
     """Seed of everything random; the same seed gives the same numbers on one machine."""
@@ -128,6 +126,8 @@ class PretrainConfig(StageConfig):
     """Dropout of the features before the projection or the head, 0..1."""
     drop_path: float = 0.0
     """Stochastic depth of the backbone, where it has it, 0..1."""
+    random_erasing: float = 0.0
+    """Chance of an erased rectangle in a training image, 0..1."""
     max_per_identity: int = 0
     """Most images of an identity in an epoch, others each epoch, so that a few rich ones do not rule; 0 takes all."""
     closed_set_fraction: float = 0.02
@@ -245,7 +245,21 @@ def check_stage(config: StageConfig) -> None:
     )
     if isinstance(config, FinetuneConfig):
         check_freeze(config)
+        check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+
+
+def check_batch(config: FinetuneConfig) -> None:
+    """Raise ConfigError where a batch holds no triplet, or a micro-batch nothing that a batch norm can use."""
+    size, images = config.batch_size, config.images_per_identity
+    require(
+        size // images >= 2,
+        f"--batch-size {size} holds {size // images} identities of {images} images; two are needed: raise --batch-size",
+    )
+    require(
+        config.microbatch != 1,
+        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
+    )
 
 
 def check_freeze(config: FinetuneConfig) -> None:

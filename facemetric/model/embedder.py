@@ -138,6 +138,12 @@ def build_embedder(
     )
 
 
+def check_arch(arch: str) -> None:
+    """Raise ConfigError for an architecture that timm does not have, with the nearest name."""
+    if not timm.is_model(arch):
+        raise ConfigError(f"timm has no architecture {arch!r}{did_you_mean(arch, timm.list_models())}")
+
+
 def build_backbone(
     arch: str,
     image_size: tuple[int, int],
@@ -150,8 +156,7 @@ def build_backbone(
 
     `args` go to the architecture; those that make timm read files are refused, as weights folders hold them.
     Architectures that are made for one image size (vision transformers) are built for `image_size`."""
-    if not timm.is_model(arch):
-        raise ConfigError(f"timm has no architecture {arch!r}{did_you_mean(arch, timm.list_models())}")
+    check_arch(arch)
     of_timm = [name for name in args if name in inspect.signature(timm.create_model).parameters]
     if of_timm:
         raise ConfigError(f"{', '.join(of_timm)} is no argument of the architecture {arch}; leave it out")
@@ -169,14 +174,17 @@ def build_backbone(
                 f"{arch} does not take {', '.join([*args, *options]) or 'image size ' + str(image_size)} ({error}); "
                 "mend --arch-args, set --drop-path 0 or choose another --arch"
             ) from error
+        except (RuntimeError, OSError) as error:  # no network, or weights that do not exist
+            raise ConfigError(
+                f"timm could not make {arch}{' with its weights' if pretrained else ''}: {str(error).splitlines()[0]}"
+                f"{'; go without --pretrained where there is no network' if pretrained else ''}"
+            ) from error
         except (AssertionError, ValueError, IndexError) as error:
             if not args:
                 raise
             raise ConfigError(
                 f"{arch} cannot be built with {dict(args)} ({error}); mend --arch-args"
             ) from error
-        except RuntimeError as error:  # no network, or weights that do not exist
-            raise ConfigError(f"timm could not make {arch}: {str(error).splitlines()[0]}") from error
     check_backbone(backbone, arch, image_size)
     return backbone, model_args
 

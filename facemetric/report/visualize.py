@@ -48,9 +48,7 @@ def visualize(*positional: Any, **options: Any) -> Path:
 
 def run_visualize(config: VisualizeConfig) -> Path:
     """visualize, from a config."""
-    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
-    check_config(config)
-    check_least(config, {"images": 2, "map_images": 2})
+    check_visualize(config)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
     parts = [given(config)] if config.embeddings else embed(config)
@@ -59,6 +57,13 @@ def run_visualize(config: VisualizeConfig) -> Path:
         draw_part(config, part)
     print(f"see them turn: tensorboard --logdir {config.out}")
     return config.out
+
+
+def check_visualize(config: VisualizeConfig) -> None:
+    """Raise ConfigError where options do not go together, or a number is out of its range."""
+    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
+    check_config(config)
+    check_least(config, {"images": 2, "map_images": 2})
 
 
 def given(config: VisualizeConfig) -> Part:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -61,11 +62,9 @@ def start_embedder(config: PretrainConfig) -> Embedder:
     """A new embedder, or that of --weights: then architecture, projection and, where no other are asked for, the
     picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
     if not config.weights:
-        side = config.image_size or IMAGE_SIZE
-        pre = Preprocess(size=(side, side), crop=config.crop)
         return build_embedder(
             config.arch,
-            preprocess=pre,
+            preprocess=new_preprocess(config),
             arch_args=parse_arch_args(config.arch_args),
             embedding_size=config.embedding_size,
             dropout=config.dropout,
@@ -83,6 +82,17 @@ def start_embedder(config: PretrainConfig) -> Embedder:
     return embedder
 
 
+def new_preprocess(config: PretrainConfig) -> Preprocess:
+    """How a new network sees pictures: as ours do, or with --pretrained as those that its weights were trained on."""
+    side = config.image_size or IMAGE_SIZE
+    plain = Preprocess(size=(side, side), crop=config.crop)
+    known = timm.get_pretrained_cfg(config.arch) if config.pretrained else None
+    if known is None:
+        return plain
+    seen = {"mean": known.mean, "std": known.std, "interpolation": known.interpolation}
+    return Preprocess.from_dict(plain.to_dict() | seen)
+
+
 def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
     """Raise ConfigError where the options ask for a network that the embedder of --weights is not."""
     args, embedding = parse_arch_args(config.arch_args), embedder.embedding_size
@@ -91,6 +101,10 @@ def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
         "arch_args": (embedder.model_args or "none", args.items() <= embedder.model_args.items()),
         "embedding_size": (embedding, config.embedding_size in (0, embedding)),
     }
+    for name in ("drop_path", "pretrained"):
+        if getattr(config, name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
     for name, (has, fits) in known.items():
         if not fits:
             option = "--" + name.replace("_", "-")

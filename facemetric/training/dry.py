@@ -54,7 +54,6 @@ PLAIN: dict[str, Any] = {
     "blur": 0.0,
     "low_resolution": 0.0,
     "auto_augment": "",
-    "random_erasing": 0.0,
     "epochs": STEPS,
     "warmup_epochs": 0.0,
     "ema": 0.0,
@@ -64,6 +63,7 @@ OF_STAGE: dict[type, dict[str, Any]] = {
     PretrainConfig: {
         "dropout": 0.0,
         "drop_path": 0.0,
+        "random_erasing": 0.0,
         "label_smoothing": 0.0,
         "start_size": 0,
         "closed_set_fraction": 0.0,

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from facemetric.config import FinetuneConfig, check_stage, config_toml, make_config
+from facemetric.config import FinetuneConfig, config_toml, make_config
 from facemetric.data.identities import check_identities, with_at_least
 from facemetric.files import write_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.calibration import sum_up
+from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
@@ -46,7 +47,7 @@ def finetune(*positional: Any, **options: Any) -> Trained:
 
 def run_finetune(config: FinetuneConfig) -> Trained:
     """finetune, from a config."""
-    check_stage(config)
+    check_training(config)
     device = pick_device(distributed.start(config.device))
     embedder = load_start(config, device)
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)

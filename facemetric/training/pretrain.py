@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from facemetric.config import PretrainConfig, check_stage, config_toml, make_config
+from facemetric.config import PretrainConfig, config_toml, make_config
 from facemetric.machine import pick_device
 from facemetric.training import distributed
 from facemetric.training.calibration import sum_up
+from facemetric.training.check import check_training
 from facemetric.training.classification import Classification
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
@@ -28,7 +29,7 @@ def pretrain(*positional: Any, **options: Any) -> Trained:
 
 def run_pretrain(config: PretrainConfig) -> Trained:
     """pretrain, from a config."""
-    check_stage(config)
+    check_training(config)
     device = pick_device(distributed.start(config.device))
     run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
     config = replace(config, resume=run.resume)

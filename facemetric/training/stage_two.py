@@ -15,7 +15,6 @@ from facemetric.config import FinetuneConfig
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import BadImageLog
-from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
@@ -55,11 +54,6 @@ class StageTwo:
         """P x K batches over labels (N,); fewer identities than P make smaller batches, which is said."""
         identities = len(np.unique(labels))
         per_batch = self.config.batch_size // self.config.images_per_identity
-        if per_batch < 2:
-            raise ConfigError(
-                f"--batch-size {self.config.batch_size} holds {per_batch} identities of "
-                f"{self.config.images_per_identity} images; two are needed: raise --batch-size"
-            )
         if per_batch > identities:
             say(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
             per_batch = identities
