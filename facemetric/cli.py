@@ -165,7 +165,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         remedy = "free some of the disk" if full else "mend the path, or name another --out"
         fail(f"{error.strerror or error}{where}; {remedy}")
     except KeyboardInterrupt:
-        fail("interrupted; a run goes on from its last checkpoint with --resume")
+        fail("interrupted; a training goes on from its last checkpoint with --resume")
     finally:
         threading.excepthook = before
         if with_signal:
@@ -186,7 +186,7 @@ def like_ctrl_c(main_process: int) -> Callable[[int, Any], None]:
 def find_own_modules() -> None:
     """Let --miner MODULE:FUNCTION find a module in the folder that the command is run from."""
     if "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")  # last: a file of the user's hides no module of others
 
 
 def of_a_thread(raised: Any) -> None:

@@ -23,6 +23,10 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
+        )
     return device
 
 

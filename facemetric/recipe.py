@@ -36,7 +36,7 @@ from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
-from facemetric.training.folder import CHECKPOINT, LOG, has_checkpoint
+from facemetric.training.folder import CHECKPOINT, LOG, has_checkpoint, read_log
 from facemetric.training.measure import Measured, measuring
 from facemetric.training.pretrain import run_pretrain
 from facemetric.training.run import Trained
@@ -125,6 +125,8 @@ def check_folder(step: Step, *, resume: bool) -> None:
     record = read_record(step.folder)
     require(record is not None, f"{step.folder} is not of facemetric run; name another --out")
     assert record is not None
+    if not record["done"] and not has_checkpoint(step.folder / CHECKPOINT):
+        return  # nothing of it is kept
     before, now = (
         {key: value for key, value in options.items() if key not in FREE}
         for options in (record["options"], config_dict(step.config))
@@ -171,7 +173,7 @@ def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
         record |= {"done": True, "figures": figures}
     finally:
         record["minutes"] = round(record["minutes"] + sitting.seconds / 60, 3)
-        record["memory_mib"] = round(sitting.peak_mib)
+        record["memory_mib"] = max(round(sitting.peak_mib), (before or {}).get("memory_mib", 0))
         write_record(step.folder, record)
 
 
@@ -182,7 +184,7 @@ def train(runner: Callable[[Any], Trained]) -> Callable[[Any], dict[str, float]]
     def run_stage(config: Any) -> dict[str, float]:
         trained = runner(config)
         last: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
-        for line in map(json.loads, (trained.run / LOG).read_text().splitlines()):
+        for line in read_log(trained.run / LOG):
             last[line["event"]] = line
         figures = {
             f"train_{name}": last["train"].get(name) for name in ("loss", "accuracy", "fraction_positive")
@@ -251,6 +253,8 @@ def write_table(out: Path, variants: list[Variant]) -> pd.DataFrame:
                 row |= {"minutes": record["minutes"], "memory_mib": record["memory_mib"]}
             row |= record["figures"]
     table = pd.DataFrame(rows.values())
+    if not rows:  # pictures alone
+        return table
     front = [key for key in variants[0].settings if key in table] + ["stage", "minutes", "memory_mib"]
     table = table[[*front, *(name for name in table if name not in front)]]
     path = out / TABLE

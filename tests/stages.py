@@ -76,7 +76,7 @@ class Toy:
     """A task of the loop (see task.Task): a regression with batch norm, dropout, numpy's random numbers and a
     memory of the last batch's mean."""
 
-    score = "score"
+    judged_by = staticmethod(lambda figures: "score")
     steps_per_epoch = 5
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -241,6 +242,26 @@ def test_what_is_frozen_in_turn_needs_its_epochs(options: dict[str, Any], messag
         check_stage(make_config(FinetuneConfig, "faces", epochs=5, **options))
 
 
+@pytest.mark.parametrize("init", ["pca", "lda", "random"])
+def test_a_new_projection_needs_a_size(init: str) -> None:
+    check_stage(make_config(FinetuneConfig, "faces", embedding_size=0))
+    with pytest.raises(ConfigError, match="--embedding-size is 0, and --projection-init"):
+        check_stage(make_config(FinetuneConfig, "faces", embedding_size=0, projection_init=init))
+
+
+def test_an_argument_goes_once() -> None:
+    with pytest.raises(ConfigError, match="data is given twice"):
+        make_config(PretrainConfig, "faces", data="others")
+
+
+def test_every_number_can_be_written() -> None:
+    config = make_config(
+        PretrainConfig, "faces", epochs=np.int64(3), lr=np.float32(0.5), checkpoint_minutes=float("inf")
+    )
+    found = tomllib.loads(config_toml(config))
+    assert (found["epochs"], found["lr"], found["checkpoint_minutes"]) == (3, 0.5, float("inf"))
+
+
 def test_a_misspelt_argument_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown option 'epoch': did you mean 'epochs'"):
         make_config(PretrainConfig, epoch=3)
@@ -263,6 +284,7 @@ def test_a_misspelt_argument_names_the_nearest() -> None:
         ({"hflip": float("nan")}, "--hflip"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("inf")}, "--lr"),
+        ({"momentum": -0.1}, "--momentum"),
         ({"data": ()}, "no DATA"),
         ({"val_by": "images", "val_identities": "names.txt"}, "one of --val-identities and --val-by images"),
     ],

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from facemetric.machine import pick_workers
+from facemetric.errors import ConfigError
+from facemetric.machine import pick_device, pick_workers
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert (pick_device("cuda").index, pick_device("cuda:1").index) == (None, 1)
+    with pytest.raises(ConfigError, match="--device cuda:2 was asked for, but there are 2 CUDA devices"):
+        pick_device("cuda:2")
 
 
 def test_reading_processes(monkeypatch: pytest.MonkeyPatch) -> None:

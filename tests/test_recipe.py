@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from facemetric import recipe
 from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
-from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.errors import ConfigError, FacemetricError, TrainingError
 from facemetric.training.classification import start_embedder
 from facemetric.training.folder import LOG
 
@@ -93,6 +94,9 @@ def test_a_setting_without_its_table(toml: Path) -> None:
     toml.write_text(toml.read_text().replace("[finetune]", "[finetune]\nmargin = 0.3"))
     assert [run["finetune"].margin for run in planned(toml, "margin=1,3")] == [1, 3]  # the recipe's own key
     assert planned(toml, "miner=hard")[0]["finetune"].miner == "hard"
+    toml.write_text(toml.read_text().replace("[finetune]", "[finetune]\nhflip = 0.1"))
+    (steps,) = planned(toml, "hflip=0.3")  # both stages can have it; the recipe has it in one
+    assert (steps["pretrain"].hflip, steps["finetune"].hflip) == (0.5, 0.3)
 
 
 def test_values_are_toml_or_words() -> None:
@@ -123,13 +127,32 @@ def test_values_are_toml_or_words() -> None:
         (("", ""), ("finetune.epochs=0",), "--epochs is 0; it must be at least 1"),
         (("", ""), ("eval.data=nowhere",), r"\[eval\] data: nowhere: no such file or folder"),
         (("", ""), ("eval.pairs=nowhere",), r"\[eval\] pairs: nowhere: no such file"),
+        (("", ""), ("eval.embeddings=nowhere.npz",), r"\[eval\] embeddings: nowhere.npz: no such file"),
+        (("", ""), ("eval.compare=nowhere",), "no weights at 'nowhere'"),
+        (("", ""), ("finetune.weights=nowhere",), "no weights at 'nowhere'"),
+        (("", ""), ("finetune.miner=semihrad",), "unknown miner 'semihrad': did you mean 'semihard'"),
+        (("", ""), ("optimizer=adamv",), "unknown optimizer 'adamv': did you mean 'adam"),
+        (("", ""), ("finetune.scheduler=cosin",), "'cosin'.*did you mean 'cosine'"),
+        (("", ""), ("finetune.auto_augment=rnd-m9",), "rnd-m9"),
+        (("", ""), ("finetune.crop=[0.5,0.5,0.5,0.5]",), "opposite ones sum to below 1"),
+        (("", ""), ("finetune.batch_size=4",), "--batch-size 4 holds 1 identities of 4 images"),
+        (("", ""), ("finetune.microbatch=1",), "--microbatch is 1; a batch norm needs two images"),
+        (("", ""), ("pretrain.arch=resnet19",), "timm has no architecture 'resnet19': did you mean"),
+        (("[eval]", "[visualize]\nimages = 1\n[eval]"), (), "--images is 1; it must be at least 2"),
+        (
+            ("", ""),
+            ("batch_size=8",),
+            r"above the tables and \[finetune\] have it; write finetune.batch_size",
+        ),
+        (("", ""), ("epochs=3",), r"\[pretrain\] and \[finetune\] have it; write finetune.epochs"),
+        (("", ""), ("pretrain.lr=0.1,0.2", "pretrain.lr=0.3"), "--set pretrain.lr stands twice"),
     ],
 )
 def test_a_fault_is_said_before_anything_runs(
     toml: Path, tmp_path: Path, change: tuple[str, str], settings: tuple[str, ...], message: str
 ) -> None:
     toml.write_text(toml.read_text().replace(*change, 1))
-    with pytest.raises((ConfigError, DataError), match=message):
+    with pytest.raises(FacemetricError, match=message):
         recipe.run(toml, set=settings, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -178,6 +201,33 @@ def test_a_run_leaves_its_stages_and_a_table(
     monkeypatch.setitem(recipe.RUNNERS, "pretrain", lambda config: pytest.fail("it was done before"))
     again = recipe.run(toml, set=["finetune.margin=3", "finetune.miner=all"], out=out, resume=True)
     assert again["stage"].tolist() == ["pretrain", "finetune"]
+
+
+def test_a_stage_that_failed_before_its_first_step_takes_other_options(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(config: Any) -> None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        raise TrainingError("the disk is full")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setitem(recipe.RUNNERS, "finetune", full)
+        with pytest.raises(TrainingError, match="the disk is full"):
+            recipe.run(toml, out=out)
+    table = recipe.run(toml, out=out, resume=True, set=["finetune.lr=0.01", "workers=1"])
+    assert table["stage"].tolist() == ["pretrain", "finetune"]
+    assert json.loads((out / "finetune" / "run.json").read_text())["options"]["lr"] == 0.01
+
+
+def test_a_recipe_of_pictures_alone(tmp_path: Path) -> None:
+    recipe_file, table = tmp_path / "pictures.toml", tmp_path / "table.npz"
+    names = np.array([f"p{i // 2}" for i in range(20)])
+    emb_ND = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    np.savez(table, embeddings=emb_ND, identities=names, paths=np.array([f"{i}.jpg" for i in range(20)]))
+    recipe_file.write_text(f"[visualize]\nembeddings = '{table}'\n")
+    assert recipe.run(recipe_file, out=tmp_path / "out").empty
+    assert (tmp_path / "out" / "visualize" / "projector_config.pbtxt").is_file()
 
 
 def test_a_run_that_stopped_goes_on(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

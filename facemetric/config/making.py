@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tomllib
 from dataclasses import asdict, fields
@@ -37,6 +38,7 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
+        require(name not in values, f"{name} is given twice, without its name and with it; leave out one")
         values[name] = value
     hints = get_type_hints(kind)
     for name, value in values.items():
@@ -81,6 +83,8 @@ def as_hinted(hint: Any, value: Any) -> Any:
         return tuple(part if get_origin(kinds[1]) else kinds[1](part) for part in several)
     if Path in kinds and isinstance(value, str):
         return Path(value)
+    if isinstance(value, (Integral, Real)) and not isinstance(value, (bool, int, float)):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     return str(value) if str in kinds and isinstance(value, Path) else value
 
 
@@ -102,7 +106,13 @@ def config_toml(config: Any) -> str:
 
     options = config_dict(config)
     options.pop("resume", None)
-    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in options.items())
+    written = {
+        name: str(value)  # `inf`: not as JSON's Infinity
+        if isinstance(value, float) and not math.isfinite(value)
+        else json.dumps(value, ensure_ascii=False)
+        for name, value in options.items()
+    }
+    return "".join(f"{name} = {text}\n" for name, text in written.items())
 
 
 def config_command(name: str, config: Any) -> str:

@@ -41,7 +41,8 @@ class RunConfig:
     """TOML file with the tables [pretrain], [finetune], [eval], [visualize]; their keys are the commands' options."""
     _: KW_ONLY
     set: tuple[str, ...] = ()
-    """Options in place of the recipe's, as TABLE.KEY=VALUE; of several values, A,B,C, a run for each."""
+    """Options in place of the recipe's, as TABLE.KEY=VALUE; of several values, A,B,C, a run for each. A text that
+    has commas itself is one value in quotes: 'pretrain.arch_args="a = 1, b = 2"'."""
     out: Path | None = None
     """Folder of the run, with a folder for each stage; runs/NAME for NAME.toml where none is named."""
     dry: bool = False
@@ -83,6 +84,9 @@ def plan(config: RunConfig) -> list[Variant]:
     assert config.recipe is not None
     tables = read_tables(config.recipe)
     settings = [parse_setting(text, tables) for text in config.set]
+    for i, one in enumerate(settings):
+        twice = [two.key for two in settings[:i] if (two.table, two.option) == (one.table, one.option)]
+        require(not twice, f"--set {one.key} stands twice; give all its values in one: {one.key}=A,B,C")
     out = folder_of(config)
     variants = []
     for values in itertools.product(*(setting.values for setting in settings)):
@@ -153,16 +157,20 @@ def parse_setting(text: str, tables: Tables) -> Setting:
 
 
 def table_of(option: str, tables: Tables) -> str:
-    """The table that an option without one belongs to."""
-    if option in options_of(""):
-        return ""
+    """The table that an option without one belongs to: where the recipe has it, or that of all where none does."""
+    above = option in options_of("")
     able = [name for name in tables if name and option in options_of(name)]
     having = [name for name in able if option in tables[name]]
-    if len(having or able) == 1:
+    if above and not having:
+        return ""
+    if len(having or able) == 1 and option not in tables[""]:
         return (having or able)[0]
     known = sorted({name for table in tables for name in options_of(table)})
     require(bool(able), f"--set {option}: unknown option{did_you_mean(option, known)}")
-    raise ConfigError(f"--set {option}: [{'] and ['.join(able)}] have it; write {able[-1]}.{option}")
+    places = ["above the tables"] * (option in tables[""]) + [f"[{name}]" for name in having or able]
+    raise ConfigError(
+        f"--set {option}: {' and '.join(places)} have it; write {(having or able)[-1]}.{option}"
+    )
 
 
 def parse_values(text: str) -> tuple[Any, ...]:

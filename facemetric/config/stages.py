@@ -157,7 +157,7 @@ class FinetuneConfig(StageConfig):
     projection_init: Init = "identity"
     """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
     miner: str = "semihard"
-    """all, semihard, hard, or your own as package.module:function."""
+    """all, semihard, hard, distance-weighted, or your own as package.module:function."""
     margin: float = 0.2
     """Margin between positive and negative distance, in units of --distance (squared: 0..4)."""
     soft_margin: bool = False
@@ -229,7 +229,7 @@ def check_stage(config: StageConfig) -> None:
         value = getattr(config, name, 0.0)
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
-    least = dict.fromkeys((*none, "checkpoint_minutes", "seed"), 0)
+    least = dict.fromkeys((*none, "momentum", "checkpoint_minutes", "seed"), 0)
     least |= dict.fromkeys(("image_size", "start_size", "max_per_identity"), 0)
     least |= dict.fromkeys(("epochs", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
@@ -255,6 +255,10 @@ def check_batch(config: FinetuneConfig) -> None:
     require(
         size // images >= 2,
         f"--batch-size {size} holds {size // images} identities of {images} images; two are needed: raise --batch-size",
+    )
+    require(
+        config.projection_init == "identity" or config.embedding_size > 0,
+        f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
     )
     require(
         config.microbatch != 1,

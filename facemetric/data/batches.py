@@ -116,9 +116,7 @@ class IdentityBatches:
         self.counts = np.bincount(self.labels)
         found = len(self.counts)
         if found < self.p:
-            raise ConfigError(
-                f"{found} identities, the batch needs {self.p}; lower --identities-per-batch to {found}"
-            )
+            raise ConfigError(f"{found} identities, the batch needs {self.p}; ask for {found} or less")
         self.starts = np.cumsum(self.counts) - self.counts
         self.seed, self.share = seed, (rank, world_size)
         self.steps = steps or -(-len(self.labels) // (self.p * self.k))

@@ -173,7 +173,7 @@ def resolve_miner(name: str) -> Callable[..., Mined]:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # no name at all is a ValueError
         raise ConfigError(f"miner {name!r}: {module_name} does not import ({error})") from error
     select = getattr(module, function_name, None)
     if not callable(select):

@@ -11,7 +11,16 @@ from facemetric.config.making import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.report.columns import aligned
-from facemetric.training.folder import CHECKPOINT, CONFIG, LOCK, LOG, SCORE, has_checkpoint, read_log
+from facemetric.training.folder import (
+    CHECKPOINT,
+    CONFIG,
+    LOCK,
+    LOG,
+    SCORE,
+    has_checkpoint,
+    judged_by,
+    read_log,
+)
 from facemetric.training.pace import in_words
 
 EER = "val_eer"
@@ -37,7 +46,8 @@ def standing(folder: Path) -> Standing:
     options = read_options(folder / CONFIG)
     stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
     seen = [numbers(line) for line in log if line.get("event") == "validation"]
-    best = max((line for line in seen if SCORE in line), key=lambda line: line[SCORE], default={})
+    judged = [line for line in seen if judged_by(line) in line]
+    best = max(judged, key=lambda line: line[judged_by(line)], default={})
     trained = [numbers(line) for line in log if line.get("event") == "train"]
     state = state_of(folder, log)
     left = trained[-1].get("minutes_left") if trained and state == "running" else None

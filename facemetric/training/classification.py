@@ -27,7 +27,7 @@ from facemetric.model.embedder import Embedder, build_embedder, check_backbone, 
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.folder import SCORE
+from facemetric.training.folder import judged_by
 from facemetric.training.run import Run
 from facemetric.training.setup import (
     OpenSet,
@@ -157,7 +157,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 class Classification:
     """The task of stage one (see task.Task)."""
 
-    score = SCORE
+    judged_by = staticmethod(judged_by)
 
     def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
         self.config, self.split, self.run, self.device = config, split, run, device

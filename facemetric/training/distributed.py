@@ -89,10 +89,14 @@ def total(value: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over processes; one that a process does not have counts as zero."""
+    """Replace each gradient by its sum over processes; one that a process does not have counts as zero.
+
+    What is frozen keeps none: a gradient of zero would still let weight decay move it."""
     if not together():
         return
     for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)

@@ -29,9 +29,7 @@ WINDOW = 20  # steps
 COLLAPSED = 0.05  # spread
 NEAR_MARGIN = 0.02  # share of the margin
 NEAR_EQUAL = 0.05  # share of d_an
-AS_BY_CHANCE = (
-    0.4  # share of triplets: where nothing is known, each violates a margin with a chance above a half
-)
+AS_BY_CHANCE = 0.4  # share of triplets; where nothing is known, a margin is violated with a chance above 1/2
 
 
 class Seen(NamedTuple):
@@ -110,7 +108,7 @@ class Doctor:
                 (
                     "dead miner",
                     f"no triplet had a loss in {WINDOW} steps: {self.miner} finds nothing to learn; raise --margin or "
-                    "--batch-size, mine with hard, or stop here",
+                    f"--batch-size{'' if self.miner == 'hard' else ', mine with hard'}, or stop here",
                 )
             )
         return found

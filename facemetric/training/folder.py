@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
 LOCK = "run.lock"
-SCORE = "val_tar_at_far_0.01"  # the validation figure that picks the best epoch
+# The validation figure that picks the best epoch; AUC where the validation pairs cannot support that FAR.
+SCORE, AUC = "val_tar_at_far_0.01", "val_auc"
+
+
+def judged_by(figures: Mapping[str, Any]) -> str:
+    """The name of the figure, up is better, that epochs with these validation figures are judged by."""
+    return SCORE if SCORE in figures else AUC
 
 
 def has_checkpoint(path: Path) -> bool:

@@ -192,8 +192,9 @@ class Trainer:
         # Process 0 validates for all, so that they agree on the best epoch.
         metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
         self.run.log("validation", self.done, epoch=self.at.epoch, **metrics)
-        score = metrics.get(self.task.score)
-        if score is None or self.at.best is None or score > self.at.best[self.task.score]:
+        name = self.task.judged_by(metrics)
+        score, best = metrics.get(name), self.at.best
+        if score is None or best is None or score > best.get(name, -math.inf):
             self.at.best, self.at.best_epoch = metrics, self.at.epoch
             if distributed.rank() == 0:
                 self.task.save(self.kept, metrics)

@@ -43,6 +43,7 @@ def backward_in_chunks(
         for chunk in chunks:
             states.append(random_state())
             parts.append(embed(chunk))
+    torch.clear_autocast_cache()  # older ones keep weights that were cast without a graph, and use them below
     with torch.enable_grad():
         emb_BD = torch.cat(parts).requires_grad_()
         (grad_BD,) = torch.autograd.grad(loss_of(emb_BD), emb_BD)

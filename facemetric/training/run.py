@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -135,10 +136,13 @@ class Run:
 
     def close(self) -> None:
         """Flush and close the files, and let go of the folder."""
-        if self.writes:
-            self._log.close()
-            if self._board:
-                self._board.close()
+        if not self.writes:
+            return
+        try:
+            with contextlib.closing(self._log):
+                if self._board:
+                    self._board.close()
+        finally:  # a full disk stops both
             self._lock.release()
 
 

@@ -27,12 +27,12 @@ from facemetric.model.embedder import Embedder, check_backbone
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.folder import SCORE
 from facemetric.training.run import Run, provenance
 from facemetric.training.task import Settings
 
 FARS = (1e-2, 1e-3)
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
+SECOND_ORDER = ("adahessian",)  # needs second derivatives, which the loop does not take
 STEPS, MILESTONES = 3, (0.5, 0.75)  # where `step` and `multistep` fall to a tenth, in shares of the run
 # What read_split reads: with these of a training's options its images can be split again.
 SPLIT_OPTIONS = (
@@ -192,14 +192,12 @@ class OpenSet:
 
 
 def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
-    """The validation figures of embeddings (N, D) and identities (N,)."""
+    """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
     found = verify_all_pairs(embeddings, identities, fars=FARS)
     figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
     figures["val_eer"] = float(found.eer)
     figures["val_auc"] = float(found.auc)
     figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]
-    # Small validation sets cannot support the FAR: their score is what is known of the curve.
-    figures.setdefault(SCORE, figures["val_auc"])
     return figures
 
 
@@ -233,7 +231,7 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
     """timm's optimizer over modules with a learning rate each; vectors (biases, norms) have no weight decay.
 
     Raises ConfigError for a name that timm does not know."""
-    known = [str(name) for name in list_optimizers()]
+    known = [str(name) for name in list_optimizers() if name not in SECOND_ORDER]
     if config.optimizer not in known:
         raise ConfigError(f"unknown optimizer {config.optimizer!r}{did_you_mean(config.optimizer, known)}")
     groups = []
@@ -244,13 +242,21 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
         )
         groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    return create_optimizer_v2(
-        groups,
-        opt=config.optimizer,
-        lr=parts[0][1],
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-    )
+    name = config.optimizer
+    if name in ("sgd", "nesterov") and config.momentum == 0:
+        name = "momentum"  # Nesterov's needs one
+    try:
+        return create_optimizer_v2(
+            groups,
+            opt=name,
+            lr=parts[0][1],
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, TypeError, AssertionError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"timm cannot make the optimizer {name} ({str(error).strip()}); choose another --optimizer"
+        ) from error
 
 
 def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:

@@ -20,7 +20,7 @@ from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features, state_hash
-from facemetric.training.folder import SCORE
+from facemetric.training.folder import judged_by
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
 from facemetric.training.setup import Split, augment_of, open_set_figures, same_origin, save_best
@@ -29,7 +29,7 @@ from facemetric.training.setup import Split, augment_of, open_set_figures, same_
 class StageTwo:
     """What the two tasks of stage two share (see task.Task)."""
 
-    score = SCORE
+    judged_by = staticmethod(judged_by)
 
     def __init__(
         self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
@@ -128,15 +128,16 @@ class StageTwo:
         if not before:
             say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
             return after
-        old, new = before[self.score], after[self.score]
+        score = self.judged_by(before)
+        old, new = before[score], after[score]
         if old > new:
             self.save_embedder(self.original, before)
             say(
-                f"stage two did not help ({self.score} {new:.4f}, before {old:.4f}): kept the weights it began with"
+                f"stage two did not help ({score} {new:.4f}, before {old:.4f}): kept the weights it began with"
             )
         else:
             moment = f"epoch {epoch}" if epoch else "the start of the projection"
-            say(f"kept {moment}: {self.score} {new:.4f}, before stage two {old:.4f}")
+            say(f"kept {moment}: {score} {new:.4f}, before stage two {old:.4f}")
         say(f"weights in {self.run.best}")
         self.run.log("kept", 0, epoch=epoch if new >= old else -1, before=old, after=new)
         return before if old > new else after

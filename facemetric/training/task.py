@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """What a stage gives the loop. `score` names the validation figure (up is better) that picks the best epoch."""
+    """What a stage gives the loop."""
 
-    score: str
     steps_per_epoch: int
 
     @property
@@ -31,7 +30,11 @@ class Task(Protocol):
         `progress` is the share of the training that is done, 0..1."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the model on held-out data, `score` among them; {} where there is none."""
+        """Figures of the model on held-out data; {} where there is none."""
+
+    @property
+    def judged_by(self) -> Callable[[Mapping[str, Any]], str]:
+        """From the figures of a validation to the name of the one, up is better, that picks the best epoch."""
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """Write the weights folder of the best epoch."""

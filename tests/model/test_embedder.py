@@ -9,7 +9,7 @@ import torch
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
-from facemetric.model.embedder import PIECE, build_embedder, in_pieces
+from facemetric.model.embedder import PIECE, build_backbone, build_embedder, in_pieces
 from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
 
 PRE = Preprocess(size=(32, 32))
@@ -115,3 +115,15 @@ def test_a_misspelt_architecture_names_the_nearest() -> None:
 def test_an_image_too_small_for_the_backbone_is_said() -> None:
     with pytest.raises(ConfigError, match="--image-size"):
         build_embedder("efficientformerv2_s0", preprocess=Preprocess(size=(33, 33)))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no network"), RuntimeError("no weights")])
+def test_weights_of_timm_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("timm.create_model", failing)
+    with pytest.raises(
+        ConfigError, match=r"with its weights: no .*; go without --pretrained where there is no"
+    ):
+        build_backbone("resnet18", (64, 64), pretrained=True)

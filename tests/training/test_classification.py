@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.data import resolve_data_config
 from torch.nn import functional
 
 from facemetric import load_embedder
@@ -15,7 +17,7 @@ from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device
-from facemetric.training.classification import Classification, growing_sizes
+from facemetric.training.classification import Classification, growing_sizes, new_preprocess
 from facemetric.training.run import Run, Trained
 from facemetric.training.setup import read_split
 
@@ -100,6 +102,25 @@ def test_weights_of_another_network(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         task_of(faces, tmp_path / "run", weights=str(stage_one.run), **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("drop_path", 0.1), ("pretrained", True)])
+def test_options_of_a_new_network_do_not_go_with_weights(
+    stage_one: Trained, faces: Path, tmp_path: Path, option: str, value: Any
+) -> None:
+    flag = option.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{flag} is for a new network; leave it out, or --weights"):
+        task_of(faces, tmp_path / "run", weights=str(stage_one.run), **{option: value})
+
+
+def test_pretrained_networks_see_pictures_as_they_did() -> None:
+    """Those of ImageNet have a mean and deviation for each channel."""
+    ours = new_preprocess(PretrainConfig(("faces",), arch="resnet18"))
+    assert (ours.mean, ours.interpolation, ours.size) == ((0.5, 0.5, 0.5), "bilinear", (96, 96))
+    theirs = new_preprocess(PretrainConfig(("faces",), arch="resnet18", pretrained=True, image_size=64))
+    known = resolve_data_config({}, model=timm.create_model("resnet18"))
+    assert (theirs.mean, theirs.std) == (known["mean"], known["std"])
+    assert (theirs.interpolation, theirs.size) == (known["interpolation"], (64, 64))
 
 
 def test_held_back_images_are_not_trained_on(faces: Path, tmp_path: Path) -> None:

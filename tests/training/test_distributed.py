@@ -92,6 +92,17 @@ def test_processes_agree_with_one(world: int, case: tuple[str, bool, int], tmp_p
             assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
+def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of zeros would let weight decay, and Adam's count of steps, move it."""
+    monkeypatch.setattr(distributed, "together", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    layer = torch.nn.Linear(D, D)
+    layer.weight.requires_grad_(False)
+    distributed.sum_gradients(layer.parameters())
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None  # this process had no triplet
+
+
 def test_alone_nothing_is_gathered() -> None:
     rows, labels = torch.randn(4, D), torch.arange(4)
     gathered, all_labels, own = distributed.gather_rows(rows, labels)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from facemetric.errors import DataError
-from facemetric.training.doctor import WINDOW, spread
+from facemetric.training.doctor import WINDOW, Doctor, Seen, spread
 from facemetric.training.objective import TripletObjective
 
 
@@ -86,6 +86,16 @@ def test_a_few_that_are_not_told_apart_are_not_the_whole() -> None:
 def test_dead_miner() -> None:
     found = train(lambda: CENTRES[LABELS] + 1e-3 * torch.randn(32, 16), LABELS, miner="all", margin=0.05)
     assert found == ["dead miner"]
+
+
+def test_hard_mining_is_not_told_to_mine_hard() -> None:
+    """It finds only triplets without a loss where all are far apart: neither is there anything harder."""
+    said: list[str] = []
+    doctor = Doctor(margin=0.2, soft=False, miner="hard", say=lambda name, text: said.append(text))
+    for _ in range(WINDOW):
+        doctor.watch(Seen(loss=0.0, active=0, valid=100, d_ap=0.1, d_an=1.9, spread=0.9))
+    assert len(said) == 1
+    assert "mine with hard" not in said[0]
 
 
 def test_one_class() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.mining.triplets import semihard
+from facemetric.training.amp import Amp
 from facemetric.training.microbatch import backward_in_chunks, even_chunks
 
 LABELS = torch.arange(12) % 4
@@ -85,6 +86,31 @@ def test_dropout_draws_the_same_in_both_passes(chunk: int) -> None:
 
     for name, grad in plain().items():
         torch.testing.assert_close(grads[name], grad, rtol=0, atol=1e-10)
+
+
+def test_mixed_precision_gives_every_part_its_gradient() -> None:
+    """What the first pass casts without a graph is not what the second one learns by."""
+    grads = []
+    for chunk in (12, 3):
+        model = net().eval().float()
+        images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        amp = Amp(torch.device("cpu"), "bfloat16")
+
+        def embed(part: Tensor, model: nn.Module = model) -> Tensor:
+            return functional.normalize(model(part).float(), dim=1)
+
+        with amp.autocast():
+            backward_in_chunks(
+                model,
+                embed,
+                lambda emb_BD: semihard(emb_BD, LABELS, margin=0.5).loss,
+                images.split(chunk),
+                amp.backward,
+            )
+        grads.append(gradients(model))
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=0.1, atol=0.02)
 
 
 def test_the_random_numbers_go_on_as_after_one_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -58,3 +59,16 @@ def test_provenance_names_the_versions_and_the_options() -> None:
     assert found["options"]["arch"] == "lcnet_035"
     assert {"python", "torch", "timm", "numpy"} <= found["versions"].keys()
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_disk_that_is_full_keeps_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run", config_toml="", resume=False)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run._board is not None
+    monkeypatch.setattr(run._board, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.close()
+    Run(tmp_path / "run", config_toml="", resume=False).close()

@@ -13,7 +13,16 @@ import torch
 
 from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
-from facemetric.training.setup import SPLIT_OPTIONS, hold_back, make_optimizer, make_scheduler, read_split
+from facemetric.errors import ConfigError
+from facemetric.training.folder import judged_by
+from facemetric.training.setup import (
+    SPLIT_OPTIONS,
+    hold_back,
+    make_optimizer,
+    make_scheduler,
+    open_set_figures,
+    read_split,
+)
 
 
 def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
@@ -55,6 +64,39 @@ def test_named_lists_split_merge_and_leave_out(
     said = capsys.readouterr().out
     assert said.count("1 names of") == 3
     assert "first 'nobody'" in said
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("nesterov", 0.0), ("sgd", 0.9)])
+def test_sgd_with_and_without_momentum(name: str, momentum: float) -> None:
+    """Two steps down the same slope: the second is longer by what the momentum keeps."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    config = StageConfig(optimizer=name, momentum=momentum, weight_decay=0.0)
+    optimizer = make_optimizer(config, [(module, 0.1)])
+    moved = []
+    for _ in range(2):
+        before = module.weight.item()
+        module.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        moved.append(before - module.weight.item())
+    first, second = (0.1 * (1 + momentum), 0.1 * (1 + momentum + momentum**2))
+    assert moved == pytest.approx([first, second], rel=1e-5)
+
+
+def test_an_optimizer_that_needs_second_derivatives() -> None:
+    with pytest.raises(ConfigError, match="unknown optimizer 'adahessian'"):
+        make_optimizer(StageConfig(optimizer="adahessian"), [(torch.nn.Linear(1, 1), 0.1)])
+
+
+def test_epochs_are_judged_by_auc_where_the_pairs_are_too_few() -> None:
+    random = np.random.default_rng(0)
+    emb_ND = random.normal(size=(8, 4))
+    emb_ND /= np.linalg.norm(emb_ND, axis=1, keepdims=True)
+    few = open_set_figures(emb_ND, np.repeat(["a", "b", "c", "d"], 2))
+    assert not [name for name in few if "tar" in name]
+    assert judged_by(few) == "val_auc"
+    many = open_set_figures(random.normal(size=(200, 4)), np.arange(200) // 4)
+    assert judged_by(many) == "val_tar_at_far_0.01"
+    assert many["val_tar_at_far_0.01"] != many["val_auc"]
 
 
 def test_held_back_images_leave_half_of_each_identity(faces: Path) -> None:
