@@ -40,7 +40,7 @@ def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
             np.concatenate([[lowest / 2], far]),
             np.concatenate([[start], tar]),
             where="post",
-            label=name,
+            label=label_of(name),
             **_line(i),
         )
     axes.set_xscale("log")
@@ -62,7 +62,7 @@ def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
         # A log axis has no place for 0; the curve leaves the picture there. A perfect one is never in it.
         shown = (curve.far > 0) & (curve.tar < 1)
         lowest = np.minimum(lowest, [curve.far[shown].min(initial=1), (1 - curve.tar[shown]).min(initial=1)])
-        axes.step(curve.far[shown], 1 - curve.tar[shown], where="post", label=name, **_line(i))
+        axes.step(curve.far[shown], 1 - curve.tar[shown], where="post", label=label_of(name), **_line(i))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(lowest[0], 1)
@@ -85,7 +85,10 @@ def draw_scores(
     for i, (name, value) in enumerate((thresholds or {}).items()):
         if np.isfinite(value):
             axes.axvline(
-                value, color="#555555", linestyle=STYLES[i % len(STYLES)], label=f"{name}: {value:.3f}"
+                value,
+                color="#555555",
+                linestyle=STYLES[i % len(STYLES)],
+                label=label_of(f"{name}: {value:.3f}"),
             )
     used = np.flatnonzero(counts.genuine + counts.impostor)
     axes.set_xlim(counts.edge[used[0]], counts.edge[used[-1] + 1])
@@ -114,9 +117,9 @@ def draw_map(
         axes.plot(*place_N2[rest].T, ".", color="#bbbbbb", markersize=4, label=label)
     for i, name in enumerate(names[first]):
         mark = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i // len(COLOURS) % len(MARKS)]}
-        label = str(name)[:28]
-        label = label.replace("$", r"\$")  # a name is no formula
-        axes.plot(*place_N2[who_N == name].T, linestyle="", markersize=4, label=label, **mark)
+        axes.plot(
+            *place_N2[who_N == name].T, linestyle="", markersize=4, label=label_of(str(name)[:28]), **mark
+        )
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(False)
@@ -126,11 +129,19 @@ def draw_map(
     return _save(figure, file)
 
 
+def label_of(name: str) -> str:
+    """A name as a legend shows it: bytes that are no UTF-8 as escapes, `$` as no formula, and a leading `_`, which
+    matplotlib takes for "not in the legend", behind a space."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     """Points of named curves as csv `curve,far,tar,threshold`; accepting nothing has threshold `inf`."""
 
     def fill(path: Path) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as out:
+        # Names that are no UTF-8 are written with escapes.
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(["curve", "far", "tar", "threshold"])
             for name, curve in curves.items():

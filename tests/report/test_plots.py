@@ -2,11 +2,12 @@ import csv
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import histogram, roc, split_scores
-from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
+from facemetric.report.plots import draw_det, draw_map, draw_roc, draw_scores, write_roc_csv
 
 SCORE = np.random.default_rng(0).normal(np.repeat([1.0, 0.0], 500))
 SAME = np.arange(1000) < 500
@@ -55,6 +56,28 @@ def test_score_histogram(tmp_path):
     with pytest.raises(DataError, match="no curve"):
         draw_roc(tmp_path / "x.png", {})
     assert not (tmp_path / "x.png").exists()
+
+
+def test_any_name_is_a_label(tmp_path, monkeypatch):
+    shown = []
+    legend = Axes.legend
+
+    def seen(axes, *args, **options):
+        made = legend(axes, *args, **options)
+        shown.append([text.get_text() for text in made.get_texts()])
+        return made
+
+    monkeypatch.setattr(Axes, "legend", seen)
+    names = ["runs/$a_{$b", "_mine", "caf\udce9", "plain"]
+    wanted = [r"runs/\$a_{\$b", " _mine", r"caf\udce9", "plain"]
+    curves = dict.fromkeys(names, curve(SCORE))
+    draw_roc(tmp_path / "roc.png", curves)
+    draw_det(tmp_path / "det.png", curves)
+    draw_map(tmp_path / "map.png", np.zeros((4, 2)), names, title="t")
+    assert shown[:2] == [wanted, wanted]
+    assert sorted(shown[2]) == sorted(wanted)
+    with open(write_roc_csv(tmp_path / "roc.csv", curves), newline="", encoding="utf-8") as file:
+        assert {row["curve"] for row in csv.DictReader(file)} == {*names[:2], r"caf\udce9", "plain"}
 
 
 def test_roc_csv_reads_back(tmp_path):
