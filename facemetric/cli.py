@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -147,6 +148,11 @@ def runs(config: Annotated[RunsConfig, Parameter(name="*")] = RunsConfig()) -> N
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # names of files that are no UTF-8, or a terminal that is none
     before, threading.excepthook = threading.excepthook, of_a_thread
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None

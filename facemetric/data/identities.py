@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, pairwise
@@ -16,6 +17,8 @@ from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError, did_you_mean
 
 CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
+
+_HASH = re.compile(r"\\*#")  # a backslash before it says that it begins a name and no comment
 
 
 class Largest(NamedTuple):
@@ -46,9 +49,17 @@ class Enough(NamedTuple):
 
 
 def read_identity_list(path: str | Path) -> list[str]:
-    """Names, one a line; blank lines and those that start with `#` do not count. DataError where no text."""
+    """Names, one a line; blank lines and those that start with `#` do not count: write a name that does `\\#name`.
+
+    DataError where no text."""
     names = [line.strip() for line in _lines(path)]
-    return list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
+    listed = (name for name in names if name and not name.startswith("#"))
+    return list(dict.fromkeys(name[1:] if _HASH.match(name) else name for name in listed))
+
+
+def list_line(name: str) -> str:
+    """A name as a line of a list that `read_identity_list` reads back."""
+    return f"\\{name}" if _HASH.match(name) else name
 
 
 def read_merges(path: str | Path) -> list[tuple[str, ...]]:
@@ -220,10 +231,12 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        # Names of files may be no UTF-8, and are then read as Python reads them from a folder.
+        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give a text file of identities"
         ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is no UTF-8 text; give a text file with one identity a line") from None
+    if "\0" in text:
+        raise DataError(f"{path}: is no UTF-8 text; give a text file with one identity a line")
+    return text.splitlines()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facemetric.data.identities import list_line
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.alike import Alike
 from facemetric.evaluation.duplicates import Pairs
@@ -124,10 +125,12 @@ def _bare(name: str) -> str:
     return name.rpartition("/")[2].casefold()
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A csv with a header, each row cut to its columns."""
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]], *, quoted: bool = False) -> str:
+    """A csv with a header, each row cut to its columns. `quoted`: texts stand in quotes, a name `#a` too."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL
+    )
     writer.writerow(columns)
     writer.writerows(row[: len(columns)] for row in rows)
     return text.getvalue()
@@ -179,7 +182,7 @@ def lists(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
             leaks.setdefault(finding.identity_a, f"{finding.kind}: {finding.image_b or finding.identity_b}")
     return {
         "findings.csv": csv_text(COLUMNS, findings),
-        "merge.csv": csv_text(("identity_a", "identity_b", "score"), same),
+        "merge.csv": csv_text(("identity_a", "identity_b", "score"), same, quoted=True),
         "duplicates.txt": _with_reasons(to_leave_out(findings, index)),
         "mislabelled.txt": _with_reasons(wrong),
         "leave_out.txt": _with_reasons(leaks),
@@ -187,4 +190,4 @@ def lists(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
 
 
 def _with_reasons(names: dict[str, str]) -> str:
-    return "".join(f"# {why}\n{name}\n" for name, why in names.items())
+    return "".join(f"# {why}\n{list_line(name)}\n" for name, why in names.items())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from facemetric.data.identities import (
     apply_lists,
     check_identities,
+    list_line,
     merge_identities,
     read_identity_list,
     read_merges,
@@ -46,6 +47,16 @@ def test_read_list(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="no UTF-8 text"):
         read_identity_list(tmp_path / "b.txt")
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9\nanna\n")
+    assert read_identity_list(tmp_path / "c.txt") == ["caf\udce9", "anna"]
+
+
+def test_a_name_that_begins_as_a_comment_does(tmp_path: Path) -> None:
+    names = ["#tag", "\\#tag", "\\\\#tag", "\\tag", "a#b", "tag"]
+    assert list_line("#tag") == "\\#tag"
+    assert list_line("a#b") == "a#b"
+    lines = "".join(f"# why\n{list_line(name)}\n" for name in names)
+    assert read_identity_list(text(tmp_path / "l.txt", lines)) == names
 
 
 def test_split(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from facemetric import pretrain
+from facemetric.cli import main
 from facemetric.config import CheckConfig, PretrainConfig, make_config
 from facemetric.data.drawn import draw_faces
 from facemetric.data.index import ImageIndex, read_index
@@ -198,6 +201,35 @@ def test_a_test_set_is_compared(clean: Path, weights: Path, tmp_path: Path) -> N
     ).train
     assert not {"drawn_0003", "drawn_0009"} & set(rest.identities)
     assert (out / "sheet_image_in_test_1.jpg").is_file()
+
+
+def test_names_that_are_no_text_and_names_like_comments(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, odd = tmp_path / "faces", b"caf\xe9".decode("utf-8", "surrogateescape")
+    for name, person in (("#tag", "drawn_0001"), (odd, "drawn_0002"), ("plain", "drawn_0003")):
+        try:
+            shutil.copytree(clean / person, data / name)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names alone")
+        (data / name / f"{odd}.txt").write_text("no image")
+        shutil.copy(data / name / "0001.jpg", data / name / "copy.jpg")
+    shutil.copy(data / odd / "0002.jpg", data / "plain" / "strange.jpg")
+    out = tmp_path / "out"
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # a terminal's: strict
+    monkeypatch.setattr(sys, "stdout", printed)
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "check", str(data), "--out", str(out), "--workers", "0"])
+    printed.flush()
+    assert rb"caf\udce9.txt" in printed.buffer.getvalue()  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    options: dict[str, Any] = {"leave_out_images": out / "duplicates.txt", "val_fraction": 0.0}
+    kept = read_split(make_config(PretrainConfig, data, **options)).train
+    assert kept.counts().tolist() == [5, 4, 5]
+    shutil.copytree(data / "#tag", tmp_path / "test" / "#tag")
+    check_data(data, against=tmp_path / "test", out=out, workers=0)
+    options = {"leave_out": out / "leave_out.txt", "val_fraction": 0.0}
+    assert read_split(make_config(PretrainConfig, data, **options)).train.identities == (odd, "plain")
 
 
 def test_faults_of_the_user_are_said(clean: Path, tmp_path: Path) -> None:

@@ -72,6 +72,12 @@ def test_the_lists_are_read_back(index: ImageIndex, tmp_path: Path) -> None:
     assert lines[2] == 'one person,a,,"b, c",,0.93,0.9,'
 
 
+def test_a_merge_of_a_name_like_a_comment_is_read_back(index: ImageIndex, tmp_path: Path) -> None:
+    findings = [Finding(ONE_PERSON, "#tag", "", "b", "", 0.93, 0.9)]
+    (tmp_path / "merge.csv").write_text(lists(findings, index)["merge.csv"])
+    assert read_merges(tmp_path / "merge.csv") == [("#tag", "b")]
+
+
 def test_more_bits_need_an_embedding_that_agrees(index: ImageIndex) -> None:
     first, second = np.array([0, 0, 1, 2, 3]), np.array([1, 5, 2, 6, 4])
     bits, cosine = np.array([30, 40, 60, 70, 45]), np.array([0.1, 0.1, 0.99, 0.5, np.nan])
