@@ -73,23 +73,6 @@ def lines(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "findings.csv").read_text().splitlines()))
 
 
-def test_an_image_that_can_no_longer_be_read_has_no_say_in_the_mirror_cosine(
-    clean: Path, weights: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "faces"
-    shutil.copytree(clean, data)
-    config = CheckConfig((str(data),), weights=str(weights), workers=0, device="cpu")
-    index = read_index([str(data)])
-    gone = np.arange(len(index)) % 40 == 7  # 3 of 120: less than the share that the quantile leaves out
-    for row in np.flatnonzero(gone).tolist():
-        (data / index.name(row)).write_bytes(b"no picture")
-    left = index.select(~gone)
-    found, expected = (
-        embed_sides(config, Side(images, np.zeros((len(images), 1))), None)[2] for images in (index, left)
-    )
-    assert found == pytest.approx(expected, abs=1e-5)
-
-
 def test_with_flip_a_person_and_the_mirror_image_are_one(clean: Path, weights: Path, tmp_path: Path) -> None:
     data = tmp_path / "faces"
     shutil.copytree(clean, data)
