@@ -70,7 +70,10 @@ class ImageIndex:
         return self._store.location(self._rows[i])
 
     def read(self, i: int) -> bytes:
-        """The bytes of image i. OSError where they are gone or cut short. Safe to call in forked workers."""
+        """The bytes of image i. OSError where they are gone, cut short or changed since they were indexed.
+
+        Any number of threads and of forked workers may call it at once.
+        """
         return self._store.read(self._rows[i])
 
     def find(self, name: str) -> int | None:

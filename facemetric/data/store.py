@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-OPEN_FILES = 64  # tars kept open at once
+OPEN_FILES = 64  # tars kept open at once, beside those being read
 TICK = 4096  # images between two steps of the progress bar
 MOST_VALUES = 1000  # of a group's column
 EXAMPLES = 5  # of what is passed over, named
@@ -136,7 +136,7 @@ class Store:
         folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
         self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
         self.groups = {name: self._column(column) for name, column in rows.groups.items() if not column.many}
-        self._open: dict[int, int] = {}
+        self._open: dict[int, OpenTar] = {}
 
     def _column(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
         """Different texts, and which of them each row has (N,)."""
@@ -163,26 +163,36 @@ class Store:
             with open(self.location(row).file, "rb") as file:
                 _same_file(file.fileno(), "it", size, int(self.mtime[row]))
                 return file.read()
-        descriptor = self._descriptor(which)
-        _same_file(descriptor, source.path, source.size, source.mtime)
-        data = os.pread(descriptor, size, int(self.offset[row]))
+        tar = self._tar(which)
+        _same_file(tar.descriptor, source.path, source.size, source.mtime)
+        data = os.pread(tar.descriptor, size, int(self.offset[row]))
         if len(data) < size:
             raise OSError(errno.EIO, f"{source.path} was cut short since it was indexed")
         return data
 
-    def _descriptor(self, which: int) -> int:
-        if which not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[which] = os.open(self.files[which].path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return self._open[which]
+    def _tar(self, which: int) -> OpenTar:
+        """A file of `files`, open while the caller holds it. Without a lock, which a fork could find taken."""
+        tar = self._open.get(which)
+        if tar is None:
+            for oldest in list(self._open)[: max(0, len(self._open) + 1 - OPEN_FILES)]:
+                self._open.pop(oldest, None)
+            tar = self._open[which] = OpenTar(self.files[which].path)
+        return tar
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
 
+
+class OpenTar:
+    """A file open for reading, closed when the last thread that reads it has let go: a number that is closed
+    earlier may be another file's by the time it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def _same_file(descriptor: int, what: str, size: int, mtime: int) -> None:
