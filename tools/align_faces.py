@@ -4,9 +4,10 @@
     python tools/align_faces.py photos/ --out faces/ --workers 2
 
 DATA is what `facemetric pretrain` takes (a folder `identity/image.jpg`, a csv, `.tar` files); `faces/` gets
-`identity/image.jpg` of 112 x 112 pixels, and `faces/aligned.csv` a line for each photograph: whether a face was
-found, its score, box, five landmarks, how large and how sharp it was, and how many others were there. The same
-command again goes on where it stopped: what the csv has is not looked at again.
+`identity/image.jpg` of 112 x 112 pixels, also of what a csv lists elsewhere, and `faces/aligned.csv` a line for each
+photograph: whether a face was found, its score, box, five landmarks, how large and how sharp it was, and how many
+others were there. The same command again goes on where it stopped: what the csv has is not looked at again. A crop
+that would replace a photograph is refused before the first is made.
 
 Template (pixels of 112 x 112, of ArcFace, Deng et al. 2019, arXiv:1801.07698): eyes (38.2946, 51.6963) and
 (73.5318, 51.5014), nose (56.0252, 71.7366), mouth corners (41.5493, 92.3655) and (70.7299, 92.2041). The five
@@ -35,28 +36,63 @@ from PIL import Image
 from tqdm import tqdm
 
 from facemetric.data.images import BadImage, decode
-from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.errors import ConfigError, DataError, FacemetricError
+from facemetric.files import write_whole
 
 CHUNK = 8  # photographs that a process is given at once
 FACE = "of several: by area, nearest to the middle, or area less twice the squared distance from the middle"
 KEEP = "where no face is found, keep the middle square of this share of the shorter side (1 where not said)"
 
 
-def crop_name(name: str) -> str:
-    """The crop's path below the out folder: the photograph's name, which ends in .jpg."""
+def crop_name(index: ImageIndex, row: int) -> str:
+    """The crop's path below the out folder: `identity/image.jpg`, with the folders between where the photograph
+    lies in its identity's own; a csv may list it anywhere, and then its last part counts alone."""
+    name, identity = index.name(row), index.identities[index.identity[row]]
+    parts = name.split("/")
+    if not name.startswith(identity + "/") or ".." in parts:
+        name = f"{identity}/{parts[-1]}"
     return name if name.lower().endswith((".jpg", ".jpeg")) else name + ".jpg"
 
 
+def check_targets(index: ImageIndex, data: Sequence[str], out: Path) -> None:
+    """DataError where two crops would have one name, one would lie outside `out` or replace a photograph, or the
+    next time crops would be taken for photographs."""
+    first: dict[str, int] = {}
+    for row in range(len(index)):
+        other = first.setdefault(crop_name(index, row), row)
+        if other != row:
+            raise DataError(
+                f"{index.name(other)} and {index.name(row)} would share the crop's name {crop_name(index, row)!r};"
+                " rename one, or align them into two folders"
+            )
+    root = os.path.realpath(out)
+    for source in map(parse_source, data):
+        if source.path.is_dir() and Path(root).is_relative_to(os.path.realpath(source.path)):
+            raise DataError(
+                f"--out {out} lies in the photographs' own folder {source.path}; name one beside it"
+            )
+    for folder in {os.path.dirname(name) for name in first}:
+        there = os.path.realpath(os.path.join(root, folder))
+        if there == root or not Path(there).is_relative_to(root):
+            raise DataError(
+                f"the crops of {folder!r} would lie in {there}, not in a folder below {out}; rename it"
+            )
+    taken = {_identity_of(path): path for path in (out / name for name in first) if path.exists()}
+    for row in range(len(index) if taken else 0):
+        file = index.location(row).file
+        if os.path.exists(file) and (target := taken.get(_identity_of(file))):
+            raise DataError(f"{target} is a photograph, which a crop would replace; name another --out")
+
+
+def _identity_of(path: str | Path) -> tuple[int, int]:
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
 def save_whole(crop: Image.Image, path: Path, quality: int) -> None:
-    """Write beside and rename, so that Ctrl-C leaves no half picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        crop.save(staged, "JPEG", quality=quality, subsampling=0)
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    """Ctrl-C leaves no half picture."""
+    write_whole(path, lambda staged: crop.save(staged, "JPEG", quality=quality, subsampling=0))
 
 
 class Job:
@@ -78,7 +114,7 @@ class Job:
         line, crop = align(self.detector, image, self.options)
         written = ""
         if crop is not None:
-            written = crop_name(name)
+            written = crop_name(self.index, row)
             save_whole(crop, self.out / written, self.options.quality)
         return line._replace(path=name, crop=written)
 
@@ -177,11 +213,7 @@ def run(args: argparse.Namespace) -> None:
     index = read_index(args.data)
     for note in index.notes:
         print(note)
-    crops = {crop_name(index.name(row)) for row in range(len(index))}
-    if len(crops) < len(index):
-        raise DataError(
-            f"{len(index) - len(crops)} photographs would share a crop's name, as a.png and a.png.jpg do"
-        )
+    check_targets(index, args.data, args.out)
     record = Record(args.out, options._asdict())
     rows = [row for row in range(len(index)) if index.name(row) not in record.done]
     if len(rows) < len(index):

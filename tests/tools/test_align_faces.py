@@ -158,7 +158,81 @@ def test_names_that_would_meet_are_refused(tmp_path: Path, capsys: pytest.Captur
     for name in ("1.png", "1.png.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a" / name)
     assert align_faces.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
-    assert "1 photographs would share a crop's name" in capsys.readouterr().err
+    assert "a/1.png and a/1.png.jpg would share the crop's name 'a/1.png.jpg'" in capsys.readouterr().err
+
+
+class Blind:
+    """In place of the detector: finds no face, so that --keep-missed makes a crop of every photograph."""
+
+    def faces(self, _: Image.Image) -> list[Face]:
+        return []
+
+
+def photograph(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48), (9, 99, 199)).save(path)
+    return path
+
+
+def crops_of(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(align_faces, "Detector", Blind)
+    return align_faces.main([str(data), "--out", str(out), "--keep-missed", "--workers", "1"])
+
+
+def test_a_csv_that_lists_photographs_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each crop goes to its identity's folder, and the photographs stay as they were."""
+    photos = [
+        photograph(tmp_path / name) for name in ("p/DCIM/1.jpg", "p/DCIM/2.jpg", "q/3.jpg", "anna/deep/1.jpg")
+    ]
+    before = [path.read_bytes() for path in photos]
+    (tmp_path / "lists").mkdir()
+    lines = [f"{photos[0]},anna", "../p/DCIM/2.jpg,bob", "../q/3.jpg,anna"]
+    (tmp_path / "lists/l.csv").write_text("\n".join(["path,identity", *lines]) + "\n")
+    assert crops_of(tmp_path / "lists/l.csv", tmp_path / "out", monkeypatch) == 0
+    index = read_index(tmp_path / "out")
+    assert [index.name(i) for i in range(len(index))] == ["anna/1.jpg", "anna/3.jpg", "bob/2.jpg"]
+    (tmp_path / "m.csv").write_text("path,identity\nanna/deep/1.jpg,anna\np/DCIM/1.jpg,anna\n")
+    assert crops_of(tmp_path / "m.csv", tmp_path / "out2", monkeypatch) == 0
+    index = read_index(tmp_path / "out2")
+    assert [index.name(i) for i in range(len(index))] == ["anna/1.jpg", "anna/deep/1.jpg"]
+    assert [path.read_bytes() for path in photos] == before
+
+
+@pytest.mark.parametrize(
+    ("listed", "out", "said"),
+    [
+        ("photos", "photos", "lies in the photographs' own folder"),
+        ("photos", "photos/faces", "lies in the photographs' own folder"),
+        ("photos/anna/1.jpg,anna", "photos", "anna/1.jpg is a photograph, which a crop would replace"),
+        ("photos/bob/1.jpg,anna\nphotos/anna/1.jpg,carl", "photos", "anna/1.jpg is a photograph"),
+        ("photos/anna/1.jpg,anna\nphotos/bob/1.jpg,anna", "out", "would share the crop's name 'anna/1.jpg'"),
+        ("photos/anna/1.jpg,..", "out", "would lie in"),
+        ("photos/anna/1.jpg,/photos", "out", "would lie in /photos, not in a folder below"),
+    ],
+)
+def test_no_crop_goes_astray(
+    listed: str, out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    photos = [photograph(tmp_path / "photos" / who / "1.jpg") for who in ("anna", "bob")]
+    before = [path.read_bytes() for path in photos]
+    data = tmp_path / listed
+    if "," in listed:
+        data = tmp_path / "list.csv"
+        data.write_text(f"path,identity\n{listed}\n")
+    assert crops_of(data, tmp_path / out, monkeypatch) == 2
+    assert said in capsys.readouterr().err
+    assert [path.read_bytes() for path in photos] == before
+    assert not (tmp_path / out / "aligned.csv").exists()
+
+
+def test_a_crop_through_a_link_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    photo = photograph(tmp_path / "photos/anna/2.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/anna").symlink_to(photo.parent)
+    assert crops_of(tmp_path / "photos", tmp_path / "out", monkeypatch) == 2
+    assert "would lie in" in capsys.readouterr().err
 
 
 # With the detector
