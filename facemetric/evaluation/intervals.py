@@ -58,6 +58,15 @@ def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
     return Interval(share, low, 1.0 if successes == total else middle + half, level)
 
 
+def newcombe(high: Interval, low: Interval) -> Interval:
+    """Difference of two independent shares, from the interval of each. Source: Newcombe 1998, Stat. Med. 17,
+    873-890, method 10."""
+    value = high.value - low.value
+    down = math.hypot(high.value - high.low, low.high - low.value)
+    up = math.hypot(high.high - high.value, low.value - low.low)
+    return Interval(value, value - down, value + up, high.level)
+
+
 def verification_intervals(
     score: npt.ArrayLike,
     same: npt.ArrayLike,

@@ -1,115 +1,38 @@
 """Verification by group (age, camera, ...): what one threshold for all does to each group.
 
-Shapes: P pairs, W persons, B draws.
+Shapes: P pairs, N images, W persons, B draws, K points, T their different thresholds, n pairs of one kind in a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from facemetric.evaluation.allpairs_intervals import DrawnRates
-from facemetric.evaluation.curves import FarPoint, Floats
-from facemetric.evaluation.intervals import Interval, figure_intervals, wilson
-from facemetric.evaluation.person_counts import count_by_person
+from facemetric.evaluation.curves import FarPoint, Floats, Ints
+from facemetric.evaluation.groups import ACROSS, Gap, Group, Rates, Slicing, sized_group
+from facemetric.evaluation.intervals import Interval, newcombe, percentiles, wilson
+from facemetric.evaluation.person_counts import EXACT, count_by_person
 from facemetric.evaluation.person_draws import DRAWS, pair_weights, person_weights
 
-LEAST_PAIRS, LEAST_PEOPLE = 30, 10  # of each kind, below which a group's rates say nothing
 MOST_GROUPS = 50  # a column of more values names images or people, not groups
-MIXED = "mixed"  # pairs of two groups: shown, but no part of a gap
 
 
-class Rates(NamedTuple):
-    """FAR and TAR of a group at the threshold that gives everybody together the FAR `wanted`."""
-
-    wanted: float
-    far: Interval
-    tar: Interval
-
-
-class Gap(NamedTuple):
-    """The largest difference of two groups' rates at the threshold of one wanted FAR, 0..1.
-
-    `low_group` has the lower rate, `high_group` the higher; the interval is that of these two groups.
+class _Counted(NamedTuple):
+    """Accepted pairs of a group at each point, (K, 2), of all its pairs (2,), and the shares of the draws
+    (B, K, 2): genuine pairs (0) and impostor pairs (1).
     """
 
-    wanted: float
-    rate: str
-    """"tar" or "far"."""
-    low_group: str
-    high_group: str
-    difference: Interval
+    accepted: Ints
+    total: Ints
+    drawn: Floats
 
 
-@dataclass(frozen=True)
-class Group:
-    """One value of a column. `too_small` says why it has no rates; empty where it has."""
-
-    name: str
-    n_genuine: int
-    n_impostor: int
-    n_people: int
-    rates: tuple[Rates, ...]
-    too_small: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under plain names."""
-        at = {
-            f"{r.wanted:g}": {
-                "far": r.far.value,
-                "far_95": [r.far.low, r.far.high],
-                "tar": r.tar.value,
-                "tar_95": [r.tar.low, r.tar.high],
-            }
-            for r in self.rates
-        }
-        counts = {"genuine_pairs": self.n_genuine, "impostor_pairs": self.n_impostor, "people": self.n_people}
-        return counts | {"too_small": self.too_small or None, "at_overall_far": at}
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """The groups of one column, and the largest gaps among those that are large enough."""
-
-    column: str
-    groups: tuple[Group, ...] = ()
-    gaps: tuple[Gap, ...] = ()
-    note: str = ""
-    """Why the column has no groups; empty where it has."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under plain names."""
-        gaps = [
-            {
-                "rate": gap.rate,
-                "overall_far": gap.wanted,
-                "low_group": gap.low_group,
-                "high_group": gap.high_group,
-                "difference": gap.difference.value,
-                "difference_95": [gap.difference.low, gap.difference.high],
-            }
-            for gap in self.gaps
-        ]
-        groups = {group.name: group.to_dict() for group in self.groups}
-        return {"column": self.column, "groups": groups, "largest_gaps": gaps, "note": self.note or None}
-
-
-def groups_of_pairs(
-    per_image: Mapping[str, npt.NDArray[np.str_]], rows_a: npt.ArrayLike, rows_b: npt.ArrayLike
-) -> dict[str, npt.NDArray[np.str_]]:
-    """Groups (P,) of pairs of images from groups (N,) of images: the value of both, MIXED where they differ,
-    "" where one has none.
-    """
-    found = {}
-    for column, value_N in per_image.items():
-        one, other = value_N[np.asarray(rows_a)], value_N[np.asarray(rows_b)]
-        both = np.where(one == other, one, MIXED)
-        found[column] = np.where((one == "") | (other == ""), "", both)
-    return found
+Counts = list[tuple[Group, _Counted | None]]  # None: the group is too small, or no point is usable
 
 
 def slice_pairs(
@@ -129,43 +52,51 @@ def slice_pairs(
     "" are in none. Intervals as `verification_intervals`; a share of none or all has Wilson's.
     """
     score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
-    kinds_2P = np.array([same_P, ~same_P])
     person_2P = np.array([np.asarray(p) for p in persons])
     used = _usable(points)
-    accepted_KP = np.array([score_P >= p.threshold for p in used]).reshape(len(used), len(score_P))
+    threshold_K = np.array([p.threshold for p in used])
     slicings = []
     for column, values in columns.items():
         names, note = _names(np.asarray(values))
-        inside_GP = np.asarray(values) == names[:, None]
-        cells = [
-            _Cell(
-                str(name),
-                int((inside & same_P).sum()),
-                int((inside & ~same_P).sum()),
-                len(np.unique(person_2P[:, inside])),
+        groups, members = [], {}
+        for name in names.tolist():
+            inside = np.asarray(values) == name
+            kinds = np.flatnonzero(inside & same_P), np.flatnonzero(inside & ~same_P)
+            people = len(np.unique(person_2P[:, inside]))
+            groups.append(sized_group(name, len(kinds[0]), len(kinds[1]), people))
+            if used and not groups[-1].too_small:
+                members[name] = [_Members(rows, score_P, threshold_K) for rows in kinds]
+        shares: dict[str, list[Floats]] = {name: [] for name in members}
+        for weight_BP in pair_weights(score_P, same_P, persons, draws, seed) if members else ():
+            for name, kinds_2 in members.items():
+                shares[name].append(np.stack([kind.shares(weight_BP) for kind in kinds_2], -1))
+        counted = {
+            name: _Counted(
+                np.stack([kind.accepted() for kind in kinds_2], -1),
+                np.array([len(kind.rows) for kind in kinds_2]),
+                np.concatenate(shares[name]),
             )
-            for name, inside in zip(names, inside_GP, strict=True)
-        ]
-        large = np.array([not c.too_small for c in cells], dtype=bool)
-        table = None
-        if large.any() and used:
-            of_GK2P = np.broadcast_to(
-                inside_GP[large][:, None, None] & kinds_2P, (large.sum(), len(used), *kinds_2P.shape)
-            )
-            hit_GK2P = of_GK2P & accepted_KP[:, None]
-            drawn = [
-                _sums(weight_BP, hit_GK2P) / _sums(weight_BP, of_GK2P)
-                for weight_BP in pair_weights(score_P, same_P, persons, draws, seed)
-            ]
-            table = _Table(hit_GK2P.sum(-1), of_GK2P.sum(-1), np.concatenate(drawn))
-        slicings.append(_slicing(column, cells, used, table, level, note))
+            for name, kinds_2 in members.items()
+        }
+        found = [(group, counted.get(group.name)) for group in groups]
+        slicings.append(_slicing(column, found, used, level, note, no_gap=ACROSS))
     return tuple(slicings)
 
 
-def _sums(weight_BP: Floats, mask_GK2P: npt.NDArray[np.bool_]) -> Floats:
-    """Weights of the pairs in each mask, (B, G, K, 2)."""
-    shape = mask_GK2P.shape
-    return (weight_BP @ mask_GK2P.reshape(-1, shape[-1]).T.astype(np.float64)).reshape(-1, *shape[:-1])
+class _Members:
+    """The pairs `rows` (n,) of one kind in one group, and which of them each threshold accepts."""
+
+    def __init__(self, rows: Ints, score_P: Floats, threshold_K: Floats) -> None:
+        self.rows = rows
+        self.hit_nK = (score_P[rows, None] >= threshold_K).astype(np.float64)
+
+    def accepted(self) -> Ints:
+        return self.hit_nK.sum(0).astype(np.int64)
+
+    def shares(self, weight_BP: Floats) -> Floats:
+        """The accepted share (B, K) of pairs with these weights."""
+        weight_Bn = weight_BP[:, self.rows]
+        return weight_Bn @ self.hit_nK / weight_Bn.sum(1, keepdims=True)
 
 
 def slice_all_pairs(
@@ -186,63 +117,41 @@ def slice_all_pairs(
     who_N = np.unique(label_N, return_inverse=True)[1]
     used = _usable(points)
     # Thresholds must rise, and two FARs may share one.
-    threshold, place = np.unique([p.threshold for p in used], return_inverse=True)
+    threshold_T, place_K = np.unique([p.threshold for p in used], return_inverse=True)
     slicings = []
     for column, values in columns.items():
         names, note = _names(np.asarray(values))
-        cells, tables = [], []
-        for name in names:
+        found: Counts = []
+        for name in names.tolist():
             rows = np.flatnonzero(np.asarray(values) == name)
             present, sizes = np.unique(who_N[rows], return_counts=True)
             n_genuine = int((sizes * (sizes - 1) // 2).sum())
             n_impostor = len(rows) * (len(rows) - 1) // 2 - n_genuine
-            cells.append(_Cell(str(name), n_genuine, n_impostor, len(present)))
-            if used and not cells[-1].too_small:
-                counts = count_by_person(emb_ND[rows], who_N[rows], threshold)
-                drawn = [
-                    _drawn_rates(DrawnRates(counts), w_BW[:, present])[:, place]
-                    for w_BW in person_weights(int(who_N.max()) + 1, draws, seed)
-                ]
-                accepted_T2 = np.stack([counts.genuine.sum(0), counts.impostor.sum(0) // 2], -1)
-                total_K2 = np.broadcast_to([n_genuine, n_impostor], (len(used), 2))
-                tables.append(_Table(accepted_T2[place], total_K2, np.concatenate(drawn)))
-        table = None
-        if tables:
-            accepted, total, shares = zip(*tables, strict=True)
-            table = _Table(np.array(accepted), np.array(total), np.stack(shares, 1))
-        slicings.append(_slicing(column, cells, used, table, level, note))
+            group, counted = sized_group(name, n_genuine, n_impostor, len(present)), None
+            if used and not group.too_small:
+                weights = (w_BW[:, present] for w_BW in person_weights(int(who_N.max()) + 1, draws, seed))
+                accepted_T2, drawn_BT2 = _walked(emb_ND[rows], who_N[rows], threshold_T, weights)
+                total_2 = np.array([n_genuine, n_impostor])
+                counted = _Counted(accepted_T2[place_K], total_2, drawn_BT2[:, place_K])
+            found.append((group, counted))
+        slicings.append(_slicing(column, found, used, level, note))
     return tuple(slicings)
 
 
-def _drawn_rates(rates: DrawnRates, w_BW: Floats) -> Floats:
-    """TAR and FAR (B, T, 2) of a group whose people have these weights."""
-    return np.stack(rates.at(w_BW / w_BW.mean(1, keepdims=True)), -1)
-
-
-class _Cell(NamedTuple):
-    name: str
-    n_genuine: int
-    n_impostor: int
-    n_people: int
-
-    @property
-    def too_small(self) -> str:
-        if min(self.n_genuine, self.n_impostor) >= LEAST_PAIRS and self.n_people >= LEAST_PEOPLE:
-            return ""
-        return (
-            f"{self.n_genuine} genuine and {self.n_impostor} impostor pairs of {self.n_people} people; "
-            f"needed {LEAST_PAIRS} of each, of {LEAST_PEOPLE} people"
-        )
-
-
-class _Table(NamedTuple):
-    """Counts of G large groups at K thresholds for genuine (0) and impostor pairs (1): (G, K, 2), and the
-    shares of B draws (B, G, K, 2).
-    """
-
-    accepted: npt.NDArray
-    total: npt.NDArray
-    drawn: Floats
+def _walked(
+    emb_ND: npt.NDArray, who_N: Ints, threshold_T: Floats, weights: Iterable[Floats]
+) -> tuple[Ints, Floats]:
+    """Accepted pairs (T, 2) of a group's images, and shares (B, T, 2) with weights (B, W) of its people."""
+    # Thresholds that are scores lie on no grid: so many at once can be counted.
+    parts = [threshold_T[at : at + EXACT] for at in range(0, len(threshold_T), EXACT)]
+    counts = [count_by_person(emb_ND, who_N, part) for part in parts]
+    accepted = [np.stack([c.genuine.sum(0), c.impostor.sum(0) // 2], -1) for c in counts]
+    rates = [DrawnRates(c) for c in counts]
+    drawn = []
+    for w_BW in weights:
+        mean_1 = w_BW / w_BW.mean(1, keepdims=True)
+        drawn.append(np.concatenate([np.stack(r.at(mean_1), -1) for r in rates], axis=1))
+    return np.concatenate(accepted), np.concatenate(drawn)
 
 
 def _usable(points: Sequence[FarPoint]) -> list[FarPoint]:
@@ -257,45 +166,42 @@ def _names(values: npt.NDArray) -> tuple[npt.NDArray, str]:
 
 
 def _slicing(
-    column: str,
-    cells: list[_Cell],
-    used: list[FarPoint],
-    table: _Table | None,
-    level: float,
-    note: str,
+    column: str, found: Counts, used: list[FarPoint], level: float, note: str, no_gap: str = ""
 ) -> Slicing:
-    large = [c for c in cells if not c.too_small]
-    groups = []
-    for cell in cells:
-        rates = []
-        if table is not None and not cell.too_small:
-            g = large.index(cell)
-            rates = [
-                Rates(p.wanted, _share(table, g, k, 1, level), _share(table, g, k, 0, level))
-                for k, p in enumerate(used)
-            ]
-        groups.append(Group(*cell, tuple(rates), cell.too_small))
-    gaps = tuple(_gaps(large, used, table, level)) if table is not None else ()
-    return Slicing(column, tuple(groups), gaps, note)
+    """The record of a column. The group of the name `no_gap` is part of no gap."""
+    groups, told_apart = [], []
+    for group, counted in found:
+        if counted is None:
+            groups.append(group)
+            continue
+        rates = (
+            Rates(p.wanted, _share(counted, k, 1, level), _share(counted, k, 0, level))
+            for k, p in enumerate(used)
+        )
+        groups.append(replace(group, rates=tuple(rates)))
+        if group.name != no_gap:
+            told_apart.append((group.name, counted))
+    return Slicing(column, tuple(groups), tuple(_gaps(told_apart, used, level)), note)
 
 
-def _share(table: _Table, g: int, k: int, kind: int, level: float) -> Interval:
-    accepted, total = int(table.accepted[g, k, kind]), int(table.total[g, k, kind])
+def _share(counted: _Counted, k: int, kind: int, level: float) -> Interval:
+    accepted, total = int(counted.accepted[k, kind]), int(counted.total[kind])
     if accepted in (0, total):  # every draw says the same
         return wilson(accepted, total, level)
-    return figure_intervals({"": accepted / total}, table.drawn[:, g, k, kind, None], level)[""]
+    return percentiles(accepted / total, counted.drawn[:, k, kind], level)
 
 
-def _gaps(large: list[_Cell], used: list[FarPoint], table: _Table, level: float) -> Iterator[Gap]:
-    share = table.accepted / table.total
-    told_apart = [g for g, cell in enumerate(large) if cell.name != MIXED]
+def _gaps(told_apart: list[tuple[str, _Counted]], used: list[FarPoint], level: float) -> Iterator[Gap]:
     if len(told_apart) < 2:
         return
     for k, point in enumerate(used):
         for kind, rate in ((0, "tar"), (1, "far")):
-            ordered = sorted(told_apart, key=lambda g: share[g, k, kind])
-            low, high = ordered[0], ordered[-1]
-            value = float(share[high, k, kind] - share[low, k, kind])
-            drawn_B1 = (table.drawn[:, high, k, kind] - table.drawn[:, low, k, kind])[:, None]
-            difference = figure_intervals({"": value}, drawn_B1, level)[""]
-            yield Gap(point.wanted, rate, large[low].name, large[high].name, difference)
+            shares = [(_share(counted, k, kind, level), name, counted) for name, counted in told_apart]
+            shares.sort(key=lambda s: s[0].value)
+            (low, low_name, of_low), (high, high_name, of_high) = shares[0], shares[-1]
+            if {low.value, high.value} & {0.0, 1.0}:  # draws of such a share do not move
+                difference = newcombe(high, low)
+            else:
+                drawn_B = of_high.drawn[:, k, kind] - of_low.drawn[:, k, kind]
+                difference = percentiles(high.value - low.value, drawn_B, level)
+            yield Gap(point.wanted, rate, low_name, high_name, difference)

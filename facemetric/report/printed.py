@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from facemetric.evaluation.groups import Rates, Slicing
 from facemetric.evaluation.intervals import Interval, tar_name
 from facemetric.evaluation.neighbours import Retrieval
-from facemetric.evaluation.slices import Rates, Slicing
 from facemetric.evaluation.verification import Verification
 from facemetric.report.record import Comparison, Evaluation
 

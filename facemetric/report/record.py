@@ -9,10 +9,10 @@ from typing import Any
 
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Band, Interval
 from facemetric.evaluation.neighbours import Retrieval
-from facemetric.evaluation.slices import Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 

@@ -61,6 +61,14 @@ def test_few_thresholds_may_lie_anywhere():
     assert len(set(found.impostor.sum(0).tolist())) > 2
 
 
+def test_many_thresholds_off_the_grid_or_out_of_order_are_a_bug_and_no_count():
+    emb, labels = people(60, 9)
+    on_grid = np.arange(9) / 16
+    for wrong in (on_grid + 1e-6, on_grid[::-1], np.arange(256) / 16384):
+        with pytest.raises(AssertionError, match=r"off the grid|must rise"):
+            count_by_person(emb, labels, wrong)
+
+
 def test_beyond_the_listed_pairs_alone_is_carried_on(monkeypatch):
     emb, labels = people(120, 30)
     threshold = np.arange(-8, 15) / 16

@@ -9,6 +9,7 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.intervals import (
     _Figures,
     mean_intervals,
+    newcombe,
     paired_differences,
     verification_intervals,
     wilson,
@@ -58,6 +59,25 @@ def test_wilson_as_scipy(total, share, level):
     ours = wilson(successes, total, level)
     assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high), abs=1e-9)
     assert ours.value == successes / total
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "low", "high"),
+    [
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((6, 7), (2, 7), 0.0582, 0.8062),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 10), (0, 20), -0.1611, 0.2775),
+        ((0, 10), (0, 10), -0.2775, 0.2775),
+        ((10, 10), (0, 20), 0.6791, 1.0),
+        ((10, 10), (0, 10), 0.6075, 1.0),
+    ],
+)
+def test_newcombe_as_in_the_papers_table(one, other, low, high):
+    found = newcombe(wilson(*one), wilson(*other))
+    assert found.value == one[0] / one[1] - other[0] / other[1]
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5.1e-5)
 
 
 def test_seeded_and_around_the_value():

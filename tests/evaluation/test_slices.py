@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import reference_metrics as slow
 
+from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.groups import ACROSS, groups_of_pairs
 from facemetric.evaluation.intervals import wilson
-from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.slices import slice_all_pairs, slice_pairs
 from facemetric.evaluation.verification import verify_pairs
 
 FARS = (0.1, 0.02, 1e-9)
@@ -84,25 +86,81 @@ def test_a_column_of_many_values_is_not_sliced():
 
 def test_groups_of_pairs_of_images():
     found = groups_of_pairs({"age": np.array(["old", "old", "young", ""])}, [0, 0, 0, 2], [1, 2, 3, 2])
-    assert found["age"].tolist() == ["old", "mixed", "", "young"]
+    assert found["age"].tolist() == ["old", "(across groups)", "", "young"]
+    with pytest.raises(DataError, match=r"2 images have the age '\(across groups\)'.*give the group another"):
+        groups_of_pairs({"age": np.array([ACROSS, "old", ACROSS])}, [0], [1])
 
 
-def test_mixed_pairs_are_shown_but_make_no_gap():
+def in_gaps(slicing):
+    return {name for gap in slicing.gaps for name in (gap.low_group, gap.high_group)}
+
+
+def test_pairs_across_groups_are_shown_but_make_no_gap():
     score, same, persons, group = drawn_pairs()
-    group = np.where(group == "hard", "mixed", np.where(np.arange(len(group)) % 2, "even", "odd"))
     points = verify_pairs(score, same, fars=FARS).points
+    group = np.where(group == "hard", ACROSS, np.where(np.arange(len(group)) % 2, "even", "odd"))
     (slicing,) = slice_pairs(score, same, persons, points, {"light": group}, draws=100)
-    assert "mixed" in [g.name for g in slicing.groups]
-    assert {name for gap in slicing.gaps for name in (gap.low_group, gap.high_group)} == {"even", "odd"}
-
-
-def test_one_group_beside_the_mixed_pairs_has_no_gap():
-    score, same, persons, group = drawn_pairs()
-    group = np.where(group == "hard", "mixed", "alone")
-    points = verify_pairs(score, same, fars=FARS).points
+    assert [g.name for g in slicing.groups] == ["(across groups)", "even", "odd"]
+    assert in_gaps(slicing) == {"even", "odd"}
+    group = np.where(group == ACROSS, group, "alone")
     (slicing,) = slice_pairs(score, same, persons, points, {"light": group}, draws=100)
-    assert [g.name for g in slicing.groups if not g.too_small] == ["alone", "mixed"]
+    assert [g.name for g in slicing.groups if not g.too_small] == ["(across groups)", "alone"]
     assert slicing.gaps == ()
+
+
+def test_people_of_mixed_descent_are_a_group_like_others():
+    score, same, persons, group = drawn_pairs()
+    points = verify_pairs(score, same, fars=FARS).points
+    group = np.where(group == "hard", "mixed", "other")
+    (slicing,) = slice_pairs(score, same, persons, points, {"descent": group}, draws=100)
+    assert in_gaps(slicing) == {"mixed", "other"}
+
+
+def test_over_all_pairs_no_name_is_left_out_of_the_gaps():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(60), 4)
+    emb = rng.normal(size=(60, 10))[labels] + rng.normal(size=(240, 10))
+    points = verify_all_pairs(emb, labels, fars=(0.1,)).points
+    for name in (ACROSS, "mixed"):
+        columns = {"descent": np.where(labels % 2, name, "other")}
+        (slicing,) = slice_all_pairs(emb, labels, points, columns, draws=100)
+        assert in_gaps(slicing) == {name, "other"}
+
+
+def test_the_gap_of_groups_without_mistakes_is_not_certain():
+    score, same, persons, group = drawn_pairs()
+    score = np.where(same, 0.5, -0.5)
+    points = verify_pairs(score, same, fars=(0.1,)).points
+    columns = {"light": group}
+    (slicing,) = slice_pairs(score, same, persons, points, columns, draws=100)
+    easy, hard = (next(g for g in slicing.groups if g.name == name).rates[0] for name in ("easy", "hard"))
+    assert [gap.rate for gap in slicing.gaps] == ["tar", "far"]
+    for gap, share in zip(slicing.gaps, ((easy.tar, hard.tar), (easy.far, hard.far)), strict=True):
+        assert gap.difference.value == 0
+        widths = sorted(interval.high - interval.low for interval in share)
+        assert sorted([-gap.difference.low, gap.difference.high]) == pytest.approx(widths)
+    # One group with all its mistakes, the other with none.
+    score = np.where(same & (group == "hard"), -0.5, score)
+    (slicing,) = slice_pairs(score, same, persons, points, columns, draws=100)
+    tar = slicing.gaps[0].difference
+    assert tar.value == tar.high == 1
+    assert 0.95 < tar.low < 1
+
+
+def test_more_points_than_one_walk_counts():
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(60), 4)
+    emb = rng.normal(size=(60, 10))[labels] + rng.normal(size=(240, 10))
+    columns = {"side": np.where(labels % 2, "left", "right")}
+    fars = np.geomspace(0.002, 0.5, 19).tolist()
+    points = verify_all_pairs(emb, labels, fars=fars).points
+    (together,) = slice_all_pairs(emb, labels, points, columns, draws=100)
+    alone = [slice_all_pairs(emb, labels, [p], columns, draws=100)[0] for p in points]
+    for g, group in enumerate(together.groups):
+        for rates, one in zip(group.rates, alone, strict=True):
+            for mine, theirs in zip(rates[1:], one.groups[g].rates[0][1:], strict=True):
+                assert mine == pytest.approx(theirs, abs=1e-12)
+    assert [gap[:4] for gap in together.gaps] == [gap[:4] for one in alone for gap in one.gaps]
 
 
 def test_all_pairs_as_the_listed_pairs_of_each_group():

@@ -19,10 +19,10 @@ from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.groups import Gap, Group, Rates, Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.neighbours import leave_one_out
-from facemetric.evaluation.slices import Gap, Group, Rates, Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.report.page import render
 from facemetric.report.page_facts import page_of
