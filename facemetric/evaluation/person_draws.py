@@ -15,7 +15,10 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
 
 DRAWS = 1000
-PER_CHUNK = 64  # draws in memory at once: 64 x 6,000 pairs of float64 are 3 MiB
+PER_CHUNK = 64  # draws in memory at once, of few pairs: 64 x 6,000 pairs of float64 are 3 MiB
+BUDGET = (
+    16 << 20
+)  # bytes of their weights at once, of many pairs; what is made of these takes some ten times as much
 # Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
 WATCHED_FAR = 0.1
 
@@ -28,12 +31,14 @@ def need_draws(persons: int, draws: int) -> None:
         )
 
 
-def person_weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time."""
+def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator[Floats]:
+    """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time: so few that the weights of `pairs`
+    fit in BUDGET. The draws of a seed are the same in chunks of any size."""
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
-    for at in range(0, draws, PER_CHUNK):
-        w_BW = rng.standard_exponential((min(PER_CHUNK, draws - at), n))
+    size = max(1, min(PER_CHUNK, BUDGET // (8 * max(pairs, 1))))
+    for at in range(0, draws, size):
+        w_BW = rng.standard_exponential((min(size, draws - at), n))
         yield w_BW / w_BW.mean(1, keepdims=True)
 
 
@@ -59,7 +64,7 @@ def pair_weights(
         )
     n = int(who.max()) + 1
     scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
-    for w_BW in person_weights(n, draws, seed):
+    for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
         u_BW = 1 + scale * (w_BW - 1)
         yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
 

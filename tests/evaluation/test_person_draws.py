@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from facemetric.errors import DataError
+from facemetric.evaluation import person_draws
 from facemetric.evaluation.person_draws import _scale, mean_draws, pair_weights, persons_of_pairs
 
 
@@ -25,6 +26,19 @@ def test_a_pair_of_people_seen_once_has_the_variance_of_one_trial():
     assert weight[:, same].var() == pytest.approx(1, rel=0.05)
     assert weight[:, ~same].var() == pytest.approx(1, rel=0.05)
     assert weight[:, ~same].mean() == pytest.approx(1, rel=0.01)
+
+
+def test_many_pairs_are_drawn_a_few_at_a_time_and_the_same(monkeypatch):
+    same = np.arange(600) < 300
+    score = np.random.default_rng(0).normal(same)
+    persons = np.arange(600) % 90, np.where(same, np.arange(600) % 90, (np.arange(600) + 1) % 90)
+    whole = list(pair_weights(score, same, persons, 150, 0))
+    assert [len(chunk) for chunk in whole] == [64, 64, 22]
+    for budget, size in ((8 * 600 * 7 + 1, 7), (1, 1)):
+        monkeypatch.setattr(person_draws, "BUDGET", budget)
+        pieces = list(pair_weights(score, same, persons, 150, 0))
+        assert {len(chunk) for chunk in pieces[:-1]} == {size}
+        np.testing.assert_array_equal(np.concatenate(pieces), np.concatenate(whole))
 
 
 def test_means_of_one_image_that_changes():
