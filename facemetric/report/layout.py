@@ -39,7 +39,8 @@ def most_of_one(identities: npt.ArrayLike, most: int) -> int:
 
 
 def lay_out(embeddings: npt.ArrayLike, *, seed: int = 0, quick: bool = False) -> npt.NDArray[np.float64]:
-    """Places (M, 2) in 0..1 of embeddings (M, D): by t-SNE on unit rows, or as they are where D is 2.
+    """Places (M, 2) in 0..1 of embeddings (M, D): by t-SNE on unit rows, or as they are where D is 2. One alone lies
+    in the middle.
 
     `quick` takes a third of the time for a divergence that is a few percent higher.
 
@@ -49,6 +50,8 @@ def lay_out(embeddings: npt.ArrayLike, *, seed: int = 0, quick: bool = False) ->
     from sklearn.manifold import TSNE
 
     emb_MD = np.asarray(embeddings, dtype=np.float32)
+    if len(emb_MD) < 2:
+        return np.full((len(emb_MD), 2), 0.5)
     if emb_MD.shape[1] == 2:
         return _into_square(emb_MD.astype(np.float64), keep_ratio=True)
     emb_MD = unit_rows(emb_MD)

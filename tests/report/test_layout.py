@@ -52,6 +52,12 @@ def test_two_numbers_are_drawn_as_they_are() -> None:
     np.testing.assert_allclose((place - place[0]) * 2, emb - emb[0], atol=1e-6)
 
 
+def test_one_alone_lies_in_the_middle() -> None:
+    for size in (2, 8):
+        np.testing.assert_array_equal(lay_out(np.ones((1, size))), [[0.5, 0.5]])
+        assert lay_out(np.ones((0, size))).shape == (0, 2)
+
+
 def test_a_handful_and_doubles() -> None:
     rng = np.random.default_rng(0)
     for emb in (rng.normal(size=(2, 8)), rng.normal(size=(6, 8)), np.ones((40, 8))):

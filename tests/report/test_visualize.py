@@ -112,6 +112,13 @@ def test_two_numbers_are_a_scatter(tmp_path: Path) -> None:
     assert names_of == ["metadata.tsv", "projector_config.pbtxt", "scatter.png", "tensors.tsv"]
 
 
+def test_a_single_image(tmp_path: Path) -> None:
+    table = EmbeddingTable(np.ones((1, 8), np.float32), np.array(["a"]), np.array(["a/1.jpg"]))
+    out = visualize(embeddings=table.save(tmp_path / "e.npz"), out=tmp_path / "out")
+    assert Image.open(out / "tsne.png").size[0] > 800
+    assert len(metadata(out)) == 1
+
+
 def test_what_cannot_be_shown(untrained: Path, faces: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give one of --weights and --embeddings"):
         visualize(str(faces), out=tmp_path / "out")
