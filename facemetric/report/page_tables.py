@@ -11,7 +11,7 @@ from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Cell, Grid
-from facemetric.report.record import Comparison, Evaluation
+from facemetric.report.record import UNSUPPORTED, Comparison, Evaluation
 
 HEAD = ("", "value, 95 % interval")
 NAMES = {
@@ -153,12 +153,16 @@ def written_out(key: str) -> str:
 
 
 def slice_tables(found: Slicing) -> list[Grid]:
-    """The groups of a column: TAR and FAR at the threshold that gives everybody together a FAR, a table each."""
+    """The groups of a column: TAR and FAR at the threshold that gives everybody together a FAR, a table each.
+
+    One without rows, that says why, where the column has no groups."""
     title = f"By {found.column}"
+    if found.note:
+        return [Grid(title, (), (), f"Not sliced: {found.note}.")]
     wanted = dict.fromkeys(rates.wanted for group in found.groups for rates in group.rates)
     if not wanted:
-        rows = tuple((group_cell(group), Cell("not measured", group.too_small)) for group in found.groups)
-        return [Grid(title, (found.column, ""), rows)]
+        rows = ((group_cell(g), Cell("not measured", g.too_small or UNSUPPORTED)) for g in found.groups)
+        return [Grid(title, (found.column, ""), tuple(rows))]
     tables = []
     for far in wanted:
         gaps = [

@@ -8,7 +8,7 @@ from facemetric.evaluation.groups import Rates, Slicing
 from facemetric.evaluation.intervals import Interval, tar_name
 from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.verification import Verification
-from facemetric.report.record import Comparison, Evaluation
+from facemetric.report.record import UNSUPPORTED, Comparison, Evaluation
 
 Line = tuple[str, str]
 
@@ -77,7 +77,7 @@ def slice_lines(slicing: Slicing) -> Iterator[Line]:
             continue
         rate = shown_rate(group.rates)
         if rate is None:
-            yield f"{title}: {group.name}", "no FAR is supported"
+            yield f"{title}: {group.name}", UNSUPPORTED
             continue
         yield (
             f"{title}: {group.name}",

@@ -16,6 +16,8 @@ from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 
+UNSUPPORTED = "no FAR is supported"  # in place of a group's rates
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -137,6 +137,19 @@ def test_what_was_not_measured_is_not_on_the_page() -> None:
     assert page_of(Evaluation(Path(), EmbeddingTable(np.ones((1, 3)), ["a"], ["b"])), "m", ORIGIN).map is None
 
 
+def test_a_column_that_is_not_sliced_says_why() -> None:
+    many = Slicing("camera", note="62 values; at most 50 are taken as groups")
+    small = Slicing("age", (Group("old", 50, 60, 20, ()), Group("young", 1, 2, 2, (), "too few")))
+    page = page_of(found(slices=(many, small)), "model", ORIGIN)
+    assert [(grid.title, len(grid.rows)) for grid in page.slices] == [("By camera", 0), ("By age", 2)]
+    assert [row[1].note for row in page.slices[1].rows] == ["no FAR is supported", "too few"]
+    text = render(page)
+    section = text[text.index('id="slices"') :]
+    section = section[: section.index("</section>")]
+    assert "Not sliced: 62 values; at most 50 are taken as groups." in section
+    assert section.count("<table") == 1
+
+
 def test_every_figure_is_in_a_table() -> None:
     interval = Interval(0.25, 0.125, 0.375, 0.95)
     names = ("x<b>", "y")
