@@ -30,6 +30,7 @@ from facemetric.report.scoring import (
     score_identities,
     score_listed,
     score_neighbours,
+    score_svm,
 )
 from facemetric.report.tables import read_tables
 
@@ -52,20 +53,26 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     listed = list_pairs(config, pairs, tables.table) if pairs is not None else None
     found: dict[str, Any] = {"images": tables.images, "gallery_table": tables.gallery}
     if listed is not None:
-        found |= score_listed(config, listed, tables.table)
+        found = joined(found, score_listed(config, listed, tables.table))
     elif config.all_pairs:
-        found |= score_all_pairs(config, tables.table)
+        found = joined(found, score_all_pairs(config, tables.table))
     if config.data or config.embeddings:
-        found |= score_neighbours(config, tables.table)
-        found |= score_identities(config, tables)
+        found = joined(found, score_neighbours(config, tables.table))
+        found = joined(found, score_identities(config, tables))
+        found = joined(found, score_svm(config, tables))
     if tables.second is not None:
-        found["comparison"] = compare(config, tables, listed, found)
+        found = joined(found, compare(config, tables, listed, found))
     evaluation = Evaluation(config.out, tables.table, **found)
     write_files(config, evaluation)
     print(table_text(evaluation))
     if config.report:
         print(f"report at {report(config, evaluation)}")
     return evaluation
+
+
+def joined(found: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Both, with the notes of both."""
+    return found | more | {"notes": (*found.get("notes", ()), *more.get("notes", ()))}
 
 
 def check_options(config: EvalConfig) -> None:

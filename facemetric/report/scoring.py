@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.config import (
-    EvalConfig,
-)
+from facemetric.config import EvalConfig
 from facemetric.data.pairs import Ints, Pairs
 from facemetric.data.resolve import resolve
+from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
 from facemetric.evaluation.embed import EmbeddingTable
@@ -38,6 +37,7 @@ from facemetric.report.record import Comparison
 from facemetric.report.tables import Tables
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
+ALONE = {"slices": "groups", "gallery": "gallery", "identification": "identification", "svm": "linear SVM"}
 
 
 class Listed(NamedTuple):
@@ -57,13 +57,17 @@ def list_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Liste
     groups = groups_of_pairs(table.groups, rows_a, rows_b) | pairs.groups
     persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
     note = ""
-    if np.any((persons[0] == persons[1]) != pairs.same):  # folders that are no identities
+    misfit = np.flatnonzero((persons[0] == persons[1]) != pairs.same)
+    if len(misfit):  # folders that are no identities, or a wrong label
+        first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
+        note = f"the identities do not fit {len(misfit):,} of {len(pairs.same):,} pairs (first {first})"
         persons = persons_of_pairs(rows_a, rows_b, pairs.same)
-        note = "the identities do not fit the pairs: for the intervals, people are what genuine pairs link"
         wrong = int(((persons[0] == persons[1]) != pairs.same).sum())
         if wrong:
-            note = f"no intervals: {wrong} pairs contradict others about who is who"
+            lost = "no intervals, and nothing by group" if groups else "no intervals"
+            note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
             return Listed(pairs, rows_a, rows_b, None, groups, note)
+        note += ": for the intervals, people are what genuine pairs link"
     return Listed(pairs, rows_a, rows_b, persons, groups, note)
 
 
@@ -115,11 +119,10 @@ def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]
 
 
 def score_neighbours(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
-    """Leave-one-out neighbours over the table; nothing, and said, where no identity has two images."""
+    """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        print("no nearest neighbours: at least two identities, one with two images, are needed")
-        return {}
+        return {"notes": ("no nearest neighbours: at least two identities, one with two images, are needed",)}
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
@@ -140,13 +143,6 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
     """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
     table, gallery = tables.table, tables.gallery
     found: dict[str, Any] = {}
-    if config.svm:
-        own = table.embeddings, table.identities
-        found["svm"] = (
-            svm_accuracy(*own, seed=config.seed)
-            if gallery is None
-            else svm_of_gallery(gallery.embeddings, gallery.identities, *own, seed=config.seed)
-        )
     probes = table
     if gallery is not None:
         near = gallery_probe(
@@ -159,13 +155,13 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
         )
         found |= {"gallery": near, "gallery_intervals": retrieval_intervals(near, table, config.seed)}
         if np.isin(table.identities, gallery.identities).all():
-            print("no open-set identification: every image is of a person in the gallery")
-            return found
+            note = "no open-set identification: every image is of a person in the gallery"
+            return found | {"notes": (note,)}
     else:
         sizes = np.unique(table.identities, return_counts=True)[1]
         if (sizes >= 2).sum() < 2:
-            print("no identification: at least two identities with two images are needed, or a --gallery")
-            return found
+            note = "no identification: at least two identities with two images are needed, or a --gallery"
+            return found | {"notes": (note,)}
         split = draw_open_set(table.identities, seed=config.seed)
         gallery, probes = table.rows(split.gallery), table.rows(split.probes)
     identified = identify(
@@ -175,10 +171,23 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
     return found | {"identification": identified, "identification_intervals": bounds}
 
 
+def score_svm(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+    """The linear SVM where --svm asks for it; a note alone where there are too few people or images for one."""
+    if not config.svm:
+        return {}
+    own, gallery = (tables.table.embeddings, tables.table.identities), tables.gallery
+    try:
+        if gallery is None:
+            return {"svm": svm_accuracy(*own, seed=config.seed)}
+        return {"svm": svm_of_gallery(gallery.embeddings, gallery.identities, *own, seed=config.seed)}
+    except DataError as error:
+        return {"notes": (f"no linear SVM: {error}",)}
+
+
 def compare(
     config: EvalConfig, tables: Tables, listed: Listed | None, found: Mapping[str, Any]
-) -> Comparison:
-    """The second model on the same pairs and the same queries."""
+) -> dict[str, Any]:
+    """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
     first, second = tables.table, tables.second
     assert second is not None
     verification, neighbours = None, None
@@ -210,4 +219,6 @@ def compare(
         changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
         people = first.identities[before.each.rows]
         differences |= mean_intervals(changes, people, seed=config.seed)
-    return Comparison(config.compare, verification, neighbours, differences)
+    alone = " and ".join(name for key, name in ALONE.items() if found.get(key))
+    notes = (f"{alone}: of the first model alone, the second is not compared by them",) if alone else ()
+    return {"comparison": Comparison(config.compare, verification, neighbours, differences), "notes": notes}

@@ -269,7 +269,61 @@ def test_pairs_that_contradict_each_other_have_no_intervals(table: Path, tmp_pat
     file.write_text("image1_path,image2_path,label\n" + "".join(f"{x},{y},{z}\n" for x, y, z in lines))
     found = evaluate(embeddings=table, pairs=file, fars=[0.5], out=tmp_path / "out", report=False)
     assert found.intervals == {}
-    assert metrics(tmp_path / "out")["notes"] == ["no intervals: 1 pairs contradict others about who is who"]
+    misfit = f"the identities do not fit 1 of 4 pairs (first {a} and {c})"
+    wanted = [f"no intervals: {misfit}, and 1 pairs contradict others about who is who"]
+    assert metrics(tmp_path / "out")["notes"] == wanted
+    halves = np.where(np.arange(len(t)) % 2, "odd", "even")
+    grouped = EmbeddingTable(t.embeddings, t.identities, t.paths, {"half": halves}).save(tmp_path / "g.npz")
+    evaluate(embeddings=grouped, pairs=file, fars=[0.5], out=tmp_path / "out", report=False)
+    assert metrics(tmp_path / "out")["notes"] == [
+        wanted[0].replace("no intervals", "no intervals, and nothing by group")
+    ]
+
+
+def test_pairs_that_do_not_fit_the_identities_are_counted_and_the_first_named(
+    table: Path, tmp_path: Path
+) -> None:
+    a, b, c, d = EmbeddingTable.load(table).paths[[0, 1, 2, 90]].tolist()
+    lines = [(a, b, 1), (c, d, 1), (a, d, 0), (b, d, 0)]
+    file = tmp_path / "pairs.csv"
+    file.write_text("image1_path,image2_path,label\n" + "".join(f"{x},{y},{z}\n" for x, y, z in lines))
+    found = evaluate(embeddings=table, pairs=file, fars=[0.5], out=tmp_path / "out", report=False)
+    assert found.notes == (
+        f"the identities do not fit 1 of 4 pairs (first {c} and {d}): for the intervals, people are what genuine "
+        "pairs link",
+    )
+    assert found.intervals
+
+
+def test_too_few_images_for_an_svm_are_a_note(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = EmbeddingTable.load(table)
+    pairs_of_each = np.flatnonzero(np.arange(len(t)) % 6 < 2)
+    few = t.rows(pairs_of_each).save(tmp_path / "few.npz")
+    found = evaluate(embeddings=few, svm=True, out=tmp_path / "out")
+    (note,) = metrics(tmp_path / "out")["notes"]
+    assert note == "no linear SVM: 0 of 16 people have 5 images or more; an SVM needs two people"
+    assert found.svm is None
+    assert found.neighbours is not None
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "report.html").read_text()
+    one = t.rows(np.arange(6)).save(tmp_path / "one.npz")  # a gallery of one person
+    found = evaluate(embeddings=few, gallery=one, svm=True, out=tmp_path / "out", report=False)
+    assert found.notes == (
+        "no linear SVM: an SVM needs a gallery of two people, and images of people who are in it",
+    )
+
+
+def test_what_a_second_model_is_not_compared_by_is_said(table: Path, tmp_path: Path) -> None:
+    found = evaluate(embeddings=table, compare=table, svm=True, out=tmp_path, report=False)
+    assert found.notes == (
+        "identification and linear SVM: of the first model alone, the second is not compared by them",
+    )
+    t = EmbeddingTable.load(table)
+    few = t.rows(np.unique(t.identities, return_index=True)[1]).save(tmp_path / "few.npz")
+    found = evaluate(embeddings=few, compare=few, all_pairs=False, out=tmp_path, report=False)
+    assert not any("of the first model alone" in note for note in found.notes)
 
 
 def test_an_svm(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
