@@ -3,9 +3,10 @@
 An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any
 order. A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the
 columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members are
-`identity/image.jpg`, or a folder of such tars. Identities of a named source are prefixed with `NAME/`; where
-several sources are given, an unnamed one is prefixed with its file's stem, so that `001` in two sources
-stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their identities.
+`identity/image.jpg`, or a folder of such tars. Hidden folders (`.thumbnails`) are passed over. Identities of a named
+source are prefixed with `NAME/`; where several sources are given, an unnamed one is prefixed with its file's stem, so
+that `001` in two sources stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their
+identities.
 """
 
 from __future__ import annotations
@@ -246,6 +247,7 @@ def _in_order(rows: Rows) -> ImageIndex:
         f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > EXAMPLES else ''}"
         for why, count in rows.ignored_counts.items()
     )
+    index.notes += tuple(rows.notes)
     index.notes += tuple(
         f"column {name!r} has over {MOST_VALUES:,} values: it is no group"
         for name, column in rows.groups.items()

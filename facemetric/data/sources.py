@@ -100,6 +100,20 @@ def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> Non
     if len(rows.identity) == before:
         what, needed = ("image", "image.jpg") if loose else ("image of an identity", "identity/image.jpg")
         raise DataError(f"{path}: holds no {what}{_instead(rows)}; needed is {needed}")
+    if not path.lower().endswith((".csv", ".bin")):
+        _note_folders_alone(rows, path, prefix)
+
+
+def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:
+    """Says where no identity has an image of its own: the folder above `train/` and `test/` looks like two people."""
+    people = [name for name in rows.identities if name.startswith(prefix) and not is_loose(name)]
+    if people and not any(name in rows.folders for name in people):
+        below = min(name for name in rows.folders if name.startswith(people[0] + "/"))
+        shown = ", ".join(name[len(prefix) :] for name in people[:3]) + (", ..." if len(people) > 3 else "")
+        rows.notes.append(
+            f"{path}: none of its {len(people)} identities ({shown}) has an image of its own, only folders as "
+            f"{below[len(prefix) :]!r}; if these are the identities, name the folders above them, or each as a source"
+        )
 
 
 def _instead(rows: Rows) -> str:
@@ -110,6 +124,16 @@ def _instead(rows: Rows) -> str:
 def _is_image(leaf: str) -> bool:
     # macOS leaves `._photo.jpg` beside `photo.jpg`: no image.
     return leaf.lower().endswith(IMAGE_ENDINGS) and not leaf.startswith(".")
+
+
+def hidden_folder(path: str) -> str:
+    """The path of a file up to its first hidden folder (`.thumbnails`, `.trash`); empty where there is none."""
+    if "/." in path or path.startswith("."):
+        folders = path.split("/")[:-1]
+        for depth, folder in enumerate(folders, 1):
+            if folder.startswith("."):
+                return "/".join(folders[:depth])
+    return ""
 
 
 def _shards(path: str, loose: bool) -> list[str]:
@@ -126,9 +150,14 @@ def _shards(path: str, loose: bool) -> list[str]:
 def _scan_tar(rows: Rows, path: str, prefix: str, loose: bool) -> None:
     state = os.stat(path)
     rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
+    hidden: set[str] = set()
     for name, offset, size in walk_tar(path):
         identity, slash, _ = name.partition("/")
-        if not _is_image(name.rpartition("/")[2]):
+        if folder := hidden_folder(name):
+            if folder not in hidden:
+                rows.ignore("hidden folders", folder)
+            hidden.add(folder)
+        elif not _is_image(name.rpartition("/")[2]):
             rows.ignore("files that are no images", name)
         elif slash or loose:
             rows.add(identity if slash else "", name, offset, size, 0)
@@ -151,7 +180,7 @@ def _scan_folder(rows: Rows, root: str, prefix: str, loose: bool) -> None:
     }
     for entry in _entries(root):
         if _is_dir(entry):
-            if entry.name.startswith("."):
+            if hidden_folder(entry.name + "/"):
                 rows.ignore("hidden folders", entry.name)
             else:
                 before = len(rows.identity)
@@ -180,7 +209,10 @@ def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, i
         for entry in _entries(path):
             name = f"{below}/{entry.name}"
             if _is_dir(entry):
-                todo.append((name, entry.path))
+                if hidden_folder(name + "/"):
+                    rows.ignore("hidden folders", name)
+                else:
+                    todo.append((name, entry.path))
             else:
                 _add_file(rows, identity, name, entry)
 

@@ -84,6 +84,7 @@ class Rows:
     leaf_end: array = field(default_factory=lambda: array("q"))
     ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
     ignored_counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what else is to be said of the sources
     bar: tqdm = field(
         default_factory=lambda: tqdm(desc="reading the index", unit=" images", delay=2, leave=False)
     )

@@ -159,6 +159,47 @@ def test_shards_beside_folders(tmp_path: Path) -> None:
     assert "both .tar shards and folders" in message(tmp_path)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_hidden_folders_at_any_depth_are_passed_over(tmp_path: Path, packed: bool) -> None:
+    files = [
+        "anna/1.jpg",
+        "anna/.thumbnails/1.jpg",
+        "anna/.thumbnails/deep/2.jpg",
+        "bob/a.b/.c.d.jpg",
+        "bob/1.jpg",
+    ]
+    files += [".trash/1.jpg", ".trash/2.jpg"]
+    if packed:
+        data = tar_of(tmp_path / "a.tar", *map(member, files))
+    else:
+        data = tmp_path / "a"
+        for name in files:
+            put(data / name)
+    index = read_index(data)
+    assert [index.name(i) for i in range(len(index))] == ["anna/1.jpg", "bob/1.jpg"]
+    assert sorted(index.notes) == [
+        "1 files that are no images passed over: bob/a.b/.c.d.jpg",
+        f"2 hidden folders passed over: {'anna/.thumbnails, .trash' if packed else '.trash, anna/.thumbnails'}",
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_folder_above_train_and_test_is_told(tmp_path: Path, packed: bool) -> None:
+    files = [f"{part}/{who}/1.jpg" for part in ("test", "train") for who in ("anna", "bob")]
+    for name in files:
+        put(tmp_path / "a" / name)
+    data = tar_of(tmp_path / "a.tar", *map(member, files)) if packed else tmp_path / "a"
+    assert read_index(data).notes == (
+        f"{data}: none of its 2 identities (test, train) has an image of its own, only folders as 'test/anna'; "
+        "if these are the identities, name the folders above them, or each as a source",
+    )
+    assert "'test/anna'" in read_index(f"x={data}").notes[0]
+    put(tmp_path / "a" / "train" / "1.jpg")
+    assert read_index(tmp_path / "a").notes == ()
+    (tmp_path / "l.csv").write_text("path,identity\na/train/bob/1.jpg,bob\na/train/anna/1.jpg,anna\n")
+    assert read_index(tmp_path / "l.csv").notes == ()
+
+
 # ---- csv ----
 
 
