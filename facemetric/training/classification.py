@@ -267,11 +267,11 @@ class Classification:
 
     def extra_state(self) -> dict[str, Any]:
         """Which data it is."""
-        return {"data": self.split.fingerprint}
+        return dict(self.split.origin)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Raises ConfigError for other data."""
-        same_origin(state, data=self.split.fingerprint)
+        """Raises ConfigError for other data, or the same split otherwise."""
+        same_origin(state, **self.split.origin)
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

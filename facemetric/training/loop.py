@@ -259,6 +259,7 @@ class Trainer:
 
     def take(self, state: dict[str, Any]) -> None:
         """The state of a checkpoint, but what the options say now."""
+        self.task.load_extra_state(state["extra"])  # first: other people are other steps, and other classes
         if state["steps_per_epoch"] != self.task.steps_per_epoch:
             raise ConfigError(
                 f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
@@ -284,7 +285,6 @@ class Trainer:
             self.ema.module.load_state_dict(state["ema"])
         if state["scaler"]:  # a run in another precision has none: then it begins anew
             self.amp.scaler.load_state_dict(state["scaler"])
-        self.task.load_extra_state(state["extra"])
         self.at = Progress(**state["progress"])
 
 

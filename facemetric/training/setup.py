@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,10 @@ SPLIT_OPTIONS = (
     "val_by",
     "seed",
 )
+CHANGED = {
+    "split": "a list of this run (--merge, --leave-out, --leave-out-images or --val-identities) names others: its "
+    "people or images"
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,12 @@ class Split:
     val: ImageIndex | None
     fingerprint: str  # of everything that was read, before it was split
     closed: bool = False  # the validation images are of identities that are trained on
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """What a run that goes on must find again: what was read, and what the lists made of it."""
+        parts = [part.fingerprint for part in (self.train, self.val) if part is not None]
+        return {"data": self.fingerprint, "split": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
 
 
 def read_split(config: StageConfig) -> Split:
@@ -147,12 +159,12 @@ def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]
 
 
 def same_origin(state: dict[str, Any], **now: str) -> None:
-    """Raise ConfigError where a run began with other data or weights than it has now (`data="a1b2..."`)."""
+    """Raise ConfigError where a run began with other data, lists or weights than it has now (`data="a1b2..."`)."""
     for what, mark in now.items():
         if state.get(what, mark) != mark:
             raise ConfigError(
-                f"the {what} of this run changed since it began; resume with those it was started with, "
-                "or name another --out"
+                f"{CHANGED.get(what, f'the {what} of this run')} changed since it began; resume with those it was "
+                "started with, or name another --out"
             )
 
 

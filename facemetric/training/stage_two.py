@@ -84,9 +84,9 @@ class StageTwo:
 
     @cached_property
     def origin(self) -> dict[str, str]:
-        """Which data, weights, and size and crop of the pictures it began with."""
+        """Which data, split, weights, and size and crop of the pictures it began with."""
         return {
-            "data": self.split.fingerprint,
+            **self.split.origin,
             "weights": state_hash(self.original),
             "picture": str(self.original.preprocess),
         }

@@ -18,6 +18,7 @@ from stages import same
 
 from facemetric import finetune, load_embedder, pretrain
 from facemetric.config import PretrainConfig
+from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
 from facemetric.files import Lock, is_locked
 from facemetric.model.embedder import build_embedder
@@ -225,3 +226,32 @@ def test_other_data_or_weights_are_refused(stage_one: Any, small: Any, faces: Pa
     image.write_bytes(image.read_bytes() + b"!")
     with pytest.raises(ConfigError, match="the data of this run changed since it began"):
         pretrain(str(people), **small, out=tmp_path / "one", resume=True)
+
+
+def test_a_list_that_changed_is_refused(stage_one: Any, small: Any, faces: Path, tmp_path: Path) -> None:
+    """The path stays, what stands in the list does not. A checkpoint from before the split was kept goes on."""
+    names = read_index(str(faces)).identities
+    val, out = tmp_path / "val.txt", tmp_path / "out.txt"
+    val.write_text("\n".join(names[:4]))
+    out.write_text(names[5])
+    lists = {"val_identities": val, "leave_out": out, "workers": 0, "epochs": 1}
+    tune = TUNE | {"weights": str(stage_one.weights)} | lists | {"out": tmp_path / "two"}
+    runs = (pretrain, small | lists | {"out": tmp_path / "one"}), (finetune, tune)
+    for run, options in runs:
+        run(str(faces), **options)
+    for changed, text in ((val, "\n".join(names[1:5])), (val, "\n".join(names[:5])), (out, names[6])):
+        before = changed.read_text()
+        changed.write_text(text)
+        for run, options in runs:
+            with pytest.raises(
+                ConfigError, match=r"a list of this run \(--merge, .* names others: .* another --out"
+            ):
+                run(str(faces), **options, resume=True)
+        changed.write_text(before)
+    val.write_text("\n".join(names[1:5]))
+    for run, options in runs:
+        kept = tmp_path / Path(options["out"]).name / "checkpoint.pt"
+        state = torch.load(kept, weights_only=True)
+        del state["extra"]["split"]
+        torch.save(state, kept)
+        run(str(faces), **options, resume=True)
