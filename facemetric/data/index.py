@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.sources import Source, parse_source, prefixes, scan, scan_files
+from facemetric.data.listed import scan_files
+from facemetric.data.sources import Source, parse_source, prefixes, scan
 from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store
 from facemetric.errors import DataError, did_you_mean
 
@@ -217,9 +218,7 @@ def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageInde
     DataError that names those that do not exist.
     """
     rows = Rows()
-    scan_files(
-        rows, str(root) or ".", [(os.fspath(path), os.path.dirname(path) or ".", {}) for path in paths]
-    )
+    scan_files(rows, str(root) or ".", [(os.fspath(path), None, {}) for path in paths])
     return _in_order(rows)
 
 

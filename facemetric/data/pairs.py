@@ -2,7 +2,7 @@
 
 Forms that are read, told apart by what stands in the file:
     csv     `image1_path,image2_path,label` (or `path_a,path_b,same`), label 1 = same person;
-            an optional `fold` column; every other column is a group (age, camera, ...)
+            an optional `fold` column; every other column is a group (age, camera, ...); see `table.py`
     LFW     first line `10<TAB>300` (folds, pairs of each kind in a fold) or `500` (one block: DevTrain,
             DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
     CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
@@ -14,16 +14,17 @@ Forms that are read, told apart by what stands in the file:
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from facemetric.data.insightface import read_bin
+from facemetric.data.table import Table
 from facemetric.errors import DataError, did_you_mean
+from facemetric.files import write_whole
 
 Ints = npt.NDArray[np.int64]
 COLUMNS = {
@@ -116,18 +117,9 @@ def _read_bin(path: Path) -> Pairs:
 
 
 def _read_csv(path: Path, text: str) -> Pairs:
-    reader = csv.reader(text.splitlines())
-    try:
-        return _read_rows(path, reader)
-    except csv.Error as error:
-        raise DataError(
-            f"{path} line {reader.line_num}: is no csv ({error}); needed image1_path,image2_path,label"
-        ) from None
-
-
-def _read_rows(path: Path, reader: Any) -> Pairs:
-    header = [c.strip() for c in next((row for row in reader if any(c.strip() for c in row)), [])]
-    at = {COLUMNS[c.lower()]: i for i, c in enumerate(header) if c.lower() in COLUMNS}
+    table = Table(path, io.StringIO(text, newline=""), "image1_path,image2_path,label")
+    header = table.header
+    at = {COLUMNS[name]: i for name, i in table.columns.items() if name in COLUMNS}
     lacking = [
         name for key, name in (("a", "image1_path"), ("b", "image2_path"), ("same", "label")) if key not in at
     ]
@@ -138,18 +130,17 @@ def _read_rows(path: Path, reader: Any) -> Pairs:
             f"{path}: no column {', '.join(lacking)} among {', '.join(header[:8])!r}; "
             f"needed image1_path,image2_path,label (or path_a,path_b,same){hint}"
         )
-    if len(set(header)) != len(header) or sum(c.lower() in COLUMNS for c in header) > 3:
+    if sum(name in COLUMNS for name in table.columns) > 3:
         raise DataError(f"{path}: a column stands twice in {', '.join(header)!r}; rename one")
     rows, same = [], []
-    for row in reader:
-        if not any(c.strip() for c in row):
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path} line {reader.line_num}: {len(row)} fields, the header has {len(header)}")
-        truth = TRUTH.get(row[at["same"]].strip().lower())
+    whole = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
+    for row in table.rows():
+        if empty := [header[i] for i in whole if not row[i]]:
+            raise DataError(f"{path} line {table.line}: no {', '.join(empty)}; every pair needs one")
+        truth = TRUTH.get(row[at["same"]].lower())
         if truth is None:
             raise DataError(
-                f"{path} line {reader.line_num}: label {row[at['same']]!r}; write 1 (same) or 0 (different)"
+                f"{path} line {table.line}: label {row[at['same']]!r}; write 1 (same) or 0 (different)"
             )
         rows.append(row)
         same.append(truth)
@@ -160,11 +151,11 @@ def _read_rows(path: Path, reader: Any) -> Pairs:
     for i, column in enumerate(header):
         if column.lower() == "fold":
             fold = _numbered(path, [row[i] for row in rows])
-        elif i not in at.values():
+        elif column and i not in at.values():
             groups[column] = np.array([row[i] for row in rows], dtype=np.str_)
     return Pairs(
-        tuple(row[at["a"]].strip() for row in rows),
-        tuple(row[at["b"]].strip() for row in rows),
+        tuple(row[at["a"]] for row in rows),
+        tuple(row[at["b"]] for row in rows),
         np.array(same),
         fold,
         groups,
@@ -243,17 +234,15 @@ def _read_two_line(path: Path, lines: list[tuple[int, str]]) -> Pairs:
 
 def write_pairs(file: str | Path, pairs: Pairs) -> None:
     """A csv that `read_pairs` reads back; the file appears whole."""
-    path = Path(file)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fold = [] if pairs.fold is None else ["fold"]
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as out:
+
+    def fill(path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(["image1_path", "image2_path", "label", *fold, *pairs.groups])
             for i in range(len(pairs)):
                 number = [] if pairs.fold is None else [int(pairs.fold[i])]
                 groups = [str(column[i]) for column in pairs.groups.values()]
                 writer.writerow([pairs.paths_a[i], pairs.paths_b[i], int(pairs.same[i]), *number, *groups])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_whole(file, fill)

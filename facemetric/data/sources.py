@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from facemetric.data.insightface import read_bin
+from facemetric.data.listed import csv_lines, scan_files
 from facemetric.data.store import Rows, SourceFile
 from facemetric.data.tar import walk_tar
-from facemetric.errors import DataError, did_you_mean
+from facemetric.errors import DataError
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 IMAGE_ENDINGS = (*PHOTOGRAPHS, ".pgm", ".ppm", ".pbm", ".pnm")
@@ -87,7 +87,7 @@ def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> Non
         )
     elif path.lower().endswith(".csv"):
         scan_files(
-            rows, os.path.dirname(os.path.abspath(path)), _csv_lines(path, loose), prefix=prefix, said=path
+            rows, os.path.dirname(os.path.abspath(path)), csv_lines(path, loose), prefix=prefix, said=path
         )
     elif path.lower().endswith(".tar"):
         _scan_tar(rows, path, prefix, loose)
@@ -256,71 +256,3 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
         raise DataError(
             f"{path}: cannot be listed ({error.strerror}); give a readable folder without link loops"
         ) from None
-
-
-def scan_files(
-    rows: Rows,
-    root: str,
-    listed: Iterable[tuple[str, str, Mapping[str, str]]],
-    *,
-    prefix: str = "",
-    said: str = "the list",
-) -> None:
-    """Adds files by (path below root, identity, groups). DataError that names those that do not exist."""
-    rows.files.append(SourceFile(root, False, prefix, 0, 0))
-    missing: list[str] = []
-    for image, identity, groups in listed:
-        try:
-            state = os.stat(os.path.join(root, image))
-        except (OSError, ValueError):
-            missing.append(image)
-            continue
-        if stat.S_ISREG(state.st_mode):
-            rows.add(identity, image, 0, state.st_size, state.st_mtime_ns, groups)
-        else:
-            missing.append(image)
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(
-            f"{said}: {len(missing)} paths are no files below {root}: {shown}; mend or take out those lines"
-        )
-
-
-def _csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(path, identity, groups) of each line: every other column that has a name is a group.
-
-    With `loose` the identity may be empty."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            places = [_column(path, header, "path")]
-            if not loose or "identity" in header:
-                places.append(_column(path, header, "identity"))
-            others = [(i, name) for i, name in enumerate(header) if name and i not in places]
-            for cells in reader:
-                if not cells:
-                    continue
-                image, identity = [*(cells[i].strip() if i < len(cells) else "" for i in places), ""][:2]
-                if not image or not (identity or loose):
-                    empty = "identity" if image else "path"
-                    raise DataError(
-                        f"{path} line {reader.line_num}: an empty {empty}; both columns need a value"
-                    )
-                yield image, identity, {name: cells[i].strip() for i, name in others if i < len(cells)}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path}: is no UTF-8 csv ({error}); write it with the columns path,identity"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _column(path: str, header: Iterable[str], wanted: str) -> int:
-    header = list(header)
-    if wanted not in header:
-        raise DataError(
-            f"{path}: no column {wanted!r} in its first line{did_you_mean(wanted, header)};"
-            " needed is path,identity"
-        )
-    return header.index(wanted)

@@ -224,7 +224,24 @@ def test_csv_faults(tmp_path: Path) -> None:
     table.write_bytes(b"path,identity\n\xff\xfe,x\n")
     assert "no UTF-8 csv" in message(table)
     table.write_bytes(b"path,identity\n" + b"x" * 200_000 + b",x\n")
-    assert "no UTF-8 csv" in message(table)
+    assert "line 2: is no csv (field larger than" in message(table)
+    table.write_text("path,identity\n\na.jpg,x\na, b.jpg,x\n")
+    assert "line 4: 3 fields, the header has 2; quote a field that holds the separator" in message(table)
+    table.write_text("path,note,identity,Note\na.jpg,1,x,2\n")
+    assert "a column stands twice in 'path, note, identity, Note'" in message(table)
+
+
+def test_csv_as_windows_and_excel_write_it(tmp_path: Path) -> None:
+    """`;`, a BOM, \\r\\n, other letter case, rows and columns that are empty, `\\` in paths."""
+    for name in ("anna/1.jpg", "bob/2.jpg", "odd\\3.jpg"):
+        put(tmp_path / name, name.encode())
+    rows = ["Path;Identity;Age;", "anna\\1.jpg;anna;old;", ";;;", "odd\\3.jpg;carl", "bob/2.jpg;bob;;"]
+    table = put(tmp_path / "t.csv", ("\ufeff" + "\r\n".join(["", *rows]) + "\r\n;;\r\n").encode())
+    index = read_index(table)
+    assert [index.name(i) for i in range(3)] == ["anna/1.jpg", "bob/2.jpg", "odd\\3.jpg"]
+    assert index.identities == ("anna", "bob", "carl")
+    assert [index.read(i).decode() for i in range(3)] == ["anna/1.jpg", "bob/2.jpg", "odd\\3.jpg"]
+    assert index.groups()["Age"].tolist() == ["old", "", ""]
 
 
 def test_csv_listed_twice_and_absolute(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from facemetric.data.index import index_files
 from facemetric.data.pairs import Pairs, read_pairs, write_pairs
+from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 
 
@@ -83,7 +85,10 @@ def test_csv_with_fold_groups_quotes_and_bom(tmp_path):
         ("image1_path,image2_path,label\n", "a header but no pairs"),
         ("image1_pth,image2_path,label\na,b,1\n", "no column image1_path.*did you mean 'image1_pth'"),
         ("image1_path,image2_path,label\na,b,2\n", "line 2: label '2'; write 1"),
-        ("image1_path,image2_path,label\na,b\n", "line 2: 2 fields, the header has 3"),
+        ("image1_path,image2_path,label\na,b\n", "line 2: no label; every pair needs one"),
+        ("image1_path,image2_path,label\na,b,1\n,,\na,,1\n", "line 4: no image2_path; every pair needs one"),
+        ("image1_path,image2_path,label,fold\na,b,1,1\na,b,1,\n", "line 3: no fold; every pair needs one"),
+        ("\n\nimage1_path,image2_path,label\na,b, c,1\n", "line 4: 4 fields, the header has 3; quote"),
         ("image1_path,image2_path,label,fold\na,b,1,3\n", "one fold only"),
         ("image1_path,image2_path,label,label\na,b,1,1\n", "stands twice"),
         ("image1_path,path_a,image2_path,label\na,b,c,1\n", "stands twice in .image1_path, path_a"),
@@ -96,6 +101,33 @@ def test_bad_csv(tmp_path, text, message):
         read_pairs(written(tmp_path, text, "p.csv"))
     with pytest.raises(DataError, match="no such pairs file"):
         read_pairs(tmp_path / "absent.csv")
+
+
+def test_csv_as_excel_writes_it(tmp_path):
+    """`;`, a BOM, \\r\\n, other letter case, columns without a name, rows without a value, `\\` in paths."""
+    rows = [
+        "Image1_Path;Image2_Path;LABEL;Age;",
+        "Ann\\1.jpg;Bo, B\\2.jpg;1;old;",
+        ";;;;",
+        ' c.jpg;"d;d.jpg";0;;',
+        ";",
+    ]
+    pairs = read_pairs(written(tmp_path, "\ufeff" + "\r\n".join(rows) + "\r\n", "p.csv"))
+    assert pairs.paths_a == ("Ann\\1.jpg", "c.jpg")
+    assert pairs.paths_b == ("Bo, B\\2.jpg", "d;d.jpg")
+    assert pairs.same.tolist() == [True, False]
+    assert {k: v.tolist() for k, v in pairs.groups.items()} == {"Age": ["old", ""]}
+    for name in ("Ann/1.jpg", "Bo, B/2.jpg", "c.jpg", "d;d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    index = index_files(pairs.paths(), tmp_path)
+    assert [index.read(int(row)).decode() for rows in resolve(pairs, index) for row in rows] == [
+        "Ann/1.jpg",
+        "c.jpg",
+        "Bo, B/2.jpg",
+        "d;d.jpg",
+    ]
+    assert index.identities == (".", "Ann", "Bo, B")
 
 
 def test_write_reads_back(tmp_path):
