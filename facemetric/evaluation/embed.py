@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from facemetric.errors import DataError
 
 KEYS = ("embeddings", "identities", "paths")
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
+TWICE = -1  # in the place of the row of a path that stands on several
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,20 @@ class EmbeddingTable:
         return len(self.embeddings)
 
     def find(self, name: str) -> int | None:
-        """Row of a path; the first where it stands twice. With `name`, enough for `pairs.resolve`."""
-        rows: dict[str, int] | None = self.__dict__.get("_rows")
-        if rows is None:
-            rows = {}
-            for i, path in enumerate(self.paths.tolist()):
-                rows.setdefault(path, i)
-            self.__dict__["_rows"] = rows
-        return rows.get(name)
+        """Row of a path; None where there is none, or more than one. With `name`, enough for `pairs.resolve`."""
+        row = self._rows.get(name)
+        return None if row == TWICE else row
+
+    def standing_twice(self) -> list[str]:
+        """The paths of more than one row."""
+        return [path for path, row in self._rows.items() if row == TWICE]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        rows: dict[str, int] = {}
+        for i, path in enumerate(self.paths.tolist()):
+            rows[path] = TWICE if path in rows else i
+        return rows
 
     def name(self, i: int) -> str:
         return str(self.paths[i])

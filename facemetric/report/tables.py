@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
@@ -86,17 +87,53 @@ def embed(
 def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:
     """The second model's rows in the order of the first's paths, with the first's identities and groups.
 
-    Raises DataError where an image of the first is not in the second."""
+    Raises DataError where an image of the first is not in the second, where a path tells no image from another,
+    or where the tables do not agree on who is one person; their names may differ."""
+    alike = np.array_equal(first.paths, second.paths)
+    rows = np.arange(len(first)) if alike else matching_rows(first, second)
+    check_people(first, second.identities[rows])
+    return EmbeddingTable(second.embeddings[rows], first.identities, first.paths, first.groups)
+
+
+def matching_rows(first: EmbeddingTable, second: EmbeddingTable) -> npt.NDArray[np.int64]:
+    """The row of the second table of each path of the first."""
+    for table, which in ((first, "first"), (second, "second")):
+        twice = table.standing_twice()
+        if twice:
+            raise DataError(
+                f"{len(twice)} of the paths of the {which} model's embeddings stand on several rows: {some_of(twice)}; "
+                "name each image once, or list the same paths in the same order for both models"
+            )
     paths = first.paths.tolist()
     rows = np.array([-1 if (row := second.find(path)) is None else row for path in paths])
     missing = [path for path, row in zip(paths, rows, strict=True) if row < 0]
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of {len(first)} images have no embedding of the second model: {shown}; "
+            f"{len(missing)} of {len(first)} images have no embedding of the second model: {some_of(missing)}; "
             "both models must embed the same images, under the same paths"
         )
-    return EmbeddingTable(second.embeddings[rows], first.identities, first.paths, first.groups)
+    return rows
+
+
+def check_people(first: EmbeddingTable, other: npt.NDArray[np.str_]) -> None:
+    """Raise DataError where the identities `other` (N,) of the same images make other people of them."""
+    if np.array_equal(first.identities, other):
+        return
+    (start_W, who_N), (other_start_W, other_N) = (
+        np.unique(names, return_index=True, return_inverse=True)[1:] for names in (first.identities, other)
+    )
+    differs = (other_N != other_N[start_W[who_N]]) | (who_N != who_N[other_start_W[other_N]])
+    if differs.any():
+        row = int(differs.argmax())
+        raise DataError(
+            f"{differs.sum()} of {len(first)} images are of another person for the second model: first "
+            f"{first.name(row)}, {str(first.identities[row])!r} and {str(other[row])!r}; give both models the "
+            "same identities"
+        )
+
+
+def some_of(paths: list[str]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def check_sizes(table: EmbeddingTable, other: EmbeddingTable, what: str) -> None:

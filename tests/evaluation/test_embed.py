@@ -4,6 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from facemetric.data.pairs import Pairs
+from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 
@@ -47,11 +49,15 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["e.npz"]
 
 
-def test_other_numbers_become_float32_and_rows_are_found():
+def test_other_numbers_become_float32_and_rows_are_found_but_not_of_a_path_that_stands_twice():
     t = EmbeddingTable(np.eye(3), np.array([7, 7, 8]), np.array(["a", "b", "a"], dtype=object))
     assert t.embeddings.dtype == np.float32
     assert t.identities.tolist() == ["7", "7", "8"]
-    assert (t.find("a"), t.find("b"), t.find("c"), t.name(1), len(t)) == (0, 1, None, "b", 3)
+    assert (t.find("a"), t.find("b"), t.find("c"), t.name(1), len(t)) == (None, 1, None, "b", 3)
+    assert (t.standing_twice(), t.rows(np.array([2, 1])).standing_twice()) == (["a"], [])
+    pairs = Pairs(("b", "b"), ("a", "b"), np.ones(2, bool), source="p.csv")
+    with pytest.raises(DataError, match=r"p.csv: 0 missing and 1 ambiguous of the 2 .*: a \(fits 2 images\)"):
+        resolve(pairs, t)
 
 
 @needs_pyarrow
