@@ -110,9 +110,9 @@ class Verification:
         for p in self.points:
             fars[f"{p.wanted:g}"] = {
                 "supported": p.supported,
-                "tar": _plain(p.tar),
-                "far": _plain(p.far),
-                "threshold": _plain(p.threshold),
+                "tar": plain(p.tar),
+                "far": plain(p.far),
+                "threshold": plain(p.threshold),
                 "accepted_impostors": p.accepted_impostors,
             }
         out: dict[str, Any] = {
@@ -122,25 +122,26 @@ class Verification:
             "lowest_supported_far": 1 / self.n_impostor,
             "auc": self.auc,
             "eer": self.eer,
-            "eer_threshold": _plain(self.eer_threshold),
+            "eer_threshold": plain(self.eer_threshold),
             "tar_at_far": fars,
-            "thresholds_on_a_grid_below": _plain(self.exact_from),
+            "thresholds_on_a_grid_below": plain(self.exact_from),
         }
         if self.accuracy is not None:
             a = self.accuracy
             out["accuracy"] = {
                 "mean": a.mean,
                 "standard_deviation_population": a.deviation_population,
-                "standard_deviation_sample": _plain(a.deviation_sample),
-                "standard_error": _plain(a.standard_error),
+                "standard_deviation_sample": plain(a.deviation_sample),
+                "standard_error": plain(a.standard_error),
                 "folds": a.accuracies.tolist(),
-                "thresholds": [_plain(t) for t in a.thresholds.tolist()],
+                "thresholds": [plain(t) for t in a.thresholds.tolist()],
                 "folds_drawn_at_random": a.drawn,
             }
         return out
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """A number as JSON can hold it: None where it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -18,6 +18,7 @@ from facemetric.errors import DataError, writing
 from facemetric.evaluation.alike import Alike, alike_across, alike_identities
 from facemetric.evaluation.inference import embed_index, mirror_scores
 from facemetric.evaluation.labels import centred, judge_images
+from facemetric.evaluation.verification import plain
 from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.folder import find_weights
@@ -161,19 +162,21 @@ def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[li
     return findings, figures
 
 
-def of_alike(alike: Alike) -> dict[str, float]:
-    """The figures of one search for people."""
+def of_alike(alike: Alike) -> dict[str, float | None]:
+    """The figures of one search for people; what is undefined is None."""
     return {
-        "threshold": alike.threshold,
-        "expected_by_chance": alike.expected,
-        "share_of_halves_found": alike.found_halves,
+        "threshold": plain(alike.threshold),
+        "expected_by_chance": plain(alike.expected),
+        "share_of_halves_found": plain(alike.found_halves),
     }
 
 
 def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageIndex | None) -> None:
     """findings.csv, the lists, check.json, and the picture sheets."""
     record = {"figures": checked.figures, "options": config_dict(config)}
-    files = lists(checked.findings, index) | {"check.json": json.dumps(record, indent=2) + "\n"}
+    files = lists(checked.findings, index) | {
+        "check.json": json.dumps(record, indent=2, allow_nan=False) + "\n"
+    }
     for name, text in files.items():
         with writing(config.out / name):
             write_whole(config.out / name, partial(fill, text.encode("utf-8", "surrogateescape")))
@@ -200,8 +203,9 @@ def text_of(checked: Checked, config: CheckConfig) -> str:
         if key in figures:
             of = figures[key]
             halves = of["share_of_halves_found"]
-            sure = "" if np.isnan(halves) else f"; it finds {halves:.0%} of the identities cut in halves"
-            text = f"{found.get(kind, 0):,} pairs  (nearer than their neighbours by {of['threshold']:.3f}: chance"
+            sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
+            by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
+            text = f"{found.get(kind, 0):,} pairs  (nearer than their neighbours by {by}: chance"
             lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
     if "judged" in figures:
         text = f"{found.get(MISLABELLED, 0):,} of {figures['judged']:,} images, for you to look at"

@@ -66,6 +66,7 @@ def find_images(
     )
     close = close_of(straight, turned, train, test)
     findings += image_findings(close, train.images, test.images, (limit, limit), agree)
+    figures["pairs_cut"] += close.pairs.cut
     return findings, figures | {"bits_test": limit}
 
 

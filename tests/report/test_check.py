@@ -22,6 +22,7 @@ from facemetric.config import CheckConfig, PretrainConfig, make_config
 from facemetric.data.drawn import draw_faces
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation import duplicates
 from facemetric.evaluation.duplicates import Pairs
 from facemetric.report import findings as kinds
 from facemetric.report.check import check_data, embed_sides
@@ -184,6 +185,43 @@ def test_a_test_set_is_compared(clean: Path, weights: Path, tmp_path: Path) -> N
     ).train
     assert not {"drawn_0003", "drawn_0009"} & set(rest.identities)
     assert (out / "sheet_image_in_test_1.jpg").is_file()
+
+
+def test_what_is_undefined_is_null_in_the_json(
+    clean: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_json(what: str) -> None:
+        raise AssertionError(f"{what} is no JSON")
+
+    some = tmp_path / "some"
+    for person in sorted(clean.iterdir())[:12]:
+        shutil.copytree(person, some / person.name)
+        for picture in sorted((some / person.name).iterdir())[2:]:  # nobody can be cut in halves
+            picture.unlink()
+    check_data(some, weights=weights, chance=0.0, out=tmp_path / "out", workers=0, device="cpu")
+    record = json.loads((tmp_path / "out" / "check.json").read_text(), parse_constant=no_json)
+    assert record["figures"]["one_person"] == {
+        "threshold": None,
+        "expected_by_chance": 0.0,
+        "share_of_halves_found": None,
+    }
+    assert (
+        "0 pairs  (nearer than their neighbours by any score: chance brings 0.0)" in capsys.readouterr().out
+    )
+
+
+def test_pairs_that_are_not_kept_are_counted_in_both_walks(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "faces"
+    shutil.copytree(clean, data)
+    for picture in (data / "drawn_0001").iterdir():
+        shutil.copy(picture, picture.with_name(f"copy_{picture.name}"))
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 2)
+    checked = check_data(data, against=clean, out=tmp_path / "out", workers=0)
+    # 5 pairs within the set; with the test set each of its 120 images, and the 5 copies again.
+    assert checked.figures["pairs_cut"] == (5 - 2) + (125 - 2)
+    assert "126 pairs of images less alike than those listed" in capsys.readouterr().out
 
 
 def test_names_that_are_no_text_and_names_like_comments(
