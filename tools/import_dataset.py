@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from facemetric.data.index import read_index
 from facemetric.errors import DataError, FacemetricError
+from facemetric.files import write_whole
 
 
 class Part(NamedTuple):
@@ -92,15 +93,22 @@ def of_idx(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
 
 
 def of_archive(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
-    """CIFAR from its archive as published, or unpacked; torchvision checks the sums of both."""
+    """CIFAR from its archive as published, or unpacked; the sums of either are checked, nothing is downloaded."""
+    from torchvision.datasets.utils import extract_archive
+
     if (folder / kind.base_folder).is_dir():
         return of_torchvision(kind, folder, download=False)
     if not (folder / kind.filename).is_file():
         raise DataError(
             f"{folder} holds neither {kind.filename} nor {kind.base_folder}/ nor train/ with a folder a class"
         )
-    os.symlink((folder / kind.filename).resolve(), root / kind.filename)
-    return of_torchvision(kind, root, download=True)  # the archive is there: it is checked and unpacked
+    archive = folder / kind.filename
+    if hashlib.md5(archive.read_bytes()).hexdigest() != kind.tgz_md5:
+        raise DataError(f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it anew")
+    extract_archive(str(archive), str(root))
+    return of_torchvision(
+        kind, root, download=False
+    )  # which would fetch what is damaged, onto the user's file
 
 
 def of_folders(folder: Path) -> Iterator[Part]:
@@ -184,16 +192,15 @@ SETS = {
 
 def write_tar(path: Path, part: Part) -> None:
     """A plain tar, members in the set's order, without times and owners; whole or not at all."""
-    staged = path.with_suffix(".new")
-    try:
+
+    def fill(staged: Path) -> None:
         with tarfile.open(staged, "w", format=tarfile.USTAR_FORMAT) as tar:
             for name, data in progress(part):
                 member = tarfile.TarInfo(name)
                 member.size, member.mode = len(data), 0o644
                 tar.addfile(member, io.BytesIO(data))
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+
+    write_whole(path, fill)
 
 
 def write_folder(path: Path, part: Part) -> None:

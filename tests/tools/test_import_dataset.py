@@ -86,8 +86,21 @@ def test_cifar_comes_from_its_archive(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "cifar-10-batches-py").exists()  # nothing is unpacked beside the user's archive
     with open(archive, "ab") as file:
         file.write(b"x")
-    with pytest.raises(import_dataset.DataError, match="CIFAR10"):
+    damaged = archive.read_bytes()
+    asked: list[object] = []
+
+    def fetch(url: str, path: object, **_: object) -> None:
+        asked.append(url)
+        Path(str(path)).write_bytes(b"from the network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    with pytest.raises(
+        import_dataset.DataError, match=r"tar\.gz is not CIFAR10's as published \(MD5 .*copy it anew"
+    ):
         import_dataset.import_dataset("cifar10", tmp_path / "damaged", source=tmp_path)
+    assert archive.read_bytes() == damaged
+    assert not asked
 
 
 def cifar_archive(folder: Path) -> tuple[Path, np.ndarray]:
