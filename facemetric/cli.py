@@ -30,6 +30,7 @@ from facemetric.config import (
     VisualizeConfig,
 )
 from facemetric.config.making import read_toml
+from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, FacemetricError
 
 app = App(
@@ -124,7 +125,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
 
 @app.command
 def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
-    """Draw faces, pretrain, finetune and eval on people never seen: the whole story in three minutes."""
+    """Draw faces, pretrain, finetune and eval on people never seen: the whole story in a minute and a half."""
     from facemetric.demo import run_demo
 
     run_demo(config)
@@ -212,8 +213,14 @@ def with_config_file(tokens: list[str]) -> list[str]:
         raise ConfigError("--config needs a TOML file")
     file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
     rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
+    read = read_toml(file, named=f"--config {file}")
+    if tables := [f"[{name}]" for name in KINDS if isinstance(read.get(name), dict)]:
+        raise ConfigError(
+            f"--config {file} is a recipe, with the table {tables[0]}; run it with `facemetric run {file}`, "
+            "or name a file with this command's options alone"
+        )
     # Under each command's name: cyclopts passes over keys at the top that are named as a command (`weights`).
-    options: dict[str, Any] = dict.fromkeys(app, read_toml(file, named=f"--config {file}"))
+    options: dict[str, Any] = dict.fromkeys(app, read)
     options["data"] = {"check": options["data"]}
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest

@@ -182,6 +182,10 @@ def test_a_failed_start_is_mended_in_the_same_folder(
         ("epochs = 'many'\n", 'unable to convert "many" into int'),
         ("epochs =\n", "is not TOML"),
         ("head = 'arcfase'\n", 'Did you mean "arcface"?'),
+        (
+            "lr = 1\n[pretrain]\n",
+            "c.toml is a recipe, with the table [pretrain]; run it with `facemetric run",
+        ),
     ],
 )
 def test_a_config_file_with_a_fault(
