@@ -127,9 +127,10 @@ def check_folder(step: Step, *, resume: bool) -> None:
     assert record is not None
     if not record["done"] and not has_checkpoint(step.folder / CHECKPOINT):
         return  # nothing of it is kept
+    usual = config_dict(type(step.config)())  # an option may be younger than the record
     before, now = (
         {key: value for key, value in options.items() if key not in FREE}
-        for options in (record["options"], config_dict(step.config))
+        for options in (usual | record["options"], config_dict(step.config))
     )
     other = differences(before, now)
     if other:

@@ -88,6 +88,8 @@ class CalibrateConfig(DataConfig):
     """Text file of the identities of DATA to take, one a line; all where none is named."""
     merge: Path | None = None
     """Text or csv file of identities that are one person, `a,b` a line."""
+    case_twins: bool = False
+    """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
     out: Path = Path("runs/calibrate")
     """Folder for embeddings.npz and bad_images.csv; the thresholds go into the weights' config.json."""
 

@@ -35,6 +35,8 @@ class StageConfig:
     """Text file of images to leave out, by their names in the data (`identity/image.jpg`)."""
     merge: Path | None = None
     """Text or csv file of identities that are one person, `a,b` a line."""
+    case_twins: bool = False
+    """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
     max_bad: float = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 

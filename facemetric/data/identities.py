@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.data.index import ImageIndex
+from facemetric.data.store import composed
 from facemetric.errors import DataError, did_you_mean
 
 CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
@@ -219,13 +219,14 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
     seen: dict[str, str] = {}
     twins: list[str] = []
     for name in index.identities:
-        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = seen.setdefault(composed(name).casefold(), name)
         if other != name:
             twins.append(f"{other!r} and {name!r}")
     if twins:
         shown = ", ".join(twins[:5]) + (", ..." if len(twins) > 5 else "")
         raise DataError(
-            f"{len(twins)} identities differ in letter case alone: {shown}; merge them or leave one out"
+            f"{len(twins)} identities differ in letter case alone: {shown}; merge them (--merge), or where they "
+            "are different people, say so with --case-twins"
         )
 
 

@@ -4,9 +4,9 @@ An image is a byte range of a file, so a folder's image and a tar's member are r
 order. A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the
 columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members are
 `identity/image.jpg`, or a folder of such tars. Hidden folders (`.thumbnails`) are passed over. Identities of a named
-source are prefixed with `NAME/`; where several sources are given, an unnamed one is prefixed with its file's stem, so
-that `001` in two sources stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their
-identities.
+source are prefixed with `NAME/`; where several sources are given, an unnamed one is prefixed with its folder's name or
+its file's stem, so that `001` in two sources stays two people. Sources given the same name on purpose
+(`a=x.tar a=y.tar`) share their identities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from facemetric.data.listed import scan_files
 from facemetric.data.sources import Source, parse_source, prefixes, scan
-from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store
+from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store, composed
 from facemetric.errors import DataError, did_you_mean
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "index_files", "parse_source", "read_index"]
@@ -79,20 +79,24 @@ class ImageIndex:
         return self._store.read(self._rows[i])
 
     def find(self, name: str) -> int | None:
-        """The row of an image's name, or None."""
+        """The row of an image's name, or None. A letter and its accent may be one character or two."""
         hashes, rows = self._names
-        key = hash(name)
+        wanted, alike = composed(name), None
+        key = hash(wanted)
         at = int(np.searchsorted(hashes, key))
         while at < len(hashes) and hashes[at] == key:
-            if self.name(rows[at]) == name:
+            found = self.name(rows[at])
+            if found == name:
                 return int(rows[at])
+            if alike is None and composed(found) == wanted:
+                alike = int(rows[at])
             at += 1
-        return None
+        return alike
 
     @cached_property
     def _names(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted hashes of the names, and their rows: 16 bytes an image where a dict would take 200."""
-        hashes = np.fromiter((hash(self.name(i)) for i in range(len(self))), np.int64, len(self))
+        hashes = np.fromiter((hash(composed(self.name(i))) for i in range(len(self))), np.int64, len(self))
         rows = np.argsort(hashes, kind="stable")
         return hashes[rows], rows
 
@@ -154,11 +158,16 @@ class ImageIndex:
         return Split(self.select(~mask), self.select(mask), tuple(unknown))
 
     def identity_numbers(self, names: Sequence[str]) -> tuple[list[int], list[str]]:
-        """Numbers of the identities of these names (through merges), and the names that are unknown."""
-        number = {name: i for i, name in enumerate(self.identities)}
-        kept = [self.aliases.get(name, name) for name in names]
-        known = [number[name] for name in kept if name in number]
-        return known, [name for name, alias in zip(names, kept, strict=True) if alias not in number]
+        """Numbers of the identities of these names (through merges), and the names that are unknown.
+
+        A letter and its accent may be one character or two; where the index has both, the name as it stands counts.
+        """
+        exact = {name: i for i, name in enumerate(self.identities)}
+        exact |= {old: exact[name] for old, name in self.aliases.items() if name in exact}
+        number = {composed(name): i for name, i in exact.items()} | exact
+        found = [number.get(name, number.get(composed(name))) for name in names]
+        unknown = [name for name, i in zip(names, found, strict=True) if i is None]
+        return [i for i in found if i is not None], unknown
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from facemetric.data.pairs import Ints, Pairs
+from facemetric.data.store import composed
 from facemetric.errors import DataError
 
 SHOWN = 10  # missing images named in the message; the rest go to a file
@@ -46,7 +47,7 @@ def _rows(paths: Sequence[str], row: dict[str, int]) -> Ints:
 
 
 def _parts(path: str, bare: bool) -> tuple[str, ...]:
-    parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
+    parts = [p for p in composed(path).replace("\\", "/").split("/") if p not in ("", ".")]
     if bare and parts:
         parts[-1] = PurePosixPath(parts[-1]).stem if "." in parts[-1] else parts[-1]
     return tuple(parts)

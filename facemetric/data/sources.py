@@ -17,6 +17,7 @@ from facemetric.errors import DataError
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 IMAGE_ENDINGS = (*PHOTOGRAPHS, ".pgm", ".ppm", ".pbm", ".pnm")
+UNREAD_ENDINGS = (".heic", ".heif", ".avif")  # photographs of phones
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
@@ -37,10 +38,17 @@ def parse_source(text: str | Path) -> Source:
     if equals and re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not os.path.exists(text):
         if not path:
             raise DataError(f"{text!r}: a name without a path; write NAME=PATH")
-        return Source(name, Path(path), True)
+        return Source(name, _from_home(path), True)
     if not text:
         raise DataError("an empty path as data; give a folder, a csv or a .tar")
-    return Source(Path(os.path.abspath(text)).stem, Path(text), False)
+    given = _from_home(text)
+    whole = Path(os.path.abspath(given))
+    return Source(whole.name if given.is_dir() else whole.stem, given, False)
+
+
+def _from_home(path: str) -> Path:
+    """`~/faces` below the home folder, as a shell has it; in TOML and Python there is none."""
+    return Path(path if os.path.lexists(path) else os.path.expanduser(path))
 
 
 def prefixes(sources: Sequence[Source]) -> list[str]:
@@ -117,13 +125,25 @@ def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:
 
 
 def _instead(rows: Rows) -> str:
-    found = [f"{n} {why}" for why, n in rows.ignored_counts.items()]
+    found = [f"{n} {why.rstrip(',')}" for why, n in rows.ignored_counts.items()]
     return f" ({', '.join(found)})" if found else ""
 
 
 def _is_image(leaf: str) -> bool:
     # macOS leaves `._photo.jpg` beside `photo.jpg`: no image.
     return leaf.lower().endswith(IMAGE_ENDINGS) and not leaf.startswith(".")
+
+
+def _no_image(leaf: str) -> str:
+    """Why a file is none of the images; empty where it is one."""
+    if _is_image(leaf):
+        return ""
+    unread = leaf.lower().endswith(UNREAD_ENDINGS) and not leaf.startswith(".")
+    return (
+        "HEIC or AVIF files, which are not read (convert them to JPEG),"
+        if unread
+        else "files that are no images"
+    )
 
 
 def hidden_folder(path: str) -> str:
@@ -157,8 +177,8 @@ def _scan_tar(rows: Rows, path: str, prefix: str, loose: bool) -> None:
             if folder not in hidden:
                 rows.ignore("hidden folders", folder)
             hidden.add(folder)
-        elif not _is_image(name.rpartition("/")[2]):
-            rows.ignore("files that are no images", name)
+        elif why := _no_image(name.rpartition("/")[2]):
+            rows.ignore(why, name)
         elif slash or loose:
             rows.add(identity if slash else "", name, offset, size, 0)
         else:
@@ -219,8 +239,8 @@ def _scan_identity(rows: Rows, identity: str, root: str, above: set[tuple[int, i
 
 def _add_file(rows: Rows, identity: str, name: str, entry: os.DirEntry[str]) -> None:
     """An image, or what is passed over in place of one."""
-    if not _is_image(entry.name):
-        rows.ignore("files that are no images", name)
+    if why := _no_image(entry.name):
+        rows.ignore(why, name)
         return
     try:
         state = entry.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import unicodedata
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,11 @@ OPEN_FILES = 64  # tars kept open at once, beside those being read
 TICK = 4096  # images between two steps of the progress bar
 MOST_VALUES = 1000  # of a group's column
 EXAMPLES = 5  # of what is passed over, named
+
+
+def composed(text: str) -> str:
+    """Text with its letters and their accents in one (Unicode's NFC): macOS may write names with them apart."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class SourceFile(NamedTuple):

@@ -53,7 +53,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     index = apply_lists(index, config.merge, None, None, print)
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
-    check_identities(index)
+    check_identities(index, allow_case_twins=config.case_twins)
     table = embed_data(config, index)
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)

@@ -42,6 +42,7 @@ SPLIT_OPTIONS = (
     "merge",
     "leave_out",
     "leave_out_images",
+    "case_twins",
     "val_identities",
     "val_fraction",
     "val_by",
@@ -76,7 +77,7 @@ def read_split(config: StageConfig) -> Split:
         say(note)
     fingerprint = index.fingerprint
     index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
-    check_identities(index)
+    check_identities(index, allow_case_twins=config.case_twins)
     val = None
     if config.val_identities:
         parted = index.split_identities(read_identity_list(config.val_identities), skip_unknown=True)

@@ -218,12 +218,24 @@ def test_threads_and_forks_read_many_tars_at_once(tmp_path: Path, monkeypatch: p
     assert len(os.listdir("/proc/self/fd")) - before <= 3 + 8
 
 
+def test_data_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "faces", PEOPLE)
+    assert read_index("~/faces").identities == ("anna", "bob", "carl")
+    assert read_index("x=~/faces").identities == ("x/anna", "x/bob", "x/carl")
+    fill(tmp_path / "~" / "faces", {"dora": ["f.jpg"]})
+    assert read_index("~/faces").identities == ("dora",)
+
+
 def test_sources_do_not_mix(tmp_path: Path) -> None:
     one = fill(tmp_path / "one", {"001": ["a.jpg"]})
     two = fill(tmp_path / "two.d", {"001": ["a.jpg"]})
-    assert read_index([one, two]).identities == ("one/001", "two/001")
+    assert read_index([one, two]).identities == ("one/001", "two.d/001")
+    dotted = [fill(tmp_path / name, {"001": ["a.jpg"]}) for name in ("set.v1", "set.v2")]
+    assert read_index(dotted).identities == ("set.v1/001", "set.v2/001")
     index = read_index([f"x={one}", two])
-    assert names(index) == ["two/001/a.jpg", "x/001/a.jpg"]
+    assert names(index) == ["two.d/001/a.jpg", "x/001/a.jpg"]
     assert read_index([f"x={one}"]).identities == ("x/001",)
     assert index.location(1).file == str(one / "001/a.jpg")
     (tmp_path / "other").mkdir()

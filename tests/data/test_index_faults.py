@@ -200,6 +200,25 @@ def test_the_folder_above_train_and_test_is_told(tmp_path: Path, packed: bool) -
     assert read_index(tmp_path / "l.csv").notes == ()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_photographs_that_are_not_read_are_told(tmp_path: Path, packed: bool) -> None:
+    files = ["anna/1.HEIC", "anna/2.avif", "anna/._3.heic"]
+    if packed:
+        data = tar_of(tmp_path / "a.tar", *map(member, files))
+    else:
+        for name in files:
+            put(tmp_path / "a" / name)
+        data = tmp_path / "a"
+    said = "2 HEIC or AVIF files, which are not read (convert them to JPEG)"
+    assert said in message(data)
+    assert "1 files that are no images" in message(data)
+    put(tmp_path / "b" / "anna" / "1.jpg")
+    put(tmp_path / "b" / "anna" / "2.heif")
+    assert read_index(tmp_path / "b").notes == (
+        "1 HEIC or AVIF files, which are not read (convert them to JPEG), passed over: anna/2.heif",
+    )
+
+
 # ---- csv ----
 
 

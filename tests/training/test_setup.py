@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from facemetric.config import PretrainConfig, StageConfig
 from facemetric.data.index import read_index
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, DataError
 from facemetric.training.folder import judged_by
 from facemetric.training.setup import (
     SPLIT_OPTIONS,
@@ -36,6 +37,17 @@ def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
     assert again.train.identities == split.train.identities
     other = read_split(StageConfig((str(faces),), val_fraction=0.25, seed=4))
     assert other.train.identities != split.train.identities
+
+
+def test_codes_that_differ_in_letter_case_are_people_where_that_is_said(faces: Path, tmp_path: Path) -> None:
+    people = Path(shutil.copytree(faces, tmp_path / "people"))
+    names = read_index(str(faces)).identities
+    (people / names[0]).rename(people / "aB1")
+    (people / names[1]).rename(people / "Ab1")
+    with pytest.raises(DataError, match="say so with --case-twins"):
+        read_split(StageConfig((str(people),)))
+    split = read_split(StageConfig((str(people),), case_twins=True, val_fraction=0))
+    assert {"aB1", "Ab1"} < set(split.train.identities)
 
 
 def test_every_option_that_a_split_reads_is_named() -> None:
