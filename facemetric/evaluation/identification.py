@@ -1,6 +1,7 @@
 """Who is it: open-set identification against a gallery.
 
-Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others.
+Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others, W persons,
+B draws, K wanted FPIRs, T thresholds.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import FarPoint, Ints, Scores, tar_at_far
-from facemetric.evaluation.intervals import Interval, mean_intervals, open_set_intervals
+from facemetric.evaluation.curves import FarPoint, Floats, Ints, Scores, tar_at_far
+from facemetric.evaluation.intervals import (
+    Interval,
+    Ranked,
+    figure_intervals,
+    mean_intervals,
+    tar_at,
+    tpir_name,
+)
 from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.person_draws import DRAWS, person_weights
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
 
@@ -118,12 +127,33 @@ def draw_open_set(labels: npt.ArrayLike, *, seed: int = 0) -> OpenSet:
 
 
 def identification_intervals(
-    found: Identification, probe_labels: npt.ArrayLike, *, seed: int = 0
+    found: Identification,
+    probe_labels: npt.ArrayLike,
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) drawn anew, the gallery stays."""
     who_Q, known = np.asarray(probe_labels), found.is_known
-    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], seed=seed)
-    score_known = np.where(found.right[known], found.score[known], NEVER)
-    fpirs = [p.wanted for p in found.points]
-    scores = (score_known, who_Q[known], found.score[~known], who_Q[~known])
-    return rank_1 | open_set_intervals(*scores, fpirs, seed=seed)
+    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], draws=draws, level=level, seed=seed)
+    points = [p for p in found.points if p.supported]
+    drawn_BK = _drawn_tpir(found, who_Q, [p.wanted for p in points], draws, seed)
+    values = {tpir_name(p.wanted): p.tar for p in points}
+    return rank_1 | figure_intervals(values, drawn_BK, level)
+
+
+def _drawn_tpir(
+    found: Identification, who_Q: npt.NDArray, fpirs: Sequence[float], draws: int, seed: int
+) -> Floats:
+    """The TPIR (B, K) at each FPIR (K,), with the people (Q,) of the probes drawn anew."""
+    wrong_Q = found.is_known & ~found.right
+    ranked = Ranked(np.where(wrong_Q, NEVER, found.score), found.is_known)
+    names, person_Q = np.unique(who_Q, return_inverse=True)
+    drawn = []
+    for w_BW in person_weights(len(names), draws, seed, pairs=len(who_Q)):
+        tpir_BT, fpir_BT = ranked.rates(w_BW[:, person_Q])
+        if wrong_Q.any():  # they count, but the last threshold, which accepts them, is none
+            tpir_BT, fpir_BT = tpir_BT[:, :-1], fpir_BT[:, :-1]
+        drawn.append(tar_at(tpir_BT, fpir_BT, fpirs))
+    return np.concatenate(drawn)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import FarPoint, Floats, auc, eer, split_scores, tar_at_far
 from facemetric.evaluation.fold_draws import FoldDraws, centred
-from facemetric.evaluation.person_draws import DRAWS, mean_draws, pair_weights, person_weights
+from facemetric.evaluation.person_draws import DRAWS, mean_draws, pair_weights
 from facemetric.evaluation.verification import FARS
 
 
@@ -110,6 +110,11 @@ def tar_name(far: float) -> str:
     return f"tar_at_far_{far:g}"
 
 
+def tpir_name(fpir: float) -> str:
+    """The name of a TPIR in metrics.json."""
+    return f"tpir_at_fpir_{fpir:g}"
+
+
 def paired_differences(
     scores: tuple[npt.ArrayLike, npt.ArrayLike],
     same: npt.ArrayLike,
@@ -167,20 +172,46 @@ def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
     return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
 
 
+class Ranked:
+    """Scores sorted once, so that each draw of weights is two cumulative sums: scores and `same` (P,)."""
+
+    def __init__(self, score: npt.ArrayLike, same: npt.ArrayLike) -> None:
+        score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
+        order = np.argsort(-score_P, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(score_P[order])), len(order) - 1)
+        # Where each kind stands after each different score; -1 before the first of a kind.
+        self.rows = [order[same_P[order] == kind] for kind in (True, False)]
+        self.ends = [np.cumsum(same_P[order] == kind)[ends] for kind in (True, False)]
+
+    def rates(self, weight_BP: Floats) -> tuple[Floats, Floats]:
+        """TAR and FAR (B, T + 1) with weighted pairs, at thresholds that fall: from 0 to 1."""
+        return self._share(weight_BP, 0), self._share(weight_BP, 1)
+
+    def _share(self, weight_BP: Floats, kind: int) -> Floats:
+        sum_BK = np.cumsum(weight_BP[:, self.rows[kind]], axis=1)
+        sum_BK = np.concatenate([np.zeros((len(sum_BK), 1)), sum_BK / sum_BK[:, -1:]], axis=1)
+        share_BT = sum_BK[:, np.concatenate([[0], self.ends[kind]])]
+        share_BT[:, -1] = 1
+        return share_BT
+
+
+def tar_at(tar_BT: Floats, far_BT: Floats, wanted_K: npt.ArrayLike) -> Floats:
+    """The TAR (B, K) at each FAR (K,), of rates at thresholds that fall."""
+    # Rounding of the sums must not push a full step over the line.
+    wanted = np.asarray(wanted_K) * (1 + 1e-9)
+    last_BK = np.stack([np.searchsorted(far_T, wanted, side="right") - 1 for far_T in far_BT])
+    return np.take_along_axis(tar_BT, last_BK, 1)
+
+
 class _Figures:
-    """Scores sorted once, so that each draw of weights is two cumulative sums."""
+    """The figures of listed pairs, with every pair once or with weights."""
 
     def __init__(self, score: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float]) -> None:
         self.genuine, self.impostor = split_scores(score, same)
-        self.score, self.same = np.asarray(score), np.asarray(same, dtype=bool)
         points = [tar_at_far(self.genuine, self.impostor, far) for far in fars]
         self.points: list[FarPoint] = [p for p in points if p.supported]
         self.band_fars = band_fars(self.impostor.total)
-        order = np.argsort(-self.score, kind="stable")
-        ends = np.append(np.flatnonzero(np.diff(self.score[order])), len(order) - 1)
-        # Where each kind stands after each different score; -1 before the first of a kind.
-        self.rows = [order[self.same[order] == kind] for kind in (True, False)]
-        self.ends = [np.cumsum(self.same[order] == kind)[ends] for kind in (True, False)]
+        self.ranked = Ranked(score, same)
 
     def values(self) -> dict[str, float]:
         named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}
@@ -191,7 +222,7 @@ class _Figures:
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The same figures with weighted pairs, then the TAR at the FARs of the band: (B, figures + K)."""
-        tar_BT, far_BT = (self._share(weight_BP, kind) for kind in (0, 1))
+        tar_BT, far_BT = self.ranked.rates(weight_BP)
         step_BT = np.diff(far_BT, axis=1)
         columns = [(step_BT * (tar_BT[:, 1:] + tar_BT[:, :-1]) / 2).sum(1)]
         draw_B = np.arange(len(weight_BP))
@@ -199,18 +230,8 @@ class _Figures:
         after_B = (excess_BT >= 0).argmax(1)
         gap_0, gap_1 = -excess_BT[draw_B, after_B - 1], excess_BT[draw_B, after_B]
         columns.append(far_BT[draw_B, after_B - 1] + step_BT[draw_B, after_B - 1] * gap_0 / (gap_0 + gap_1))
-        # Rounding of the sums must not push a full step over the line.
-        wanted = np.array([*(p.wanted for p in self.points), *self.band_fars]) * (1 + 1e-9)
-        last_BF = np.stack([np.searchsorted(far_T, wanted, side="right") - 1 for far_T in far_BT])
-        return np.concatenate([np.stack(columns, 1), np.take_along_axis(tar_BT, last_BF, 1)], axis=1)
-
-    def _share(self, weight_BP: Floats, kind: int) -> Floats:
-        """Accepted share (B, T + 1) of one kind at each threshold, from 0 to 1."""
-        sum_BK = np.cumsum(weight_BP[:, self.rows[kind]], axis=1)
-        sum_BK = np.concatenate([np.zeros((len(sum_BK), 1)), sum_BK / sum_BK[:, -1:]], axis=1)
-        share_BT = sum_BK[:, np.concatenate([[0], self.ends[kind]])]
-        share_BT[:, -1] = 1
-        return share_BT
+        wanted = [*(p.wanted for p in self.points), *self.band_fars]
+        return np.concatenate([np.stack(columns, 1), tar_at(tar_BT, far_BT, wanted)], axis=1)
 
 
 def figure_intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
@@ -231,31 +252,3 @@ def _checked_level(level: float) -> float:
     if not 0 < level < 1:
         raise ConfigError(f"a level of {level}; needed a share between 0 and 1, such as 0.95")
     return level
-
-
-def open_set_intervals(
-    known_score: npt.ArrayLike,
-    known_person: npt.ArrayLike,
-    unknown_score: npt.ArrayLike,
-    unknown_person: npt.ArrayLike,
-    fpirs: Sequence[float],
-    *,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Intervals of `tpir_at_fpir_X` by name: scores and persons of known probes (M,) and unknown ones (O,).
-
-    The known score is that of the best match where it is right, and below all others where it is wrong. The
-    people of the probes are drawn anew, the gallery stays.
-    """
-    score = np.concatenate([np.asarray(known_score), np.asarray(unknown_score)])
-    figures = _Figures(score, np.arange(len(score)) < len(np.asarray(known_score)), fpirs)
-    person = np.concatenate([np.asarray(known_person), np.asarray(unknown_person)])
-    who_P = np.unique(person, return_inverse=True)[1]
-    draws_BF = np.concatenate(
-        [figures.weighted(w[:, who_P]) for w in person_weights(who_P.max() + 1, draws, seed)]
-    )
-    first = len(figures.values()) - len(figures.points)
-    values = {f"tpir_at_fpir_{p.wanted:g}": p.tar for p in figures.points}
-    return figure_intervals(values, draws_BF[:, first : first + len(values)], level)

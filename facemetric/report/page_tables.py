@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from facemetric.evaluation.groups import Group, Slicing
 from facemetric.evaluation.identification import Identification
-from facemetric.evaluation.intervals import Interval, tar_name
+from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
 from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
@@ -112,7 +112,7 @@ def identification_table(found: Identification, intervals: Intervals) -> Grid:
         name = f"TPIR at FPIR = {p.wanted:g}"
         if p.supported:
             note = f"threshold {p.threshold:.4f}"
-            rows.append(figure(name, p.tar, intervals, f"tpir_at_fpir_{p.wanted:g}", note=note))
+            rows.append(figure(name, p.tar, intervals, tpir_name(p.wanted), note=note))
         else:
             need = f"needs {1 / p.wanted:,.0f} probes of strangers, there are {found.unknown:,}"
             rows.append((Cell(name), Cell("not measured", need)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from facemetric.evaluation.groups import Rates, Slicing
-from facemetric.evaluation.intervals import Interval, tar_name
+from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
 from facemetric.evaluation.neighbours import Retrieval
 from facemetric.evaluation.verification import Verification
 from facemetric.report.record import UNSUPPORTED, Comparison, Evaluation
@@ -122,7 +122,7 @@ def identification_lines(evaluation: Evaluation) -> Iterator[Line]:
     for p in found.points:
         name = f"TPIR @ FPIR={p.wanted:g}"
         if p.supported:
-            yield name, f"{p.tar:.4f}{between(intervals.get(f'tpir_at_fpir_{p.wanted:g}'))}"
+            yield name, f"{p.tar:.4f}{between(intervals.get(tpir_name(p.wanted)))}"
         else:
             yield name, f"not measured: needs {1 / p.wanted:,.0f} unknown probes, there are {found.unknown:,}"
 
