@@ -29,6 +29,7 @@ from facemetric.config import (
 )
 from facemetric.data.sources import parse_source
 from facemetric.errors import ConfigError, DataError
+from facemetric.files import write_whole
 from facemetric.model.folder import find_weights
 from facemetric.report.scorecard import check_options, run_evaluate
 from facemetric.report.visualize import check_visualize, run_visualize
@@ -147,10 +148,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / "run.new"
-    staged.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(staged, folder / RECORD)
+    text = json.dumps(record, indent=2) + "\n"
+    write_whole(folder / RECORD, lambda staged: staged.write_text(text))
 
 
 def run_step(step: Step, before: Mapping[str, Any] | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.errors import ConfigError, writing
+from facemetric.files import write_whole
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left as seen in the picture
 COLUMNS = (
@@ -124,7 +124,4 @@ def _text(rows: list[list[Any]]) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.new")
-    with writing(staged):
-        staged.write_bytes(text.encode("utf-8", "surrogateescape"))
-    os.replace(staged, path)
+    write_whole(path, lambda staged: staged.write_bytes(text.encode("utf-8", "surrogateescape")))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from facemetric.evaluation.curves import FarPoint
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index
 from facemetric.evaluation.verification import pair_scores, verify_pairs
+from facemetric.files import write_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.folder import CONFIG, find_weights, read_config
 from facemetric.model.weights import load_weights, save_weights
@@ -248,9 +248,7 @@ def main() -> None:
     config["facemetric"]["metrics"] = config["facemetric"].get("metrics", {}) | figures
     if thresholds:
         config["facemetric"]["thresholds"] = thresholds
-    staged = (folder / CONFIG).with_suffix(".new")
-    staged.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(staged, folder / CONFIG)
+    write_whole(folder / CONFIG, lambda staged: staged.write_text(json.dumps(config, indent=2) + "\n"))
     table = card_table(config["facemetric"]["metrics"])
     if text:
         before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", text, maxsplit=1, flags=re.DOTALL)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-import os
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from facemetric.data import drawn_head as head
 from facemetric.data.drawn_pen import Pen
 from facemetric.data.drawn_traits import Identity, Nuisance, draw_traits
 from facemetric.errors import ConfigError
+from facemetric.files import write_whole
 
 MIN_SIZE = 16  # pixels; below it nothing of a face is left
 _CANVAS = 120  # pixels; drawn at least this large and then reduced, which smooths the edges
@@ -118,15 +118,8 @@ def _all_jpegs(
             raise
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes beside and renames, so that a full disk or Ctrl-C leaves no half picture."""
-    part_file = path.with_suffix(".part")
-    try:
-        part_file.write_bytes(data)
-        os.replace(part_file, path)
-    except BaseException:
-        part_file.unlink(missing_ok=True)
-        raise
+def _put(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def draw_faces(
@@ -151,9 +144,8 @@ def draw_faces(
     with bar, contextlib.closing(files):
         for number, jpegs in enumerate(files, 1):
             folder = out / f"drawn_{number:04d}"
-            folder.mkdir(parents=True, exist_ok=True)
             for image, jpeg in enumerate(jpegs, 1):
-                _write_whole(folder / f"{image:04d}.jpg", jpeg)
+                write_whole(folder / f"{image:04d}.jpg", partial(_put, jpeg))
             bar.update(images)
     return out
 

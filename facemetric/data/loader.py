@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import random
 import re
 import signal
@@ -28,6 +27,7 @@ from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Transform
 from facemetric.errors import DataError
+from facemetric.files import write_whole
 
 MAX_BYTES = 256 << 20  # of one image file
 DRAWING = threading.Lock()  # the global generators are one at a time's
@@ -264,12 +264,11 @@ class BadImageLog:
             raise DataError(f"{self.path}: is damaged ({error}); remove it, it is made anew") from None
         self.reasons = {line[0]: line[1] for line in lines[1:] if len(line) == 2}
         if whole != text:
-            staged = self.path.with_name(self.path.name + ".part")
-            _write(staged, "w", [("name", "reason"), *self.reasons.items()])
-            os.replace(staged, self.path)
+            lines = [["name", "reason"], *map(list, self.reasons.items())]
+            write_whole(self.path, lambda staged: _write(staged, "w", lines))
 
 
-def _write(path: Path, mode: str, lines: Iterable[tuple[str, str]]) -> None:
+def _write(path: Path, mode: str, lines: Iterable[Sequence[str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
     # Names that are no UTF-8 are written with escapes.

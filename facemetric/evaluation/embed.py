@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import struct
 import tokenize
 import zipfile
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
+from facemetric.files import write_whole
 
 KEYS = ("embeddings", "identities", "paths")
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
@@ -88,12 +88,11 @@ class EmbeddingTable:
     def save(self, file: str | Path) -> Path:
         """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
         path = _checked_name(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
         texts = {"identities": self.identities, "paths": self.paths}
         texts |= {GROUP + name: column for name, column in self.groups.items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as out:
+
+        def fill(staged: Path) -> None:
+            with open(staged, "wb") as out:
                 if path.suffix == ".npz":
                     np.savez(out, embeddings=self.embeddings, **texts)  # type: ignore[arg-type]
                 else:
@@ -104,10 +103,8 @@ class EmbeddingTable:
                     lists = pa.FixedSizeListArray.from_arrays(values, self.embeddings.shape[1])
                     columns = {name: pa.array(column.tolist()) for name, column in texts.items()}
                     pq.write_table(pa.table({"embeddings": lists, **columns}), out)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+
+        return write_whole(path, fill)
 
     @classmethod
     def load(cls, file: str | Path) -> EmbeddingTable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from facemetric.config import (
     require,
 )
 from facemetric.data.pairs import read_pairs
+from facemetric.files import write_whole
 from facemetric.model.folder import find_weights, read_config
 from facemetric.report.embedding import check_config, is_stored, remove_lists
 from facemetric.report.origin import origin_of
@@ -119,10 +119,8 @@ def write_metrics(config: EvalConfig, evaluation: Evaluation) -> None:
         if name and not is_stored(name):
             weights = read_config(find_weights(name))
             record[key] = {"architecture": weights["architecture"], "sha256": weights.get("sha256")}
-    path = config.out / "metrics.json"
-    staged = path.with_suffix(".new")
-    staged.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(staged, path)
+    text = json.dumps(record, indent=2) + "\n"
+    write_whole(config.out / "metrics.json", lambda staged: staged.write_text(text))
 
 
 def report(config: EvalConfig, evaluation: Evaluation) -> Path:
