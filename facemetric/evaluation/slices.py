@@ -49,7 +49,8 @@ def slice_pairs(
     """Slices of listed pairs: scores, `same` and both persons (P,), and the groups (P,) of each column.
 
     `points` are those of all pairs together: their thresholds are applied to every group. Pairs whose group is
-    "" are in none. Intervals as `verification_intervals`; a share of none or all has Wilson's.
+    "" are in none, those of the group ACROSS in no gap. Intervals as `verification_intervals`; a share of none
+    or all has Wilson's, and a gap of such a share Newcombe's.
     """
     score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
     person_2P = np.array([np.asarray(p) for p in persons])
@@ -58,45 +59,43 @@ def slice_pairs(
     slicings = []
     for column, values in columns.items():
         names, note = _names(np.asarray(values))
-        groups, members = [], {}
+        groups: list[tuple[Group, _Members | None]] = []
         for name in names.tolist():
             inside = np.asarray(values) == name
-            kinds = np.flatnonzero(inside & same_P), np.flatnonzero(inside & ~same_P)
-            people = len(np.unique(person_2P[:, inside]))
-            groups.append(sized_group(name, len(kinds[0]), len(kinds[1]), people))
-            if used and not groups[-1].too_small:
-                members[name] = [_Members(rows, score_P, threshold_K) for rows in kinds]
-        shares: dict[str, list[Floats]] = {name: [] for name in members}
-        for weight_BP in pair_weights(score_P, same_P, persons, draws, seed) if members else ():
-            for name, kinds_2 in members.items():
-                shares[name].append(np.stack([kind.shares(weight_BP) for kind in kinds_2], -1))
-        counted = {
-            name: _Counted(
-                np.stack([kind.accepted() for kind in kinds_2], -1),
-                np.array([len(kind.rows) for kind in kinds_2]),
-                np.concatenate(shares[name]),
-            )
-            for name, kinds_2 in members.items()
-        }
-        found = [(group, counted.get(group.name)) for group in groups]
+            rows = np.flatnonzero(inside & same_P), np.flatnonzero(inside & ~same_P)
+            group = sized_group(name, len(rows[0]), len(rows[1]), len(np.unique(person_2P[:, inside])))
+            large = used and not group.too_small
+            groups.append((group, _Members(rows, score_P, threshold_K) if large else None))
+        drawing = [members for _, members in groups if members is not None]
+        for weight_BP in pair_weights(score_P, same_P, persons, draws, seed) if drawing else ():
+            for members in drawing:
+                members.draw(weight_BP)
+        found = [(group, members.counted() if members else None) for group, members in groups]
         slicings.append(_slicing(column, found, used, level, note, no_gap=ACROSS))
     return tuple(slicings)
 
 
 class _Members:
-    """The pairs `rows` (n,) of one kind in one group, and which of them each threshold accepts."""
+    """The genuine and the impostor pairs of a group, rows (n,) of each, and which of them each threshold accepts."""
 
-    def __init__(self, rows: Ints, score_P: Floats, threshold_K: Floats) -> None:
+    def __init__(self, rows: tuple[Ints, Ints], score_P: Floats, threshold_K: Floats) -> None:
         self.rows = rows
-        self.hit_nK = (score_P[rows, None] >= threshold_K).astype(np.float64)
+        self.hits_nK = [(score_P[kind, None] >= threshold_K).astype(np.float64) for kind in rows]
+        self.drawn_BK2: list[Floats] = []
 
-    def accepted(self) -> Ints:
-        return self.hit_nK.sum(0).astype(np.int64)
+    def draw(self, weight_BP: Floats) -> None:
+        """Take in the shares of draws that give the pairs these weights."""
+        shares = []
+        for rows, hit_nK in zip(self.rows, self.hits_nK, strict=True):
+            weight_Bn = weight_BP[:, rows]
+            shares.append(weight_Bn @ hit_nK / weight_Bn.sum(1, keepdims=True))
+        self.drawn_BK2.append(np.stack(shares, -1))
 
-    def shares(self, weight_BP: Floats) -> Floats:
-        """The accepted share (B, K) of pairs with these weights."""
-        weight_Bn = weight_BP[:, self.rows]
-        return weight_Bn @ self.hit_nK / weight_Bn.sum(1, keepdims=True)
+    def counted(self) -> _Counted:
+        accepted_K2 = np.stack([hit_nK.sum(0) for hit_nK in self.hits_nK], -1).astype(np.int64)
+        return _Counted(
+            accepted_K2, np.array([len(kind) for kind in self.rows]), np.concatenate(self.drawn_BK2)
+        )
 
 
 def slice_all_pairs(
