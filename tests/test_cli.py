@@ -414,7 +414,7 @@ def test_an_interrupt_before_the_first_step(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "read_split", interrupt)
+    monkeypatch.setattr(room, "split_for", interrupt)
     assert "interrupted" in command("pretrain", faces, "--out", tmp_path / "out", *FAST).fault
     monkeypatch.undo()
     assert command("pretrain", faces, "--out", tmp_path / "out", *FAST).status == 0

@@ -11,7 +11,7 @@ from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.pairs import read_pairs
 from facemetric.data.resolve import resolve
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 
 def test_lfw_pairs_resolve_in_the_tar(real_data: Path) -> None:

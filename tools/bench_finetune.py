@@ -41,8 +41,9 @@ from facemetric.training.amp import Amp
 from facemetric.training.features import Features
 from facemetric.training.finetune import finetune
 from facemetric.training.on_features import OnFeatures
+from facemetric.training.optim import make_optimizer
 from facemetric.training.run import Run
-from facemetric.training.setup import Split, make_optimizer
+from facemetric.training.split import Split
 
 
 class OnRandomFeatures(OnFeatures):
@@ -77,7 +78,8 @@ def bench_features(folder: Path, images: int, batch_size: int, rounds: int) -> N
             projection_init="pca", val_fraction=0.0,
         )  # fmt: skip
         run = Run(config.out, config_toml="", resume=False)
-        task = OnRandomFeatures(config, embedder, Split(index, None, ""), run, torch.device("cpu"))
+        split = Split(index, None, {"data": "", "split": ""})
+        task = OnRandomFeatures(config, embedder, split, run, torch.device("cpu"))
         tasks[miner] = (task, make_optimizer(config, task.parts()), [])
     amp = Amp(torch.device("cpu"), "off")
     for epoch in range(rounds + 1):

@@ -38,7 +38,7 @@ from facemetric.files import write_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.folder import CONFIG, find_weights, read_config
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MARK = "<!-- measured -->"  # around the table in a card, which is then replaced

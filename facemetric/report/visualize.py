@@ -26,7 +26,7 @@ from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
 from facemetric.report.projector import cell_size, joined, write_projector
-from facemetric.training.setup import SPLIT_OPTIONS, read_split
+from facemetric.training.split import SPLIT_OPTIONS, read_split
 
 ALL = "all"
 
@@ -102,7 +102,7 @@ def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     if not options.get("data"):
         raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
     split = read_split(make_config(StageConfig, **options))
-    if split.fingerprint != origin.get("data_fingerprint"):
+    if split.origin["data"] != origin.get("data_fingerprint"):
         print("the data has changed since the weights were trained on it")
     yield TRAIN, split.train
     if split.val is not None:

@@ -19,13 +19,14 @@ from facemetric.model.weights import load_weights
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
-from facemetric.training.setup import Split
+from facemetric.training.split import Split
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
 CHOSEN_ON_CLOSED = (
     "other images of the identities that the weights were trained on, which also chose the best epoch"
 )
+CHOSEN_ON_KNOWN = "validation identities, on some of which the weights may have been trained"
 
 Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
 """Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
@@ -60,7 +61,7 @@ def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, who_N: np.ndarra
         say(f"no threshold is stored: {error}")
         return
     size = usual_size(split.val)
-    chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON
+    chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON_KNOWN if split.known else CHOSEN_ON
     store_thresholds(run.best, [Stored(t, False, chosen_on, split.val.fingerprint, size) for t in kept])
     said = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
     few = [f"{far:g}" for far in FARS if far not in fars]

@@ -29,16 +29,8 @@ from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.folder import judged_by
 from facemetric.training.run import Run
-from facemetric.training.setup import (
-    OpenSet,
-    Split,
-    augment_of,
-    hold_back,
-    load_start,
-    note_bad,
-    same_origin,
-    save_best,
-)
+from facemetric.training.setup import OpenSet, augment_of, load_start, note_bad, same_origin, save_best
+from facemetric.training.split import Split, hold_back
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
@@ -265,13 +257,18 @@ class Classification:
                 seen += len(rows)
         return right / seen if seen else float("nan")
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """Which data, and size and crop of the pictures, the run began with."""
+        return self.split.origin | {"picture": str(self.model.embedder.preprocess)}
+
     def extra_state(self) -> dict[str, Any]:
-        """Which data it is."""
-        return dict(self.split.origin)
+        """Which data and pictures it is."""
+        return self.origin
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ConfigError for other data, or the same split otherwise."""
-        same_origin(state, **self.split.origin)
+        same_origin(state, **self.origin)
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

@@ -31,15 +31,10 @@ from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
 from facemetric.training.loop import Trainer
 from facemetric.training.measure import Measured, measuring
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
-from facemetric.training.setup import (
-    Split,
-    load_start,
-    make_optimizer,
-    make_scheduler,
-    read_split,
-    settings_of,
-)
+from facemetric.training.setup import load_start, settings_of
+from facemetric.training.split import Split, read_split
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each
@@ -164,7 +159,7 @@ def steps_of(config: PretrainConfig | FinetuneConfig, train: ImageIndex) -> int:
 
 def trainer_of(config: Any, index: ImageIndex, run: Run, device: torch.device) -> Trainer:
     """A training of the stage on these images alone, without validation."""
-    split = Split(index, None, "")
+    split = Split(index, None, {"data": "", "split": ""})
     task: Any
     if isinstance(config, PretrainConfig):
         task = Classification(config, split, run, device)

@@ -23,15 +23,10 @@ from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import (
-    Split,
-    load_start,
-    make_optimizer,
-    make_scheduler,
-    read_split,
-    settings_of,
-)
+from facemetric.training.setup import load_start, settings_of
+from facemetric.training.split import Split, split_for
 
 SINGLES = "identities_with_one_image.txt"
 
@@ -54,7 +49,7 @@ def run_finetune(config: FinetuneConfig) -> Trained:
     config = replace(config, resume=run.resume)
     try:
         torch.manual_seed(config.seed)
-        split = with_pairs(read_split(config), run)
+        split = with_pairs(split_for(config), run)
         task = task_of(config, embedder, split, run, device)
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)

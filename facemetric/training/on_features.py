@@ -15,7 +15,8 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.features import Features
 from facemetric.training.run import Run
-from facemetric.training.setup import Split, note_bad
+from facemetric.training.setup import note_bad
+from facemetric.training.split import Split
 from facemetric.training.stage_two import StageTwo
 
 

@@ -15,8 +15,10 @@ from facemetric.training.check import check_training
 from facemetric.training.classification import Classification
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import make_optimizer, make_scheduler, read_split, settings_of
+from facemetric.training.setup import settings_of
+from facemetric.training.split import split_for
 
 
 def pretrain(*positional: Any, **options: Any) -> Trained:
@@ -35,7 +37,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
     config = replace(config, resume=run.resume)
     try:
         torch.manual_seed(config.seed)
-        split = read_split(config)
+        split = split_for(config)
         task = Classification(config, split, run, device)
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)

@@ -163,10 +163,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def provenance(*, data: str, images: int, identities: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Where weights come from: data fingerprint, commit, package versions, seed and every option."""
+def provenance(
+    *, data: str, images: int, identities: int, options: dict[str, Any], split: str = ""
+) -> dict[str, Any]:
+    """Where weights come from: fingerprints of the data and of its split, commit, package versions, seed and every
+    option."""
     return {
         "data_fingerprint": data,
+        **({"split_fingerprint": split} if split else {}),
         "images": images,
         "identities": identities,
         "seed": options.get("seed"),

@@ -23,7 +23,8 @@ from facemetric.training.features import Features, cached_features, state_hash
 from facemetric.training.folder import judged_by
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
-from facemetric.training.setup import Split, augment_of, open_set_figures, same_origin, save_best
+from facemetric.training.setup import augment_of, open_set_figures, same_origin, save_best
+from facemetric.training.split import Split
 
 
 class StageTwo:

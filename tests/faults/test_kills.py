@@ -29,8 +29,8 @@ from facemetric.training.folder import read_log
 from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
-from facemetric.training.setup import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 
 CALLS = ("replace", "fsync", "truncate", "unlink")  # what changes names and makes bytes last

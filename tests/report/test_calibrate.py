@@ -118,7 +118,7 @@ def test_a_stage_leaves_thresholds_of_its_validation_identities(trained: Path, f
     assert val
     # The same threshold as from the weights' own embeddings of these people.
     index = read_index(faces)
-    from facemetric.training.setup import split_fraction
+    from facemetric.training.split import split_fraction
 
     held = split_fraction(index, 0.4, 0)[1]
     table = embed_index(load_embedder(trained), held).table

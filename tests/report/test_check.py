@@ -27,7 +27,7 @@ from facemetric.evaluation.duplicates import Pairs
 from facemetric.report import findings as kinds
 from facemetric.report.check import check_data, embed_sides
 from facemetric.report.check_images import Side, close_of
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from facemetric.evaluation.inference import embed_index
 from facemetric.machine import pick_device
 from facemetric.training.classification import Classification, growing_sizes, new_preprocess
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Classification:

@@ -18,7 +18,7 @@ from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 FAST: dict[str, Any] = {"epochs": 7, "workers": 0, "device": "cpu", "batch_size": 24}
 SMALL = FAST | {"arch": "test_resnet", "image_size": 32, "optimizer": "adamw", "lr": 3e-3}

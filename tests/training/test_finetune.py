@@ -22,7 +22,8 @@ from facemetric.training.folder import SCORE
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import open_set_figures, read_split
+from facemetric.training.setup import open_set_figures
+from facemetric.training.split import read_split
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
 from facemetric.training.loop import Progress, fit
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
-from facemetric.training.setup import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 
 

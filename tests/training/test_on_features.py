@@ -18,7 +18,7 @@ from facemetric.data.index import read_index
 from facemetric.machine import pick_device
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import read_split
+from facemetric.training.split import read_split
 
 
 def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:

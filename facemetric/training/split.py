@@ -1,0 +1,134 @@
+"""The people or images to train on, and those to validate on: what the lists and a draw make of DATA."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
+from facemetric.data.batches import places_within
+from facemetric.data.identities import apply_lists, check_identities, read_identity_list, unknown_note
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.errors import DataError
+from facemetric.model.folder import find_weights, read_config
+from facemetric.training.distributed import say
+
+# What read_split reads: with these of a training's options its images can be split again.
+SPLIT_OPTIONS = (
+    "data",
+    "merge",
+    "leave_out",
+    "leave_out_images",
+    "case_twins",
+    "val_identities",
+    "val_fraction",
+    "val_by",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, and images to validate on, never trained on (None where there are none)."""
+
+    train: ImageIndex
+    val: ImageIndex | None
+    origin: dict[
+        str, str
+    ]  # fingerprints: "data", all that was read, and "split", what lists and draw made of it
+    closed: bool = False  # the validation images are of identities that are trained on
+    known: bool = (
+        False  # the weights it begins with may have been trained on some of the validation identities
+    )
+
+
+def read_split(config: StageConfig) -> Split:
+    """Read DATA, merge, leave out, and split off the validation identities; says what it did in one line each."""
+    index = read_index(config.data)
+    for note in index.notes:
+        say(note)
+    fingerprint = index.fingerprint
+    index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    check_identities(index, allow_case_twins=config.case_twins)
+    val = None
+    if config.val_identities:
+        parted = index.split_identities(read_identity_list(config.val_identities), skip_unknown=True)
+        index, val = parted.rest, parted.picked
+        if parted.unknown:
+            say(f"validation identities{unknown_note(parted.unknown, config.val_identities)}")
+        if len(val) == 0:
+            raise DataError(
+                f"none of the identities of {config.val_identities} is in the data; mend the names"
+            )
+    elif config.val_fraction > 0 and config.val_by == "images":
+        held = hold_back(index, config.val_fraction, config.seed)
+        index, val = index.select(~held), index.select(held)
+    elif config.val_fraction > 0:
+        index, val = split_fraction(index, config.val_fraction, config.seed)
+    check_identities(index, allow_case_twins=True)
+    if val is not None:
+        check_validation(val)
+    say(f"training on {len(index):,} images of {len(index.identities):,} identities")
+    if val is not None:
+        whose = "of these" if config.val_by == "images" else "other"
+        say(f"validating on {len(val):,} images of {len(val.identities):,} {whose} identities")
+    parts = [part.fingerprint for part in (index, val) if part is not None]
+    origin = {"data": fingerprint, "split": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
+    return Split(index, val, origin, closed=config.val_by == "images")
+
+
+def split_for(config: PretrainConfig | FinetuneConfig) -> Split:
+    """read_split, and a warning where --weights were trained on the same data, split otherwise: then validation
+    people may be among those that they learned, and the figures of these are too good."""
+    split = read_split(config)
+    if not config.weights or split.val is None:
+        return split
+    past = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
+    same_data = past.get("data_fingerprint") == split.origin["data"]
+    if not same_data or past.get("split_fingerprint") in (None, split.origin["split"]):
+        return split
+    say(
+        f"warning: {config.weights} were trained on this data with another split, maybe on some of these validation "
+        "identities, whose figures are then too good; give both stages the same lists, --val-fraction and --seed"
+    )
+    return replace(split, known=True)
+
+
+def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:
+    """(train, validation): a share of the identities, drawn from the seed; at least two, and two stay."""
+    total = len(index.identities)
+    if total < 4:
+        raise DataError(
+            f"{total} identities cannot be split into training and validation (2 + 2 are needed); "
+            "add identities, or set --val-fraction 0"
+        )
+    count = min(max(2, round(fraction * total)), total - 2)
+    picked = np.zeros(total, bool)
+    # Identities with two images and more first: verification needs genuine pairs.
+    order = np.random.default_rng([seed, 7]).permutation(total)
+    order = order[np.argsort(index.counts()[order] < 2, kind="stable")]
+    picked[order[:count]] = True
+    mask = picked[index.identity]
+    return index.select(~mask), index.select(mask)
+
+
+def hold_back(index: ImageIndex, fraction: float, seed: int) -> np.ndarray:
+    """Mask (N,) of images kept from training, at most half of an identity's."""
+    rng = np.random.default_rng([seed, 11])
+    order = rng.permutation(len(index))
+    identity = index.identity[order]
+    allowed = order[places_within(identity) < index.counts()[identity] // 2]
+    held = np.zeros(len(index), bool)
+    held[rng.permutation(allowed)[: round(fraction * len(index))]] = True
+    return held
+
+
+def check_validation(val: ImageIndex) -> None:
+    """Raise DataError unless there are genuine and impostor pairs to validate on."""
+    if len(val.identities) < 2 or val.counts().max() < 2:
+        raise DataError(
+            f"the {len(val.identities)} validation identities have {len(val)} images; at least two identities, one "
+            "with two images, are needed: name others with --val-identities, or set --val-fraction 0"
+        )
