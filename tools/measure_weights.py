@@ -2,9 +2,10 @@
 
     python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
 
-DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar`, the training tars and the lists in
-`splits/`. With --ship the weights are first copied there in float16, and the copy is what is measured. LFW's
-View 2 (`pairs.txt`) is for reporting: run this once for weights that were chosen without it.
+DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
+weights are first copied there in float16, and the copy is what is measured. LFW's View 2 (`pairs.txt`) is for
+reporting: run this once for weights that were chosen without it. The validation people are those of
+`configs/shipped_validation.txt`, whom no run trained on.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
     """All pairs of the validation identities, and how often relatives pass for one person."""
     config = StageConfig(
         tuple(f"{name}={data / name}112.tar" for name in ("fiw", "pins", "celeba")),
-        val_identities=data / "splits" / "val_identities.txt",
+        val_identities=CONFIGS / "shipped_validation.txt",
         merge=CONFIGS / "shipped_merge.csv",
         leave_out=CONFIGS / "shipped_leave_out.txt",
     )
@@ -179,7 +180,7 @@ def card_table(figures: dict[str, Any]) -> str:
         ("LFW, AUC", f"{figures['lfw_auc']:.4f}{between('lfw_auc')}"),
         ("LFW, nearest neighbour of all 13,233 images", f"{figures['lfw_knn_accuracy']:.3f}"),
         ("LFW View 1, DevTest, accuracy (folds drawn)", f"{figures['devtest_accuracy']:.3f}"),
-        ("validation people: TAR @ FAR = 1e-2, EER",
+        ("192 validation people: TAR @ FAR = 1e-2, EER",
          f"{figures['val_tar_at_far_0.01']:.3f}, {figures['val_eer']:.3f}"),
         ("ORL, 40 people, not aligned: nearest neighbour", f"{figures['orl_knn_accuracy']:.3f}"),
         ("two members of a family taken for one person, where FAR = 1e-2 for all pairs",
