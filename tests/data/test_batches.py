@@ -98,7 +98,7 @@ def test_chunks() -> None:
 def test_identity_batches(labels: np.ndarray, p: int, k: int, epoch: int) -> None:
     counts = {label: int((labels == label).sum()) for label in labels.tolist()}
     if len(counts) < p:
-        with pytest.raises(ConfigError, match=f"lower --identities-per-batch to {len(counts)}"):
+        with pytest.raises(ConfigError, match=f"ask for {len(counts)} or less"):
             IdentityBatches(labels, p, k, 0)
         return
     steps = IdentityBatches(labels, p, k, 5).epoch(epoch)
@@ -199,7 +199,7 @@ def test_faults() -> None:
     with pytest.raises(ConfigError, match="7 images on 4 processes; each needs two: start at most 3"):
         ShuffledBatches(labels, 7, 0, world_size=4)
     with pytest.raises(
-        ConfigError, match="4 identities, the batch needs 5; lower --identities-per-batch to 4"
+        ConfigError, match="4 identities, the batch needs 5; ask for 4 or less"
     ):
         IdentityBatches(labels, 5, 2, 0)
     with pytest.raises(ConfigError, match="at least 1"):
