@@ -198,9 +198,7 @@ def test_faults() -> None:
         ShuffledBatches(labels, 0, 0)
     with pytest.raises(ConfigError, match="7 images on 4 processes; each needs two: start at most 3"):
         ShuffledBatches(labels, 7, 0, world_size=4)
-    with pytest.raises(
-        ConfigError, match="4 identities, the batch needs 5; ask for 4 or less"
-    ):
+    with pytest.raises(ConfigError, match="4 identities, the batch needs 5; ask for 4 or less"):
         IdentityBatches(labels, 5, 2, 0)
     with pytest.raises(ConfigError, match="at least 1"):
         IdentityBatches(labels, 2, 0, 0)
