@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The recipe of the shipped weights: seven runs of stage one, each from the one before, and a stage two after the sixth
-# (weights/faces-112) and the seventh (weights/faces-96). Start it again after a stop, it goes on.
+# The recipe of the shipped weights: six runs of stage one, each from the one before; from the sixth two short ones, whose
+# mean with it goes to stage two (weights/faces-112), and one at 96 px (weights/faces-96). Start it again after a stop,
+# it goes on.
 #   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
 #   go to every stage: with --epochs 1 it is a rehearsal
 set -euo pipefail
@@ -28,6 +29,10 @@ stage pretrain "$runs/longer" "$choosing" --config "$configs/shipped_longer.toml
 stage pretrain "$runs/robust" "$choosing" --config "$configs/shipped_robust.toml" --weights "$runs/longer"
 stage pretrain "$runs/full" "$choosing" --config "$configs/shipped_full.toml" --weights "$runs/robust"
 stage pretrain "$runs/wider" "$last" --config "$configs/shipped_wider.toml" --weights "$runs/full"
+for seed in 6 7; do
+    stage pretrain "$runs/again$seed" "$last" --config "$configs/shipped_again.toml" --weights "$runs/wider" --seed "$seed"
+done
+[ -e "$runs/mean" ] || python "$(dirname "$0")/average_weights.py" "$runs"/{wider,again6,again7} --out "$runs/mean"
 stage pretrain "$runs/fast" "$last" --config "$configs/shipped_fast.toml" --weights "$runs/wider"
-stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/wider"
+stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/mean"
 stage finetune "$runs/faces-96" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/fast"
