@@ -150,10 +150,8 @@ def runs(config: Annotated[RunsConfig, Parameter(name="*")] = RunsConfig()) -> N
 def main(tokens: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on stderr for what the user can mend."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # names of files that are no UTF-8, or a terminal that is none
+        if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
+            stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, of_a_thread
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None

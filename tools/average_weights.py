@@ -33,9 +33,9 @@ def main() -> None:
         for name, value in mean.items():
             if value.is_floating_point():
                 value += (state[name] - value) / count
-    first.load_state_dict(mean)
     if not all(torch.isfinite(value).all() for value in mean.values()):
         parser.error("the mean is not finite; look at the runs")
+    first.load_state_dict(mean)
     provenance = read_config(find_weights(options.weights[0]))["facemetric"]["provenance"]
     names = [Path(name).name for name in options.weights]
     save_weights(options.out, first, provenance=provenance | {"mean_of": names}, metrics={})

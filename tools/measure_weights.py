@@ -180,7 +180,7 @@ def card_table(figures: dict[str, Any]) -> str:
         ("LFW, AUC", f"{figures['lfw_auc']:.4f}{between('lfw_auc')}"),
         ("LFW, nearest neighbour of all 13,233 images", f"{figures['lfw_knn_accuracy']:.3f}"),
         ("LFW View 1, DevTest, accuracy (folds drawn)", f"{figures['devtest_accuracy']:.3f}"),
-        ("192 validation people: TAR @ FAR = 1e-2, EER",
+        ("validation people: TAR @ FAR = 1e-2, EER",
          f"{figures['val_tar_at_far_0.01']:.3f}, {figures['val_eer']:.3f}"),
         ("ORL, 40 people, not aligned: nearest neighbour", f"{figures['orl_knn_accuracy']:.3f}"),
         ("two members of a family taken for one person, where FAR = 1e-2 for all pairs",

@@ -16,9 +16,8 @@ from facemetric.evaluation.curves import Floats, Ints
 
 DRAWS = 1000
 PER_CHUNK = 64  # draws in memory at once, of few pairs: 64 x 6,000 pairs of float64 are 3 MiB
-BUDGET = (
-    16 << 20
-)  # bytes of their weights at once, of many pairs; what is made of these takes some ten times as much
+# Bytes of their weights at once, of many pairs; what is made of these takes some ten times as much.
+BUDGET = 16 << 20
 # Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
 WATCHED_FAR = 0.1
 

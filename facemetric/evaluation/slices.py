@@ -177,9 +177,10 @@ def _slicing(
             Rates(p.wanted, _share(counted, k, 1, level), _share(counted, k, 0, level))
             for k, p in enumerate(used)
         )
-        groups.append(replace(group, rates=tuple(rates)))
+        rated = replace(group, rates=tuple(rates))
+        groups.append(rated)
         if group.name != no_gap:
-            told_apart.append((group.name, counted))
+            told_apart.append((rated, counted))
     return Slicing(column, tuple(groups), tuple(_gaps(told_apart, used, level)), note)
 
 
@@ -190,12 +191,12 @@ def _share(counted: _Counted, k: int, kind: int, level: float) -> Interval:
     return percentiles(accepted / total, counted.drawn[:, k, kind], level)
 
 
-def _gaps(told_apart: list[tuple[str, _Counted]], used: list[FarPoint], level: float) -> Iterator[Gap]:
+def _gaps(told_apart: list[tuple[Group, _Counted]], used: list[FarPoint], level: float) -> Iterator[Gap]:
     if len(told_apart) < 2:
         return
     for k, point in enumerate(used):
         for kind, rate in ((0, "tar"), (1, "far")):
-            shares = [(_share(counted, k, kind, level), name, counted) for name, counted in told_apart]
+            shares = [(getattr(group.rates[k], rate), group.name, counted) for group, counted in told_apart]
             shares.sort(key=lambda s: s[0].value)
             (low, low_name, of_low), (high, high_name, of_high) = shares[0], shares[-1]
             if {low.value, high.value} & {0.0, 1.0}:  # draws of such a share do not move

@@ -8,6 +8,7 @@ from typing import Any
 
 from facemetric.config import (
     EvalConfig,
+    check_least,
     config_command,
     config_dict,
     config_toml,
@@ -92,7 +93,7 @@ def check_options(config: EvalConfig) -> None:
         len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
         f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
     )
-    require(config.folds >= 2, f"--folds is {config.folds}; it must be at least 2")
+    check_least(config, {"folds": 2})
     check_config(config)
 
 
