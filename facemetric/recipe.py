@@ -30,6 +30,7 @@ from facemetric.config import (
 from facemetric.data.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
+from facemetric.machine import Measured, measuring
 from facemetric.model.folder import find_weights
 from facemetric.report.scorecard import check_options, run_evaluate
 from facemetric.report.visualize import check_visualize, run_visualize
@@ -38,7 +39,6 @@ from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
 from facemetric.training.folder import CHECKPOINT, LOG, has_checkpoint, read_log
-from facemetric.training.measure import Measured, measuring
 from facemetric.training.pretrain import run_pretrain
 from facemetric.training.run import Trained
 

@@ -22,7 +22,7 @@ from facemetric.data.identities import with_at_least
 from facemetric.data.index import ImageIndex
 from facemetric.errors import TrainingError
 from facemetric.evaluation.inference import embed_index
-from facemetric.machine import pick_device
+from facemetric.machine import Measured, measuring, pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import widest
 from facemetric.model.weights import load_weights
@@ -30,7 +30,6 @@ from facemetric.training.amp import Amp
 from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
 from facemetric.training.loop import Trainer
-from facemetric.training.measure import Measured, measuring
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.setup import load_start, settings_of

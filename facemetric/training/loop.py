@@ -18,12 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from facemetric.errors import ConfigError, TrainingError
+from facemetric.machine import keep_freed_memory
 from facemetric.training import distributed
 from facemetric.training.amp import Amp
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
 from facemetric.training.folder import CHECKPOINT
-from facemetric.training.heap import keep_freed_memory
 from facemetric.training.pace import Pace
 from facemetric.training.run import Run
 from facemetric.training.signals import stop_signals
