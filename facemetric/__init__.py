@@ -23,28 +23,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from facemetric.commands.calibrate import calibrate
+    from facemetric.commands.check import check_data
+    from facemetric.commands.cluster import cluster
+    from facemetric.commands.eval import evaluate
+    from facemetric.commands.run import run
+    from facemetric.commands.verify import verify
+    from facemetric.commands.visualize import visualize
     from facemetric.model.weights import load_weights as load_embedder
-    from facemetric.recipe import run
-    from facemetric.report.calibrate import calibrate
-    from facemetric.report.check import check_data
-    from facemetric.report.cluster import cluster
-    from facemetric.report.scorecard import evaluate
-    from facemetric.report.verify import verify
-    from facemetric.report.visualize import visualize
     from facemetric.training.finetune import finetune
     from facemetric.training.pretrain import pretrain
 
 HOMES = {
-    "calibrate": "facemetric.report.calibrate",
-    "check_data": "facemetric.report.check",
-    "cluster": "facemetric.report.cluster",
-    "evaluate": "facemetric.report.scorecard",
+    "calibrate": "facemetric.commands.calibrate",
+    "check_data": "facemetric.commands.check",
+    "cluster": "facemetric.commands.cluster",
+    "evaluate": "facemetric.commands.eval",
     "finetune": "facemetric.training.finetune",
     "load_embedder": "facemetric.model.weights",
     "pretrain": "facemetric.training.pretrain",
-    "run": "facemetric.recipe",
-    "verify": "facemetric.report.verify",
-    "visualize": "facemetric.report.visualize",
+    "run": "facemetric.commands.run",
+    "verify": "facemetric.commands.verify",
+    "visualize": "facemetric.commands.visualize",
 }
 
 

@@ -65,7 +65,7 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
 @app.command(name="eval")
 def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
-    from facemetric.report.scorecard import run_evaluate
+    from facemetric.commands.eval import run_evaluate
 
     run_evaluate(config)
 
@@ -73,7 +73,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
 @app.command
 def run(config: Annotated[RunConfig, Parameter(name="*")] = RunConfig()) -> None:
     """Run a whole experiment: the stages of a RECIPE (TOML) in sequence, or with --set a table of such runs."""
-    from facemetric.recipe import run_recipe
+    from facemetric.commands.run import run_recipe
 
     find_own_modules()
     run_recipe(config)
@@ -86,7 +86,7 @@ app.command(data)
 @data.command
 def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -> None:
     """Look through DATA for duplicates, people with two names, wrong labels and people of a test set."""
-    from facemetric.report.check import run_check
+    from facemetric.commands.check import run_check
 
     run_check(config)
 
@@ -94,7 +94,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 @app.command
 def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = VisualizeConfig()) -> None:
     """Show embeddings of DATA: TensorBoard's projector with pictures, and t-SNE."""
-    from facemetric.report.visualize import run_visualize
+    from facemetric.commands.visualize import run_visualize
 
     run_visualize(config)
 
@@ -102,7 +102,7 @@ def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = Visualiz
 @app.command
 def calibrate(config: Annotated[CalibrateConfig, Parameter(name="*")] = CalibrateConfig()) -> None:
     """Choose the threshold for a wanted FAR on people never trained on, and keep it with the weights."""
-    from facemetric.report.calibrate import run_calibrate
+    from facemetric.commands.calibrate import run_calibrate
 
     run_calibrate(config)
 
@@ -110,7 +110,7 @@ def calibrate(config: Annotated[CalibrateConfig, Parameter(name="*")] = Calibrat
 @app.command
 def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()) -> None:
     """Say whether two images show one person, by a threshold that the weights hold."""
-    from facemetric.report.verify import run_verify
+    from facemetric.commands.verify import run_verify
 
     run_verify(config)
 
@@ -118,7 +118,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
 @app.command
 def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
     """Group the images of DATA by person, without labels."""
-    from facemetric.report.cluster import run_cluster
+    from facemetric.commands.cluster import run_cluster
 
     run_cluster(config)
 
@@ -126,7 +126,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
 @app.command
 def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
     """Draw faces, pretrain, finetune and eval on people never seen: the whole story in a minute and a half."""
-    from facemetric.demo import run_demo
+    from facemetric.commands.demo import run_demo
 
     run_demo(config)
 
@@ -142,7 +142,7 @@ def weights() -> None:
 @app.command
 def runs(config: Annotated[RunsConfig, Parameter(name="*")] = RunsConfig()) -> None:
     """List the training runs below FOLDER: running, finished, stopped or interrupted, and their best figures."""
-    from facemetric.report.runs import list_runs
+    from facemetric.commands.listings import list_runs
 
     list_runs(config)
 

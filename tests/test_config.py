@@ -49,14 +49,14 @@ KINDS: dict[str, Any] = {
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.run_pretrain",
     "finetune": "facemetric.training.finetune.run_finetune",
-    "eval": "facemetric.report.scorecard.run_evaluate",
-    "visualize": "facemetric.report.visualize.run_visualize",
-    "calibrate": "facemetric.report.calibrate.run_calibrate",
-    "verify": "facemetric.report.verify.run_verify",
-    "cluster": "facemetric.report.cluster.run_cluster",
-    "run": "facemetric.recipe.run_recipe",
-    "demo": "facemetric.demo.run_demo",
-    "data check": "facemetric.report.check.run_check",
+    "eval": "facemetric.commands.eval.run_evaluate",
+    "visualize": "facemetric.commands.visualize.run_visualize",
+    "calibrate": "facemetric.commands.calibrate.run_calibrate",
+    "verify": "facemetric.commands.verify.run_verify",
+    "cluster": "facemetric.commands.cluster.run_cluster",
+    "run": "facemetric.commands.run.run_recipe",
+    "demo": "facemetric.commands.demo.run_demo",
+    "data check": "facemetric.commands.check.run_check",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
 

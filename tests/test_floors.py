@@ -28,7 +28,7 @@ MOVING = {  # what renames: files appear whole by files.write_whole, and by no o
     "facemetric/training/checkpoint.py",  # keeps the one before, and reads the new one back
     "facemetric/training/features.py",  # filled in place, hours long, under a lock
     "facemetric/model/folder.py",  # a folder
-    "facemetric/demo.py",  # folders
+    "facemetric/commands/demo.py",  # folders
     "tools/import_dataset.py",  # a folder
     "tools/fuzz_readers.py",  # a file that it made itself
 }
@@ -89,8 +89,8 @@ def test_only_stages_and_commands_know_the_options() -> None:
     }
     assert knowing <= {
         "cli.py",
-        "demo.py",
-        "recipe.py",
+        "commands/demo.py",
+        "commands/run.py",
         "training/pretrain.py",
         "training/check.py",
         "training/classification.py",
@@ -102,16 +102,16 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/setup.py",
         "training/split.py",
         "training/dry.py",
-        "report/calibrate.py",
-        "report/cluster.py",
-        "report/embedding.py",
-        "report/runs.py",
-        "report/scorecard.py",
-        "report/scoring.py",
-        "report/verify.py",
-        "report/visualize.py",
-        "report/tables.py",
-        "report/check.py",
+        "commands/calibrate.py",
+        "commands/cluster.py",
+        "commands/embedding.py",
+        "commands/listings.py",
+        "commands/eval.py",
+        "commands/eval_scores.py",
+        "commands/verify.py",
+        "commands/visualize.py",
+        "commands/eval_inputs.py",
+        "commands/check.py",
     }
 
 

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from facemetric.commands.listings import find_runs, runs_text
 from facemetric.config.making import read_toml
 from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_identity_list, read_merges
@@ -48,7 +49,6 @@ from facemetric.evaluation.stored import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.folder import CONFIG, MODEL, read_config
 from facemetric.model.weights import load_weights, read_tensors, save_weights
-from facemetric.report.runs import find_runs, runs_text
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
 from facemetric.training.features import read_cache
 from facemetric.training.folder import LOG, read_log

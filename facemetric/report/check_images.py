@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from facemetric.commands.check_findings import Close, Finding, image_findings
 from facemetric.data.index import ImageIndex
 from facemetric.data.perceptual import MIRROR, hash_signs
 from facemetric.evaluation.duplicates import (
@@ -18,7 +19,6 @@ from facemetric.evaluation.duplicates import (
     close_pairs,
 )
 from facemetric.evaluation.labels import chance_score, dimensions
-from facemetric.report.findings import Close, Finding, image_findings
 
 
 class Side(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facemetric import recipe
+from facemetric.commands import run as recipe
 from facemetric.config import FinetuneConfig, PretrainConfig, make_config
 from facemetric.data.index import read_index
 from facemetric.machine import pick_device

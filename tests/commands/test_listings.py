@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from facemetric.commands.listings import find_runs, list_runs, runs_text
 from facemetric.config import RunsConfig
 from facemetric.errors import DataError
-from facemetric.report.runs import find_runs, list_runs, runs_text
 from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
 

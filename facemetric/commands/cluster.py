@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, make_config, require
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.sources import is_loose
@@ -21,7 +22,6 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
 from facemetric.files import write_whole
 from facemetric.model.folder import find_weights
-from facemetric.report.embedding import announced, check_config, embed_data
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown
 

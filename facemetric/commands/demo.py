@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from facemetric.commands.eval import evaluate
 from facemetric.config import DemoConfig, check_least
 from facemetric.data.drawn import draw_faces
 from facemetric.data.index import read_index
@@ -15,7 +16,6 @@ from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError
 from facemetric.report.record import Evaluation
-from facemetric.report.scorecard import evaluate
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
 

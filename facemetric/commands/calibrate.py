@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import CalibrateConfig, make_config, require
 from facemetric.data.identities import apply_lists, check_identities, read_identity_list
 from facemetric.data.index import ImageIndex, parse_source, read_index
@@ -16,7 +17,6 @@ from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import Threshold, choose_thresholds
 from facemetric.model.folder import find_weights, read_config
-from facemetric.report.embedding import announced, check_config, embed_data
 from facemetric.training.calibration import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"

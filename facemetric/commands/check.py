@@ -10,6 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from facemetric.commands.check_findings import (
+    ACROSS,
+    DUPLICATE,
+    MISLABELLED,
+    ONE_PERSON,
+    TEST_IMAGE,
+    TEST_NAME,
+    TEST_PERSON,
+    Finding,
+    alike_findings,
+    label_findings,
+    lists,
+    name_findings,
+)
+from facemetric.commands.check_sheets import draw_check_sheets
+from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
 from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
 from facemetric.data.identities import apply_lists
 from facemetric.data.index import ImageIndex, read_index
@@ -24,22 +40,6 @@ from facemetric.machine import pick_device, pick_workers
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
 from facemetric.report.check_images import Side, find_images
-from facemetric.report.check_sheets import draw_check_sheets
-from facemetric.report.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
-from facemetric.report.findings import (
-    ACROSS,
-    DUPLICATE,
-    MISLABELLED,
-    ONE_PERSON,
-    TEST_IMAGE,
-    TEST_NAME,
-    TEST_PERSON,
-    Finding,
-    alike_findings,
-    label_findings,
-    lists,
-    name_findings,
-)
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate

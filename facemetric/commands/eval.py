@@ -6,6 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from facemetric.commands.embedding import check_config, is_stored, remove_lists
+from facemetric.commands.eval_inputs import read_tables
+from facemetric.commands.eval_scores import (
+    compare,
+    list_pairs,
+    score_all_pairs,
+    score_identities,
+    score_listed,
+    score_neighbours,
+    score_svm,
+)
 from facemetric.config import (
     EvalConfig,
     check_least,
@@ -18,22 +29,11 @@ from facemetric.config import (
 from facemetric.data.pairs import read_pairs
 from facemetric.files import write_whole
 from facemetric.model.folder import find_weights, read_config
-from facemetric.report.embedding import check_config, is_stored, remove_lists
 from facemetric.report.origin import origin_of
 from facemetric.report.page_facts import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.printed import table_text
 from facemetric.report.record import Evaluation
-from facemetric.report.scoring import (
-    compare,
-    list_pairs,
-    score_all_pairs,
-    score_identities,
-    score_listed,
-    score_neighbours,
-    score_svm,
-)
-from facemetric.report.tables import read_tables
 
 
 def evaluate(*positional: Any, **options: Any) -> Evaluation:

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemetric.data.identities import read_identity_list, read_merges
-from facemetric.data.index import ImageIndex, read_index
-from facemetric.evaluation.duplicates import Pairs
-from facemetric.report.findings import (
+from facemetric.commands.check_findings import (
     ACROSS,
     DUPLICATE,
     MISLABELLED,
@@ -24,6 +21,9 @@ from facemetric.report.findings import (
     name_findings,
     to_leave_out,
 )
+from facemetric.data.identities import read_identity_list, read_merges
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.evaluation.duplicates import Pairs
 
 
 @pytest.fixture

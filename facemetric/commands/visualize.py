@@ -8,6 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from facemetric.commands.embedding import (
+    TRAIN,
+    VALIDATION,
+    announced,
+    check_config,
+    embed_listed,
+    remove_lists,
+)
 from facemetric.config import (
     StageConfig,
     VisualizeConfig,
@@ -21,7 +29,6 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights, read_config
 from facemetric.model.weights import load_weights
-from facemetric.report.embedding import TRAIN, VALIDATION, announced, check_config, embed_listed, remove_lists
 from facemetric.report.layout import choose_images, lay_out
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.commands.eval_inputs import Tables
 from facemetric.config import EvalConfig
 from facemetric.data.pairs import Ints, Pairs
 from facemetric.data.resolve import resolve
@@ -34,7 +35,6 @@ from facemetric.evaluation.slices import slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
 from facemetric.report.record import Comparison
-from facemetric.report.tables import Tables
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
 ALONE = {"slices": "groups", "gallery": "gallery", "identification": "identification", "svm": "linear SVM"}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.commands.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
 from facemetric.data.pairs import Pairs
@@ -17,7 +18,6 @@ from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
-from facemetric.report.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
 
 
 class Tables(NamedTuple):

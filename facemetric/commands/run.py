@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from facemetric.commands.eval import check_options, run_evaluate
+from facemetric.commands.visualize import check_visualize, run_visualize
 from facemetric.config import (
     RunConfig,
     Step,
@@ -32,8 +34,6 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.folder import find_weights
-from facemetric.report.scorecard import check_options, run_evaluate
-from facemetric.report.visualize import check_visualize, run_visualize
 from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from facemetric import recipe
+from facemetric.commands import run as recipe
 from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, FacemetricError, TrainingError

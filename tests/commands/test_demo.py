@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from facemetric import cli
+from facemetric.commands.demo import draw_sets, draw_test_pairs, run_demo
 from facemetric.config import DemoConfig, config_dict
 from facemetric.config.making import read_toml
 from facemetric.data.index import read_index
 from facemetric.data.pairs import read_pairs
-from facemetric.demo import draw_sets, draw_test_pairs, run_demo
 from facemetric.errors import ConfigError
 
 
@@ -70,7 +70,7 @@ def test_the_commands_it_prints_are_those_it_ran(
     for runner in (
         "facemetric.training.pretrain.run_pretrain",
         "facemetric.training.finetune.run_finetune",
-        "facemetric.report.scorecard.run_evaluate",
+        "facemetric.commands.eval.run_evaluate",
     ):
         monkeypatch.setattr(runner, configs.append)
     for line in ended:

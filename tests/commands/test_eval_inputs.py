@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from facemetric.commands.eval_inputs import aligned
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.report.tables import aligned
 
 
 def table(paths: str, people: str, first: float = 1.0) -> EmbeddingTable:
