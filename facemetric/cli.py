@@ -134,7 +134,7 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 @app.command
 def weights() -> None:
     """List the weights that come with facemetric: size, speed and accuracy; use one with --weights NAME."""
-    from facemetric.report.catalog import list_weights
+    from facemetric.commands.listings import list_weights
 
     list_weights()
 

@@ -19,7 +19,9 @@ from facemetric.commands.check_findings import (
     TEST_NAME,
     TEST_PERSON,
     Finding,
+    Side,
     alike_findings,
+    find_images,
     label_findings,
     lists,
     name_findings,
@@ -39,7 +41,6 @@ from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
-from facemetric.report.check_images import Side, find_images
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate
