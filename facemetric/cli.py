@@ -29,7 +29,7 @@ from facemetric.config import (
     VerifyConfig,
     VisualizeConfig,
 )
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, FacemetricError
 

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 
 from facemetric.commands.listings import find_runs, runs_text
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_identity_list, read_merges
 from facemetric.data.images import BadImage, Preprocess, decode

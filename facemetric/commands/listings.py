@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.config import RunsConfig
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.model.folder import MODEL, read_config, shipped_weights

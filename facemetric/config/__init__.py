@@ -5,7 +5,7 @@ argument (`batch_size=`). The string under a field is its help. Nothing in this 
 `facemetric --help` answers at once.
 """
 
-from facemetric.config.making import (
+from facemetric.config.build import (
     check_least,
     config_command,
     config_dict,
@@ -13,8 +13,7 @@ from facemetric.config.making import (
     make_config,
     require,
 )
-from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
-from facemetric.config.scoring import (
+from facemetric.config.commands import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
@@ -24,7 +23,8 @@ from facemetric.config.scoring import (
     VerifyConfig,
     VisualizeConfig,
 )
-from facemetric.config.stages import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
+from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
+from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
 __all__ = [
     "CalibrateConfig",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from facemetric.config.making import make_config, read_toml, require
-from facemetric.config.scoring import EvalConfig, VisualizeConfig
-from facemetric.config.stages import FinetuneConfig, PretrainConfig, StageConfig
+from facemetric.config.build import make_config, read_toml, require
+from facemetric.config.commands import EvalConfig, VisualizeConfig
+from facemetric.config.training import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.errors import ConfigError, did_you_mean
 
 KINDS: dict[str, Any] = {

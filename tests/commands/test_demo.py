@@ -12,7 +12,7 @@ import pytest
 from facemetric import cli
 from facemetric.commands.demo import draw_sets, draw_test_pairs, run_demo
 from facemetric.config import DemoConfig, config_dict
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError

@@ -14,7 +14,7 @@ import fuzz_readers
 import numpy as np
 import pytest
 
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.config.recipe import read_tables
 from facemetric.data.identities import read_merges
 from facemetric.data.images import BadImage, decode

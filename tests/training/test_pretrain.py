@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from facemetric import cli, load_embedder, pretrain
 from facemetric.config import PretrainConfig
-from facemetric.config.making import read_toml
+from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.inference import embed_index

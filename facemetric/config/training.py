@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from facemetric.config.making import check_least, require
+from facemetric.config.build import check_least, require
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Head = Literal["softmax", "arcface", "cosface"]
