@@ -9,8 +9,8 @@ import numpy as np
 from facemetric.config import PretrainConfig, make_config
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
-from facemetric.data.resolve import resolve
 from facemetric.training.split import read_split
 
 

@@ -28,8 +28,8 @@ from facemetric import evaluate
 from facemetric.config import StageConfig
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
-from facemetric.data.resolve import resolve
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.curves import FarPoint
 from facemetric.evaluation.embed import EmbeddingTable

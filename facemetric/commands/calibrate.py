@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import CalibrateConfig, make_config, require
-from facemetric.data.identities import apply_lists, check_identities, read_identity_list
 from facemetric.data.index import ImageIndex, parse_source, read_index
+from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError
 from facemetric.evaluation.inference import usual_size
 from facemetric.evaluation.intervals import Interval

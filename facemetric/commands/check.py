@@ -29,8 +29,8 @@ from facemetric.commands.check_findings import (
 from facemetric.commands.check_sheets import draw_check_sheets
 from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
 from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
-from facemetric.data.identities import apply_lists
 from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import apply_lists
 from facemetric.data.perceptual import read_frequencies
 from facemetric.errors import DataError, writing
 from facemetric.evaluation.alike import Alike, alike_across, alike_identities

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facemetric.data.identities import list_line
 from facemetric.data.index import ImageIndex
+from facemetric.data.lists import list_line
 from facemetric.data.perceptual import MIRROR, hash_signs
 from facemetric.evaluation.alike import Alike
 from facemetric.evaluation.duplicates import (

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from facemetric.commands.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Pairs
-from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.machine import pick_device

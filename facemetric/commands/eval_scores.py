@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from facemetric.commands.eval_inputs import Tables
 from facemetric.config import EvalConfig
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Ints, Pairs
-from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals

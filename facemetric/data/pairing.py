@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.data.pair_images import Names
 from facemetric.data.pairs import Ints, Pairs
-from facemetric.data.resolve import Names
 from facemetric.errors import DataError
 
 

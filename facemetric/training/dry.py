@@ -18,8 +18,8 @@ import torch
 
 from facemetric.config import FinetuneConfig, PretrainConfig
 from facemetric.data.batches import IdentityBatches, ShuffledBatches, places_within
-from facemetric.data.identities import with_at_least
 from facemetric.data.index import ImageIndex
+from facemetric.data.lists import with_at_least
 from facemetric.errors import TrainingError
 from facemetric.evaluation.inference import embed_index
 from facemetric.machine import Measured, measuring, pick_device

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from facemetric.config import FinetuneConfig, config_toml, make_config
-from facemetric.data.identities import check_identities, with_at_least
+from facemetric.data.lists import check_identities, with_at_least
 from facemetric.files import write_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder

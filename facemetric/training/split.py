@@ -9,8 +9,8 @@ import numpy as np
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.data.batches import places_within
-from facemetric.data.identities import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.errors import DataError
 from facemetric.model.folder import find_weights, read_config
 from facemetric.training.distributed import say

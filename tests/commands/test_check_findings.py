@@ -21,8 +21,8 @@ from facemetric.commands.check_findings import (
     name_findings,
     to_leave_out,
 )
-from facemetric.data.identities import read_identity_list, read_merges
 from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.evaluation.duplicates import Pairs
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from facemetric.data.index import index_files
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Pairs, read_pairs, write_pairs
-from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 
 

@@ -4,8 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Pairs
-from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from facemetric.data.pair_images import resolve
 from facemetric.data.pairing import make_pairs, name_pairs
 from facemetric.data.pairs import Pairs, read_pairs, write_pairs
-from facemetric.data.resolve import resolve
 from facemetric.errors import DataError
 
 

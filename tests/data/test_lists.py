@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facemetric.data.identities import (
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import (
     apply_lists,
     check_identities,
     list_line,
@@ -18,7 +19,6 @@ from facemetric.data.identities import (
     with_at_least,
     without_images,
 )
-from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError
 
 
