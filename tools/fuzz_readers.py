@@ -38,10 +38,10 @@ from PIL import Image
 from facemetric.commands.listings import find_runs, runs_text
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import read_tables
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.images import BadImage, Preprocess, decode
 from facemetric.data.index import read_index
 from facemetric.data.lists import read_identity_list, read_merges
-from facemetric.data.loader import BadImageLog
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import FacemetricError
 from facemetric.evaluation.embed import EmbeddingTable

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facemetric.config import DataConfig, EvalConfig, check_least, require
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import BadImageLog
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.inference import embed_index

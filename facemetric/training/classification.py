@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig, require
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import BadImageLog, Batch, load_batches
+from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.inference import embed_index, images_of

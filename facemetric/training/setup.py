@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, config_dict
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import BadImageLog
 from facemetric.data.transforms import Augment
 from facemetric.errors import ConfigError
 from facemetric.evaluation.allpairs import verify_all_pairs

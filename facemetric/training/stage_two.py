@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import BadImageLog
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed

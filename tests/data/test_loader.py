@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 
 from facemetric.data import loader
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.batches import ShuffledBatches, chunks
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.loader import BadImageLog, Batch, load_batches, sample_seed, seed_everything
+from facemetric.data.loader import Batch, load_batches, sample_seed, seed_everything
 from facemetric.data.transforms import Augment, Pixels, eval_transform, train_transform
 from facemetric.errors import DataError
 

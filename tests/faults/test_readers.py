@@ -16,9 +16,9 @@ import pytest
 
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import read_tables
+from facemetric.data.bad_images import BadImageLog
 from facemetric.data.images import BadImage, decode
 from facemetric.data.lists import read_merges
-from facemetric.data.loader import BadImageLog
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.embed import EmbeddingTable
