@@ -12,7 +12,7 @@ from facemetric.commands.eval import evaluate
 from facemetric.config import DemoConfig, check_least
 from facemetric.data.drawn import draw_faces
 from facemetric.data.index import read_index
-from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError
 from facemetric.report.record import Evaluation

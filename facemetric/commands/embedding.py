@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facemetric.config import DataConfig, EvalConfig, check_least, require
-from facemetric.data.bad_images import BadImageLog
+from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import EmbeddingTable
@@ -15,7 +15,6 @@ from facemetric.machine import pick_device, pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights
 from facemetric.training.folder import BAD_IMAGES
-from facemetric.training.setup import note_bad
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"

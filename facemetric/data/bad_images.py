@@ -11,8 +11,15 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
 from facemetric.files import write_whole
+
+
+def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]) -> None:
+    """List the bad rows of an index; raises DataError above the share that the log allows."""
+    for row, reason in bad:
+        log.add(index.name(row), reason)
 
 
 class BadImageLog:

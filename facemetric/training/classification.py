@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig, require
-from facemetric.data.bad_images import BadImageLog
+from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex
@@ -30,7 +30,7 @@ from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.folder import judged_by
 from facemetric.training.run import Run
-from facemetric.training.setup import OpenSet, augment_of, load_start, note_bad, same_origin, save_best
+from facemetric.training.setup import OpenSet, augment_of, load_start, same_origin, save_best
 from facemetric.training.split import Split, hold_back
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it

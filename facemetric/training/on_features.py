@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
+from facemetric.data.bad_images import note_bad
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.features import Features
 from facemetric.training.run import Run
-from facemetric.training.setup import note_bad
 from facemetric.training.split import Split
 from facemetric.training.stage_two import StageTwo
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facemetric.config import FinetuneConfig
+from facemetric.data.bad_images import note_bad
 from facemetric.data.images import normalise
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
@@ -19,7 +20,7 @@ from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.run import Run
-from facemetric.training.setup import OpenSet, augment_of, note_bad
+from facemetric.training.setup import OpenSet, augment_of
 from facemetric.training.split import Split
 from facemetric.training.stage_two import StageTwo
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, config_dict
-from facemetric.data.bad_images import BadImageLog
+from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment
 from facemetric.errors import ConfigError
@@ -25,6 +24,8 @@ from facemetric.training.split import Split
 from facemetric.training.task import Settings
 
 FARS = (1e-2, 1e-3)
+
+
 CHANGED = {
     "split": "a list of this run (--merge, --leave-out, --leave-out-images or --val-identities) names others: its "
     "people or images"
@@ -41,12 +42,6 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
     if embedder.preprocess.size != pre.size:
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     return embedder.to(device)
-
-
-def note_bad(log: BadImageLog, index: ImageIndex, bad: Iterable[tuple[int, str]]) -> None:
-    """List the bad rows of an index; raises DataError above the share that the log allows."""
-    for row, reason in bad:
-        log.add(index.name(row), reason)
 
 
 def same_origin(state: dict[str, Any], **now: str) -> None:

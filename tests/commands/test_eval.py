@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 
 from facemetric import evaluate, load_embedder
 from facemetric.data.index import read_index
-from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import EmbeddingTable

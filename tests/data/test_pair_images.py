@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from facemetric.data.pair_images import resolve
-from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs, resolve
 from facemetric.data.pairs import Pairs, read_pairs, write_pairs
 from facemetric.errors import DataError
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facemetric.data.pairing import make_pairs
+from facemetric.data.pair_images import make_pairs
 from facemetric.errors import DataError
 
 

@@ -11,7 +11,7 @@ import torch
 
 from facemetric import evaluate
 from facemetric.data.images import Preprocess
-from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.model.embedder import build_embedder

@@ -15,7 +15,7 @@ import pytest
 
 from facemetric import evaluate
 from facemetric.data.index import read_index
-from facemetric.data.pairing import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.allpairs import verify_all_pairs
 from facemetric.evaluation.embed import EmbeddingTable
