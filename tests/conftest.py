@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 
 # Tests compute on the CPU. Some fork after they trained, and a fork cannot train where autograd has threads for a GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from facemetric import cli, load_embedder
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.images import Preprocess
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.batches import IdentityBatches
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import load_batches

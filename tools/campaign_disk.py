@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from campaign_kills import ONE, STAGES, differences, start
 
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 
 CHOSEN = ("one", "two on features, memory", "two on images, micro-batches, memory, ema")
 

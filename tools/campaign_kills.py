@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from facemetric import cli
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.training import finetune, pretrain  # noqa: F401 (before the forks, that each starts at once)
 from facemetric.training.folder import read_log
 

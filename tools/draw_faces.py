@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.errors import FacemetricError
 
 

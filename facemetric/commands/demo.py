@@ -10,7 +10,7 @@ from typing import Any
 
 from facemetric.commands.eval import evaluate
 from facemetric.config import DemoConfig, check_least
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs

@@ -22,7 +22,7 @@ from facemetric.commands import check_findings as kinds
 from facemetric.commands.check import check_data, embed_sides
 from facemetric.commands.check_findings import Side, close_of
 from facemetric.config import CheckConfig, PretrainConfig, make_config
-from facemetric.data.drawn import draw_faces
+from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation import duplicates

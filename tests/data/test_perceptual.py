@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from facemetric.data.drawn import drawn_arrays
+from facemetric.data.drawn.draw import drawn_arrays
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.perceptual import LUMA, MIRROR, hash_signs, low_frequencies, read_frequencies

@@ -8,17 +8,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from facemetric.data.drawn_pen import (
-    Pen,
-    Soft,
-    hair_colour,
-    mirrored,
-    oval,
-    paint,
-    skin_colour,
-    smooth,
-)
-from facemetric.data.drawn_traits import Identity, Nuisance
+from facemetric.data.drawn.pen import Pen, Soft, hair_colour, mirrored, oval, paint, skin_colour, smooth
+from facemetric.data.drawn.traits import Identity, Nuisance
 
 
 def head_outline(face: Identity) -> np.ndarray:

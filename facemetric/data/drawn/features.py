@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from facemetric.data.drawn_pen import (
+from facemetric.data.drawn.pen import (
     Pen,
     Soft,
     hair_colour,
@@ -19,7 +19,7 @@ from facemetric.data.drawn_pen import (
     skin_colour,
     smooth,
 )
-from facemetric.data.drawn_traits import Identity, Nuisance
+from facemetric.data.drawn.traits import Identity, Nuisance
 
 
 def _on_side(side: int, right: list[tuple[float, float]]) -> np.ndarray:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from facemetric.data.drawn_traits import Identity, Nuisance
+from facemetric.data.drawn.traits import Identity, Nuisance
 
 Colour = tuple[int, ...]
 Soft = tuple[np.ndarray, float]  # pixels of a shape, strength 0..1

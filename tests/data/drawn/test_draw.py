@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemetric.data import drawn
-from facemetric.data.drawn import (
+from facemetric.data.drawn import draw as drawn
+from facemetric.data.drawn.draw import (
     MIN_SIZE,
     draw_face,
     draw_faces,
@@ -23,8 +23,8 @@ from facemetric.data.drawn import (
     face_jpeg,
     face_nuisance,
 )
-from facemetric.data.drawn_pen import Pen, mirrored, oval, ramp, ribbon, smooth
-from facemetric.data.drawn_traits import Identity, Nuisance
+from facemetric.data.drawn.pen import Pen, mirrored, oval, ramp, ribbon, smooth
+from facemetric.data.drawn.traits import Identity, Nuisance
 from facemetric.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from facemetric.data import drawn_features as features
-from facemetric.data import drawn_head as head
-from facemetric.data.drawn_pen import Pen
-from facemetric.data.drawn_traits import Identity, Nuisance, draw_traits
+from facemetric.data.drawn import features as features
+from facemetric.data.drawn import head as head
+from facemetric.data.drawn.pen import Pen
+from facemetric.data.drawn.traits import Identity, Nuisance, draw_traits
 from facemetric.errors import ConfigError
 from facemetric.files import write_whole
 
