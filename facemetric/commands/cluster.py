@@ -15,7 +15,7 @@ from tqdm import tqdm
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, make_config, require
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.sources import is_loose
+from facemetric.data.readers.sources import is_loose
 from facemetric.evaluation.agreement import Agreement, agreement
 from facemetric.evaluation.clustering import Clusters, find_clusters
 from facemetric.evaluation.embed import EmbeddingTable

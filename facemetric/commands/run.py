@@ -29,7 +29,7 @@ from facemetric.config import (
     plan,
     require,
 )
-from facemetric.data.sources import parse_source
+from facemetric.data.readers.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
 from facemetric.machine import Measured, measuring

@@ -6,8 +6,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
+from facemetric.data.readers.csv import Table
 from facemetric.data.store import Rows, SourceFile
-from facemetric.data.table import Table
 from facemetric.errors import DataError, did_you_mean
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.data.insightface import read_bin
-from facemetric.data.table import Table
+from facemetric.data.readers.bin import read_bin
+from facemetric.data.readers.csv import Table
 from facemetric.errors import DataError, did_you_mean
 from facemetric.files import write_whole
 

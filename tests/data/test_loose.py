@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from facemetric.data.index import read_index
-from facemetric.data.sources import is_loose
+from facemetric.data.readers.sources import is_loose
 from facemetric.errors import DataError
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from facemetric.data.insightface import read_bin
 from facemetric.data.listed import csv_lines, scan_files
+from facemetric.data.readers.bin import read_bin
+from facemetric.data.readers.tar import walk_tar
 from facemetric.data.store import Rows, SourceFile
-from facemetric.data.tar import walk_tar
 from facemetric.errors import DataError
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from facemetric.data import sources, tar
 from facemetric.data.index import read_index
-from facemetric.data.tar import walk_tar
+from facemetric.data.readers import sources, tar
+from facemetric.data.readers.tar import walk_tar
 from facemetric.errors import DataError
 
 DENIED = PermissionError(errno.EACCES, "Permission denied")
