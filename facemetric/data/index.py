@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.listed import scan_files
+from facemetric.data.readers.csv import scan_files
 from facemetric.data.readers.sources import Source, parse_source, prefixes, scan
 from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store, composed
 from facemetric.errors import DataError, did_you_mean

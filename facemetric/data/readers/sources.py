@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from facemetric.data.listed import csv_lines, scan_files
 from facemetric.data.readers.bin import read_bin
+from facemetric.data.readers.csv import csv_lines, scan_files
 from facemetric.data.readers.tar import walk_tar
 from facemetric.data.store import Rows, SourceFile
 from facemetric.errors import DataError

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facemetric.data import pickle_layout
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
+from facemetric.data.readers import bin as pickle_layout
 from facemetric.data.readers.bin import read_bin
 from facemetric.errors import DataError
 
