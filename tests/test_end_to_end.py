@@ -17,9 +17,9 @@ from facemetric.data.images import Preprocess
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
-from facemetric.evaluation.allpairs import verify_all_pairs
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.stored import stored_threshold
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import save_weights

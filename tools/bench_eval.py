@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from facemetric.config import EvalConfig, make_config
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_intervals
 from facemetric.evaluation.intervals import verification_intervals
 from facemetric.evaluation.nearest import nearest

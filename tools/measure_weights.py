@@ -30,10 +30,10 @@ from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.curves import FarPoint
-from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_whole
 from facemetric.model.embedder import Embedder, in_pieces

@@ -12,7 +12,7 @@ from facemetric.config import CalibrateConfig, make_config, require
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError
-from facemetric.evaluation.inference import usual_size
+from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import Threshold, choose_thresholds

@@ -34,7 +34,7 @@ from facemetric.data.lists import apply_lists
 from facemetric.data.perceptual import read_frequencies
 from facemetric.errors import DataError, writing
 from facemetric.evaluation.alike import Alike, alike_across, alike_identities
-from facemetric.evaluation.inference import embed_index, mirror_scores
+from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.labels import centred, judge_images
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_whole

@@ -18,8 +18,8 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.evaluation.agreement import Agreement, agreement
 from facemetric.evaluation.clustering import Clusters, find_clusters
-from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.stored import Stored, stored_threshold
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.files import write_whole
 from facemetric.model.folder import find_weights
 from facemetric.report.pictures import Pictures

@@ -9,8 +9,8 @@ from facemetric.config import DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
-from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights

@@ -14,7 +14,7 @@ from facemetric.data.index import ImageIndex, index_files, read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Pairs
 from facemetric.errors import DataError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights

@@ -14,9 +14,8 @@ from facemetric.config import EvalConfig
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Ints, Pairs
 from facemetric.errors import DataError
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
-from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.groups import groups_of_pairs
 from facemetric.evaluation.identification import (
     draw_open_set,
@@ -29,10 +28,11 @@ from facemetric.evaluation.intervals import (
     paired_differences,
     verification_intervals,
 )
-from facemetric.evaluation.neighbours import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.person_draws import persons_of_pairs
+from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.slices import slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
 from facemetric.report.record import Comparison
 

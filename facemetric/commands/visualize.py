@@ -25,7 +25,7 @@ from facemetric.config import (
 )
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights, read_config
 from facemetric.model.weights import load_weights

@@ -1,217 +1,132 @@
-"""Embeddings of an image set on disk: what every metric reads, whoever's model made them."""
+"""An embedder over an index of images: embeddings in the index's order, in bounded memory."""
 
 from __future__ import annotations
 
-import importlib.util
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
 
+from facemetric.data.batches import chunks
+from facemetric.data.images import BadImage, decode, normalise
+from facemetric.data.index import ImageIndex
+from facemetric.data.loader import load_batches
+from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
-from facemetric.files import write_whole
-
-KEYS = ("embeddings", "identities", "paths")
-GROUP = "group_"  # columns of this beginning are groups, such as group_age
-TWICE = -1  # in the place of the row of a path that stands on several
+from facemetric.evaluation.table import EmbeddingTable
+from facemetric.model.embedder import Embedder, in_pieces
 
 
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """N embeddings with the person and the image of each.
+class Embedded(NamedTuple):
+    """The table of the images that could be read, and (row, reason) of those that could not."""
 
-    `embeddings` float32 (N, D), finite, of any length (cosine is taken of them); `identities` and
-    `paths` str (N,); `groups` (age, camera, ...): str (N,) by the column's name, "" where
-    unknown. Raises DataError where shapes differ, a number is not finite, a row is all zero or
-    there are no rows.
-    """
+    table: EmbeddingTable
+    bad: list[tuple[int, str]]
 
-    embeddings: npt.NDArray[np.float32]
-    identities: npt.NDArray[np.str_]
-    paths: npt.NDArray[np.str_]
-    groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        emb = np.asarray(self.embeddings)
-        if emb.ndim != 2 or 0 in emb.shape or emb.dtype.kind not in "fiu":
-            raise DataError(
-                f"embeddings of shape {emb.shape}, {emb.dtype}; needed numbers of shape (images, size)"
-            )
-        emb = np.ascontiguousarray(emb, dtype=np.float32)
-        object.__setattr__(self, "embeddings", emb)
-        for name in ("identities", "paths"):
-            object.__setattr__(self, name, _texts(name, getattr(self, name), len(emb)))
-        groups = {name: _texts(GROUP + name, column, len(emb)) for name, column in self.groups.items()}
-        object.__setattr__(self, "groups", groups)
-        # One sum a row: not finite when any of its numbers is not, zero when all are; no (N, D) temporary.
-        size = np.einsum("nd,nd->n", emb, emb, dtype=np.float64)
-        for bad, what in ((~np.isfinite(size), "NaN or infinity in"), (size == 0, "only zeros in")):
-            if bad.any():
-                raise DataError(
-                    f"{what} {bad.sum()} of {len(emb)} embeddings, first {self.paths[bad.argmax()]!r}"
-                )
+@torch.inference_mode()
+def embed_index(
+    embedder: Embedder,
+    index: ImageIndex,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    flip: bool = False,
+    progress: str = "",
+) -> Embedded:
+    """Unit embeddings of every readable image, float32, on the CPU.
 
-    def __len__(self) -> int:
-        return len(self.embeddings)
+    `flip` embeds the mirror image too and normalises the mean. `progress` names a progress bar ("" shows none).
+    The embedder is in evaluation mode meanwhile, and as it was afterwards. Raises DataError where not one image can
+    be read."""
+    emb_ND = np.zeros((len(index), embedder.embedding_size), np.float32)
+    read = np.zeros(len(index), bool)
+    bad: list[tuple[int, str]] = []
+    was_training = embedder.training
+    embedder.eval()
+    try:
+        for rows, images, broken in images_of(embedder, index, batch_size, workers, progress):
+            bad += broken
+            if len(rows):
+                emb = in_pieces(embedder, images)
+                if flip:
+                    emb = functional.normalize(emb + in_pieces(embedder, images.flip(3)), dim=1)
+                emb_ND[rows] = emb.float().cpu().numpy()
+                read[rows] = True
+    finally:
+        embedder.train(was_training)
+    kept = np.flatnonzero(read)
+    if not len(kept):
+        raise DataError(none_readable(index, bad))
+    identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
+    paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
+    groups = {name: column[kept] for name, column in index.groups().items()}
+    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups), bad)
 
-    def find(self, name: str) -> int | None:
-        """Row of a path; None where there is none, or more than one. With `name`, enough for `pairs.resolve`."""
-        row = self._rows.get(name)
-        return None if row == TWICE else row
 
-    def standing_twice(self) -> list[str]:
-        """The paths of more than one row."""
-        return [path for path, row in self._rows.items() if row == TWICE]
+def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
+    """What to say where not one image of the index can be read."""
+    if not bad:
+        return "no images came; needed one or more that can be read: name others"
+    row, reason = bad[0]
+    return (
+        f"none of {len(index)} images can be read, the first is {index.name(row)} ({reason}); needed one or more: "
+        "mend the files, or name others"
+    )
 
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        rows: dict[str, int] = {}
-        for i, path in enumerate(self.paths.tolist()):
-            rows[path] = TWICE if path in rows else i
-        return rows
 
-    def name(self, i: int) -> str:
-        return str(self.paths[i])
+@torch.inference_mode()
+def mirror_scores(
+    embedder: Embedder,
+    index: ImageIndex,
+    mean_D: np.ndarray,
+    *,
+    sample: int = 1000,
+    batch_size: int = 256,
+    workers: int = 0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Cosines of a sample of images and their mirror images, both less `mean_D`: what one photograph scores with
+    itself as the network sees it. NaN where one cannot be read."""
+    rows = np.sort(np.random.default_rng([seed, 13]).permutation(len(index))[:sample])
+    mean = torch.from_numpy(mean_D)
+    scores = np.full(len(rows), np.nan, np.float32)
+    was_training = embedder.training
+    embedder.eval()
+    try:
+        for at, images, _ in images_of(embedder, index.select(rows), batch_size, workers, ""):
+            straight, turned = (in_pieces(embedder, seen).float().cpu() for seen in (images, images.flip(3)))
+            scores[at] = functional.cosine_similarity(straight - mean, turned - mean).numpy()
+    finally:
+        embedder.train(was_training)
+    return scores
 
-    def rows(self, rows: npt.NDArray[np.integer]) -> EmbeddingTable:
-        """The table of these rows, in that order."""
-        groups = {name: column[rows] for name, column in self.groups.items()}
-        return EmbeddingTable(self.embeddings[rows], self.identities[rows], self.paths[rows], groups)
 
-    def save(self, file: str | Path) -> Path:
-        """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
-        path = _checked_name(file)
-        texts = {"identities": self.identities, "paths": self.paths}
-        texts |= {GROUP + name: column for name, column in self.groups.items()}
+def images_of(
+    embedder: Embedder, index: ImageIndex, batch_size: int, workers: int, progress: str
+) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[int, str]]]]:
+    """(rows, normalised images on the embedder's device, bad) in the order of the index."""
+    batches = chunks(len(index), batch_size)
+    transform = eval_transform(embedder.preprocess)
+    with tqdm(
+        total=len(index), desc=progress, unit="image", disable=not progress, leave=False, delay=1
+    ) as bar:
+        for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):
+            yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
+            bar.update(len(batch.rows) + len(batch.bad))
 
-        def fill(staged: Path) -> None:
-            with open(staged, "wb") as out:
-                if path.suffix == ".npz":
-                    np.savez(out, embeddings=self.embeddings, **texts)  # type: ignore[arg-type]
-                else:
-                    import pyarrow as pa
-                    import pyarrow.parquet as pq
 
-                    values = pa.array(self.embeddings.reshape(-1))
-                    lists = pa.FixedSizeListArray.from_arrays(values, self.embeddings.shape[1])
-                    columns = {name: pa.array(column.tolist()) for name, column in texts.items()}
-                    pq.write_table(pa.table({"embeddings": lists, **columns}), out)
-
-        return write_whole(path, fill)
-
-    @classmethod
-    def load(cls, file: str | Path) -> EmbeddingTable:
-        """Read a table that `save`, or anybody's `numpy.savez`, wrote. Raises DataError; never unpickles."""
-        path = _checked_name(file)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; needed embeddings as .npz or .parquet")
-        columns = _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
+def usual_size(index: ImageIndex, images: int = 32) -> tuple[int, int]:
+    """Median (width, height) in pixels of some images spread over the index; (0, 0) where none can be read."""
+    sizes = []
+    for row in np.linspace(0, len(index) - 1, min(images, len(index))).astype(int).tolist():
         try:
-            groups = {k.removeprefix(GROUP): v for k, v in columns.items() if k.startswith(GROUP)}
-            return cls(columns["embeddings"], columns["identities"], columns["paths"], groups)
-        except DataError as err:
-            raise DataError(f"{path}: {err}") from None
-
-
-def _texts(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.str_]:
-    column = np.asarray(values)
-    if column.shape != (count,):
-        raise DataError(f"{name} of shape {column.shape}; {count} embeddings need shape ({count},)")
-    if column.dtype.kind == "O" and not all(isinstance(v, str) for v in column):
-        raise DataError(f"{name} holds things that are no text; needed str")
-    if column.dtype.kind not in "UOiu":
-        raise DataError(f"{name} of type {column.dtype}; needed str")
-    return column.astype(np.str_)
-
-
-def _wanted(names: Sequence[str]) -> list[str]:
-    return [k for k in names if k in KEYS or k.startswith(GROUP)]
-
-
-def _checked_name(file: str | Path) -> Path:
-    path = Path(file)
-    if path.suffix not in (".npz", ".parquet"):
-        raise DataError(
-            f"{path}: embeddings are kept as .npz or .parquet; give the file one of these endings"
-        )
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise DataError(
-            f"{path}: parquet needs pyarrow, which is not installed; `pip install 'facemetric[parquet]'`, or use .npz"
-        )
-    return path
-
-
-def _need_keys(path: Path, present: Sequence[str]) -> None:
-    lacking = [k for k in KEYS if k not in present]
-    if lacking:
-        raise DataError(
-            f"{path}: no {', '.join(lacking)} among {', '.join(present)!r}; needed {', '.join(KEYS)}"
-        )
-
-
-# What zipfile and numpy raise on damaged files; RuntimeError covers compressions and versions that zipfile lacks.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    struct.error,
-    tokenize.TokenError,  # numpy reads a header of its old versions as Python's source
-    zlib.error,
-    zipfile.BadZipFile,
-)
-
-
-def _load_npz(path: Path) -> dict[str, npt.NDArray]:
-    try:
-        found = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: a bare array; needed an .npz with {', '.join(KEYS)}")
-        with found as stored:
-            _need_keys(path, stored.files)
-            return {k: stored[k] for k in _wanted(stored.files)}
-    except DataError:
-        raise
-    except ValueError as err:
-        if "allow_pickle" not in str(err) and "Object arrays" not in str(err):
-            raise DataError(f"{path}: not a readable .npz ({err})") from None
-        raise DataError(
-            f"{path}: holds pickled objects, which are not read; save names with `.astype(str)`"
-        ) from None
-    except UNREADABLE as err:
-        raise DataError(f"{path}: not a readable .npz ({err}); cut short?") from None
-
-
-def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as err:
-        raise DataError(f"{path}: not a readable parquet file ({err}); cut short?") from None
-    _need_keys(path, table.column_names)
-    lists = table["embeddings"].combine_chunks()
-    kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
-    if not any(is_kind(lists.type) for is_kind in kinds):
-        raise DataError(f"{path}: column embeddings is {lists.type}; needed a list of numbers in each row")
-    # Flattened, a row that is longer makes up for a shorter one, and a row that is not there leaves no gap.
-    if lists.null_count or len(pc.unique(pc.list_value_length(lists))) != 1:
-        raise DataError(
-            f"{path}: embeddings of differing length, or none; needed the same number in each row"
-        )
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    names = {k: np.array(table[k].to_pylist(), dtype=object) for k in _wanted(table.column_names)[1:]}
-    return {"embeddings": flat.reshape(len(lists), -1), **names}
+            sizes.append(decode(index.read(row)).size)
+        except (BadImage, OSError):  # whoever embeds the images says so
+            continue
+    width, height = np.median(sizes, axis=0).astype(int).tolist() if sizes else (0, 0)
+    return width, height

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facemetric.evaluation.allpairs import ByPerson, sort_by_person, walk_pairs, walking_threads
+from facemetric.evaluation.all_pairs import ByPerson, sort_by_person, walk_pairs, walking_threads
 from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.tally import BINS, OFFSET, STEPS
 from facemetric.mining.tiles import Tile

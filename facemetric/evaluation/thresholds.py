@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import DrawnRates
 from facemetric.evaluation.curves import FarPoint, Floats, allowed_errors
 from facemetric.evaluation.intervals import Interval, percentiles

@@ -8,7 +8,7 @@ import numpy as np
 
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.nearest import nearest
-from facemetric.evaluation.neighbours import Queries
+from facemetric.evaluation.retrieval import Queries
 from facemetric.evaluation.verification import HardPairs, unit_rows
 from facemetric.report.layout import choose_images, lay_out, most_of_one
 from facemetric.report.page import write_page

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from facemetric.evaluation.groups import Group, Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
-from facemetric.evaluation.neighbours import Retrieval
+from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Cell, Grid

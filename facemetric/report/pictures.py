@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 
 SIDE = 112  # pixels of a picture in the page
 QUALITY = 80  # JPEG: 3 kB a picture

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from facemetric.evaluation.groups import Rates, Slicing
 from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
-from facemetric.evaluation.neighbours import Retrieval
+from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.verification import Verification
 from facemetric.report.record import UNSUPPORTED, Comparison, Evaluation
 

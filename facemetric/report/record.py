@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.data.index import ImageIndex
-from facemetric.evaluation.embed import EmbeddingTable
 from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Band, Interval
-from facemetric.evaluation.neighbours import Retrieval
+from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.svm import SvmAccuracy
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification
 
 UNSUPPORTED = "no FAR is supported"  # in place of a group's rates

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from facemetric.errors import DataError
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences
-from facemetric.evaluation.inference import usual_size
+from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals import Interval
 from facemetric.evaluation.stored import Stored, store_thresholds
 from facemetric.evaluation.thresholds import choose_thresholds, supported_fars

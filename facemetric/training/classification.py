@@ -22,7 +22,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.inference import embed_index, images_of
+from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head

@@ -21,7 +21,7 @@ from facemetric.data.batches import IdentityBatches, ShuffledBatches, places_wit
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import with_at_least
 from facemetric.errors import TrainingError
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
 from facemetric.machine import Measured, measuring, pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import widest

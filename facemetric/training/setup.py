@@ -13,9 +13,9 @@ from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment
 from facemetric.errors import ConfigError
-from facemetric.evaluation.allpairs import verify_all_pairs
-from facemetric.evaluation.inference import embed_index
-from facemetric.evaluation.neighbours import leave_one_out
+from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.model.embedder import Embedder, check_backbone
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training import distributed

@@ -15,8 +15,8 @@ from PIL import Image
 from facemetric import calibrate, load_embedder, pretrain, verify
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import choose_thresholds
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}

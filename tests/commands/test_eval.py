@@ -18,8 +18,8 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.embed import EmbeddingTable
-from facemetric.evaluation.inference import images_of
+from facemetric.evaluation.embed import images_of
+from facemetric.evaluation.table import EmbeddingTable
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16}
 

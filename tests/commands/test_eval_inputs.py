@@ -7,7 +7,7 @@ import pytest
 
 from facemetric.commands.eval_inputs import aligned
 from facemetric.errors import DataError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 
 
 def table(paths: str, people: str, first: float = 1.0) -> EmbeddingTable:

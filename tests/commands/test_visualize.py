@@ -14,7 +14,7 @@ from PIL import Image
 from facemetric import evaluate, pretrain, visualize
 from facemetric.config import PretrainConfig, make_config
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.training.split import read_split
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu"}

@@ -4,7 +4,7 @@ import reference_metrics as slow
 
 from facemetric.errors import DataError
 from facemetric.evaluation import person_counts
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import (
     DrawnRates,
     all_pairs_differences,

@@ -3,7 +3,7 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import DataError
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.groups import ACROSS, groups_of_pairs
 from facemetric.evaluation.intervals import wilson
 from facemetric.evaluation.slices import slice_all_pairs, slice_pairs

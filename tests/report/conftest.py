@@ -13,7 +13,7 @@ from facemetric import evaluate
 from facemetric.data.images import Preprocess
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 

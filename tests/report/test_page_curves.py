@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals import verification_intervals
 from facemetric.evaluation.verification import Verification, verify_pairs
 from facemetric.report.page_curves import curve_of, thresholds_of

@@ -17,13 +17,13 @@ from facemetric import evaluate
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
-from facemetric.evaluation.allpairs import verify_all_pairs
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.groups import Gap, Group, Rates, Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Interval
-from facemetric.evaluation.neighbours import leave_one_out
+from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.svm import SvmAccuracy
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.page import render
 from facemetric.report.page_facts import page_of
 from facemetric.report.page_records import Origin

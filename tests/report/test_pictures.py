@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.pictures import Pictures, make_sprite
 
 

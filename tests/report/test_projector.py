@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.pictures import make_sprite
 from facemetric.report.projector import cell_size, write_projector
 

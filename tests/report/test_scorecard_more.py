@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 from facemetric import evaluate
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
 

@@ -12,7 +12,7 @@ import pytest
 
 from facemetric import cluster, evaluate, visualize
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.embed import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
 

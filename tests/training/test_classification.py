@@ -15,7 +15,7 @@ from torch.nn import functional
 from facemetric import load_embedder
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
 from facemetric.machine import pick_device
 from facemetric.training.classification import Classification, growing_sizes, new_preprocess
 from facemetric.training.run import Run, Trained

@@ -16,7 +16,7 @@ from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
 from facemetric.training import stage_two
 from facemetric.training.folder import SCORE
 from facemetric.training.on_features import OnFeatures

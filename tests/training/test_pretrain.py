@@ -17,7 +17,7 @@ from facemetric.config import PretrainConfig
 from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
-from facemetric.evaluation.inference import embed_index
+from facemetric.evaluation.embed import embed_index
 from facemetric.training.classification import Classification
 from facemetric.training.run import Run, Trained
 from facemetric.training.setup import open_set_figures

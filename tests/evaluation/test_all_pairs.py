@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import DataError
-from facemetric.evaluation import allpairs
-from facemetric.evaluation.allpairs import verify_all_pairs
+from facemetric.evaluation import all_pairs as allpairs
+from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.curves import auc, eer, split_scores, tar_at_far
 from facemetric.evaluation.person_counts import count_by_person
 from facemetric.evaluation.tally import STEPS, Tally

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.neighbours import gallery_probe, leave_one_out
+from facemetric.evaluation.retrieval import gallery_probe, leave_one_out
 
 CORNERS = hnp.arrays(
     np.float32, st.tuples(st.integers(8, 20), st.just(4)), elements=st.sampled_from([-1.0, 1.0])
