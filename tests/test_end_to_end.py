@@ -18,8 +18,8 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.stored import stored_threshold
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.folder import find_weights
 from facemetric.model.weights import save_weights

@@ -44,8 +44,8 @@ from facemetric.data.index import read_index
 from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import FacemetricError
-from facemetric.evaluation.stored import stored_threshold
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
 from facemetric.model.folder import CONFIG, MODEL, read_config
 from facemetric.model.weights import load_weights, read_tensors, save_weights

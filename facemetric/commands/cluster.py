@@ -16,10 +16,9 @@ from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, make_config, require
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
-from facemetric.evaluation.agreement import Agreement, agreement
-from facemetric.evaluation.clustering import Clusters, find_clusters
-from facemetric.evaluation.stored import Stored, stored_threshold
+from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.files import write_whole
 from facemetric.model.folder import find_weights
 from facemetric.report.pictures import Pictures

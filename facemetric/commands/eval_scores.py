@@ -16,7 +16,6 @@ from facemetric.data.pairs import Ints, Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
-from facemetric.evaluation.groups import groups_of_pairs
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
@@ -30,7 +29,7 @@ from facemetric.evaluation.intervals import (
 )
 from facemetric.evaluation.person_draws import persons_of_pairs
 from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
-from facemetric.evaluation.slices import slice_all_pairs, slice_pairs
+from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs

@@ -13,7 +13,7 @@ from facemetric.data.images import decode
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index
-from facemetric.evaluation.stored import Stored, stored_threshold
+from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.evaluation.verification import pair_scores
 from facemetric.machine import pick_device
 from facemetric.model.folder import find_weights

@@ -23,8 +23,8 @@ from facemetric.evaluation.intervals import (
     tar_at,
     tpir_name,
 )
-from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.person_draws import DRAWS, person_weights
+from facemetric.evaluation.retrieval import nearest
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
 

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import beta
 from tqdm import tqdm
 
-from facemetric.evaluation.verification import unit_rows
+from facemetric.evaluation.table import unit_rows
 from facemetric.mining.tiles import product_tiles
 
 LEAST_IMAGES = 3  # of an identity whose images are judged: of two that differ nobody knows which is wrong

@@ -14,9 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facemetric.evaluation.all_pairs import ByPerson, sort_by_person, walk_pairs, walking_threads
+from facemetric.evaluation.all_pairs import (
+    BINS,
+    OFFSET,
+    STEPS,
+    ByPerson,
+    sort_by_person,
+    walk_pairs,
+    walking_threads,
+)
 from facemetric.evaluation.curves import Floats, Ints, Roc
-from facemetric.evaluation.tally import BINS, OFFSET, STEPS
 from facemetric.mining.tiles import Tile
 
 EXACT = 8  # thresholds that are compared one by one, wherever they lie

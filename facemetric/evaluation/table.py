@@ -18,8 +18,27 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 from facemetric.files import write_whole
 
+
+def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Rows (N, D) on the unit sphere, float32. Raises DataError where a row is zero or not finite."""
+    emb_ND = np.asarray(embeddings, dtype=np.float32)
+    if emb_ND.ndim != 2 or 0 in emb_ND.shape:
+        raise DataError(f"embeddings of shape {emb_ND.shape}; needed (images, size)")
+    length_N = np.sqrt(np.einsum("nd,nd->n", emb_ND, emb_ND, dtype=np.float64))
+    bad = ~np.isfinite(length_N) | (length_N == 0)
+    if bad.any():
+        raise DataError(
+            f"{bad.sum()} of {len(bad)} embeddings are zero or not finite, first row {bad.argmax()}"
+        )
+    return (emb_ND / length_N[:, None]).astype(np.float32)
+
+
 KEYS = ("embeddings", "identities", "paths")
+
+
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
+
+
 TWICE = -1  # in the place of the row of a path that stands on several
 
 

@@ -6,25 +6,30 @@ Shapes: N images, D embedding, T thresholds (rising), L levels (the same, fallin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import DataError
-from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.errors import DataError, WeightsError
+from facemetric.evaluation.all_pairs import STEPS, verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import DrawnRates
 from facemetric.evaluation.curves import FarPoint, Floats, allowed_errors
 from facemetric.evaluation.intervals import Interval, percentiles
 from facemetric.evaluation.person_counts import count_by_person, curve_thresholds
 from facemetric.evaluation.person_draws import DRAWS, person_weights
-from facemetric.evaluation.tally import STEPS
-from facemetric.evaluation.verification import Verification
+from facemetric.evaluation.verification import SCORE, Verification
+from facemetric.model.folder import CONFIG, amend_config, read_config
 
 DEEP = 16  # up to so many times the wanted FAR the draws are followed; with two people they may leave it
+
+
 LEVELS = 160  # thresholds that are watched, in equal steps of log FAR: some 10 % each
+
+
 COUNTS = ("genuine_pairs", "impostor_pairs", "images", "identities")
 
 
@@ -161,3 +166,59 @@ def _crossing(level_L: Floats, far_LB: Floats, wanted: float) -> Floats:
         part = np.log(wanted / low) / np.log(high / low)
     part = np.where((low > 0) & (low < wanted) & (high > wanted), part, 0.0)
     return level_L[above] + part * (level_L[below] - level_L[above])
+
+
+KEY = "thresholds"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A threshold, and what it was chosen on.
+
+    `flip`: embeddings were averaged with those of the mirror image, and must be where it is used.
+    `chosen_on` says in words which people; `image_size` (width, height) is their images' median, 0 unknown.
+    """
+
+    threshold: Threshold
+    flip: bool
+    chosen_on: str
+    data_fingerprint: str
+    image_size: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json has it."""
+        return self.threshold.to_dict() | {
+            "score": SCORE,
+            "flip": self.flip,
+            "chosen_on": self.chosen_on,
+            "data_fingerprint": self.data_fingerprint,
+            "image_size": list(self.image_size),
+        }
+
+
+def store_thresholds(folder: Path, found: Iterable[Stored]) -> Path:
+    """Write thresholds into the weights' config.json, in place of those of the same FAR; returns its path."""
+    kept = dict(read_config(folder)["facemetric"].get(KEY) or {})
+    kept |= {f"{stored.threshold.wanted_far:g}": stored.to_dict() for stored in found}
+    return amend_config(folder, **{KEY: dict(sorted(kept.items(), key=lambda item: -float(item[0])))})
+
+
+def stored_threshold(folder: Path, far: float) -> Stored:
+    """The threshold of a FAR. Raises WeightsError that says which there are and how to make one."""
+    kept = read_config(folder)["facemetric"].get(KEY) or {}
+    make = f"make one with `facemetric calibrate DATA --weights {folder} --far {far:g}` on people never trained on"
+    try:
+        for key, record in kept.items():
+            if math.isclose(float(key), far):
+                width, height = record["image_size"]
+                return Stored(
+                    Threshold.from_dict(record),
+                    bool(record["flip"]),
+                    str(record["chosen_on"]),
+                    str(record["data_fingerprint"]),
+                    (int(width), int(height)),
+                )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{folder / CONFIG}: the thresholds cannot be read ({error}); {make}") from error
+    there = f"it has those for FAR {', '.join(kept)}: choose one by --far, or {make}" if kept else make
+    raise WeightsError(f"{folder} holds no threshold for FAR {far:g}; {there}")

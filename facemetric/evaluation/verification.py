@@ -31,8 +31,14 @@ from facemetric.evaluation.curves import (
 )
 
 SCORE = "cosine similarity"
+
+
 FARS = (1e-1, 1e-2, 1e-3)
+
+
 CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
+
+
 HARDEST = 24  # mistakes of each kind that are kept to be looked at
 
 
@@ -143,20 +149,6 @@ class Verification:
 def plain(value: float) -> float | None:
     """A number as JSON can hold it: None where it is not finite."""
     return float(value) if math.isfinite(value) else None
-
-
-def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Rows (N, D) on the unit sphere, float32. Raises DataError where a row is zero or not finite."""
-    emb_ND = np.asarray(embeddings, dtype=np.float32)
-    if emb_ND.ndim != 2 or 0 in emb_ND.shape:
-        raise DataError(f"embeddings of shape {emb_ND.shape}; needed (images, size)")
-    length_N = np.sqrt(np.einsum("nd,nd->n", emb_ND, emb_ND, dtype=np.float64))
-    bad = ~np.isfinite(length_N) | (length_N == 0)
-    if bad.any():
-        raise DataError(
-            f"{bad.sum()} of {len(bad)} embeddings are zero or not finite, first row {bad.argmax()}"
-        )
-    return (emb_ND / length_N[:, None]).astype(np.float32)
 
 
 def pair_scores(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.evaluation.curves import Ints
-from facemetric.evaluation.verification import unit_rows
+from facemetric.evaluation.table import unit_rows
 
 PER_PERSON = 30  # images of one person that are shown: nobody fills the picture
 COMPONENTS = 50  # t-SNE sees so many principal components, as van der Maaten and Hinton 2008 did

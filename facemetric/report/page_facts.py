@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from facemetric.evaluation.curves import Ints
-from facemetric.evaluation.nearest import nearest
-from facemetric.evaluation.retrieval import Queries
-from facemetric.evaluation.verification import HardPairs, unit_rows
+from facemetric.evaluation.retrieval import Queries, nearest
+from facemetric.evaluation.table import unit_rows
+from facemetric.evaluation.verification import HardPairs
 from facemetric.report.layout import choose_images, lay_out, most_of_one
 from facemetric.report.page import write_page
 from facemetric.report.page_curves import curve_of, thresholds_of

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from facemetric.evaluation.agreement import Agreement, agreement
-from facemetric.evaluation.clustering import Clusters, find_clusters
+from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.curves import FarPoint, Ints
 from facemetric.report.page_records import Case, Cell, Gallery, Grid, Picture
 from facemetric.report.page_tables import HEAD, figure

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from facemetric.evaluation.groups import Group, Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
 from facemetric.evaluation.retrieval import Retrieval
+from facemetric.evaluation.slices import Group, Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Cell, Grid

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from facemetric.evaluation.groups import Rates, Slicing
 from facemetric.evaluation.intervals import Interval, tar_name, tpir_name
 from facemetric.evaluation.retrieval import Retrieval
+from facemetric.evaluation.slices import Rates, Slicing
 from facemetric.evaluation.verification import Verification
 from facemetric.report.record import UNSUPPORTED, Comparison, Evaluation
 

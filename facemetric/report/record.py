@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.data.index import ImageIndex
-from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals import Band, Interval
 from facemetric.evaluation.retrieval import Retrieval
+from facemetric.evaluation.slices import Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification

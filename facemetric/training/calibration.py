@@ -12,8 +12,7 @@ from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.allpairs_intervals import all_pairs_differences
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals import Interval
-from facemetric.evaluation.stored import Stored, store_thresholds
-from facemetric.evaluation.thresholds import choose_thresholds, supported_fars
+from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights
 from facemetric.training import distributed

@@ -17,8 +17,7 @@ from facemetric import calibrate, cluster
 from facemetric.commands.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.evaluation.agreement import agreement
-from facemetric.evaluation.clustering import find_clusters
+from facemetric.evaluation.clustering import agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import CELL, GAP, LINE, MARK, draw_sheet, fitting, rows_shown

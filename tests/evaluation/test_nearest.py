@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError
-from facemetric.evaluation import nearest as nearest_module
-from facemetric.evaluation.nearest import nearest
-from facemetric.evaluation.verification import unit_rows
+from facemetric.evaluation import retrieval as nearest_module
+from facemetric.evaluation.retrieval import nearest
+from facemetric.evaluation.table import unit_rows
 
 CORNERS = hnp.arrays(
     np.float32, st.tuples(st.integers(8, 20), st.just(4)), elements=st.sampled_from([-1.0, 1.0])

@@ -7,8 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.evaluation.stored import Stored, store_thresholds, stored_threshold
-from facemetric.evaluation.thresholds import Threshold, choose_thresholds, supported_fars
+from facemetric.evaluation.thresholds import (
+    Stored,
+    Threshold,
+    choose_thresholds,
+    store_thresholds,
+    stored_threshold,
+    supported_fars,
+)
 
 
 def people(persons, images, seed, size=16):

@@ -10,12 +10,12 @@ from sklearn import metrics
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import allowed_errors, auc, eer, histogram, roc, split_scores, tar_at_far
+from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import (
     draw_folds,
     fold_accuracy,
     hardest_pairs,
     pair_scores,
-    unit_rows,
     verify_pairs,
 )
 

@@ -9,6 +9,7 @@ import pytest
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import auc, eer, histogram, roc, split_scores
+from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import (
     FARS,
     HARDEST,
@@ -16,7 +17,6 @@ from facemetric.evaluation.verification import (
     fold_accuracy,
     hardest_pairs,
     pair_scores,
-    unit_rows,
     verify_pairs,
 )
 
