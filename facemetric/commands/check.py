@@ -31,11 +31,11 @@ from facemetric.commands.embedding import TEST, announced, bad_images_of, check_
 from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists
-from facemetric.data.perceptual import read_frequencies
 from facemetric.errors import DataError, writing
-from facemetric.evaluation.alike import Alike, alike_across, alike_identities
+from facemetric.evaluation.audit.hashes import read_frequencies
+from facemetric.evaluation.audit.labels import centred, judge_images
+from facemetric.evaluation.audit.people import Alike, alike_across, alike_identities
 from facemetric.evaluation.embed import embed_index, mirror_scores
-from facemetric.evaluation.labels import centred, judge_images
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers

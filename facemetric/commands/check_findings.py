@@ -11,8 +11,9 @@ import numpy as np
 
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import list_line
-from facemetric.data.perceptual import MIRROR, hash_signs
-from facemetric.evaluation.alike import Alike
+from facemetric.evaluation.audit.hashes import MIRROR, hash_signs
+from facemetric.evaluation.audit.labels import Judged, chance_score, dimensions
+from facemetric.evaluation.audit.people import Alike
 from facemetric.evaluation.duplicates import (
     EXPECTED,
     WIDEST,
@@ -22,7 +23,6 @@ from facemetric.evaluation.duplicates import (
     close_across,
     close_pairs,
 )
-from facemetric.evaluation.labels import Judged, chance_score, dimensions
 
 DUPLICATE = "duplicate"
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from facemetric.data.drawn.draw import drawn_arrays
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
-from facemetric.data.perceptual import LUMA, MIRROR, hash_signs, low_frequencies, read_frequencies
+from facemetric.evaluation.audit.hashes import LUMA, MIRROR, hash_signs, low_frequencies, read_frequencies
 
 
 def frequencies(pictures: list[Image.Image]) -> np.ndarray:

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from directions import cosine, people
 
-from facemetric.evaluation.labels import (
-    centred,
-    chance_score,
-    dimensions,
-    judge_images,
-)
+from facemetric.evaluation.audit.labels import centred, chance_score, dimensions, judge_images
 
 
 def test_dimensions_of_random_directions() -> None:

@@ -9,9 +9,9 @@ import pytest
 from directions import IMAGES, cosine, people
 from scipy.stats import beta, norm
 
-from facemetric.evaluation import alike
-from facemetric.evaluation.alike import alike_across, alike_identities, half_scores, strangers_of
-from facemetric.evaluation.labels import centred, dimensions
+from facemetric.evaluation.audit import people as alike
+from facemetric.evaluation.audit.labels import centred, dimensions
+from facemetric.evaluation.audit.people import alike_across, alike_identities, half_scores, strangers_of
 from facemetric.mining.tiles import product_tiles
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from scipy.stats import beta, norm
 
-from facemetric.evaluation.labels import Floats, Ints, centres, dimensions
+from facemetric.evaluation.audit.labels import Floats, Ints, centres, dimensions
 from facemetric.evaluation.retrieval import nearest
 from facemetric.mining.tiles import product_tiles
 
