@@ -11,18 +11,19 @@ import numpy as np
 
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import list_line
-from facemetric.evaluation.audit.hashes import MIRROR, hash_signs
-from facemetric.evaluation.audit.labels import Judged, chance_score, dimensions
-from facemetric.evaluation.audit.people import Alike
-from facemetric.evaluation.duplicates import (
+from facemetric.evaluation.audit.hashes import (
     EXPECTED,
+    MIRROR,
     WIDEST,
     Chance,
     Pairs,
     chance_of,
     close_across,
     close_pairs,
+    hash_signs,
 )
+from facemetric.evaluation.audit.labels import Judged, chance_score, dimensions
+from facemetric.evaluation.audit.people import Alike
 
 DUPLICATE = "duplicate"
 

@@ -25,8 +25,8 @@ from facemetric.config import CheckConfig, PretrainConfig, make_config
 from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation import duplicates
-from facemetric.evaluation.duplicates import Pairs
+from facemetric.evaluation.audit import hashes as duplicates
+from facemetric.evaluation.audit.hashes import Pairs
 from facemetric.training.split import read_split
 
 

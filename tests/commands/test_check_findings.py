@@ -23,7 +23,7 @@ from facemetric.commands.check_findings import (
 )
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import read_identity_list, read_merges
-from facemetric.evaluation.duplicates import Pairs
+from facemetric.evaluation.audit.hashes import Pairs
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from facemetric.evaluation import duplicates
-from facemetric.evaluation.duplicates import Chance, chance_of, close_across, close_pairs
+from facemetric.evaluation.audit import hashes as duplicates
+from facemetric.evaluation.audit.hashes import Chance, chance_of, close_across, close_pairs
 
 
 @pytest.fixture(scope="module")
