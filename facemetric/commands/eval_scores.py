@@ -15,19 +15,19 @@ from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Ints, Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.allpairs_intervals import all_pairs_differences, all_pairs_intervals
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
     identify,
 )
-from facemetric.evaluation.intervals import (
+from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
+from facemetric.evaluation.intervals.draws import persons_of_pairs
+from facemetric.evaluation.intervals.listed import (
     Interval,
     mean_intervals,
     paired_differences,
     verification_intervals,
 )
-from facemetric.evaluation.person_draws import persons_of_pairs
 from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery

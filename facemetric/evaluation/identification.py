@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import FarPoint, Floats, Ints, Scores, tar_at_far
-from facemetric.evaluation.intervals import (
+from facemetric.evaluation.intervals.draws import DRAWS, person_weights
+from facemetric.evaluation.intervals.listed import (
     Interval,
     Ranked,
     figure_intervals,
@@ -23,7 +24,6 @@ from facemetric.evaluation.intervals import (
     tar_at,
     tpir_name,
 )
-from facemetric.evaluation.person_draws import DRAWS, person_weights
 from facemetric.evaluation.retrieval import nearest
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold

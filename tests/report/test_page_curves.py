@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.intervals import verification_intervals
+from facemetric.evaluation.intervals.listed import verification_intervals
 from facemetric.evaluation.verification import Verification, verify_pairs
 from facemetric.report.page_curves import curve_of, thresholds_of
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats
-from facemetric.evaluation.intervals import (
+from facemetric.evaluation.intervals.draws import DRAWS, person_weights
+from facemetric.evaluation.intervals.listed import (
     Band,
     Bounds,
     Interval,
@@ -25,7 +26,6 @@ from facemetric.evaluation.intervals import (
     tar_name,
 )
 from facemetric.evaluation.person_counts import PersonCounts, count_by_person, curve_thresholds
-from facemetric.evaluation.person_draws import DRAWS, person_weights
 from facemetric.evaluation.verification import Verification
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from facemetric.errors import DataError
-from facemetric.evaluation import person_draws
-from facemetric.evaluation.person_draws import _scale, mean_draws, pair_weights, persons_of_pairs
+from facemetric.evaluation.intervals import draws as person_draws
+from facemetric.evaluation.intervals.draws import _scale, mean_draws, pair_weights, persons_of_pairs
 
 
 def test_scale_between_pairs_alone_and_all_pairs():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.intervals import (
+from facemetric.evaluation.intervals.listed import (
     _Figures,
     mean_intervals,
     newcombe,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import FarPoint, Floats, auc, eer, split_scores, tar_at_far
 from facemetric.evaluation.fold_draws import FoldDraws, centred
-from facemetric.evaluation.person_draws import DRAWS, mean_draws, pair_weights
+from facemetric.evaluation.intervals.draws import DRAWS, mean_draws, pair_weights
 from facemetric.evaluation.verification import FARS
 
 
