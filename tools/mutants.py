@@ -21,7 +21,7 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-from facemetric.evaluation.intervals.listed import wilson
+from facemetric.evaluation.intervals.records import wilson
 
 ALIVE = (0, 5, 33)  # mutmut's exit codes: survived, no tests
 BATCH = 150  # mutants for one mutmut process, which first runs their tests on sound code

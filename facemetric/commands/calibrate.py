@@ -13,7 +13,7 @@ from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError
 from facemetric.evaluation.embed import usual_size
-from facemetric.evaluation.intervals.listed import Interval
+from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import Stored, Threshold, choose_thresholds, store_thresholds
 from facemetric.model.folder import find_weights, read_config
 from facemetric.training.calibration import CHOSEN_ON

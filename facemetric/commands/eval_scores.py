@@ -22,12 +22,8 @@ from facemetric.evaluation.identification import (
 )
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
 from facemetric.evaluation.intervals.draws import persons_of_pairs
-from facemetric.evaluation.intervals.listed import (
-    Interval,
-    mean_intervals,
-    paired_differences,
-    verification_intervals,
-)
+from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
+from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery

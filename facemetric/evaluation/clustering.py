@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.evaluation.intervals.draws import mean_draws
-from facemetric.evaluation.intervals.listed import Interval, percentiles
+from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import unit_rows
 from facemetric.mining.tiles import product_tiles
 

@@ -16,14 +16,8 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import FarPoint, Floats, Ints, Scores, tar_at_far
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
-from facemetric.evaluation.intervals.listed import (
-    Interval,
-    Ranked,
-    figure_intervals,
-    mean_intervals,
-    tar_at,
-    tpir_name,
-)
+from facemetric.evaluation.intervals.listed import Ranked, tar_at
+from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals, tpir_name
 from facemetric.evaluation.retrieval import nearest
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import FarPoint, Floats, Ints
-from facemetric.evaluation.intervals.all_pairs import DrawnRates
+from facemetric.evaluation.intervals.all_pairs import EXACT, DrawnRates, count_by_person
 from facemetric.evaluation.intervals.draws import DRAWS, pair_weights, person_weights
-from facemetric.evaluation.intervals.listed import Interval, newcombe, percentiles, wilson
-from facemetric.evaluation.person_counts import EXACT, count_by_person
+from facemetric.evaluation.intervals.records import Interval, newcombe, percentiles, wilson
 
 LEAST_PAIRS, LEAST_PEOPLE = 30, 10  # of each kind, below which a group's rates say nothing
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Ints
-from facemetric.evaluation.intervals.listed import Interval, mean_intervals
+from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.table import unit_rows
 
 # People and images of each that an SVM is trained on: five folds then take about half a minute of one core.

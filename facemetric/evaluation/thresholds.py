@@ -17,10 +17,9 @@ import numpy.typing as npt
 from facemetric.errors import DataError, WeightsError
 from facemetric.evaluation.all_pairs import STEPS, verify_all_pairs
 from facemetric.evaluation.curves import FarPoint, Floats, allowed_errors
-from facemetric.evaluation.intervals.all_pairs import DrawnRates
+from facemetric.evaluation.intervals.all_pairs import DrawnRates, count_by_person, curve_thresholds
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
-from facemetric.evaluation.intervals.listed import Interval, percentiles
-from facemetric.evaluation.person_counts import count_by_person, curve_thresholds
+from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.verification import SCORE, Verification
 from facemetric.model.folder import CONFIG, amend_config, read_config
 

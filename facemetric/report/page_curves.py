@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.evaluation.curves import Floats, Ints
-from facemetric.evaluation.intervals.listed import Band
+from facemetric.evaluation.intervals.records import Band
 from facemetric.evaluation.verification import Verification
 from facemetric.report.page_records import Curve, Mark, Thresholds
 

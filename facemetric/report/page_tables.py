@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from facemetric.evaluation.identification import Identification
-from facemetric.evaluation.intervals.listed import Interval, tar_name, tpir_name
+from facemetric.evaluation.intervals.records import Interval, tar_name, tpir_name
 from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.slices import Group, Slicing
 from facemetric.evaluation.svm import SvmAccuracy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from facemetric.evaluation.intervals.listed import Interval, tar_name, tpir_name
+from facemetric.evaluation.intervals.records import Interval, tar_name, tpir_name
 from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.slices import Rates, Slicing
 from facemetric.evaluation.verification import Verification

@@ -9,7 +9,7 @@ from typing import Any
 
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.identification import Identification
-from facemetric.evaluation.intervals.listed import Band, Interval
+from facemetric.evaluation.intervals.records import Band, Interval
 from facemetric.evaluation.retrieval import Retrieval
 from facemetric.evaluation.slices import Slicing
 from facemetric.evaluation.svm import SvmAccuracy

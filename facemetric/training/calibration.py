@@ -11,7 +11,7 @@ from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
-from facemetric.evaluation.intervals.listed import Interval
+from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights

@@ -9,7 +9,7 @@ from facemetric.errors import DataError
 from facemetric.evaluation import all_pairs as allpairs
 from facemetric.evaluation.all_pairs import STEPS, Tally, verify_all_pairs
 from facemetric.evaluation.curves import auc, eer, split_scores, tar_at_far
-from facemetric.evaluation.person_counts import count_by_person
+from facemetric.evaluation.intervals.all_pairs import count_by_person
 from facemetric.evaluation.table import unit_rows
 
 FARS = (0.5, 0.1, 0.05)

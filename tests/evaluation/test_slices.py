@@ -4,7 +4,7 @@ import reference_metrics as slow
 
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.intervals.listed import wilson
+from facemetric.evaluation.intervals.records import wilson
 from facemetric.evaluation.slices import ACROSS, groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.verification import verify_pairs
 

@@ -4,7 +4,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from facemetric.errors import DataError
-from facemetric.evaluation.intervals.listed import Interval
+from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.svm import SvmAccuracy, draw_of_each, svm_accuracy, svm_of_gallery
 
 

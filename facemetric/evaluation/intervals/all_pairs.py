@@ -10,23 +10,230 @@ Shapes: W persons, B draws, T thresholds, K wanted FARs.
 
 from __future__ import annotations
 
+import threading
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import Floats
+from facemetric.evaluation.all_pairs import (
+    BINS,
+    OFFSET,
+    STEPS,
+    ByPerson,
+    sort_by_person,
+    walk_pairs,
+    walking_threads,
+)
+from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
-from facemetric.evaluation.intervals.listed import (
+from facemetric.evaluation.intervals.listed import band_fars
+from facemetric.evaluation.intervals.records import (
     Band,
     Bounds,
     Interval,
-    band_fars,
     figure_intervals,
     quantiles,
     tar_name,
 )
-from facemetric.evaluation.person_counts import PersonCounts, count_by_person, curve_thresholds
 from facemetric.evaluation.verification import Verification
+from facemetric.mining.tiles import Tile
+
+EXACT = 8  # thresholds that are compared one by one, wherever they lie
+
+
+MOST = 255  # thresholds: the cell of a score is one byte
+
+
+LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
+
+
+class PersonCounts(NamedTuple):
+    """Accepted pairs of each person at each threshold (T,), rising.
+
+    `genuine` (W, T) of `n_genuine` (W,) pairs, `impostor` (W, T) of `n_impostor` (W,): an impostor pair counts
+    for both of its persons. `alone` (T,): the sum over pairs of persons of (accepted - FAR x pairs) ** 2.
+    """
+
+    threshold: Floats
+    genuine: Ints
+    n_genuine: Ints
+    impostor: Ints
+    n_impostor: Ints
+    alone: Floats
+
+
+def curve_thresholds(curve: Roc, fars: Floats) -> Floats:
+    """Thresholds on the grid of the tally, rising, whose FARs are about `fars`; at most 200 of them."""
+    place = np.searchsorted(curve.far, fars, side="right") - 1
+    found = curve.threshold[place[place > 0]]
+    return np.unique(np.ceil(found * STEPS) / STEPS).clip(-1, 1)[-200:]
+
+
+def count_by_person(
+    embeddings: npt.ArrayLike, labels: npt.ArrayLike, threshold: Floats, *, budget_mib: float | None = None
+) -> PersonCounts:
+    """Counts over all pairs of embeddings (N, D) of persons labels (N,), at rising thresholds (T,).
+
+    More than EXACT thresholds must lie on the grid of the tally, and be at most MOST.
+    Persons are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
+    where there are more, the accepted pairs are taken to share persons as the highest LISTED do.
+    """
+    steps = np.asarray(threshold) * STEPS
+    assert len(steps) <= EXACT or (len(steps) <= MOST and (steps == np.floor(steps)).all()), "off the grid"
+    assert (np.diff(steps) >= 0).all(), "thresholds must rise"
+    by_person = sort_by_person(embeddings, labels)
+    who_N = by_person.who_N
+    W, cells = int(who_N[-1]) + 1, len(threshold) + 1
+    counts = np.zeros((2, W, cells), np.int64)
+    tail = _Tail()
+    _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
+    # Cell c holds the scores between threshold c - 1 and c: accepted at t are those in cells above t.
+    genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in counts)
+    total = by_person.n_impostor
+    far_T = impostor[:, 1:].sum(0) / 2 / total
+    return PersonCounts(
+        threshold,
+        genuine[:, 1:] // 2,
+        genuine[:, 0] // 2,
+        impostor[:, 1:],
+        impostor[:, 0],
+        tail.alone(far_T, impostor[:, 1:].sum(0) // 2, np.bincount(who_N)),
+    )
+
+
+class _Cells:
+    """The cell of each score: how many thresholds it reaches. A threshold of -1 is reached by rounded ones too."""
+
+    def __init__(self, threshold: Floats) -> None:
+        edge = ((np.arange(BINS) - OFFSET) / STEPS).clip(-1)
+        self.of_bin = np.searchsorted(threshold, edge, side="right").astype(np.uint8)
+        steps = np.where(threshold > -1, threshold * STEPS, -OFFSET)
+        self.exact = steps.astype(np.float32) if len(threshold) <= EXACT else None
+
+    def of(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Cells (R, C) of scores in steps (R, C), which are used up."""
+        if self.exact is not None:
+            cell = np.zeros(score.shape, np.uint8)
+            for threshold in self.exact:
+                cell += score >= threshold
+            return cell
+        np.floor(score, out=score)
+        score += OFFSET
+        return self.of_bin[score.astype(np.intp)]
+
+
+class _Tail:
+    """The impostor pairs of the highest scores, one by one: cell and both persons."""
+
+    def __init__(self) -> None:
+        self.lowest = 1  # cells from here up are listed whole
+        self.cell: list[npt.NDArray[np.uint8]] = []
+        self.pair: list[Ints] = []
+        self.used = 0
+
+    def add(
+        self,
+        cell: npt.NDArray[np.uint8],
+        who_R: npt.NDArray[np.int32],
+        who_C: npt.NDArray[np.int32],
+        persons: int,
+        lock: threading.Lock,
+    ) -> None:
+        """Cells (R, C) of impostor pairs; 0 is below all thresholds."""
+        at = np.flatnonzero(cell >= self.lowest)
+        if not len(at):
+            return
+        row, col = np.divmod(at, cell.shape[1])
+        high, pair = cell.reshape(-1)[at], who_R[row].astype(np.int64) * persons + who_C[col]
+        with lock:
+            self.cell.append(high)
+            self.pair.append(pair)
+            self.used += len(at)
+            if self.used > 2 * LISTED:
+                self._prune()
+
+    def _prune(self) -> None:
+        cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
+        from_top = np.bincount(cell, minlength=256)[::-1].cumsum()[::-1]
+        self.lowest = max(self.lowest, int(np.argmax(from_top <= LISTED)))
+        kept = cell >= self.lowest
+        self.cell, self.pair, self.used = [cell[kept]], [pair[kept]], int(kept.sum())
+
+    def alone(self, far_T: Floats, accepted_T: Ints, sizes_W: Ints) -> Floats:
+        """`PersonCounts.alone`, from the images (W,) of each person."""
+        if self.used > LISTED:
+            self._prune()
+        alone_T = np.full(len(far_T), np.nan)
+        if self.used:
+            size_W = sizes_W.astype(np.float64)
+            all_squares = ((size_W**2).sum() ** 2 - (size_W**4).sum()) / 2
+            cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
+            pairs, which = np.unique(pair, return_inverse=True)
+            possible = size_W[pairs // len(size_W)] * size_W[pairs % len(size_W)]
+            accepted, squares, cross = np.zeros(len(pairs), np.int64), 0.0, 0.0
+            by_cell = np.argsort(cell, kind="stable")
+            starts = np.searchsorted(cell[by_cell], np.arange(len(far_T) + 2))
+            for t in range(len(far_T) - 1, self.lowest - 2, -1):  # from the top down, each pair met once
+                fresh = which[by_cell[starts[t + 1] : starts[t + 2]]]
+                touched, count = np.unique(fresh, return_counts=True)
+                squares += (count * (count + 2 * accepted[touched])).sum()
+                accepted[touched] += count
+                cross += possible[fresh].sum()
+                alone_T[t] = squares - 2 * far_T[t] * cross + far_T[t] ** 2 * all_squares
+        binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both persons
+        known = np.isfinite(alone_T) & (binomial_T > 0)
+        share = alone_T[known][0] / binomial_T[known][0] if known.any() else 1.0
+        return np.where(np.isfinite(alone_T), alone_T, share * binomial_T)
+
+
+def _walk(
+    by_person: ByPerson,
+    cells_of: _Cells,
+    counts: npt.NDArray[np.int64],
+    tail: _Tail,
+    budget_mib: float | None,
+) -> None:
+    emb_ND, who_N = by_person.emb_ND, by_person.who_N.astype(np.int32)
+    lock = threading.Lock()
+
+    def work(_: int, tile: Tile) -> None:
+        cell = cells_of.of(tile.values.numpy())
+        who_R, who_C = who_N[tile.rows], who_N[tile.cols]
+        if who_R[-1] < who_C[0]:
+            _add(counts[1], cell, who_R, who_C, lock)
+        else:
+            same = who_R[:, None] == who_C[None, :]
+            other = ~same
+            if tile.rows == tile.cols:
+                same, other = np.triu(same, 1), np.triu(other, 1)
+            for kind, mask in zip(counts, (same, other), strict=True):
+                _add(kind, cell, who_R, who_C, lock, mask)
+            cell = np.where(other, cell, 0).astype(np.uint8)
+        tail.add(cell, who_R, who_C, counts.shape[1], lock)
+
+    walk_pairs(emb_ND, work, walking_threads(len(emb_ND)), budget_mib, "intervals")
+
+
+def _add(
+    counts: npt.NDArray[np.int64],
+    cell: npt.NDArray[np.uint8],
+    who_R: npt.NDArray[np.int32],
+    who_C: npt.NDArray[np.int32],
+    lock: threading.Lock,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Count the cells (R, C) of a tile, or those where `mask` holds, for the persons of rows and columns."""
+    cells = np.int32(counts.shape[1])
+    for who, first in ((who_R[:, None], who_R[0]), (who_C[None, :], who_C[0])):
+        code = (who - first) * cells + cell
+        code = code.reshape(-1) if mask is None else code[mask]
+        found = torch.bincount(torch.from_numpy(code), minlength=int(cells)).numpy()
+        found = np.concatenate([found, np.zeros(-len(found) % cells, np.int64)]).reshape(-1, cells)
+        with lock:
+            counts[first : first + len(found)] += found
 
 
 def all_pairs_intervals(

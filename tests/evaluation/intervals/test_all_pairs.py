@@ -3,13 +3,18 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import DataError
-from facemetric.evaluation import person_counts
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.curves import split_scores, tar_at_far
-from facemetric.evaluation.intervals.all_pairs import DrawnRates, all_pairs_differences, all_pairs_intervals
+from facemetric.evaluation.intervals import all_pairs as person_counts
+from facemetric.evaluation.intervals.all_pairs import (
+    DrawnRates,
+    all_pairs_differences,
+    all_pairs_intervals,
+    count_by_person,
+    curve_thresholds,
+)
 from facemetric.evaluation.intervals.draws import person_weights
 from facemetric.evaluation.intervals.listed import verification_intervals
-from facemetric.evaluation.person_counts import count_by_person, curve_thresholds
 
 FARS = (0.1, 0.01)
 

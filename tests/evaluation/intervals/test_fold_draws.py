@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from facemetric.evaluation.fold_draws import FoldDraws, centred
+from facemetric.evaluation.intervals.draws import FoldDraws, centred
 from facemetric.evaluation.verification import fold_accuracy
 
 

@@ -6,14 +6,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.intervals.listed import (
-    _Figures,
-    mean_intervals,
-    newcombe,
-    paired_differences,
-    verification_intervals,
-    wilson,
-)
+from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
+from facemetric.evaluation.intervals.records import mean_intervals, newcombe, wilson
 from facemetric.evaluation.verification import draw_folds, fold_accuracy
 
 

@@ -1,0 +1,120 @@
+"""Intervals: how far the figures would move with other people in front of the camera.
+
+Persons are drawn anew, not pairs: pairs that share a person rise and fall together.
+Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.curves import Floats
+from facemetric.evaluation.intervals.draws import DRAWS, mean_draws
+
+
+class Interval(NamedTuple):
+    """A figure with the interval that holds the true one in `level` of all cases."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+
+
+class Band(NamedTuple):
+    """The interval of the TAR (K,) at each FAR (K,), rising: one FAR at a time, not all of them at once."""
+
+    far: Floats
+    tar: Floats
+    low: Floats
+    high: Floats
+
+
+class Bounds(NamedTuple):
+    """Intervals of `auc`, `eer` and `tar_at_far_X` by name, and of the TAR along the ROC."""
+
+    figures: dict[str, Interval]
+    band: Band
+
+
+def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+    """A share of independent trials. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
+    if not 0 <= successes <= total or not total:
+        raise DataError(f"{successes} successes of {total} trials; needed 0 to {total}, of at least one")
+    z = NormalDist().inv_cdf(0.5 + _checked_level(level) / 2)
+    share, scale = successes / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    low = 0.0 if successes == 0 else middle - half
+    return Interval(share, low, 1.0 if successes == total else middle + half, level)
+
+
+def newcombe(high: Interval, low: Interval) -> Interval:
+    """Difference of two independent shares, from the interval of each. Source: Newcombe 1998, Stat. Med. 17,
+    873-890, method 10."""
+    value = high.value - low.value
+    down = math.hypot(high.value - high.low, low.high - low.value)
+    up = math.hypot(high.high - high.value, low.value - low.low)
+    return Interval(value, value - down, value + up, high.level)
+
+
+def tar_name(far: float) -> str:
+    """The name of a TAR in metrics.json."""
+    return f"tar_at_far_{far:g}"
+
+
+def tpir_name(fpir: float) -> str:
+    """The name of a TPIR in metrics.json."""
+    return f"tpir_at_fpir_{fpir:g}"
+
+
+def mean_intervals(
+    values: Mapping[str, npt.ArrayLike],
+    person: npt.ArrayLike,
+    *,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew.
+
+    One person alone has no intervals: there is nobody else to draw.
+    """
+    value_NK = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=-1)
+    who_N = np.asarray(person)
+    if who_N.size and (who_N == who_N[0]).all():
+        return {}
+    drawn_BK = mean_draws(value_NK, who_N, draws=draws, seed=seed)
+    return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
+
+
+def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
+    """A figure with the percentiles of its draws (B,)."""
+    return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
+
+
+def figure_intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
+    low, high = quantiles(draws_BF, level)
+    return {
+        name: Interval(value, float(low[k]), float(high[k]), level)
+        for k, (name, value) in enumerate(values.items())
+    }
+
+
+def quantiles(draws_BF: Floats, level: float) -> Floats:
+    """Low and high (2, F) of each column."""
+    tail = (1 - _checked_level(level)) / 2
+    return np.quantile(draws_BF, [tail, 1 - tail], axis=0)
+
+
+def _checked_level(level: float) -> float:
+    if not 0 < level < 1:
+        raise ConfigError(f"a level of {level}; needed a share between 0 and 1, such as 0.95")
+    return level
