@@ -27,7 +27,7 @@ MOVING = {  # what renames: files appear whole by files.write_whole, and by no o
     "facemetric/files.py",
     "facemetric/training/checkpoint.py",  # keeps the one before, and reads the new one back
     "facemetric/training/features.py",  # filled in place, hours long, under a lock
-    "facemetric/model/folder.py",  # a folder
+    "facemetric/model/weights_folder.py",  # a folder
     "facemetric/commands/demo.py",  # folders
     "tools/import_dataset.py",  # a folder
     "tools/fuzz_readers.py",  # a file that it made itself

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from facemetric.model.folder import find_weights, read_config
 from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights_folder import find_weights, read_config
 
 
 def main() -> None:

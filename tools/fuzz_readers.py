@@ -47,8 +47,8 @@ from facemetric.errors import FacemetricError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
-from facemetric.model.folder import CONFIG, MODEL, read_config
 from facemetric.model.weights import load_weights, read_tensors, save_weights
+from facemetric.model.weights_folder import CONFIG, MODEL, read_config
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
 from facemetric.training.features import read_cache
 from facemetric.training.folder import LOG, read_log

@@ -37,8 +37,8 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_whole
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.folder import CONFIG, find_weights, read_config
 from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights_folder import CONFIG, find_weights, read_config
 from facemetric.training.split import read_split
 
 CONFIGS = Path(__file__).parent.parent / "configs"

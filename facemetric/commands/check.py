@@ -39,8 +39,8 @@ from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_whole
 from facemetric.machine import pick_device, pick_workers
-from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
+from facemetric.model.weights_folder import find_weights
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate

@@ -20,7 +20,7 @@ from facemetric.evaluation.clustering import Agreement, Clusters, agreement, fin
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.files import write_whole
-from facemetric.model.folder import find_weights
+from facemetric.model.weights_folder import find_weights
 from facemetric.report.pictures import Pictures
 from facemetric.report.sheets import MOST, draw_sheet, rows_shown
 

@@ -16,8 +16,8 @@ from facemetric.data.pairs import Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
-from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
+from facemetric.model.weights_folder import find_weights
 
 
 class Tables(NamedTuple):

@@ -10,7 +10,7 @@ from facemetric.config import RunsConfig
 from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
-from facemetric.model.folder import MODEL, read_config, shipped_weights
+from facemetric.model.weights_folder import MODEL, read_config, shipped_weights
 from facemetric.training.folder import (
     CHECKPOINT,
     CONFIG,

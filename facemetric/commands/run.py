@@ -33,7 +33,7 @@ from facemetric.data.readers.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
 from facemetric.machine import Measured, measuring
-from facemetric.model.folder import find_weights
+from facemetric.model.weights_folder import find_weights
 from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run

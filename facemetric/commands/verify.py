@@ -16,8 +16,8 @@ from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.evaluation.verification import pair_scores
 from facemetric.machine import pick_device
-from facemetric.model.folder import find_weights
 from facemetric.model.weights import load_weights
+from facemetric.model.weights_folder import find_weights
 
 UNLIKE = 1.5  # times larger or smaller, or times as wide for its height as half of that
 

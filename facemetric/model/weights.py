@@ -23,7 +23,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, writing
 from facemetric.files import sync
 from facemetric.model.embedder import Embedder, build_backbone
-from facemetric.model.folder import (
+from facemetric.model.weights_folder import (
     CONFIG,
     FORMAT,
     MODEL,

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 import facemetric
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_whole
-from facemetric.model.folder import BEST, mend_folder
+from facemetric.model.weights_folder import BEST, mend_folder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.folder import BAD_IMAGES, CHECKPOINT, CONFIG, LOCK, LOG, has_checkpoint, read_log

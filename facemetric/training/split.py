@@ -12,7 +12,7 @@ from facemetric.data.batches import places_within
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.errors import DataError
-from facemetric.model.folder import find_weights, read_config
+from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.distributed import say
 
 # What read_split reads: with these of a training's options its images can be split again.

@@ -8,7 +8,7 @@ import pytest
 
 from facemetric.cli import main
 from facemetric.data.images import Preprocess
-from facemetric.model import folder as weights_folder
+from facemetric.model import weights_folder as weights_folder
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 
