@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
+import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,63 @@ import facemetric
 from facemetric.errors import WeightsError, did_you_mean
 from facemetric.files import sync, write_whole
 
+
+def provenance(
+    *, data: str, images: int, identities: int, options: dict[str, Any], split: str = ""
+) -> dict[str, Any]:
+    """Where weights come from: fingerprints of the data and of its split, commit, package versions, seed and every
+    option."""
+    return {
+        "data_fingerprint": data,
+        **({"split_fingerprint": split} if split else {}),
+        "images": images,
+        "identities": identities,
+        "seed": options.get("seed"),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
+        "facemetric": facemetric.__version__,
+        "options": options,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source checkout, with `+` where it has changes; None outside one."""
+    root = Path(facemetric.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
 FORMAT = 1
+
+
 CONFIG, MODEL = "config.json", "model.safetensors"
+
+
 BEST = "best"  # the weights folder inside a run folder
+
+
 OLD = ".old"  # ends the name of a folder that is being replaced
+
+
 PACKAGE = Path(facemetric.__file__).parent
+
+
 SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 

@@ -6,17 +6,13 @@ import contextlib
 import json
 import math
 import os
-import platform
-import subprocess
 import time
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
-import facemetric
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_whole
 from facemetric.model.weights_folder import BEST, mend_folder
@@ -161,44 +157,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else str(value)
     return value
-
-
-def provenance(
-    *, data: str, images: int, identities: int, options: dict[str, Any], split: str = ""
-) -> dict[str, Any]:
-    """Where weights come from: fingerprints of the data and of its split, commit, package versions, seed and every
-    option."""
-    return {
-        "data_fingerprint": data,
-        **({"split_fingerprint": split} if split else {}),
-        "images": images,
-        "identities": identities,
-        "seed": options.get("seed"),
-        "git_commit": git_commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
-        "facemetric": facemetric.__version__,
-        "options": options,
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the source checkout, with `+` where it has changes; None outside one."""
-    root = Path(facemetric.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        )
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -18,8 +18,9 @@ from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.model.embedder import Embedder, check_backbone
 from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights_folder import provenance
 from facemetric.training import distributed
-from facemetric.training.run import Run, provenance
+from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.task import Settings
 
