@@ -10,12 +10,12 @@ from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.retrieval import Queries, nearest
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs
-from facemetric.report.layout import choose_images, lay_out, most_of_one
+from facemetric.report.figures import figure_tables, slice_tables
+from facemetric.report.map import choose_images, lay_out, most_of_one
 from facemetric.report.page import write_page
+from facemetric.report.page_clusters import groups_of
 from facemetric.report.page_curves import curve_of, thresholds_of
-from facemetric.report.page_groups import groups_of
 from facemetric.report.page_records import Case, Curve, Gallery, Map, Origin, Page, Picture
-from facemetric.report.page_tables import figure_tables, slice_tables
 from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from facemetric.report.layout import PER_PERSON, choose_images, lay_out
+from facemetric.report.map import PER_PERSON, choose_images, lay_out
 
 
 def test_whole_people_are_shown() -> None:
