@@ -12,8 +12,7 @@ from PIL import Image
 from facemetric.commands.check_findings import KINDS, MISLABELLED, ONE_PERSON, TEST_NAME, TEST_PERSON, Finding
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
-from facemetric.report.pictures import Pictures
-from facemetric.report.sheets import COLUMNS, MOST, draw_sheet
+from facemetric.report.pictures import COLUMNS, MOST, Pictures, draw_sheet
 
 HALF = COLUMNS // 2
 BLANK = -1

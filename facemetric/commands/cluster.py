@@ -21,8 +21,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.files import write_whole
 from facemetric.model.weights_folder import find_weights
-from facemetric.report.pictures import Pictures
-from facemetric.report.sheets import MOST, draw_sheet, rows_shown
+from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
 SHEETS = "sheets"
 

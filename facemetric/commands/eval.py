@@ -31,10 +31,10 @@ from facemetric.config import (
 from facemetric.data.pairs import read_pairs
 from facemetric.files import write_whole
 from facemetric.model.weights_folder import file_hash, find_weights, provenance, read_config
-from facemetric.report.page_records import Origin
+from facemetric.report.figures import table_text
+from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
-from facemetric.report.printed import table_text
 from facemetric.report.record import Evaluation
 
 

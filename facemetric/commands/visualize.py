@@ -29,10 +29,9 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights, read_config
-from facemetric.report.map import choose_images, lay_out
+from facemetric.report.map import cell_size, choose_images, joined, lay_out, write_projector
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
-from facemetric.report.projector import cell_size, joined, write_projector
 from facemetric.training.split import SPLIT_OPTIONS, read_split
 
 ALL = "all"

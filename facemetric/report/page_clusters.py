@@ -9,7 +9,7 @@ import numpy as np
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.curves import FarPoint, Ints
 from facemetric.report.figures import HEAD, figure
-from facemetric.report.page_records import Case, Cell, Gallery, Grid, Picture
+from facemetric.report.page import Case, Cell, Gallery, Grid, Picture
 from facemetric.report.pictures import Pictures
 from facemetric.report.record import Evaluation
 

@@ -6,18 +6,27 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.files import write_whole
 
 SIDE = 112  # pixels of a picture in the page
+
+
 QUALITY = 80  # JPEG: 3 kB a picture
+
+
 SPRITE_QUALITY = 72
+
+
 PAD = (128, 128, 128)
 
 
@@ -80,3 +89,60 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
+
+
+MOST = 100  # pictures on a sheet
+
+
+QUALITY = 85
+
+
+MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermilion, seen by all
+
+
+def rows_shown(rows: Sequence[int], most: int = MOST) -> list[int]:
+    """The rows of a sheet: all, or the half of `most` nearest to the centre and the half farthest from it."""
+    if len(rows) <= most:
+        return list(rows)
+    half = most // 2
+    return [*rows[:half], *rows[len(rows) - (most - half) :]]
+
+
+def draw_sheet(
+    file: str | Path,
+    pictures: Pictures,
+    rows: Sequence[int],
+    *,
+    title: str,
+    marked: Sequence[bool] = (),
+) -> Path:
+    """Write a jpg of the pictures of rows of a table, `title` above; `marked` ones (one a row) get a frame.
+
+    An image that cannot be read leaves a grey square."""
+    columns = min(COLUMNS, len(rows))
+    step = CELL + GAP
+    width = max(columns * step + GAP, 6 * CELL)  # room for the title
+    sheet = Image.new("RGB", (width, LINE + -(-len(rows) // columns) * step + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 14)
+    draw.text((GAP, LINE // 2), fitting(title, font, width - 2 * GAP), fill="black", font=font, anchor="lm")
+    grey = Image.new("RGB", (CELL, CELL), PAD)
+    for i, square in enumerate(pictures.squares(rows, CELL)):
+        left, top = GAP + i % columns * step, LINE + i // columns * step
+        sheet.paste(square or grey, (left, top))
+        if len(marked) and marked[i]:
+            draw.rectangle((left - 2, top - 2, left + CELL + 1, top + CELL + 1), outline=MARK, width=4)
+    return write_whole(file, lambda path: sheet.save(path, "JPEG", quality=QUALITY))
+
+
+def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text in one line, cut to a width in pixels."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

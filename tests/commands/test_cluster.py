@@ -19,8 +19,7 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.clustering import agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.report.pictures import Pictures
-from facemetric.report.sheets import CELL, GAP, LINE, MARK, draw_sheet, fitting, rows_shown
+from facemetric.report.pictures import CELL, GAP, LINE, MARK, Pictures, draw_sheet, fitting, rows_shown
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
 

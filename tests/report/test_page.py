@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from facemetric.report.page import render, write_page
-from facemetric.report.page_records import (
+from facemetric.report.page import (
     Case,
     Cell,
     Curve,
@@ -25,6 +24,8 @@ from facemetric.report.page_records import (
     Page,
     Picture,
     Thresholds,
+    render,
+    write_page,
 )
 
 HOSTILE = '<img src=x onerror="window.hacked=1">\'&amp;</script><script>window.hacked=1</script>-->'

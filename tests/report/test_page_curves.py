@@ -8,7 +8,7 @@ import pytest
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.listed import verification_intervals
 from facemetric.evaluation.verification import Verification, verify_pairs
-from facemetric.report.page_curves import curve_of, thresholds_of
+from facemetric.report.page_sections import curve_of, thresholds_of
 
 RNG = np.random.default_rng(0)
 SAME = np.arange(4000) % 2 == 0

@@ -24,8 +24,7 @@ from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.slices import Gap, Group, Rates, Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.report.page import render
-from facemetric.report.page_records import Origin
+from facemetric.report.page import Origin, render
 from facemetric.report.page_sections import page_of
 from facemetric.report.record import Comparison, Evaluation
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.report.map import cell_size, write_projector
 from facemetric.report.pictures import make_sprite
-from facemetric.report.projector import cell_size, write_projector
 
 N, D = 30, 5
 NAMES = [f"person_{i % 7}" for i in range(N)]
