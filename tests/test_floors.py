@@ -99,7 +99,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/on_features.py",
         "training/on_images.py",
         "training/optim.py",
-        "training/setup.py",
+        "training/stage.py",
         "training/split.py",
         "training/dry.py",
         "commands/calibrate.py",

@@ -16,7 +16,7 @@ from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import Stored, Threshold, choose_thresholds, store_thresholds
 from facemetric.model.weights_folder import find_weights, read_config
-from facemetric.training.calibration import CHOSEN_ON
+from facemetric.training.validation import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"
 

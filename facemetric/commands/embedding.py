@@ -14,7 +14,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights
-from facemetric.training.folder import BAD_IMAGES
+from facemetric.training.run_folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"

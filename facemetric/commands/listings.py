@@ -11,7 +11,8 @@ from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.model.weights_folder import MODEL, read_config, shipped_weights
-from facemetric.training.folder import (
+from facemetric.training.pace import in_words
+from facemetric.training.run_folder import (
     CHECKPOINT,
     CONFIG,
     LOCK,
@@ -21,7 +22,6 @@ from facemetric.training.folder import (
     judged_by,
     read_log,
 )
-from facemetric.training.pace import in_words
 
 
 def aligned(rows: list[list[str]]) -> str:

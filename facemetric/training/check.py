@@ -11,7 +11,7 @@ from facemetric.mining.triplets import resolve_miner
 from facemetric.model.embedder import check_arch
 from facemetric.training.classification import parse_arch_args
 from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.setup import augment_of
+from facemetric.training.stage import augment_of
 
 
 def check_training(config: StageConfig) -> None:

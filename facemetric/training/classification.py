@@ -28,10 +28,10 @@ from facemetric.model.embedder import Embedder, build_embedder, check_backbone, 
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.folder import judged_by
 from facemetric.training.run import Run
-from facemetric.training.setup import OpenSet, augment_of, load_start, same_origin, save_best
+from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
+from facemetric.training.stage import OpenSet, augment_of, load_start, same_origin, save_best
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size

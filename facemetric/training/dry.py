@@ -32,8 +32,8 @@ from facemetric.training.finetune import task_of
 from facemetric.training.loop import Trainer
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
-from facemetric.training.setup import load_start, settings_of
 from facemetric.training.split import Split, read_split
+from facemetric.training.stage import load_start, settings_of
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each

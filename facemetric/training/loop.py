@@ -23,9 +23,9 @@ from facemetric.training import distributed
 from facemetric.training.amp import Amp
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
-from facemetric.training.folder import CHECKPOINT
 from facemetric.training.pace import Pace
 from facemetric.training.run import Run
+from facemetric.training.run_folder import CHECKPOINT
 from facemetric.training.signals import stop_signals
 from facemetric.training.task import Settings, Task
 

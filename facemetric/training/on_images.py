@@ -20,8 +20,8 @@ from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.run import Run
-from facemetric.training.setup import OpenSet, augment_of
 from facemetric.training.split import Split
+from facemetric.training.stage import OpenSet, augment_of
 from facemetric.training.stage_two import StageTwo
 
 

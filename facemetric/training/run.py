@@ -18,7 +18,7 @@ from facemetric.files import Lock, write_whole
 from facemetric.model.weights_folder import BEST, mend_folder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.folder import BAD_IMAGES, CHECKPOINT, CONFIG, LOCK, LOG, has_checkpoint, read_log
+from facemetric.training.run_folder import BAD_IMAGES, CHECKPOINT, CONFIG, LOCK, LOG, has_checkpoint, read_log
 
 
 class Trained(NamedTuple):

@@ -20,11 +20,11 @@ from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.features import Features, cached_features, state_hash
-from facemetric.training.folder import judged_by
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
-from facemetric.training.setup import augment_of, open_set_figures, same_origin, save_best
+from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split
+from facemetric.training.stage import augment_of, open_set_figures, same_origin, save_best
 
 
 class StageTwo:

@@ -12,8 +12,8 @@ import pytest
 from facemetric.commands.listings import find_runs, list_runs, runs_text
 from facemetric.config import RunsConfig
 from facemetric.errors import DataError
-from facemetric.training.folder import SCORE
 from facemetric.training.run import Run
+from facemetric.training.run_folder import SCORE
 
 
 def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bool = True) -> Path:

@@ -15,7 +15,7 @@ from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, FacemetricError, TrainingError
 from facemetric.training.classification import start_embedder
-from facemetric.training.folder import LOG
+from facemetric.training.run_folder import LOG
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.toml") if "[pretrain]" in path.read_text())

@@ -21,7 +21,7 @@ from facemetric.model.weights import load_weights
 from facemetric.training import features as room
 from facemetric.training.classification import Classification
 from facemetric.training.features import cached_features
-from facemetric.training.folder import read_log
+from facemetric.training.run_folder import read_log
 
 CALLS = ("fsync", "replace", "mkdir")
 

@@ -25,7 +25,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights_folder import read_config
 from facemetric.training.classification import parse_arch_args
 from facemetric.training.features import read_cache
-from facemetric.training.folder import read_log
+from facemetric.training.run_folder import read_log
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
 from facemetric.training import stage_two
-from facemetric.training.folder import SCORE
 from facemetric.training.on_features import OnFeatures
 from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
-from facemetric.training.setup import open_set_figures
+from facemetric.training.run_folder import SCORE
 from facemetric.training.split import read_split
+from facemetric.training.stage import open_set_figures
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from forks import in_a_child, in_processes
 
 from facemetric import finetune, pretrain
 from facemetric.training import distributed
-from facemetric.training.folder import read_log
+from facemetric.training.run_folder import read_log
 
 OPTIONS = {"epochs": 2, "device": "cpu", "workers": 0, "lr": 0.01}
 TUNE = OPTIONS | {"batch_size": 32, "checkpoint_minutes": 0.0}

@@ -24,7 +24,7 @@ from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.task import Settings
 
-FARS = (1e-2, 1e-3)
+VAL_FARS = (1e-2, 1e-3)
 
 
 CHANGED = {
@@ -93,7 +93,7 @@ class OpenSet:
 
 def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
     """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
-    found = verify_all_pairs(embeddings, identities, fars=FARS)
+    found = verify_all_pairs(embeddings, identities, fars=VAL_FARS)
     figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
     figures["val_eer"] = float(found.eer)
     figures["val_auc"] = float(found.auc)
