@@ -9,9 +9,8 @@ from facemetric.data.images import Preprocess
 from facemetric.data.transforms import train_transform
 from facemetric.mining.triplets import resolve_miner
 from facemetric.model.embedder import check_arch
-from facemetric.training.classification import parse_arch_args
 from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.stage import augment_of
+from facemetric.training.stage import augment_of, parse_arch_args
 
 
 def check_training(config: StageConfig) -> None:

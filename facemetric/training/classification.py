@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -17,25 +15,28 @@ from torch.nn import functional
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import Preprocess, normalise
+from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import train_transform
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
-from facemetric.model.embedder import Embedder, build_embedder, check_backbone, in_pieces
+from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
-from facemetric.training.stage import OpenSet, augment_of, load_start, same_origin, save_best
+from facemetric.training.stage import augment_of, same_origin, save_best, start_embedder
+from facemetric.training.validation import OpenSet
 
-IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
+
+
 SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
+
+
 SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing to the last feature map
 
 
@@ -49,71 +50,6 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, C)."""
         return self.head(self.embedder.project(self.embedder.features(images)))
-
-
-def start_embedder(config: PretrainConfig) -> Embedder:
-    """A new embedder, or that of --weights: then architecture, projection and, where no other are asked for, the
-    picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
-    if not config.weights:
-        return build_embedder(
-            config.arch,
-            preprocess=new_preprocess(config),
-            arch_args=parse_arch_args(config.arch_args),
-            embedding_size=config.embedding_size,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-            pretrained=config.pretrained,
-            neck=True,
-        )
-    embedder = load_start(config)
-    check_same_network(config, embedder)
-    embedder.dropout.p = config.dropout
-    say(
-        f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
-        f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
-    )
-    return embedder
-
-
-def new_preprocess(config: PretrainConfig) -> Preprocess:
-    """How a new network sees pictures: as ours do, or with --pretrained as those that its weights were trained on."""
-    side = config.image_size or IMAGE_SIZE
-    plain = Preprocess(size=(side, side), crop=config.crop)
-    known = timm.get_pretrained_cfg(config.arch) if config.pretrained else None
-    if known is None:
-        return plain
-    seen = {"mean": known.mean, "std": known.std, "interpolation": known.interpolation}
-    return Preprocess.from_dict(plain.to_dict() | seen)
-
-
-def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
-    """Raise ConfigError where the options ask for a network that the embedder of --weights is not."""
-    args, embedding = parse_arch_args(config.arch_args), embedder.embedding_size
-    known = {
-        "arch": (embedder.arch, config.arch in (embedder.arch, PretrainConfig.arch)),
-        "arch_args": (embedder.model_args or "none", args.items() <= embedder.model_args.items()),
-        "embedding_size": (embedding, config.embedding_size in (0, embedding)),
-    }
-    for name in ("drop_path", "pretrained"):
-        if getattr(config, name):
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
-    for name, (has, fits) in known.items():
-        if not fits:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"{option} is {getattr(config, name)}, but {config.weights} has {has}; leave out {option}, or --weights"
-            )
-
-
-def parse_arch_args(text: str) -> dict[str, Any]:
-    """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
-    try:
-        return tomllib.loads(f"args = {{{text}}}")["args"]
-    except (ValueError, RecursionError) as error:  # tomllib's own, or a number too long
-        raise ConfigError(
-            f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
-        ) from error
 
 
 def growing_sizes(first: int, last: int, epochs: int) -> list[int]:

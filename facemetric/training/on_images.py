@@ -21,8 +21,9 @@ from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.run import Run
 from facemetric.training.split import Split
-from facemetric.training.stage import OpenSet, augment_of
+from facemetric.training.stage import augment_of
 from facemetric.training.stage_two import StageTwo
+from facemetric.training.validation import OpenSet
 
 
 class OnImages(StageTwo):

@@ -2,29 +2,92 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import timm
 import torch
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, config_dict
-from facemetric.data.bad_images import BadImageLog, note_bad
-from facemetric.data.index import ImageIndex
+from facemetric.data.images import Preprocess
 from facemetric.data.transforms import Augment
 from facemetric.errors import ConfigError
-from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.embed import embed_index
-from facemetric.evaluation.retrieval import leave_one_out
-from facemetric.model.embedder import Embedder, check_backbone
+from facemetric.model.embedder import Embedder, build_embedder, check_backbone
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import provenance
 from facemetric.training import distributed
+from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.task import Settings
 
-VAL_FARS = (1e-2, 1e-3)
+IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
+
+
+def start_embedder(config: PretrainConfig) -> Embedder:
+    """A new embedder, or that of --weights: then architecture, projection and, where no other are asked for, the
+    picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
+    if not config.weights:
+        return build_embedder(
+            config.arch,
+            preprocess=new_preprocess(config),
+            arch_args=parse_arch_args(config.arch_args),
+            embedding_size=config.embedding_size,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            pretrained=config.pretrained,
+            neck=True,
+        )
+    embedder = load_start(config)
+    check_same_network(config, embedder)
+    embedder.dropout.p = config.dropout
+    say(
+        f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
+        f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
+    )
+    return embedder
+
+
+def new_preprocess(config: PretrainConfig) -> Preprocess:
+    """How a new network sees pictures: as ours do, or with --pretrained as those that its weights were trained on."""
+    side = config.image_size or IMAGE_SIZE
+    plain = Preprocess(size=(side, side), crop=config.crop)
+    known = timm.get_pretrained_cfg(config.arch) if config.pretrained else None
+    if known is None:
+        return plain
+    seen = {"mean": known.mean, "std": known.std, "interpolation": known.interpolation}
+    return Preprocess.from_dict(plain.to_dict() | seen)
+
+
+def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
+    """Raise ConfigError where the options ask for a network that the embedder of --weights is not."""
+    args, embedding = parse_arch_args(config.arch_args), embedder.embedding_size
+    known = {
+        "arch": (embedder.arch, config.arch in (embedder.arch, PretrainConfig.arch)),
+        "arch_args": (embedder.model_args or "none", args.items() <= embedder.model_args.items()),
+        "embedding_size": (embedding, config.embedding_size in (0, embedding)),
+    }
+    for name in ("drop_path", "pretrained"):
+        if getattr(config, name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
+    for name, (has, fits) in known.items():
+        if not fits:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} is {getattr(config, name)}, but {config.weights} has {has}; leave out {option}, or --weights"
+            )
+
+
+def parse_arch_args(text: str) -> dict[str, Any]:
+    """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
+    try:
+        return tomllib.loads(f"args = {{{text}}}")["args"]
+    except (ValueError, RecursionError) as error:  # tomllib's own, or a number too long
+        raise ConfigError(
+            f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
+        ) from error
 
 
 CHANGED = {
@@ -69,36 +132,6 @@ def save_best(
         options=config_dict(config),
     )
     save_weights(run.best, embedder, provenance=origin, metrics=metrics)
-
-
-class OpenSet:
-    """Validation by identities never trained on: verification over all pairs, and nearest neighbours."""
-
-    def __init__(self, val: ImageIndex | None, *, workers: int, bad_images: BadImageLog) -> None:
-        self.val, self.workers, self.bad_images = val, workers, bad_images
-
-    def __call__(self, embedder: Embedder) -> dict[str, float]:
-        """TAR at FAR 1e-2 and 1e-3, EER and leave-one-out 1-NN accuracy, all 0..1; {} without validation data."""
-        if self.val is None:
-            return {}
-        return open_set_figures(*self.embeddings(embedder))
-
-    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (N, D) and identities (N,) of the validation images that can be read."""
-        assert self.val is not None
-        embedded = embed_index(embedder, self.val, workers=self.workers, progress="validating")
-        note_bad(self.bad_images, self.val, embedded.bad)
-        return embedded.table.embeddings, embedded.table.identities
-
-
-def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
-    """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
-    found = verify_all_pairs(embeddings, identities, fars=VAL_FARS)
-    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
-    figures["val_eer"] = float(found.eer)
-    figures["val_auc"] = float(found.auc)
-    figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]
-    return figures
 
 
 def augment_of(config: StageConfig) -> Augment:

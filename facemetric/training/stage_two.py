@@ -24,7 +24,8 @@ from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split
-from facemetric.training.stage import augment_of, open_set_figures, same_origin, save_best
+from facemetric.training.stage import augment_of, same_origin, save_best
+from facemetric.training.validation import open_set_figures
 
 
 class StageTwo:

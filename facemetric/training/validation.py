@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from facemetric.data.bad_images import BadImageLog, note_bad
+from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.embed import usual_size
+from facemetric.evaluation.embed import embed_index, usual_size
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
 from facemetric.evaluation.intervals.records import Interval
+from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights
@@ -20,14 +23,56 @@ from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 
+VAL_FARS = (1e-2, 1e-3)
+
+
+class OpenSet:
+    """Validation by identities never trained on: verification over all pairs, and nearest neighbours."""
+
+    def __init__(self, val: ImageIndex | None, *, workers: int, bad_images: BadImageLog) -> None:
+        self.val, self.workers, self.bad_images = val, workers, bad_images
+
+    def __call__(self, embedder: Embedder) -> dict[str, float]:
+        """TAR at FAR 1e-2 and 1e-3, EER and leave-one-out 1-NN accuracy, all 0..1; {} without validation data."""
+        if self.val is None:
+            return {}
+        return open_set_figures(*self.embeddings(embedder))
+
+    def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and identities (N,) of the validation images that can be read."""
+        assert self.val is not None
+        embedded = embed_index(embedder, self.val, workers=self.workers, progress="validating")
+        note_bad(self.bad_images, self.val, embedded.bad)
+        return embedded.table.embeddings, embedded.table.identities
+
+
+def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
+    """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
+    found = verify_all_pairs(embeddings, identities, fars=VAL_FARS)
+    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
+    figures["val_eer"] = float(found.eer)
+    figures["val_auc"] = float(found.auc)
+    figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]
+    return figures
+
+
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+
+
 CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
+
+
 CHOSEN_ON_CLOSED = (
     "other images of the identities that the weights were trained on, which also chose the best epoch"
 )
+
+
 CHOSEN_ON_KNOWN = "validation identities, on some of which the weights may have been trained"
 
+
 Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
+
+
 """Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
 
 

@@ -14,8 +14,8 @@ from facemetric.commands import run as recipe
 from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, FacemetricError, TrainingError
-from facemetric.training.classification import start_embedder
 from facemetric.training.run_folder import LOG
+from facemetric.training.stage import start_embedder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.toml") if "[pretrain]" in path.read_text())

@@ -23,7 +23,7 @@ from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import SCORE
 from facemetric.training.split import read_split
-from facemetric.training.stage import open_set_figures
+from facemetric.training.validation import open_set_figures
 
 
 def log_of(run: Trained, event: str) -> list[dict[str, Any]]:

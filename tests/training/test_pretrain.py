@@ -21,7 +21,7 @@ from facemetric.evaluation.embed import embed_index
 from facemetric.training.classification import Classification
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
-from facemetric.training.stage import open_set_figures
+from facemetric.training.validation import open_set_figures
 
 
 def weights_of(run: Trained) -> dict[str, torch.Tensor]:

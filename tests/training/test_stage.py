@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from facemetric.training.run_folder import judged_by
-from facemetric.training.stage import open_set_figures
+from facemetric.training.validation import open_set_figures
 
 
 def test_epochs_are_judged_by_auc_where_the_pairs_are_too_few() -> None:
