@@ -92,7 +92,7 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "commands/demo.py",
         "commands/run.py",
         "training/pretrain.py",
-        "training/check.py",
+        "training/stage.py",
         "training/classification.py",
         "training/finetune.py",
         "training/stage_two.py",

@@ -37,11 +37,10 @@ from facemetric.data.transforms import eval_transform
 from facemetric.mining.triplets import semihard
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.training.amp import Amp
 from facemetric.training.features import Features
 from facemetric.training.finetune import finetune
 from facemetric.training.on_features import OnFeatures
-from facemetric.training.optim import make_optimizer
+from facemetric.training.optim import Amp, make_optimizer
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 

@@ -11,7 +11,6 @@ from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.model.weights_folder import MODEL, read_config, shipped_weights
-from facemetric.training.pace import in_words
 from facemetric.training.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -19,6 +18,7 @@ from facemetric.training.run_folder import (
     LOG,
     SCORE,
     has_checkpoint,
+    in_words,
     judged_by,
     read_log,
 )

@@ -34,13 +34,13 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.weights_folder import find_weights
-from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.dry import dry_run
 from facemetric.training.finetune import run_finetune
 from facemetric.training.pretrain import run_pretrain
 from facemetric.training.run import Trained
 from facemetric.training.run_folder import CHECKPOINT, LOG, has_checkpoint, read_log
+from facemetric.training.stage import check_training
 
 RECORD, TABLE = "run.json", "table.csv"
 # Options that a stage may go on with otherwise: no figure depends on them.

@@ -17,7 +17,6 @@ from facemetric.files import write_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
-from facemetric.training.check import check_training
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.on_features import OnFeatures
@@ -25,7 +24,7 @@ from facemetric.training.on_images import OnImages
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import Split, split_for
-from facemetric.training.stage import load_start, settings_of
+from facemetric.training.stage import check_training, load_start, settings_of
 from facemetric.training.validation import sum_up
 
 SINGLES = "identities_with_one_image.txt"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +22,40 @@ from tqdm import tqdm
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory
 from facemetric.training import distributed
-from facemetric.training.amp import Amp
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
-from facemetric.training.pace import Pace
+from facemetric.training.optim import Amp
 from facemetric.training.run import Run
-from facemetric.training.run_folder import CHECKPOINT
-from facemetric.training.signals import stop_signals
+from facemetric.training.run_folder import CHECKPOINT, Pace
 from facemetric.training.task import Settings, Task
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 # Options of the optimizer that a run may go on with otherwise; --lr is the schedule's.
 GIVEN = ("weight_decay", "momentum")
+
+
 LOG_STEPS = 20  # steps averaged into one line of the log
 
 

@@ -8,13 +8,41 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 
 from facemetric.config import StageConfig
 from facemetric.errors import ConfigError, did_you_mean
 
+
+class Amp:
+    """Mixed precision by the option of this name; float16 has a loss scaler, whose state is in the checkpoint.
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.2."""
+
+    def __init__(self, device: torch.device, wanted: str) -> None:
+        if wanted == "auto" and device.type == "cuda":
+            wanted = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        self.enabled = wanted in ("bfloat16", "float16")
+        self.dtype = torch.float16 if wanted == "float16" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=wanted == "float16")
+        self.device_type = device.type
+
+    def autocast(self) -> torch.autocast:
+        """The context for the forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of the scaled loss, outside of autocast."""
+        with torch.autocast(self.device_type, enabled=False):
+            self.scaler.scale(loss).backward()
+
+
 SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
+
+
 SECOND_ORDER = ("adahessian",)  # needs second derivatives, which the loop does not take
+
+
 STEPS, MILESTONES = 3, (0.5, 0.75)  # where `step` and `multistep` fall to a tenth, in shares of the run
 
 

@@ -3,12 +3,76 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+MIB = 1 << 20
+
+
+class Pace:
+    """Steps by the clock. Validation counts for the time that is left, as it comes again."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.first = self.step = 0
+
+    def start(self, step: int) -> None:
+        """A run begins, or goes on, at a step."""
+        self.first = self.step = step
+        self.began = self.last = time.monotonic()
+
+    def resume(self) -> None:
+        """Steps begin again, after a validation or a checkpoint."""
+        self.last = time.monotonic()
+
+    def line(self, step: int, total: int) -> dict[str, float]:
+        """Steps a second since the last line, minutes left of the run, memory in MiB."""
+        now = time.monotonic()
+        rate = (step - self.step) / max(now - self.last, 1e-9)
+        self.step, self.last = step, now
+        return {"steps_per_second": rate, "minutes_left": self.minutes(step, total), **memory()}
+
+    def minutes(self, step: int, total: int) -> float:
+        """Minutes that the steps from `step` to `total` take at the speed so far."""
+        return (total - step) * (time.monotonic() - self.began) / max(step - self.first, 1) / 60
+
+    def left(self, step: int, total: int) -> str:
+        """The end of a sentence, with the time left; "" at the start and at the end."""
+        return f"  ({in_words(self.minutes(step, total))} left)" if self.first < step < total else ""
+
+
+def memory() -> dict[str, float]:
+    """The most memory that this process has held so far, MiB, and the most of its GPU."""
+    found = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        found["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    import torch  # here, as `facemetric runs` takes in_words alone
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
+    return found
+
+
+def in_words(minutes: float) -> str:
+    """`2 h 05 min`, `7 min` or `40 s`."""
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    whole = round(minutes)
+    return f"{whole // 60} h {whole % 60:02d} min" if whole >= 60 else f"{whole} min"
+
+
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
+
+
 LOCK = "run.lock"
+
+
 # The validation figure that picks the best epoch; AUC where the validation pairs cannot support that FAR.
 SCORE, AUC = "val_tar_at_far_0.01", "val_auc"
 

@@ -8,16 +8,19 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
-from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, config_dict
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict
 from facemetric.data.images import Preprocess
-from facemetric.data.transforms import Augment
+from facemetric.data.transforms import Augment, train_transform
 from facemetric.errors import ConfigError
-from facemetric.model.embedder import Embedder, build_embedder, check_backbone
+from facemetric.mining.triplets import resolve_miner
+from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
+from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.task import Settings
@@ -158,3 +161,15 @@ def settings_of(config: Any) -> Settings:
         checkpoint_minutes=config.checkpoint_minutes,
         validate_every=config.validate_every,
     )
+
+
+def check_training(config: StageConfig) -> None:
+    """Raise ConfigError for a number out of its range, or a name of something that is not there."""
+    check_stage(config)
+    train_transform(Preprocess(crop=config.crop), augment_of(config))
+    make_scheduler(config, make_optimizer(config, [(nn.Linear(1, 1), 1.0)]), 1)
+    if isinstance(config, FinetuneConfig):
+        resolve_miner(config.miner)
+    elif isinstance(config, PretrainConfig):
+        parse_arch_args(config.arch_args)
+        check_arch(config.arch)

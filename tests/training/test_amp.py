@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from facemetric.training.amp import Amp
+from facemetric.training.optim import Amp
 
 
 def test_which_precision_a_device_has(monkeypatch: pytest.MonkeyPatch) -> None:

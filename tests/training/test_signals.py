@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from facemetric.training.signals import stop_signals
+from facemetric.training.loop import stop_signals
 
 
 @pytest.fixture
