@@ -18,9 +18,9 @@ from typing import Any
 
 from facemetric import cli
 from facemetric.training import distributed
-from facemetric.training.classification import Classification
-from facemetric.training.on_features import OnFeatures
-from facemetric.training.on_images import OnImages
+from facemetric.training.tasks.classification import Classification
+from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_images import OnImages
 
 
 def watch(folder: Path, at: int = -1, then: Callable[[], object] = lambda: None) -> None:

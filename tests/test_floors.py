@@ -26,7 +26,7 @@ LOADERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "she
 MOVING = {  # what renames: files appear whole by files.write_whole, and by no other hand
     "facemetric/files.py",
     "facemetric/training/checkpoint.py",  # keeps the one before, and reads the new one back
-    "facemetric/training/features.py",  # filled in place, hours long, under a lock
+    "facemetric/training/tasks/feature_cache.py",  # filled in place, hours long, under a lock
     "facemetric/model/weights_folder.py",  # a folder
     "facemetric/commands/demo.py",  # folders
     "tools/import_dataset.py",  # a folder
@@ -93,11 +93,11 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "commands/run.py",
         "training/pretrain.py",
         "training/stage.py",
-        "training/classification.py",
+        "training/tasks/classification.py",
         "training/finetune.py",
-        "training/stage_two.py",
-        "training/on_features.py",
-        "training/on_images.py",
+        "training/tasks/triplets.py",
+        "training/tasks/on_features.py",
+        "training/tasks/on_images.py",
         "training/optim.py",
         "training/stage.py",
         "training/split.py",

@@ -37,12 +37,12 @@ from facemetric.data.transforms import eval_transform
 from facemetric.mining.triplets import semihard
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.training.features import Features
 from facemetric.training.finetune import finetune
-from facemetric.training.on_features import OnFeatures
 from facemetric.training.optim import Amp, make_optimizer
 from facemetric.training.run import Run
 from facemetric.training.split import Split
+from facemetric.training.tasks.feature_cache import Features
+from facemetric.training.tasks.on_features import OnFeatures
 
 
 class OnRandomFeatures(OnFeatures):

@@ -50,8 +50,8 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, read_tensors, save_weights
 from facemetric.model.weights_folder import CONFIG, MODEL, read_config
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
-from facemetric.training.features import read_cache
 from facemetric.training.run_folder import LOG, read_log
+from facemetric.training.tasks.feature_cache import read_cache
 
 GIB = 1 << 30
 WORDS = [

@@ -26,13 +26,13 @@ from facemetric.machine import Measured, measuring, pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import widest
 from facemetric.model.weights import load_weights
-from facemetric.training.classification import Classification
 from facemetric.training.finetune import task_of
 from facemetric.training.loop import Trainer
 from facemetric.training.optim import Amp, make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.split import Split, read_split
 from facemetric.training.stage import load_start, settings_of
+from facemetric.training.tasks.classification import Classification
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each

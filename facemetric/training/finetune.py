@@ -19,12 +19,12 @@ from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
-from facemetric.training.on_features import OnFeatures
-from facemetric.training.on_images import OnImages
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import Split, split_for
 from facemetric.training.stage import check_training, load_start, settings_of
+from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_images import OnImages
 from facemetric.training.validation import sum_up
 
 SINGLES = "identities_with_one_image.txt"

@@ -17,8 +17,8 @@ from facemetric.mining.memory import CrossBatchMemory
 from facemetric.mining.triplets import SEEDED_MINERS, resolve_miner
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.doctor import Doctor, see
 from facemetric.training.run import Run
+from facemetric.training.tasks.doctor import Doctor, see
 
 
 class TripletObjective:

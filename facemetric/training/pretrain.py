@@ -10,13 +10,13 @@ import torch
 from facemetric.config import PretrainConfig, config_toml, make_config
 from facemetric.machine import pick_device
 from facemetric.training import distributed
-from facemetric.training.classification import Classification
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, settings_of
+from facemetric.training.tasks.classification import Classification
 from facemetric.training.validation import sum_up
 
 

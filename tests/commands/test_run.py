@@ -248,7 +248,7 @@ def test_a_run_that_stopped_goes_on(toml: Path, tmp_path: Path, monkeypatch: pyt
 
         return step
 
-    from facemetric.training.on_features import OnFeatures
+    from facemetric.training.tasks.on_features import OnFeatures
 
     kept, out = OnFeatures.step, tmp_path / "out"
     for at in (1, 4):

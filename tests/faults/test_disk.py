@@ -18,10 +18,10 @@ from facemetric import finetune, pretrain
 from facemetric.errors import DataError
 from facemetric.files import Lock, write_whole
 from facemetric.model.weights import load_weights
-from facemetric.training import features as room
-from facemetric.training.classification import Classification
-from facemetric.training.features import cached_features
 from facemetric.training.run_folder import read_log
+from facemetric.training.tasks import feature_cache as room
+from facemetric.training.tasks.classification import Classification
+from facemetric.training.tasks.feature_cache import cached_features
 
 CALLS = ("fsync", "replace", "mkdir")
 

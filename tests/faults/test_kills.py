@@ -24,14 +24,14 @@ from facemetric.files import Lock, is_locked
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 from facemetric.training import loop
-from facemetric.training.classification import Classification
 from facemetric.training.loop import fit
-from facemetric.training.on_features import OnFeatures
-from facemetric.training.on_images import OnImages
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.run_folder import read_log
 from facemetric.training.task import Settings
+from facemetric.training.tasks.classification import Classification
+from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_images import OnImages
 
 CALLS = ("replace", "fsync", "truncate", "unlink")  # what changes names and makes bytes last
 

@@ -23,9 +23,9 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights_folder import read_config
-from facemetric.training.features import read_cache
 from facemetric.training.run_folder import read_log
 from facemetric.training.stage import parse_arch_args
+from facemetric.training.tasks.feature_cache import read_cache
 
 
 @pytest.fixture(scope="module")

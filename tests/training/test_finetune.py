@@ -17,12 +17,12 @@ from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
-from facemetric.training import stage_two
-from facemetric.training.on_features import OnFeatures
-from facemetric.training.on_images import OnImages
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import SCORE
 from facemetric.training.split import read_split
+from facemetric.training.tasks import triplets as stage_two
+from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_images import OnImages
 from facemetric.training.validation import open_set_figures
 
 

@@ -18,9 +18,9 @@ from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
-from facemetric.training.classification import Classification
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
+from facemetric.training.tasks.classification import Classification
 from facemetric.training.validation import open_set_figures
 
 

@@ -22,7 +22,7 @@ from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import augment_of
-from facemetric.training.stage_two import StageTwo
+from facemetric.training.tasks.triplets import StageTwo
 from facemetric.training.validation import OpenSet
 
 

@@ -17,10 +17,10 @@ from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import embed_index
 from facemetric.machine import pick_device
-from facemetric.training.classification import Classification, growing_sizes
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import new_preprocess
+from facemetric.training.tasks.classification import Classification, growing_sizes
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Classification:

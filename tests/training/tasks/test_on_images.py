@@ -10,8 +10,8 @@ import torch
 from stages import FAST, KEY, changed, tensors
 
 from facemetric import finetune
-from facemetric.training.on_images import OnImages
 from facemetric.training.run import Trained
+from facemetric.training.tasks.on_images import OnImages
 
 
 @pytest.mark.parametrize("microbatch", [0, 10])

@@ -14,10 +14,10 @@ from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training.features import Features
 from facemetric.training.run import Run
 from facemetric.training.split import Split
-from facemetric.training.stage_two import StageTwo
+from facemetric.training.tasks.feature_cache import Features
+from facemetric.training.tasks.triplets import StageTwo
 
 
 class OnFeatures(StageTwo):

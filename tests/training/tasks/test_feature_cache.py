@@ -18,8 +18,8 @@ from facemetric.data.images import Preprocess, decode, normalise
 from facemetric.data.index import read_index
 from facemetric.data.transforms import Augment, eval_transform
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.training import features
-from facemetric.training.features import Features, cached_features
+from facemetric.training.tasks import feature_cache as features
+from facemetric.training.tasks.feature_cache import Features, cached_features
 
 AUGMENT = Augment(hflip=0.5, color_jitter=0.3)
 

@@ -16,9 +16,9 @@ from facemetric import load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.machine import pick_device
-from facemetric.training.on_features import OnFeatures
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
+from facemetric.training.tasks.on_features import OnFeatures
 
 
 def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:

@@ -19,12 +19,12 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.features import Features, cached_features, state_hash
 from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split
 from facemetric.training.stage import augment_of, same_origin, save_best
+from facemetric.training.tasks.feature_cache import Features, cached_features, state_hash
 from facemetric.training.validation import open_set_figures
 
 
