@@ -12,7 +12,7 @@ from forks import in_processes
 from torch.nn import functional
 
 from facemetric.training import distributed
-from facemetric.training.objective import TripletObjective
+from facemetric.training.tasks.triplets import TripletObjective
 
 D = 8
 

@@ -15,10 +15,10 @@ from facemetric.data.index import read_index
 from facemetric.machine import pick_device
 from facemetric.training import dry
 from facemetric.training.finetune import task_of
-from facemetric.training.objective import TripletObjective
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.tasks.classification import Classification
+from facemetric.training.tasks.triplets import TripletObjective
 
 FAST: dict[str, Any] = {"epochs": 7, "workers": 0, "device": "cpu", "batch_size": 24}
 SMALL = FAST | {"arch": "test_resnet", "image_size": 32, "optimizer": "adamw", "lr": 3e-3}

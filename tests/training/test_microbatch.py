@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.mining.triplets import semihard
-from facemetric.training.microbatch import backward_in_chunks, even_chunks
 from facemetric.training.optim import Amp
+from facemetric.training.tasks.on_images import backward_in_chunks, even_chunks
 
 LABELS = torch.arange(12) % 4
 

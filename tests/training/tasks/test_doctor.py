@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from facemetric.errors import DataError
-from facemetric.training.objective import TripletObjective
 from facemetric.training.tasks.doctor import WINDOW, Doctor, Seen, spread
+from facemetric.training.tasks.triplets import TripletObjective
 
 
 class Log:
