@@ -132,7 +132,7 @@ def check_k(ks: Sequence[int], n: int) -> None:
             raise ConfigError(f"k = {k} neighbours of {n} images; needed 1 to {n}")
 
 
-BUDGET_MIB = 8.0  # rows x all N columns of float32: at N = 100,000 still 20 rows a product
+ROWS_BUDGET_MIB = 8.0  # rows x all N columns of float32: at N = 100,000 still 20 rows a product
 
 
 class Queries(NamedTuple):
@@ -231,7 +231,7 @@ def _score_rows(
     query_QD: npt.NDArray, gallery_ND: npt.NDArray
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     walk = product_tiles(
-        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=BUDGET_MIB, whole_rows=True
+        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=ROWS_BUDGET_MIB, whole_rows=True
     )
     for rows, _, values in walk:
         yield rows, values.numpy()

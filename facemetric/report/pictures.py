@@ -97,7 +97,7 @@ CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
 MOST = 100  # pictures on a sheet
 
 
-QUALITY = 85
+SHEET_QUALITY = 85
 
 
 MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermilion, seen by all
@@ -135,7 +135,7 @@ def draw_sheet(
         sheet.paste(square or grey, (left, top))
         if len(marked) and marked[i]:
             draw.rectangle((left - 2, top - 2, left + CELL + 1, top + CELL + 1), outline=MARK, width=4)
-    return write_whole(file, lambda path: sheet.save(path, "JPEG", quality=QUALITY))
+    return write_whole(file, lambda path: sheet.save(path, "JPEG", quality=SHEET_QUALITY))
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
