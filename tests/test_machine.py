@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from facemetric.errors import ConfigError
@@ -25,3 +30,54 @@ def test_reading_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert pick_workers(-1) == 1
+
+
+CODE = """
+import json, torch
+from facemetric.training.heap import keep_freed_memory
+from facemetric.training.measure import Measured, measuring
+
+def take(pieces):  # of 16 MiB
+    found = Measured()
+    with measuring(found):
+        held = [torch.ones(2**22) for _ in range(pieces)]
+        del held
+    return found.peak_mib
+
+keep_freed_memory()
+take(1)
+print(json.dumps([take(1), take(20), take(5), take(1)]))
+"""
+
+
+def test_each_peak_is_its_own() -> None:
+    ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    small, large, middle, again = json.loads(ran.stdout)
+    assert 280 < large - small < 340
+    assert 40 < middle - small < 100
+    assert abs(again - small) < 20
+
+
+FAULTS = """
+import resource, sys
+import torch
+from facemetric.training.heap import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+for _ in range(16):  # aligned blocks settle after some turns
+    torch.ones(16 << 20)  # 64 MiB, freed at once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(16 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose heap it sets")
+def test_a_freed_block_is_used_again_without_new_pages() -> None:
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 64 < faults["given back"]

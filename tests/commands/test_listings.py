@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from facemetric.cli import main
 from facemetric.commands.listings import find_runs, list_runs, runs_text
 from facemetric.config import RunsConfig
+from facemetric.data.images import Preprocess
 from facemetric.errors import DataError
+from facemetric.model import weights_folder as weights_folder
+from facemetric.model.embedder import build_embedder
+from facemetric.model.weights import save_weights
 from facemetric.training.run import Run
 from facemetric.training.run_folder import SCORE
 
@@ -90,3 +95,27 @@ def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"no runs below {tmp_path}\n"
     with pytest.raises(DataError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
+
+
+def run() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["weights"])
+    assert ended.value.code == 0
+
+
+def test_the_list_says_what_the_cards_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(weights_folder, "SHIPPED", (tmp_path,))
+    run()
+    assert capsys.readouterr().out == "no weights came with this installation\n"
+    embedder = build_embedder("lcnet_035", preprocess=Preprocess(size=(32, 32)), embedding_size=16)
+    figures = {"lfw_accuracy": 0.91234, "images_per_second": 1234.5}
+    save_weights(tmp_path / "measured", embedder, provenance={}, metrics=figures)
+    save_weights(tmp_path / "bare", embedder, provenance={}, metrics={})
+    run()
+    head, bare, measured = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["name", "MB", "architecture"]
+    size = f"{(tmp_path / 'bare' / 'model.safetensors').stat().st_size / 1e6:.1f}"
+    assert bare.split() == ["bare", size, "lcnet_035", "32", "16", "-", "-", "-"]
+    assert measured.split() == ["measured", size, "lcnet_035", "32", "16", "91.23%", "-", "1,234"]

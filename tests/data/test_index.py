@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forks import fork
+from child_processes import fork
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""The fixtures of stages.py, and one thread for all tests here."""
+"""The fixtures of small_trainings.py, and one thread for all tests here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from stages import small, stage_one, toy
+from small_trainings import small, stage_one, toy
 
 __all__ = ["small", "stage_one", "toy"]
 

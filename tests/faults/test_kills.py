@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from forks import in_a_child
+from child_processes import in_a_child
 from safetensors.torch import load_file
-from stages import same
+from small_trainings import same
 
 from facemetric import finetune, load_embedder, pretrain
 from facemetric.config import PretrainConfig

@@ -1,5 +1,5 @@
-"""The fixtures of stages.py."""
+"""The fixtures of small_trainings.py."""
 
-from stages import small, some_single, stage_one, toy
+from small_trainings import small, some_single, stage_one, toy
 
 __all__ = ["small", "some_single", "stage_one", "toy"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from forks import in_processes
+from child_processes import in_processes
 from torch.nn import functional
 
 from facemetric.training import distributed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from stages import FAST, KEY, changed, tensors
+from small_trainings import FAST, KEY, changed, tensors
 
 from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig

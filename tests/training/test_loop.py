@@ -7,20 +7,21 @@ import math
 import os
 import random
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stages import same
+from small_trainings import same
 from torch import Tensor
 
 from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
-from facemetric.training.loop import Progress, fit
+from facemetric.training.loop import Progress, fit, stop_signals
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.task import Settings
@@ -361,3 +362,34 @@ def test_a_run_goes_on_in_another_precision(toy: Any, tmp_path: Path, before: st
         train(toy(stopper(signal.SIGTERM)), tmp_path / "run", amp=before)
     train(toy(), tmp_path / "run", resume=True, amp=now)
     assert bool(state_of(tmp_path / "run")["scaler"]) == (now == "float16")
+
+
+@pytest.fixture
+def python_s_own_sigint() -> Iterator[Any]:
+    """The handler of Ctrl-C that Python starts with; a shell's background jobs begin without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_interrupts_at_once(python_s_own_sigint: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
+        with stop_signals() as stopped:
+            signal.raise_signal(signal.SIGINT)
+            assert stopped.is_set()
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is python_s_own_sigint
+
+
+def test_a_thread_leaves_the_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def in_thread() -> None:
+        with stop_signals() as stopped:
+            seen.append((stopped.is_set(), signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert seen == [(False, True)]

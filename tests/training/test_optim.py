@@ -9,7 +9,7 @@ import torch
 
 from facemetric.config import PretrainConfig, StageConfig
 from facemetric.errors import ConfigError
-from facemetric.training.optim import make_optimizer, make_scheduler
+from facemetric.training.optim import Amp, make_optimizer, make_scheduler
 
 
 @pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("nesterov", 0.0), ("sgd", 0.9)])
@@ -51,3 +51,16 @@ def test_the_schedule_follows_the_length_of_the_run(name: str, expected: list[fl
         scheduler.step_update(7 * epoch)
         found.append(optimizer.param_groups[0]["lr"] / config.lr)
     assert found == pytest.approx(expected)
+
+
+def test_which_precision_a_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [Amp(cpu, name).enabled for name in ("auto", "off", "bfloat16", "float16")] == [0, 0, 1, 1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        found = Amp(cuda, "auto")
+        assert (found.enabled, found.dtype, found.scaler.is_enabled()) == (True, dtype, not has)
+    assert not Amp(cuda, "off").enabled
+    with Amp(cpu, "bfloat16").autocast():
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import seen as room
 import torch
-from forks import in_a_child, in_processes
+import watched_steps as room
+from child_processes import in_a_child, in_processes
 
 from facemetric import finetune, pretrain
 from facemetric.training import distributed

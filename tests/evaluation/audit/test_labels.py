@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from directions import cosine, people
+from synthetic_people import cosine, people
 
 from facemetric.evaluation.audit.labels import centred, chance_score, dimensions, judge_images
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from directions import IMAGES, cosine, people
 from scipy.stats import beta, norm
+from synthetic_people import IMAGES, cosine, people
 
 from facemetric.evaluation.audit import people as alike
 from facemetric.evaluation.audit.labels import centred, dimensions

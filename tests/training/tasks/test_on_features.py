@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference_mining
 import torch
-from stages import FAST
+from small_trainings import FAST
 from torch.nn import functional
 
 from facemetric import load_embedder

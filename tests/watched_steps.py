@@ -1,6 +1,6 @@
 """Writes down which images each step of a training sees: `watch` in a process, or this file under torchrun.
 
-    torchrun tests/seen.py FOLDER STEP pretrain DATA ...
+    torchrun tests/watched_steps.py FOLDER STEP pretrain DATA ...
 
 runs a command, and at the beginning of so many steps sends SIGTERM to torchrun (-1: never)."""
 
