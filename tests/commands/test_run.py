@@ -17,7 +17,7 @@ from facemetric.errors import ConfigError, FacemetricError, TrainingError
 from facemetric.training.run_folder import LOG
 from facemetric.training.stage import start_embedder
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.toml") if "[pretrain]" in path.read_text())
 assert len(RECIPES) >= 6
 RECIPE = """

@@ -27,7 +27,7 @@ from facemetric.data.drawn.pen import Pen, mirrored, oval, ramp, ribbon, smooth
 from facemetric.data.drawn.traits import Identity, Nuisance
 from facemetric.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def middle(kind: type, **changes: float):
