@@ -34,8 +34,8 @@ def test_reading_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CODE = """
 import json, torch
-from facemetric.training.heap import keep_freed_memory
-from facemetric.training.measure import Measured, measuring
+from facemetric.machine import keep_freed_memory
+from facemetric.machine import Measured, measuring
 
 def take(pieces):  # of 16 MiB
     found = Measured()
@@ -61,7 +61,7 @@ def test_each_peak_is_its_own() -> None:
 FAULTS = """
 import resource, sys
 import torch
-from facemetric.training.heap import keep_freed_memory
+from facemetric.machine import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from facemetric.data.index import read_index
-from facemetric.data.readers import sources, tar
+from facemetric.data.readers import folder, tar
 from facemetric.data.readers.tar import walk_tar
 from facemetric.errors import DataError
 
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_that_cannot_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"anna: cannot be entered \(No such file or directory\)"):
-        sources._identity_of(str(tmp_path / "anna"))
+        folder._identity_of(str(tmp_path / "anna"))
 
 
 def test_a_csv_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
