@@ -46,11 +46,11 @@ def test_whole_weights_are_repetitions(rows):
     np.testing.assert_allclose(got[0], [*figures.values().values(), *figures.band_tar()], atol=1e-9)
 
 
-@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_as_scipy(total, share, level):
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_wilson_as_scipy(total, share):
     successes = round(share * total)
-    peer = binomtest(successes, total).proportion_ci(level, method="wilson")
-    ours = wilson(successes, total, level)
+    peer = binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    ours = wilson(successes, total)
     assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high), abs=1e-9)
     assert ours.value == successes / total
 
@@ -88,8 +88,6 @@ def test_seeded_and_around_the_value():
     ]  # 1e-3 needs 1000 impostor pairs
     for interval in first.values():
         assert interval.low < interval.value < interval.high
-    wide = verification_intervals(score, same, persons, seed=1, draws=200, level=0.99).figures
-    assert all(wide[k].low <= first[k].low and first[k].high <= wide[k].high for k in first)
 
 
 def test_the_band_is_the_interval_at_each_far():
@@ -202,7 +200,5 @@ def test_bad_input():
         verification_intervals(score, same, ([0, 1], [0, 1]))
     with pytest.raises(ConfigError, match="10 draws of 4 persons"):
         verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 3, 0]), draws=10)
-    with pytest.raises(ConfigError, match="a level of 95"):
-        wilson(1, 2, 95)
     with pytest.raises(DataError, match="3 successes of 2"):
         wilson(3, 2)
