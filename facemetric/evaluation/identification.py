@@ -67,6 +67,8 @@ def identify(
 ) -> Identification:
     """TPIR at FPIR of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are known ones.
 
+    No probe may be in the gallery itself: leave such out (see `retrieval.same_images`), it would be found with 1.
+
     Source of the terms: ISO/IEC 19795-1. Raises DataError where known or unknown probes lack.
     """
     who_N, who_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
