@@ -14,7 +14,7 @@ from facemetric.data.lists import apply_lists, check_identities, read_identity_l
 from facemetric.errors import WeightsError
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
-from facemetric.evaluation.thresholds import Stored, Threshold, choose_thresholds, store_thresholds
+from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
 from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.validation import CHOSEN_ON
 
@@ -24,7 +24,7 @@ TRAINED_ON = "the data that the weights were trained on: on new people expect a 
 class Calibrated(NamedTuple):
     """The thresholds that were stored, in the order of the FARs that were asked for, and where."""
 
-    thresholds: tuple[Threshold, ...]
+    thresholds: tuple[CalibratedThreshold, ...]
     chosen_on: str
     config: Path
 
@@ -67,7 +67,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     return Calibrated(thresholds, chosen_on, path)
 
 
-def text_of(found: Threshold) -> str:
+def text_of(found: CalibratedThreshold) -> str:
     """A threshold in a line."""
 
     def between(interval: Interval, digits: str) -> str:

@@ -24,7 +24,7 @@ UNLIKE = 1.5  # times larger or smaller, or times as wide for its height as half
 
 @dataclass(frozen=True)
 class Verdict:
-    """`same` is `score >= stored.threshold.threshold.value`, the score a cosine, -1..1; `notes` are sentences."""
+    """`same` is `score >= stored.threshold.cosine`, the score a cosine, -1..1; `notes` are sentences."""
 
     same: bool
     score: float
@@ -62,7 +62,7 @@ def run_verify(config: VerifyConfig) -> Verdict:
         raise DataError(f"{index.name(row)} cannot be read: {reason}; give an image")
     row_a, row_b = (embedded.table.paths.tolist().index(path) for path in images)
     score = float(pair_scores(embedded.table.embeddings, [row_a], [row_b])[0])
-    verdict = Verdict(score >= stored.threshold.threshold.value, score, stored, notes_on(index, stored))
+    verdict = Verdict(score >= stored.threshold.cosine, score, stored, notes_on(index, stored))
     print(json.dumps(verdict.to_dict()) if config.json else text_of(verdict))
     return verdict
 
