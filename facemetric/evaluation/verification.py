@@ -189,10 +189,10 @@ def hardest_pairs(
     return Hardest(*kinds)
 
 
-def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.integer]:
+def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.int32]:
     """Fold 0..F-1 for each pair (P,), the same share of each kind in each, at random."""
     same_P = np.asarray(same, dtype=bool)
-    fold_P = np.empty(len(same_P), dtype=np.int16 if folds < 1 << 15 else np.int64)
+    fold_P = np.empty(len(same_P), dtype=np.int32)
     rng, first = np.random.default_rng(seed), 0
     for kind in (True, False):
         rows = rng.permutation(np.flatnonzero(same_P == kind))
