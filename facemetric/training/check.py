@@ -7,7 +7,7 @@ from torch import nn
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage
 from facemetric.data.images import Preprocess
 from facemetric.data.transforms import train_transform
-from facemetric.mining.triplets import resolve_miner
+from facemetric.mining.miners import resolve_miner
 from facemetric.model.embedder import check_arch
 from facemetric.training.classification import parse_arch_args
 from facemetric.training.optim import make_optimizer, make_scheduler

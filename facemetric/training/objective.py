@@ -14,7 +14,7 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.triplets import SEEDED_MINERS, resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.doctor import Doctor, see

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.mining.triplets import semihard
+from facemetric.mining.miners import semihard
 from facemetric.training.amp import Amp
 from facemetric.training.microbatch import backward_in_chunks, even_chunks
 
