@@ -32,6 +32,7 @@ from facemetric.config import (
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, FacemetricError
+from facemetric.machine import show_progress
 
 app = App(
     name="facemetric",
@@ -153,6 +154,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, of_a_thread
+    shown_before = show_progress(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None
     try:
@@ -173,6 +175,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         fail("interrupted; a training goes on from its last checkpoint with --resume")
     finally:
         threading.excepthook = before
+        show_progress(shown_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 
