@@ -47,3 +47,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f": did you mean {close[0]!r}?"
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f": choose from {shown}"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """A count with its noun: `1 identity`, `2 identities`, `0 images`; `many` where the plural is another."""
+    if count == 1:
+        return f"{count} {one}"
+    if not many:
+        many = one[:-1] + "ies" if one.endswith("y") and one[-2] not in "aeiou" else one + "s"
+    return f"{count} {many}"

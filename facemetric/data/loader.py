@@ -126,7 +126,7 @@ class _Batches(Dataset[Batch]):
 
     def _decode(self, row: int) -> Any:
         try:
-            size = self.index.location(row).size
+            size = self.index.size(row)
             if size > MAX_BYTES:
                 raise BadImage(f"{size} bytes, at most {MAX_BYTES} are read")
             return decode(self.index.read(row), enough=self.transform.enough)
