@@ -49,7 +49,7 @@ class ImageIndex:
         self._store = store
         self._rows = rows  # (N,) int64, rows of the store
         self.identity = identity
-        self.identities = tuple(identities)
+        self.identities = tuple(map(str, identities))  # numpy's texts read `np.str_('anna')` in messages
         self.aliases: Mapping[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.ignored = 0

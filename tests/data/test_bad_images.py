@@ -57,7 +57,7 @@ def test_a_damaged_log_is_an_error_and_stays(tmp_path: Path) -> None:
     path.write_text("name,reason\na.jpg," + "x" * 200_000 + "\n")
     before = path.read_bytes()
     with pytest.raises(
-        DataError, match=r"bad\.csv: is damaged \(field larger .*; remove it, it is made anew"
+        DataError, match=r"bad\.csv: is damaged \(field larger .*; remove it, a new one is made"
     ):
         BadImageLog(path, total=10, max_bad=0.5)
     assert path.read_bytes() == before

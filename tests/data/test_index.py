@@ -23,6 +23,7 @@ from facemetric.data.readers.folder import FolderReader
 from facemetric.data.readers.reader import Row
 from facemetric.data.readers.tar import TarReader
 from facemetric.data.store import Rows, SourceFile, Store
+from facemetric.errors import DataError
 
 
 def test_find_and_select(tmp_path: Path) -> None:
@@ -120,3 +121,12 @@ def test_memory_of_an_image() -> None:
     assert with_names / len(index) < 140
     assert peak / len(index) < 300
     assert index.nbytes / len(index) < 100
+
+
+def test_names_from_numpy_are_plain_texts(tmp_path: Path) -> None:
+    """Messages show names by their repr: `np.str_('anna')` would be one for programmers."""
+    index = read_index(fill(tmp_path, PEOPLE))
+    joined = index.relabel(np.array([0, 0, 1, 1, 1]), np.array(["anna", "carl"]), {})  # type: ignore[arg-type]
+    assert repr(joined.identities) == "('anna', 'carl')"
+    with pytest.raises(DataError, match="1 listed identity not in the data, first 'bert'"):
+        joined.split_identities(np.array(["bert"]))  # type: ignore[arg-type]

@@ -12,11 +12,11 @@ import errno
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
-from facemetric.data.readers.skips import Skips
+from facemetric.data.readers.skips import OUTSIDE, Skips, skipped_folder, why_skip_file
 
 OPEN_FILES = 64  # larger files kept open at once by a process, beside those being read
 NO_GROUPS: Mapping[str, str] = MappingProxyType({})
@@ -36,6 +36,34 @@ class Row(NamedTuple):
     offset: int = 0
     mtime: int = 0
     groups: Mapping[str, str] = NO_GROUPS
+
+
+class Member(NamedTuple):
+    """A file of an archive; `offset` as in `Row`."""
+
+    name: str
+    size: int
+    offset: int = 0
+
+
+def images_of(members: Iterable[Member], skips: Skips, *, loose: bool) -> Iterator[Row]:
+    """The images of an archive, the first folder of the name being the identity.
+
+    With `loose`, images outside a folder too, of identity "". Everything else is counted in `skips`.
+    """
+    last, found = "", None  # the folder of the last member, as those of one folder lie together
+    for name, size, offset in members:
+        folder, _, leaf = name.rpartition("/")
+        if folder != last:
+            last, found = folder, skipped_folder(name)
+        if found:
+            skips.add_folder(found[1], found[0])
+        elif kind := why_skip_file(leaf):
+            skips.add(kind, name)
+        elif folder or loose:
+            yield Row(folder.partition("/")[0], name, size, offset)
+        else:
+            skips.add(OUTSIDE, name)
 
 
 class StoredRow(Protocol):
@@ -117,8 +145,9 @@ class RangeReader(Reader):
     def open(self, row: StoredRow) -> bytes:
         file = self._opened()
         check_unchanged(file.descriptor, self.path, self.stamp)
-        data = os.pread(file.descriptor, row.size, row.offset)
-        if len(data) < row.size:
+        size = row.size
+        data = os.pread(file.descriptor, size, row.offset)
+        if len(data) < size:
             raise OSError(errno.EIO, f"{self.path} was cut short since it was indexed")
         return data
 

@@ -7,7 +7,6 @@ every kind and names the first few.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from facemetric.errors import plural
@@ -55,6 +54,7 @@ SYSTEM_ENDINGS = (
     ".aplibrary",  # Apple Aperture
 )
 THUMBNAILS = ("synofile_thumb_", "synophoto_thumb_")  # files of Synology, copied out of their folder
+NO_PHOTOGRAPHS = (".", *THUMBNAILS)  # macOS leaves `._1.jpg` beside `1.jpg`
 
 
 class Kind(NamedTuple):
@@ -127,45 +127,17 @@ def why_skip_folder(name: str) -> Kind | None:
 def why_skip_file(leaf: str) -> Kind | None:
     """Why a file of this name is skipped, or None for an image."""
     lower = leaf.lower()
-    if lower.endswith(IMAGE_ENDINGS) and not leaf.startswith("."):  # macOS leaves `._1.jpg` beside `1.jpg`
-        return THUMBNAIL if lower.startswith(THUMBNAILS) else None
-    return UNREAD if lower.endswith(UNREAD_ENDINGS) and not leaf.startswith(".") else NO_IMAGE
+    if lower.startswith(NO_PHOTOGRAPHS):
+        return THUMBNAIL if lower[0] == "s" and lower.endswith(IMAGE_ENDINGS) else NO_IMAGE
+    if lower.endswith(IMAGE_ENDINGS):
+        return None
+    return UNREAD if lower.endswith(UNREAD_ENDINGS) else NO_IMAGE
 
 
 def skipped_folder(path: str) -> tuple[str, Kind] | None:
     """The path of a file up to the first folder that is skipped, and why; None where there is none."""
-    *folders, _ = path.split("/")
-    for depth, folder in enumerate(folders, 1):
+    folders = path.split("/")[:-1]
+    for folder in folders:
         if kind := why_skip_folder(folder):
-            return "/".join(folders[:depth]), kind
+            return "/".join(folders[: folders.index(folder) + 1]), kind
     return None
-
-
-class Member(NamedTuple):
-    """A file of an archive; `offset` is a number of its reader's own."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def images_of(members: Iterable[Member], skips: Skips, *, loose: bool) -> Iterator[tuple[str, Member]]:
-    """(identity, member) of an archive's images, the first folder of the name being the identity.
-
-    With `loose`, images outside a folder too, of identity ""; everything else is counted in `skips`.
-    """
-    checked: dict[
-        str, tuple[str, Kind] | None
-    ] = {}  # of the folder seen last, as members of one lie together
-    for member in members:
-        folder, slash, leaf = member.name.rpartition("/")
-        if folder not in checked:
-            checked = {folder: skipped_folder(folder + "/")}
-        if found := checked[folder]:
-            skips.add_folder(found[1], found[0])
-        elif kind := why_skip_file(leaf):
-            skips.add(kind, member.name)
-        elif slash or loose:
-            yield folder.partition("/")[0] if slash else "", member
-        else:
-            skips.add(OUTSIDE, member.name)

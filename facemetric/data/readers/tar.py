@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from facemetric.data.readers.reader import RangeReader, Row
-from facemetric.data.readers.skips import Member, Skips, images_of
+from facemetric.data.readers.reader import Member, RangeReader, Row, images_of
+from facemetric.data.readers.skips import Skips
 from facemetric.errors import DataError, plural
 
 BLOCK = 512
@@ -39,8 +39,7 @@ class TarReader(RangeReader):
     may_be_shard = True
 
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
-        for identity, member in images_of(walk_tar(self.path), skips, loose=loose):
-            yield Row(identity, member.name, member.size, member.offset)
+        return images_of(walk_tar(self.path), skips, loose=loose)
 
 
 def walk_tar(path: str) -> Iterator[Member]:
@@ -101,7 +100,7 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
             if fault := _fault(name, kind):
                 refused.append(f"{name} ({fault})")
             elif kind not in FOLDER and not name.endswith("/"):
-                yield Member(_tidy(name), data, size)
+                yield Member(_tidy(name), size, data)
         at = data + (size + BLOCK - 1) // BLOCK * BLOCK
     if refused:
         shown = ", ".join(refused[:5]) + (", ..." if len(refused) > 5 else "")

@@ -35,8 +35,8 @@ from facemetric.data.images import Preprocess
 from facemetric.data.index import parse_source, read_index
 from facemetric.data.loader import load_batches
 from facemetric.data.readers import READERS
-from facemetric.data.readers.reader import Reader, Row, StoredRow
-from facemetric.data.readers.skips import Member, Skips, images_of
+from facemetric.data.readers.reader import Member, Reader, Row, StoredRow, images_of
+from facemetric.data.readers.skips import Skips
 from facemetric.data.readers.sources import is_loose
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
@@ -175,9 +175,8 @@ class ZipReader(Reader):
 
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
         with zipfile.ZipFile(self.path) as file:
-            members = [Member(info.filename, 0, info.file_size) for info in file.infolist()]
-        for identity, found in images_of(members, skips, loose=loose):
-            yield Row(identity, found.name, found.size)
+            members = [Member(info.filename, info.file_size) for info in file.infolist()]
+        return images_of(members, skips, loose=loose)
 
     def open(self, row: StoredRow) -> bytes:
         with zipfile.ZipFile(self.path) as file:
