@@ -265,9 +265,9 @@ def test_layouts_that_cannot_be_trained_on(command: Callable[..., Ran], people: 
     assert "holds no image of an identity; needed is identity/image.jpg" in fault(tmp_path / "empty")
     one = sorted(people.iterdir())[0]
     shutil.copytree(one, tmp_path / "one" / one.name)
-    assert "1 identities with images" in fault(tmp_path / "one")
+    assert "1 identity with images" in fault(tmp_path / "one")
     shutil.copytree(one, people / one.name.swapcase())
-    assert "1 identities differ in letter case alone" in fault(people)
+    assert "1 pair of identities that differ in letter case alone" in fault(people)
     (tmp_path / "a.txt").write_text("x")
     assert "unknown kind of data" in fault(tmp_path / "a.txt")
     (tmp_path / "columns.csv").write_text("file,person\na.jpg,b\n")
