@@ -102,7 +102,6 @@ def test_only_stages_and_commands_know_the_options() -> None:
         "training/tasks/on_images.py",
         "training/optim.py",
         "training/split.py",
-        "training/dry.py",
         "commands/calibrate.py",
         "commands/cluster.py",
         "commands/embedding.py",
