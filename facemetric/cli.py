@@ -22,6 +22,7 @@ from facemetric.config import (
     ClusterConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
@@ -122,6 +123,14 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     from facemetric.commands.cluster import run_cluster
 
     run_cluster(config)
+
+
+@app.command
+def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
+    """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
+    from facemetric.commands.export import export_text, run_export
+
+    print(export_text(run_export(config)))
 
 
 @app.command

@@ -16,10 +16,10 @@ from facemetric.errors import DataError, did_you_mean
 class Table:
     """The header of a csv, and its rows as they are asked for.
 
-    Cells are parted by `,`, or by `;` where the first line has more of these; spaces around them do not count, nor do
-    rows without a value; cells that a row lacks at its end are empty. `columns` has the place of each name in the
-    header, in lower case; a column without a name is passed over. `needed` says in messages what the header should
-    be. DataError, with the line, for what is no csv.
+    Cells are parted by `,`, or by `;` or tabs where the first line has more of these; spaces around them do not
+    count, nor do rows without a value; cells that a row lacks at its end are empty. `columns` has the place of each
+    name in the header, in lower case; a column without a name is skipped. `needed` says in messages what the header
+    should be. DataError, with the line, for what is no csv.
     """
 
     def __init__(self, path: str | Path, lines: Iterable[str], needed: str) -> None:
@@ -31,9 +31,7 @@ class Table:
                 first = line
                 break
             self._above += 1
-        self._reader = csv.reader(
-            chain([first], lines), delimiter=";" if first.count(";") > first.count(",") else ","
-        )
+        self._reader = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count))
         self.header = next(self._cells(), [])
         named = [name.lower() for name in self.header if name]
         if len(set(named)) < len(named):
