@@ -65,10 +65,10 @@ def test_which_batches_are_small(rows, budget_mib, small):
 
     emb = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(rows) // 2
-    kernel = Kernel(_HARD.tiled, nothing)
+    kernel = Kernel(_HARD.in_tiles, nothing)
     found = mine(emb, labels, kernel, 0.2, "squared", None, budget_mib)
     assert asked == ([rows] if small else [])
-    assert found.loss == mine(emb, labels, Kernel(_HARD.tiled), 0.2, "squared", None, budget_mib).loss
+    assert found.loss == mine(emb, labels, Kernel(_HARD.in_tiles), 0.2, "squared", None, budget_mib).loss
     mine(emb, labels, kernel, 0.2, "squared", slice(0, rows), None)
     assert asked == ([rows] if small else [])  # anchors that are named are mined in tiles
 
@@ -76,7 +76,7 @@ def test_which_batches_are_small(rows, budget_mib, small):
 def test_masks_serve_where_every_row_has_a_triplet(monkeypatch):
     """The sum of what every row pays is finite only then."""
     emb = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rule = type("Rule", (), {"root": False, "pay": None})()
+    rule = type("Rule", (), {"root": False, "margin": 0.2, "loss_and_slope": None})()
     for labels in ([0] * 12, list(range(12)), [0] * 11 + [1]):
         assert small_hard(emb, torch.tensor(labels), rule) is None
 
