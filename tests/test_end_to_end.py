@@ -155,7 +155,9 @@ def test_the_log_has_what_stage_two_is_watched_by(story: Path) -> None:
     lines = [json.loads(line) for line in (story / "finetune" / "log.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["event"] == "train"]
     losses = [line["loss"] for line in train]
-    assert sum(losses[-3:]) < sum(losses[:3])  # a line is the mean of an epoch's few steps, and goes up and down
+    assert sum(losses[-3:]) < sum(
+        losses[:3]
+    )  # a line is the mean of an epoch's few steps, and goes up and down
     assert train[-1]["mean_d_ap"] < train[-1]["mean_d_an"]
     assert 0 <= train[-1]["fraction_positive"] <= 1
 

@@ -91,6 +91,8 @@ class StageConfig:
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     validate_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
+    max_steps: int = 0
+    """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: bool = False
     """Go on from the checkpoint in `out`."""
 
@@ -207,6 +209,8 @@ class DemoConfig:
     """Seed of the faces and of the training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with a demo that was stopped."""
 
 
 def check_stage(config: StageConfig) -> None:
@@ -232,7 +236,7 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
     least = dict.fromkeys((*none, "momentum", "checkpoint_minutes", "seed"), 0)
-    least |= dict.fromkeys(("image_size", "start_size", "max_per_identity"), 0)
+    least |= dict.fromkeys(("image_size", "start_size", "max_per_identity", "max_steps"), 0)
     least |= dict.fromkeys(("epochs", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
     check_least(config, least | {"workers": -1})

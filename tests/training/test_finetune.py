@@ -143,7 +143,9 @@ def test_the_gain_is_said_with_its_interval(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scores = iter([0.1, 0.2, 0.3, 0.4])  # each validation is better than the one before: the last epoch is kept
+    scores = iter(
+        [0.1, 0.2, 0.3, 0.4]
+    )  # each validation is better than the one before: the last epoch is kept
     monkeypatch.setattr(
         stage_two, "open_set_figures", lambda *args: open_set_figures(*args) | {SCORE: next(scores)}
     )
