@@ -48,11 +48,11 @@ def plural(n: int, one: str, several: str = "") -> str:
 
 def first_few(names: Iterable[object], n: int = 3) -> str:
     """The first `n` of some names for a message: "a, b, c and 4 more"; "none" where there are none."""
-    names = [str(name) for name in names]
-    if not names:
+    texts = [str(name) for name in names]
+    if not texts:
         return "none"
-    more = len(names) - n
-    return ", ".join(names[:n]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(texts) - n
+    return ", ".join(texts[:n]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
