@@ -193,6 +193,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open picture as `decode` gives it: turned upright as EXIF says, in RGB. Raises BadImage as `decode` does."""
+    try:
+        image.load()
+        return _rgb(_upright(image))
+    except BadImage:
+        raise
+    except Exception as error:  # as in decode
+        raise BadImage(_reason(error)) from None
+
+
 def normalise(images_BHWC: torch.Tensor, pre: Preprocess, device: torch.device | str) -> torch.Tensor:
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) on the device, (x / 255 - mean) / std, in channels_last
     memory.
