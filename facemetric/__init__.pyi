@@ -52,6 +52,7 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
+
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -74,6 +75,7 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
+
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -91,11 +93,12 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal["components", "dbscan", "agglomerative"] = ...,
+    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
+
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -120,6 +123,7 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
+
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -128,7 +132,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal["identities", "images"] = ...,
+    val_by: Literal['identities', 'images'] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -142,7 +146,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
+    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -157,18 +161,18 @@ def finetune(
     workers: int = ...,
     checkpoint_minutes: float = ...,
     validate_every: int = ...,
+    max_steps: int = ...,
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal["backbone", "batchnorm", "none"]
-    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
+    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
+    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal["squared", "euclidean", "cosine"] = ...,
+    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -178,6 +182,7 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
+
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -186,7 +191,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal["identities", "images"] = ...,
+    val_by: Literal['identities', 'images'] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -200,7 +205,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
+    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -215,6 +220,7 @@ def pretrain(
     workers: int = ...,
     checkpoint_minutes: float = ...,
     validate_every: int = ...,
+    max_steps: int = ...,
     resume: bool = ...,
     out: str | Path = ...,
     arch: str = ...,
@@ -223,7 +229,7 @@ def pretrain(
     pretrained: bool = ...,
     start_size: int = ...,
     embedding_size: int = ...,
-    head: Literal["softmax", "arcface", "cosface"] = ...,
+    head: Literal['softmax', 'arcface', 'cosface'] = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
@@ -235,6 +241,7 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -246,6 +253,7 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
+
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -258,6 +266,7 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
+
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload
