@@ -485,24 +485,6 @@ def test_distance_weighted_draws_by_inverse_density():
     assert first.loss == second.loss
 
 
-def test_module_counts_its_draws_and_keeps_the_record():
-    emb, labels = batch(40, 8, seed=9)
-    loss = TripletLoss("distance-weighted", seed=5)
-    first, second = loss(emb, labels), loss(emb, labels)
-    assert first == distance_weighted(emb, labels, seed=5).loss
-    assert second == distance_weighted(emb, labels, seed=6).loss
-    other = TripletLoss("distance-weighted", seed=5)
-    other.load_state_dict(loss.state_dict())
-    assert other(emb, labels) == distance_weighted(emb, labels, seed=7).loss
-    module = TripletLoss("hard", margin="soft", distance="cosine")
-    assert repr(module) == "TripletLoss(hard, margin=soft, distance=cosine)"
-    value = module(emb.requires_grad_(), labels)
-    value.backward()
-    assert module.mined is not None
-    assert not module.mined.loss.requires_grad
-    assert value == batch_hard(emb, labels, margin="soft", distance="cosine").loss
-
-
 def test_loss_scales_with_the_incoming_gradient():
     emb, labels = batch(14, 4, seed=10)
     _, grad = run("all", emb, labels)
