@@ -15,8 +15,8 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.kernels.common import FAR_AWAY, Operands, Rule, TripletSums, on_a_grid, operands
-from facemetric.mining.kernels.every_triplet import Select, active_triplets, anchor_sums
 from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
+from facemetric.mining.kernels.weighed import Select, active_triplets, anchor_sums
 from facemetric.mining.order import Order, order_against, order_whole
 from facemetric.mining.record import Details, Mined, reciprocal
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype, row_distance

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums
-from facemetric.mining.kernels.every_triplet import Select, batch_all_sums, weighted_sums
+from facemetric.mining.kernels.every_triplet import batch_all_sums
 from facemetric.mining.kernels.one_negative import (
     Pick,
     pick_by_distance,
@@ -35,6 +35,7 @@ from facemetric.mining.kernels.one_negative import (
     sparse_sums,
 )
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
+from facemetric.mining.kernels.weighed import Select, weighted_sums
 from facemetric.mining.mine import Anchors, Kernel, Margin, mine
 from facemetric.mining.order import Order
 from facemetric.mining.record import Mined

@@ -17,7 +17,7 @@ from facemetric.mining import (
     distance_weighted,
     semihard,
 )
-from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import ladder, weighed
 from facemetric.mining.kernels import small_batch as small
 from facemetric.mining.tiles import MIB
 
@@ -40,7 +40,7 @@ TILES = {"budget_mib": 8 * 200 / MIB}
 WAYS = {
     "all": ("all", {}, {}),
     "all in tiles": ("all", TILES, {}),
-    "all, bounds searched": ("all", TILES, {(dense, "MANY_POSITIVES"): 2}),
+    "all, bounds searched": ("all", TILES, {(ladder, "MANY_POSITIVES"): 2}),
     "all, soft": ("all", {"margin": "soft"}, {}),
     "semihard": ("semihard", {}, {}),
     "semihard in tiles": ("semihard", TILES, {}),
@@ -172,7 +172,7 @@ def test_a_batch_without_triplets_has_none():
 
 
 def test_too_many_triplets_to_list_are_refused(monkeypatch):
-    monkeypatch.setattr(dense, "MOST_TRIPLETS", 100)
+    monkeypatch.setattr(weighed, "MOST_TRIPLETS", 100)
     emb, labels = batch()
     with pytest.raises(
         ConfigError, match=r"^more than 100 triplets count, too many to list: mine fewer anchors"
