@@ -22,6 +22,7 @@ from facemetric.config import (
     ClusterConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
@@ -32,6 +33,7 @@ from facemetric.config import (
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, FacemetricError
+from facemetric.machine import show_progress
 
 app = App(
     name="facemetric",
@@ -124,6 +126,14 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
 
 
 @app.command
+def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
+    """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
+    from facemetric.commands.export import export_text, run_export
+
+    print(export_text(run_export(config)))
+
+
+@app.command
 def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
     """Draw faces, pretrain, finetune and eval on people never seen: the whole story in a minute and a half."""
     from facemetric.commands.demo import run_demo
@@ -153,6 +163,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, of_a_thread
+    shown_before = show_progress(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None
     try:
@@ -173,6 +184,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         fail("interrupted; a training goes on from its last checkpoint with --resume")
     finally:
         threading.excepthook = before
+        show_progress(shown_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 

@@ -39,6 +39,22 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def plural(n: int, one: str, several: str = "") -> str:
+    """A number and its noun: `plural(1, "identity", "identities")` is "1 identity", `plural(2000, "pair")` 2,000 pairs.
+
+    `several` is the noun's plural, by default `one` and an s."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
+def first_few(names: Iterable[object], n: int = 3) -> str:
+    """The first `n` of some names for a message: "a, b, c and 4 more"; "none" where there are none."""
+    names = [str(name) for name in names]
+    if not names:
+        return "none"
+    more = len(names) - n
+    return ", ".join(names[:n]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error message for a misspelt name: `": did you mean 'semihard'?"`, or the choices."""
     choices = list(choices)
@@ -47,12 +63,3 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f": did you mean {close[0]!r}?"
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f": choose from {shown}"
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """A count with its noun: `1 identity`, `2 identities`, `0 images`; `many` where the plural is another."""
-    if count == 1:
-        return f"{count} {one}"
-    if not many:
-        many = one[:-1] + "ies" if one.endswith("y") and one[-2] not in "aeiou" else one + "s"
-    return f"{count} {many}"

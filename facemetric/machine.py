@@ -1,4 +1,6 @@
-"""What of the machine is used: the device that computes, the processes that read."""
+"""What of the machine is used: the device that computes, the processes that read, the terminal that is written to.
+
+torch and tqdm are imported by the functions that need them: `facemetric --help` and a mistyped option need neither."""
 
 from __future__ import annotations
 
@@ -6,15 +8,66 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from facemetric.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    import torch
+
 MIB = 2**20
+
+_progress_shown = False
+
+
+def show_progress(on: bool = True) -> bool:
+    """Switch what commands write on the terminal while they work, lines and progress bars, on or off.
+
+    Off when facemetric is imported, so that scripts and notebooks stay quiet; the command line turns it on.
+    Returns what it was before, to restore it."""
+    global _progress_shown
+    before, _progress_shown = _progress_shown, on
+    return before
+
+
+def progress_shown() -> bool:
+    """Whether progress is to be shown (`show_progress`)."""
+    return _progress_shown
+
+
+def say(*lines: str) -> None:
+    """Print lines on stdout where progress is shown, above a bar that is being drawn; nothing otherwise."""
+    if not _progress_shown or not lines:
+        return
+    text = "\n".join(lines)
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text)
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+def progress_bar(
+    items: Iterable[Any] | None = None,
+    *,
+    total: float | None = None,
+    desc: str = "",
+    unit: str = "it",
+    delay: float = 2.0,
+) -> Any:
+    """A tqdm bar over `items` (or of `total`, moved by `update`) that is gone when it ends.
+
+    Silent where progress is not shown, or stderr is no terminal. `delay`: seconds until it appears."""
+    from tqdm import tqdm
+
+    quiet = None if _progress_shown else True  # None: tqdm looks whether stderr is a terminal
+    return tqdm(items, total=total, desc=desc, unit=unit, delay=delay, leave=False, disable=quiet)
 
 
 @dataclass
@@ -28,6 +81,8 @@ class Measured:
 @contextlib.contextmanager
 def measuring(found: Measured) -> Iterator[None]:
     """Fill `found` with what the body takes, when it ends, even by an error."""
+    import torch
+
     start, cuda = time.monotonic(), torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -79,6 +134,8 @@ def give_back_freed_memory() -> None:
 
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one. Raises ConfigError where it is not there."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -105,6 +162,8 @@ def pick_workers(workers: int) -> int:
     adds 10 % to a step of lcnet_050, a worker 0 to 5 % and a process more (tools/bench_loader.py --wall)."""
     if workers >= 0:
         return workers
+    import torch
+
     cores = os.cpu_count() or 1
     if cores <= 2 and not torch.cuda.is_available():
         return 0

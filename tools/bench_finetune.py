@@ -34,7 +34,7 @@ from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
-from facemetric.mining.triplets import semihard
+from facemetric.mining.miners import semihard
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training.finetune import finetune

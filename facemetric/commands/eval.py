@@ -25,9 +25,9 @@ from facemetric.config import (
     config_command,
     config_dict,
     config_toml,
-    make_config,
     require,
 )
+from facemetric.config.calls import takes_options
 from facemetric.data.pairs import read_pairs
 from facemetric.files import write_whole
 from facemetric.model.weights_folder import file_hash, find_weights, provenance, read_config
@@ -87,12 +87,13 @@ def weights_facts(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]
     ]
 
 
-def evaluate(*positional: Any, **options: Any) -> Evaluation:
+@takes_options(EvalConfig)
+def evaluate(config: EvalConfig) -> Evaluation:
     """Score weights on pairs and on nearest neighbours; the options are those of EvalConfig.
 
     `evaluate("runs/finetune", pairs="pairs.csv")` is `facemetric eval --weights runs/finetune --pairs pairs.csv`.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_evaluate(make_config(EvalConfig, *positional, **options))
+    return run_evaluate(config)
 
 
 def run_evaluate(config: EvalConfig) -> Evaluation:

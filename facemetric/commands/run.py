@@ -25,10 +25,10 @@ from facemetric.config import (
     config_dict,
     differences,
     folder_of,
-    make_config,
     plan,
     require,
 )
+from facemetric.config.calls import takes_options
 from facemetric.data.readers.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_whole
@@ -47,13 +47,14 @@ RECORD, TABLE = "run.json", "table.csv"
 FREE = ("workers", "device", "checkpoint_minutes")
 
 
-def run(*positional: Any, **options: Any) -> pd.DataFrame:
+@takes_options(RunConfig)
+def run(config: RunConfig) -> pd.DataFrame:
     """Run a recipe; the options are those of RunConfig. Returns the table, a row for each training of each setting.
 
     `run("configs/mnist.toml", set=["finetune.margin=0.5,1"])` is
     `facemetric run configs/mnist.toml --set finetune.margin=0.5,1`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_recipe(make_config(RunConfig, *positional, **options))
+    return run_recipe(config)
 
 
 def run_recipe(config: RunConfig) -> pd.DataFrame:

@@ -29,11 +29,17 @@ def read_toml(file: Path, *, named: str = "", remedy: str = "") -> dict[str, Any
 
 
 def make_config(kind: type[C], *positional: object, **options: object) -> C:
-    """A config from Python arguments; text becomes a Path or a tuple where the field is one.
+    """A config from a config, or from its options; text becomes a Path or a tuple where the field is one.
 
     Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
-    known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
-    require(len(positional) <= 1, f"only {known[0]} goes without its name; several of them go in one list")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if positional and isinstance(positional[0], kind):
+        given = f"options go into the {kind.__name__}, or it is left out: dataclasses.replace changes one"
+        require(len(positional) == 1 and not options, given)
+        options, positional = {name: getattr(positional[0], name) for name in known}, ()
+    by_position = [field.name for field in fields(kind) if not field.kw_only]  # type: ignore[arg-type]
+    unnamed = f"only {' and '.join(by_position)} go without a name; several of one go in one list"
+    require(len(positional) <= len(by_position), unnamed)
     values: dict[str, Any] = dict(zip(known, positional, strict=False))
     for name, value in options.items():
         if name not in known:

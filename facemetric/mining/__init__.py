@@ -1,10 +1,10 @@
 """Exact online triplet mining in tiles: no B x B x B tensor, memory as B, time as B^2."""
 
-from facemetric.mining.engine import Mined
+from facemetric.mining.losses import TripletLoss
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.triplets import (
+from facemetric.mining.mine import Mined
+from facemetric.mining.miners import (
     MINERS,
-    TripletLoss,
     batch_all,
     batch_hard,
     batch_select,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.mining.engine import Mined
-from facemetric.mining.triplets import resolve_miner
+from facemetric.mining.mine import Mined
+from facemetric.mining.miners import resolve_miner
 
 
 class CrossBatchMemory(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import facemetric
 from facemetric.errors import WeightsError, did_you_mean
-from facemetric.files import sync, write_whole
+from facemetric.files import sync, write_text_whole
 
 
 def provenance(
@@ -129,7 +129,7 @@ def amend_config(folder: Path, **entries: Any) -> Path:
     config = read_config(folder)
     config["facemetric"] |= entries
     text = json.dumps(config, indent=2) + "\n"
-    return write_whole(folder / CONFIG, lambda path: path.write_text(text), durable=True)
+    return write_text_whole(folder / CONFIG, text, durable=True)
 
 
 def file_hash(path: Path) -> str:

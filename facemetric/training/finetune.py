@@ -7,11 +7,11 @@ otherwise images are embedded in every step (on_images.py).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from facemetric.config import FinetuneConfig, config_toml, make_config
+from facemetric.config import FinetuneConfig, config_toml
+from facemetric.config.calls import takes_options
 from facemetric.data.lists import check_identities, with_at_least
 from facemetric.files import write_whole
 from facemetric.machine import pick_device
@@ -30,13 +30,14 @@ from facemetric.training.validation import sum_up
 SINGLES = "identities_with_one_image.txt"
 
 
-def finetune(*positional: Any, **options: Any) -> Trained:
+@takes_options(FinetuneConfig)
+def finetune(config: FinetuneConfig) -> Trained:
     """Fine-tune weights with triplets; the options are those of FinetuneConfig.
 
     `finetune("faces", weights="runs/pretrain", freeze="backbone")` is
     `facemetric finetune faces --weights runs/pretrain --freeze backbone`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_finetune(make_config(FinetuneConfig, *positional, **options))
+    return run_finetune(config)
 
 
 def run_finetune(config: FinetuneConfig) -> Trained:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from facemetric.config import PretrainConfig, config_toml, make_config
+from facemetric.config import PretrainConfig, config_toml
+from facemetric.config.calls import takes_options
 from facemetric.machine import pick_device
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -20,12 +20,13 @@ from facemetric.training.tasks.classification import Classification
 from facemetric.training.validation import sum_up
 
 
-def pretrain(*positional: Any, **options: Any) -> Trained:
+@takes_options(PretrainConfig)
+def pretrain(config: PretrainConfig) -> Trained:
     """Train a backbone on DATA with cross-entropy; the options are those of PretrainConfig.
 
     `pretrain("faces", arch="lcnet_050", epochs=20)` is `facemetric pretrain faces --arch lcnet_050 --epochs 20`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_pretrain(make_config(PretrainConfig, *positional, **options))
+    return run_pretrain(config)
 
 
 def run_pretrain(config: PretrainConfig) -> Trained:

@@ -14,7 +14,7 @@ from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check
 from facemetric.data.images import Preprocess
 from facemetric.data.transforms import Augment, train_transform
 from facemetric.errors import ConfigError
-from facemetric.mining.triplets import resolve_miner
+from facemetric.mining.miners import resolve_miner
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import provenance

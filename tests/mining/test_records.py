@@ -10,11 +10,11 @@ from facemetric.mining import (
     CrossBatchMemory,
     TripletLoss,
     batch_select,
-    dense,
     distance_weighted,
     semihard,
-    small,
 )
+from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import small_batch as small
 from facemetric.mining.tiles import MIB
 
 

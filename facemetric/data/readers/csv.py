@@ -20,10 +20,10 @@ Listed = tuple[str, str | None, Mapping[str, str]]  # path, identity, groups
 class Table:
     """The header of a csv, and its rows as they are asked for.
 
-    Cells are parted by `,`, or by `;` where the first line has more of these; spaces around them do not count, nor do
-    rows without a value; cells that a row lacks at its end are empty. `columns` has the place of each name in the
-    header, in lower case; a column without a name is skipped. `needed` says in messages what the header should
-    be. DataError, with the line, for what is no csv.
+    Cells are parted by `,`, or by `;` or tabs where the first line has more of these; spaces around them do not
+    count, nor do rows without a value; cells that a row lacks at its end are empty. `columns` has the place of each
+    name in the header, in lower case; a column without a name is skipped. `needed` says in messages what the header
+    should be. DataError, with the line, for what is no csv.
     """
 
     def __init__(self, path: str | Path, lines: Iterable[str], needed: str) -> None:
@@ -35,9 +35,7 @@ class Table:
                 first = line
                 break
             self._above += 1
-        self._reader = csv.reader(
-            chain([first], lines), delimiter=";" if first.count(";") > first.count(",") else ","
-        )
+        self._reader = csv.reader(chain([first], lines), delimiter=max(",;\t", key=first.count))
         self.header = next(self._cells(), [])
         named = [name.lower() for name in self.header if name]
         if len(set(named)) < len(named):

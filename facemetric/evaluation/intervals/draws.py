@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
-from facemetric.evaluation.verification import fold_accuracy
+from facemetric.evaluation.verification import below_each, fold_accuracy
 
 PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
@@ -29,6 +29,16 @@ class FoldDraws:
         fold_P = np.asarray(fold)[self.order]
         self.folds = [fold_P == name for name in np.unique(fold_P)]
         self.ends = np.append(np.flatnonzero(np.diff(score_P[self.order])), len(score_P) - 1)
+        self.reached = [self._reached(score_P[self.order].astype(np.float64), ~test) for test in self.folds]
+
+    def _reached(self, score_P: Floats, others: npt.NDArray[np.bool_]) -> Ints:
+        """For each different score (T,), falling, the last one that is accepted where the other folds' lowest
+        accepted score is this one."""
+        value_T = score_P[self.ends]
+        seen = np.isin(value_T, score_P[others])
+        last_T = np.arange(len(value_T))
+        last_T[seen] = np.searchsorted(-value_T, -below_each(value_T[seen]), side="right") - 1
+        return last_T
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The accuracy (B, 1) of each draw of weights; both kinds keep their share, as a protocol does."""
@@ -43,11 +53,12 @@ class FoldDraws:
         won_BT = self._won(gain_BP)
         draw_B = np.arange(len(weight_BP))
         accuracy_B = np.zeros(len(weight_BP))
-        for test in self.folds:
+        for test, reached_T in zip(self.folds, self.reached, strict=True):
             others_BT = self._won(gain_BP * ~test)
             cut_B = others_BT.argmax(1)
-            none_B = others_BT[draw_B, cut_B] < 0  # accepting nothing wins more
-            right_B = np.where(none_B, 0, won_BT[draw_B, cut_B] - others_BT[draw_B, cut_B])
+            none_B = others_BT[draw_B, cut_B] <= 0  # accepting nothing wins more
+            last_B = reached_T[cut_B]
+            right_B = np.where(none_B, 0, won_BT[draw_B, last_B] - others_BT[draw_B, last_B])
             right_B += weight_BP[:, test & ~self.same].sum(1)
             accuracy_B += right_B / weight_BP[:, test].sum(1)
         return accuracy_B[:, None] / len(self.folds)

@@ -20,7 +20,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.triplets import SEEDED_MINERS, resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels.common import Operands, Rule, Sums, add_rows
 from facemetric.mining.order import Order
-from facemetric.mining.terms import Operands, Rule, Sums, add_rows
 from facemetric.mining.tiles import budget_bytes, product_tiles, row_distance
 
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.

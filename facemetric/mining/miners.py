@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
-from facemetric.mining.dense import Select, batch_all_sums, weighted_sums
-from facemetric.mining.engine import Anchors, Kernel, Margin, Mined, make_rule, mine
+from facemetric.mining.kernels.common import Operands, Rule, Sums
+from facemetric.mining.kernels.every_triplet import Select, batch_all_sums, weighted_sums
+from facemetric.mining.kernels.one_negative import (
+    Pick,
+    pick_by_distance,
+    pick_nearest,
+    pick_semihard,
+    sparse_sums,
+)
+from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
+from facemetric.mining.mine import Anchors, Kernel, Margin, Mined, mine
 from facemetric.mining.order import Order
-from facemetric.mining.small import small_all, small_hard, small_semihard
-from facemetric.mining.sparse import Pick, pick_by_distance, pick_nearest, pick_semihard, sparse_sums
-from facemetric.mining.terms import Operands, Rule, Sums
 
 
 def _sparse(ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool) -> Sums:
@@ -182,50 +187,3 @@ def resolve_miner(name: str) -> Callable[..., Mined]:
             f"miner {name!r}: no function {function_name!r} there{did_you_mean(function_name, known)}"
         )
     return partial(batch_select, select=select)
-
-
-class TripletLoss(nn.Module):
-    """A miner as a module: `loss = TripletLoss("semihard", margin=0.2)(embeddings, labels)`.
-
-    `miner` is a name of MINERS or "package.module:function". `.mined` holds the record of the last call.
-    A miner that draws at random takes seed + the number of calls, which is saved with the module.
-    """
-
-    calls: Tensor
-
-    def __init__(
-        self,
-        miner: str = "semihard",
-        *,
-        margin: Margin = 0.2,
-        distance: str = "squared",
-        budget_mib: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        make_rule(margin, distance)
-        self.seed = seed
-        if miner in SEEDED_MINERS:
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.miner, self.margin, self.distance, self.budget_mib = miner, margin, distance, budget_mib
-        self.mine = resolve_miner(miner)
-        self.mined: Mined | None = None
-
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors = None) -> Tensor:
-        mine = self.mine
-        if self.miner in SEEDED_MINERS:
-            mine = partial(mine, seed=self.seed + int(self.calls))
-            self.calls += 1
-        mined = mine(
-            embeddings_BD,
-            labels_B,
-            margin=self.margin,
-            distance=self.distance,
-            anchors=anchors,
-            budget_mib=self.budget_mib,
-        )
-        self.mined = replace(mined, loss=mined.loss.detach())
-        return mined.loss
-
-    def extra_repr(self) -> str:
-        return f"{self.miner}, margin={self.margin}, distance={self.distance}"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.mining.kernels.common import Operands, Parts, Rule, Sums, operands
+from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
 from facemetric.mining.order import Order, order_against, order_whole
-from facemetric.mining.small import SMALL_MIB, SMALL_ROWS
-from facemetric.mining.terms import Operands, Parts, Rule, Sums, operands
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype
 
 Margin = float | Literal["soft"]

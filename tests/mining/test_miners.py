@@ -17,15 +17,15 @@ from facemetric.mining import (
     batch_all,
     batch_hard,
     batch_select,
-    dense,
     distance_weighted,
-    engine,
     resolve_miner,
     semihard,
-    small,
-    sparse,
 )
-from facemetric.mining.sparse import argmin_columns, argmin_rows
+from facemetric.mining import mine as engine
+from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import one_negative as sparse
+from facemetric.mining.kernels import small_batch as small
+from facemetric.mining.kernels.one_negative import argmin_columns, argmin_rows
 from facemetric.mining.tiles import MIB
 
 DISTANCES = ("squared", "euclidean", "cosine")

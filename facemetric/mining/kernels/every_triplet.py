@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from facemetric.errors import ConfigError
+from facemetric.mining.kernels.common import FAR, Operands, Rule, Sums, add_rows
 from facemetric.mining.order import Order
-from facemetric.mining.terms import FAR, Operands, Rule, Sums, add_rows
 from facemetric.mining.tiles import product_tiles, row_distance
 
 Select = Callable[[Tensor, Tensor], Tensor]

@@ -6,9 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facemetric.mining.engine import Kernel, mine
-from facemetric.mining.small import SMALL_MIB, SMALL_NUMBERS, SMALL_ROWS, find_positives, small_hard
-from facemetric.mining.triplets import _HARD
+from facemetric.mining.kernels.small_batch import (
+    SMALL_MIB,
+    SMALL_NUMBERS,
+    SMALL_ROWS,
+    find_positives,
+    small_hard,
+)
+from facemetric.mining.mine import Kernel, mine
+from facemetric.mining.miners import _HARD
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from facemetric.mining import batch_hard
+from facemetric.mining.kernels.common import Rule, operands
+from facemetric.mining.kernels.one_negative import pick_by_distance
 from facemetric.mining.order import order_against
-from facemetric.mining.sparse import pick_by_distance
-from facemetric.mining.terms import Rule, operands
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])

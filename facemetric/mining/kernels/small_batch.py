@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels.common import FAR, Rule, Sums, add_rows
+from facemetric.mining.kernels.one_negative import INTEGER, argmin_rows
 from facemetric.mining.order import sortable
-from facemetric.mining.sparse import INTEGER, argmin_rows
-from facemetric.mining.terms import FAR, Rule, Sums, add_rows
 
 # Above this many rows the sorted and tiled miners are as fast.
 SMALL_ROWS = 512
