@@ -116,6 +116,17 @@ class PretrainConfig(StageConfig):
     """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are, or what
     --weights have."""
 
+    teacher: tuple[str, ...] = ()
+    """Embeddings (.npz) of DATA's images by another model, which the student's then follow; NAME=PATH for NAME=DATA."""
+    unlabelled: tuple[str, ...] = ()
+    """Images that only the teacher speaks of: their folders are nobody's names. NAME=PATH names a source."""
+    teacher_weight: float = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: float = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: float = 1.0
+    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
+
     head: Head = "softmax"
     """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""
     margin: float = 0.2
@@ -232,6 +243,7 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
     least = dict.fromkeys((*none, "momentum", "checkpoint_minutes", "seed"), 0)
+    least |= dict.fromkeys(("teacher_weight", "relation_weight", "label_weight"), 0)
     least |= dict.fromkeys(("image_size", "start_size", "max_per_identity"), 0)
     least |= dict.fromkeys(("epochs", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two

@@ -104,35 +104,50 @@ class Classification:
         self.rows = np.flatnonzero(~held)
         closed = split.train.select(held) if held.any() else None
         self.closed = split.val if config.val_by == "images" else closed
-        head = make_head(
-            config.head,
-            embedder.embedding_size,
-            len(split.train.identities),
-            scale=config.scale,
-            margin=config.margin,
-        )
-        if config.weights and isinstance(head, MarginHead) and not config.resume:
-            rows = split.train.select(~held)
-            mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
-            with torch.no_grad():
-                head.weight.copy_(mean_CD)
-        self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
+        self.model = self.make_model(embedder, held).to(device).to(memory_format=torch.channels_last)
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
             if config.random_erasing
             else None
         )
-        labels = split.train.identity[self.rows]
-        batch_size = min(config.batch_size, len(self.rows))
-        self.sampler = ShuffledBatches(
+        self.sampler = self.make_sampler()
+        self.steps_per_epoch = self.sampler.steps
+
+    def make_model(self, embedder: Embedder, held: np.ndarray) -> nn.Module:
+        """What trains. `held` (N,) are the images that are kept from it."""
+        return Classifier(embedder, self.make_head(embedder, held))
+
+    def make_head(self, embedder: Embedder, held: np.ndarray) -> Head:
+        """A head for the training identities; with a margin and on trained weights it starts from their means."""
+        config, train = self.config, self.split.train
+        head = make_head(
+            config.head,
+            embedder.embedding_size,
+            len(train.identities),
+            scale=config.scale,
+            margin=config.margin,
+        )
+        if config.weights and isinstance(head, MarginHead) and not config.resume:
+            rows = train.select(~held)
+            mean_CD = identity_means(embedder.to(self.device), rows, self.sizes[0], self.workers)
+            with torch.no_grad():
+                head.weight.copy_(mean_CD)
+        return head
+
+    def make_sampler(self) -> ShuffledBatches:
+        """Shuffled batches of the rows that are trained on."""
+        return self.sampler_of(self.split.train.identity[self.rows])
+
+    def sampler_of(self, labels: np.ndarray) -> ShuffledBatches:
+        """Shuffled batches of rows of these identities, at most --max-per-identity of each in an epoch."""
+        return ShuffledBatches(
             labels,
-            batch_size,
-            config.seed,
-            cap=config.max_per_identity,
+            min(self.config.batch_size, len(labels)),
+            self.config.seed,
+            cap=self.config.max_per_identity,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self.steps_per_epoch = self.sampler.steps
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""
