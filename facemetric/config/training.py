@@ -243,7 +243,6 @@ def check_stage(config: StageConfig) -> None:
         require(0 <= value <= 1, f"--{name.replace('_', '-')} is {value}; it is a share, choose 0..1")
     none = ("embedding_size", "microbatch", "memory", "margin", "clip_grad", "warmup_epochs", "weight_decay")
     least = dict.fromkeys((*none, "momentum", "checkpoint_minutes", "seed"), 0)
-    least |= dict.fromkeys(("teacher_weight", "relation_weight", "label_weight"), 0)
     least |= dict.fromkeys(("image_size", "start_size", "max_per_identity"), 0)
     least |= dict.fromkeys(("epochs", "views", "validate_every"), 1)
     least |= dict.fromkeys(("batch_size", "images_per_identity"), 2)  # batch norm and triplets need two
@@ -257,10 +256,28 @@ def check_stage(config: StageConfig) -> None:
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
     )
+    if isinstance(config, PretrainConfig):
+        check_teacher(config)
     if isinstance(config, FinetuneConfig):
         check_freeze(config)
         check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+
+
+def check_teacher(config: PretrainConfig) -> None:
+    """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
+    for name in ("teacher_weight", "relation_weight", "label_weight"):
+        value = getattr(config, name)
+        require(
+            0 <= value < float("inf"),
+            f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
+        )
+    if not config.teacher:
+        require(not config.unlabelled, "--unlabelled needs --teacher, who alone speaks of such images")
+        require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
+        require(config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it")
+    weights = config.teacher_weight + config.relation_weight + config.label_weight
+    require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
 def check_batch(config: FinetuneConfig) -> None:

@@ -37,7 +37,7 @@ def ridge_map(values_NF: Tensor, teacher_NT: Tensor) -> nn.Linear:
     mean_F, mean_T = inputs.mean(0), targets.mean(0)
     centred = inputs - mean_F
     gram = centred.T @ centred
-    penalty = RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    penalty = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
     gram.diagonal().add_(penalty)
     weight_FT = torch.linalg.solve(gram, centred.T @ (targets - mean_T))
     linear = nn.Linear(values_NF.shape[1], teacher_NT.shape[1])
