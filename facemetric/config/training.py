@@ -118,6 +118,17 @@ class PretrainConfig(StageConfig):
     """Size of a linear projection trained with the backbone; 0 takes the backbone's features as they are, or what
     --weights have."""
 
+    teacher: tuple[str, ...] = ()
+    """Embeddings (.npz) of DATA's images by another model, which the student's then follow; NAME=PATH for NAME=DATA."""
+    unlabelled: tuple[str, ...] = ()
+    """Images that only the teacher speaks of: their folders are nobody's names. NAME=PATH names a source."""
+    teacher_weight: float = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: float = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: float = 1.0
+    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
+
     head: Head = "softmax"
     """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""
     margin: float = 0.2
@@ -160,6 +171,9 @@ class FinetuneConfig(StageConfig):
     """Numbers in an embedding; with --projection-init identity the weights decide."""
     projection_init: Init = "identity"
     """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
+    loss: str = "triplet"
+    """triplet (with --miner, --margin and --distance), or your own as package.module:function: it takes unit embeddings
+    (B, D) and labels (B,), and returns a scalar, or a record with .loss and .figures (numbers by name)."""
     miner: str = "semihard"
     """all, semihard, hard, distance-weighted, or your own as package.module:function."""
     margin: float = 0.2
@@ -249,10 +263,32 @@ def check_stage(config: StageConfig) -> None:
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
     )
+    if isinstance(config, PretrainConfig):
+        check_teacher(config)
     if isinstance(config, FinetuneConfig):
+        require(
+            config.loss == "triplet" or config.memory == 0,
+            f"--memory mines triplets against past batches, and --loss is {config.loss}; leave out one of the two",
+        )
         check_freeze(config)
         check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+
+
+def check_teacher(config: PretrainConfig) -> None:
+    """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
+    for name in ("teacher_weight", "relation_weight", "label_weight"):
+        value = getattr(config, name)
+        require(
+            0 <= value < float("inf"),
+            f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
+        )
+    if not config.teacher:
+        require(not config.unlabelled, "--unlabelled needs --teacher, who alone speaks of such images")
+        require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
+        require(config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it")
+    weights = config.teacher_weight + config.relation_weight + config.label_weight
+    require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
 def check_batch(config: FinetuneConfig) -> None:
