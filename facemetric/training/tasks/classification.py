@@ -113,7 +113,7 @@ class Classification:
         self.sampler = self.make_sampler()
         self.steps_per_epoch = self.sampler.steps
 
-    def make_model(self, embedder: Embedder) -> nn.Module:
+    def make_model(self, embedder: Embedder) -> Classifier:
         """What trains."""
         return Classifier(embedder, self.make_head(embedder))
 

@@ -45,7 +45,7 @@ class Distillation(Classification):
         self.teacher = torch.from_numpy(teacher_rows(setup.config.teacher, self.images))
         super().__init__(setup, split, run, device)
 
-    def make_model(self, embedder: Embedder) -> nn.Module:
+    def make_model(self, embedder: Embedder) -> Student:  # type: ignore[override]
         """The embedder, a head where labels count, and the layer to the teacher's embedding. With no size of its own
         asked for, the embedding is the teacher's."""
         config, size = self.config, self.teacher.shape[1]
