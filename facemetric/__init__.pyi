@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
+
+from pandas import DataFrame
+
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
@@ -26,10 +29,8 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
-from pandas import DataFrame
 
 __version__: str
 
@@ -52,7 +53,6 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
-
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -75,7 +75,6 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
-
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -93,12 +92,11 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
+    method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
-
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -123,7 +121,6 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
-
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -132,7 +129,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -146,7 +143,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -164,14 +161,15 @@ def finetune(
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
+    freeze: Literal["backbone", "batchnorm", "none"]
+    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
+    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
+    distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -181,7 +179,6 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -190,7 +187,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -204,7 +201,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -227,7 +224,7 @@ def pretrain(
     pretrained: bool = ...,
     start_size: int = ...,
     embedding_size: int = ...,
-    head: Literal['softmax', 'arcface', 'cosface'] = ...,
+    head: Literal["softmax", "arcface", "cosface"] = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
@@ -239,7 +236,6 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -251,7 +247,6 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
-
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -264,7 +259,6 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
-
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload
