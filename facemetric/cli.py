@@ -25,6 +25,7 @@ from facemetric.config import (
     ClusterConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
@@ -93,11 +94,9 @@ WORD_ORDER = {
 
 def shown_default(value: Any) -> str:
     """A default in --help; what is empty is not shown."""
-    if value in ((), "", None):
-        return ""
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return str(value)
+    if value is None or value in ((), ""):
+        return None  # type: ignore[return-value]
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 app = App(
@@ -110,8 +109,6 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_default=shown_default),
     suppress_keyboard_interrupt=False,  # main says what goes on
 )
-
-
 app.register_install_completion_command(help="Let the shell complete commands and options on Tab.")
 
 
@@ -151,19 +148,19 @@ def check_pictures(config: VerifyConfig) -> None:
 def pretrain(config: Annotated[PretrainConfig, Parameter(name="*")] = PretrainConfig()) -> None:
     """Stage one: train a backbone on DATA with cross-entropy on the identities."""
     check_words(config)
-    from facemetric.training.pretrain import run_pretrain
+    from facemetric.training.pretrain import pretrain as run_stage
 
-    run_pretrain(config)
+    run_stage(config)
 
 
 @app.command
 def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig()) -> None:
     """Stage two: train a projection (or everything) on DATA with online triplets."""
     check_words(config)
-    from facemetric.training.finetune import run_finetune
+    from facemetric.training.finetune import finetune as run_stage
 
     add_cwd_to_path()
-    run_finetune(config)
+    run_stage(config)
 
 
 @app.command(name="eval")
@@ -179,7 +176,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
 def run(config: Annotated[RunConfig, Parameter(name="*")] = RunConfig()) -> None:
     """Run a whole experiment: the stages of a RECIPE (TOML) in sequence, or with --set a table of such runs."""
     check_words(config)
-    from facemetric.commands.run import run_recipe
+    from facemetric.commands.run import run as run_recipe
 
     add_cwd_to_path()
     run_recipe(config)
@@ -233,6 +230,15 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     from facemetric.commands.cluster import run_cluster
 
     run_cluster(config)
+
+
+@app.command
+def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
+    """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
+    check_words(config)
+    from facemetric.commands.export import export_text, run_export
+
+    print(export_text(run_export(config)))
 
 
 @app.command

@@ -110,7 +110,7 @@ def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     if not options.get("data"):
         raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
     split = read_split(make_config(StageConfig, **options))
-    if split.origin["data"] != origin.get("data_fingerprint"):
+    if split.origin.data != origin.get("data_fingerprint"):
         print("the data has changed since the weights were trained on it")
     yield TRAIN, split.train
     if split.val is not None:

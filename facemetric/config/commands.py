@@ -18,6 +18,7 @@ from facemetric.config.fields import (
 )
 
 Method = Literal["components", "dbscan", "agglomerative"]
+Runtime = Literal["onnx", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,26 @@ class RunsConfig:
 
     folder: Path = Path("runs")
     """Folder that holds run folders, at any depth."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Weights as one file for other runtimes."""
+
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    _: KW_ONLY
+    to: Runtime = "onnx"
+    """ONNX for ONNX Runtime and the browser, or OpenVINO."""
+    out: Path = Path("runs/export")
+    """Folder for the file and export.json, which says how near it is to torch."""
+    side: int = 112
+    """Side in pixels of the aligned crops that the file takes."""
+    flip: bool = False
+    """Average each crop's embedding with its mirror image's: better by a little, at twice the cost."""
+    int8: bool = False
+    """Also a file in int8, whose ranges come from images of --data: a third of the size, a little less accurate."""
+    data: tuple[str, ...] = ()
+    """Aligned crops on which the file is compared with torch, as for pretrain; drawn faces where none are named."""
+    pairs: Path | None = None
+    """Pairs of images of --data: the accuracy of torch and of each file is measured on them."""

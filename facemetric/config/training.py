@@ -106,6 +106,8 @@ class StageConfig:
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     validate_every: Annotated[int, VALIDATION, AT_LEAST_1] = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
+    max_steps: Annotated[int, RUN, AT_LEAST_0] = 0
+    """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: Annotated[bool, COMMON] = False
     """Go on from the checkpoint in `out`."""
 
@@ -220,6 +222,8 @@ class DemoConfig:
     """Seed of the faces and of the training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with a demo that was stopped."""
 
 
 def check_stage(config: StageConfig) -> None:
