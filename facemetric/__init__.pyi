@@ -6,12 +6,14 @@ from typing import Literal, overload
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
 from facemetric.config import EvalConfig as EvalConfig
+from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
 from facemetric.config import PretrainConfig as PretrainConfig
 from facemetric.config import RunConfig as RunConfig
@@ -26,12 +28,13 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights as load_embedder
+from facemetric.model.weights import load_weights
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
 from pandas import DataFrame
 
 __version__: str
+load_embedder = load_weights
 
 @overload
 def calibrate(config: CalibrateConfig, /) -> Calibrated: ...
@@ -123,6 +126,21 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
+
+@overload
+def export(config: ExportConfig, /) -> Exported: ...
+@overload
+def export(
+    weights: str | Path = ...,
+    *,
+    to: Literal['onnx', 'openvino'] = ...,
+    out: str | Path = ...,
+    side: int = ...,
+    flip: bool = ...,
+    int8: bool = ...,
+    data: str | Path | Sequence[str | Path] = ...,
+    pairs: str | Path | None = ...,
+) -> Exported: ...
 
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
