@@ -67,8 +67,9 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
 def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
     from facemetric.commands.eval import run_evaluate
+    from facemetric.report.figures import evaluation_text
 
-    run_evaluate(config)
+    print(evaluation_text(run_evaluate(config)))
 
 
 @app.command

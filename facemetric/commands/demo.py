@@ -15,6 +15,7 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError
+from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
@@ -67,6 +68,7 @@ def run_demo(config: DemoConfig) -> Evaluation:
     found = run(
         "eval", evaluate, None, weights=out / "finetune", pairs=pairs, out=out / "eval", device=config.device
     )
+    print(evaluation_text(found))
     print(f"\nall of it took {time.time() - began:.0f} s; it wrote")
     for path in (train, test, pairs, out / "pretrain", out / "finetune", out / "eval"):
         print(f"  {path}")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.commands.eval_inputs import Tables
+from facemetric.commands.eval_inputs import EvalInputs, ListedPairs
 from facemetric.config import EvalConfig
-from facemetric.data.pair_images import resolve
-from facemetric.data.pairs import Ints, Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.identification import (
@@ -29,59 +27,111 @@ from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
-from facemetric.report.record import Comparison
+from facemetric.report.record import (
+    GALLERY,
+    NEIGHBOURS,
+    Comparison,
+    Evaluation,
+    Family,
+    Identified,
+    Retrieved,
+    Sliced,
+    Verified,
+)
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
-ALONE = {"slices": "groups", "gallery": "gallery", "identification": "identification", "svm": "linear SVM"}
+NEED_IMAGES = ("all_pairs", "gallery", "svm")  # options that score the images themselves, beside neighbours
+COMPARED = ("verification", "neighbours")  # families that a second model has too
+IN_WORDS = {"slices": "groups", "svm": "linear SVM"}  # of the other families; else their own name
 
 
-class Listed(NamedTuple):
-    """Listed pairs found in the table: rows, persons and groups of each, (P,). `note` says where persons lack."""
+@dataclass
+class Scored:
+    """Families of figures by name, and notes, as they gather."""
 
-    pairs: Pairs
-    rows_a: Ints
-    rows_b: Ints
-    persons: tuple[Any, Any] | None
-    groups: Mapping[str, npt.NDArray]
+    families: dict[str, Family] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
+    """Everything that is asked for, family by family."""
+    scored = Scored()
+    persons = persons_in(inputs) if inputs.listed is not None else None
+    if persons is not None:
+        score_listed(config, inputs, persons, scored)
+    elif config.all_pairs:
+        score_all_pairs(config, inputs, scored)
+    if config.data or config.embeddings:
+        score_neighbours(config, inputs, scored)
+        score_identities(config, inputs, scored)
+        score_svm(config, inputs, scored)
+    if inputs.second is not None:
+        compare(config, inputs, persons, scored)
+    return Evaluation(
+        config.out, inputs.table, inputs.images, inputs.gallery, scored.families, tuple(scored.notes)
+    )
+
+
+class PairPersons(NamedTuple):
+    """The persons (P,) of the first and the second image of each listed pair; and a note about them."""
+
+    of_a: npt.NDArray
+    of_b: npt.NDArray
     note: str = ""
+    agree: bool = True
+    """Whether the pairs agree about who is who: without that there are no intervals."""
 
 
-def list_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Listed:
-    """The rows of the pairs, whose persons are the table's identities, or else what genuine pairs link."""
-    rows_a, rows_b = resolve(pairs, table, missing_list=config.out / "missing_images.txt")
-    groups = groups_of_pairs(table.groups, rows_a, rows_b) | pairs.groups
-    persons: tuple[Any, Any] = table.identities[rows_a], table.identities[rows_b]
-    note = ""
-    misfit = np.flatnonzero((persons[0] == persons[1]) != pairs.same)
-    if len(misfit):  # folders that are no identities, or a wrong label
-        first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
-        note = f"the identities do not fit {len(misfit):,} of {len(pairs.same):,} pairs (first {first})"
-        persons = persons_of_pairs(rows_a, rows_b, pairs.same)
-        wrong = int(((persons[0] == persons[1]) != pairs.same).sum())
-        if wrong:
-            lost = "no intervals, and nothing by group" if groups else "no intervals"
-            note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
-            return Listed(pairs, rows_a, rows_b, None, groups, note)
-        note += ": for the intervals, people are what genuine pairs link"
-    return Listed(pairs, rows_a, rows_b, persons, groups, note)
+def persons_in(inputs: EvalInputs) -> PairPersons:
+    """The persons of the listed pairs: the table's identities, or else what genuine pairs link."""
+    listed, table = inputs.listed, inputs.table
+    assert listed is not None
+    rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
+    of_a, of_b = table.identities[rows_a], table.identities[rows_b]
+    misfit = np.flatnonzero((of_a == of_b) != same)
+    if not len(misfit):
+        return PairPersons(of_a, of_b)
+    # Folders that are no identities, or a wrong label.
+    first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
+    note = f"the identities do not fit {len(misfit):,} of {len(same):,} pairs (first {first})"
+    linked_a, linked_b = persons_of_pairs(rows_a, rows_b, same)
+    wrong = int(((linked_a == linked_b) != same).sum())
+    if wrong:
+        lost = "no intervals, and nothing by group" if groups_in(inputs) else "no intervals"
+        note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
+        return PairPersons(linked_a, linked_b, note, agree=False)
+    return PairPersons(linked_a, linked_b, f"{note}: for the intervals, people are what genuine pairs link")
 
 
-def score_listed(config: EvalConfig, listed: Listed, table: EmbeddingTable) -> dict[str, Any]:
+def groups_in(inputs: EvalInputs) -> Mapping[str, npt.NDArray]:
+    """The groups of the listed pairs by column: those of the images, and those of the pairs' own file."""
+    listed = inputs.listed
+    assert listed is not None
+    return groups_of_pairs(inputs.table.groups, listed.rows_a, listed.rows_b) | listed.pairs.groups
+
+
+def score_listed(config: EvalConfig, inputs: EvalInputs, persons: PairPersons, scored: Scored) -> None:
     """Verification of listed pairs, its intervals over persons, its slices."""
-    score, verification = verify_listed(config, listed, table)
-    found = {"pairs": str(config.pairs), "verification": verification}
-    found["notes"] = (listed.note,) if listed.note else ()
-    if listed.persons is None:
-        return found
-    arguments = score, listed.pairs.same, listed.persons
+    listed = inputs.listed
+    assert listed is not None
+    groups = groups_in(inputs)
+    score, verification = verify_listed(config, listed, inputs.table)
+    if persons.note:
+        scored.notes.append(persons.note)
+    if not persons.agree:
+        scored.families["verification"] = Verified(str(config.pairs), verification)
+        return
+    arguments = score, listed.pairs.same, (persons.of_a, persons.of_b)
     fold = fold_of(verification)
     bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
-    slices = slice_pairs(*arguments, verification.points, listed.groups, seed=config.seed)
-    return found | {"intervals": bounds.figures, "band": bounds.band, "slices": slices}
+    slices = slice_pairs(*arguments, verification.points, groups, seed=config.seed)
+    scored.families["verification"] = Verified(str(config.pairs), verification, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
 
 
 def verify_listed(
-    config: EvalConfig, listed: Listed, table: EmbeddingTable
+    config: EvalConfig, listed: ListedPairs, table: EmbeddingTable
 ) -> tuple[npt.NDArray[np.float64], Verification]:
     """Scores and figures of the pairs by one model."""
     pairs = listed.pairs
@@ -98,46 +148,45 @@ def fold_of(found: Verification) -> npt.NDArray:
     return found.accuracy.fold
 
 
-def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, its intervals over persons, its slices."""
-    arguments = table.embeddings, table.identities
+    arguments = inputs.table.embeddings, inputs.table.identities
     found = verify_all_pairs(*arguments, fars=config.fars)
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
-    slices = slice_all_pairs(*arguments, found.points, table.groups, seed=config.seed)
-    return {
-        "pairs": "all",
-        "verification": found,
-        "intervals": bounds.figures,
-        "band": bounds.band,
-        "slices": slices,
-    }
+    slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
+    scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
 
 
-def score_neighbours(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
+    table = inputs.table
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        return {"notes": ("no nearest neighbours: at least two identities, one with two images, are needed",)}
+        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        return
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
-    return {"neighbours": found, "neighbour_intervals": retrieval_intervals(found, table, config.seed)}
+    intervals = retrieval_intervals(found, table, config.seed)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
 
 
 def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
+    """Those of some numbers of neighbours that there are images for."""
     return [k for k in ks if k <= most]
 
 
 def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
-    """Intervals of the figures of retrieval: the people who ask are drawn anew, the gallery stays."""
+    """Intervals of the figures of retrieval: the people who ask are resampled, the gallery stays."""
     return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
 
 
-def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
-    table, gallery = tables.table, tables.gallery
-    found: dict[str, Any] = {}
+    table, gallery = inputs.table, inputs.gallery
     probes = table
     if gallery is not None:
         near = gallery_probe(
@@ -148,72 +197,77 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
             knn=up_to(len(gallery), KNN),
             recall=up_to(len(gallery), RECALL),
         )
-        found |= {"gallery": near, "gallery_intervals": retrieval_intervals(near, table, config.seed)}
+        intervals = retrieval_intervals(near, table, config.seed)
+        scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
         if np.isin(table.identities, gallery.identities).all():
-            note = "no open-set identification: every image is of a person in the gallery"
-            return found | {"notes": (note,)}
+            scored.notes.append("no open-set identification: every image is of a person in the gallery")
+            return
     else:
         sizes = np.unique(table.identities, return_counts=True)[1]
         if (sizes >= 2).sum() < 2:
-            note = "no identification: at least two identities with two images are needed, or a --gallery"
-            return found | {"notes": (note,)}
+            scored.notes.append(
+                "no identification: at least two identities with two images are needed, or a --gallery"
+            )
+            return
         split = draw_open_set(table.identities, seed=config.seed)
         gallery, probes = table.rows(split.gallery), table.rows(split.probes)
     identified = identify(
         gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
     )
     bounds = identification_intervals(identified, probes.identities, seed=config.seed)
-    return found | {"identification": identified, "identification_intervals": bounds}
+    scored.families["identification"] = Identified(identified, bounds)
 
 
-def score_svm(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """The linear SVM where --svm asks for it; a note alone where there are too few people or images for one."""
     if not config.svm:
-        return {}
-    own, gallery = (tables.table.embeddings, tables.table.identities), tables.gallery
+        return
+    own, gallery = (inputs.table.embeddings, inputs.table.identities), inputs.gallery
     try:
         if gallery is None:
-            return {"svm": svm_accuracy(*own, seed=config.seed)}
-        return {"svm": svm_of_gallery(gallery.embeddings, gallery.identities, *own, seed=config.seed)}
+            scored.families["svm"] = svm_accuracy(*own, seed=config.seed)
+        else:
+            known = gallery.embeddings, gallery.identities
+            scored.families["svm"] = svm_of_gallery(*known, *own, seed=config.seed)
     except DataError as error:
-        return {"notes": (f"no linear SVM: {error}",)}
+        scored.notes.append(f"no linear SVM: {error}")
 
 
-def compare(
-    config: EvalConfig, tables: Tables, listed: Listed | None, found: Mapping[str, Any]
-) -> dict[str, Any]:
+def compare(config: EvalConfig, inputs: EvalInputs, persons: PairPersons | None, scored: Scored) -> None:
     """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
-    first, second = tables.table, tables.second
+    first, second, listed = inputs.table, inputs.second, inputs.listed
     assert second is not None
     verification, neighbours = None, None
     differences: dict[str, Interval] = {}
-    if listed is not None:
+    verified, retrieved = scored.families.get("verification"), scored.families.get("neighbours")
+    if listed is not None and persons is not None:
         score, verification = verify_listed(config, listed, second)
-        if listed.persons is not None:
+        if persons.agree:
             differences |= paired_differences(
                 (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
                 listed.pairs.same,
-                listed.persons,
+                (persons.of_a, persons.of_b),
                 fars=config.fars,
                 fold=fold_of(verification),
                 seed=config.seed,
             )
-    elif config.all_pairs:
+    elif isinstance(verified, Verified):
         verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
         differences |= all_pairs_differences(
             (first.embeddings, second.embeddings),
             first.identities,
-            (found["verification"], verification),
+            (verified.verification, verification),
             seed=config.seed,
         )
-    if "neighbours" in found:
-        before = found["neighbours"]
+    if isinstance(retrieved, Retrieved):
+        before = retrieved.retrieval
         neighbours = leave_one_out(
             second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
         )
         changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
         people = first.identities[before.each.rows]
         differences |= mean_intervals(changes, people, seed=config.seed)
-    alone = " and ".join(name for key, name in ALONE.items() if found.get(key))
-    notes = (f"{alone}: of the first model alone, the second is not compared by them",) if alone else ()
-    return {"comparison": Comparison(config.compare, verification, neighbours, differences), "notes": notes}
+    alone = " and ".join(IN_WORDS.get(name, name) for name in scored.families if name not in COMPARED)
+    if alone:
+        scored.notes.append(f"{alone}: of the first model alone, the second is not compared by them")
+    scored.families["comparison"] = Comparison(config.compare, verification, neighbours, differences)

@@ -28,6 +28,7 @@ from facemetric.evaluation.all_pairs import (
     walking_threads,
 )
 from facemetric.evaluation.curves import Floats, Ints, Roc
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import band_fars
 from facemetric.evaluation.intervals.records import (
@@ -36,7 +37,6 @@ from facemetric.evaluation.intervals.records import (
     Interval,
     figure_intervals,
     quantiles,
-    tar_name,
 )
 from facemetric.evaluation.verification import Verification
 from facemetric.mining.tiles import Tile

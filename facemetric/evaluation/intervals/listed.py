@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.evaluation.curves import FarPoint, Floats, auc, eer, split_scores, tar_at_far
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.draws import DRAWS, FoldDraws, centred, pair_weights
 from facemetric.evaluation.intervals.records import (
     Band,
@@ -20,7 +21,6 @@ from facemetric.evaluation.intervals.records import (
     Interval,
     figure_intervals,
     quantiles,
-    tar_name,
 )
 from facemetric.evaluation.verification import FARS
 
