@@ -22,6 +22,7 @@ from facemetric.config import (
     ClusterConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
@@ -49,18 +50,18 @@ app = App(
 @app.command
 def pretrain(config: Annotated[PretrainConfig, Parameter(name="*")] = PretrainConfig()) -> None:
     """Stage one: train a backbone on DATA with cross-entropy on the identities."""
-    from facemetric.training.pretrain import run_pretrain
+    from facemetric.training.pretrain import pretrain as run_stage
 
-    run_pretrain(config)
+    run_stage(config)
 
 
 @app.command
 def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig()) -> None:
     """Stage two: train a projection (or everything) on DATA with online triplets."""
-    from facemetric.training.finetune import run_finetune
+    from facemetric.training.finetune import finetune as run_stage
 
     find_own_modules()
-    run_finetune(config)
+    run_stage(config)
 
 
 @app.command(name="eval")
@@ -75,7 +76,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
 @app.command
 def run(config: Annotated[RunConfig, Parameter(name="*")] = RunConfig()) -> None:
     """Run a whole experiment: the stages of a RECIPE (TOML) in sequence, or with --set a table of such runs."""
-    from facemetric.commands.run import run_recipe
+    from facemetric.commands.run import run as run_recipe
 
     find_own_modules()
     run_recipe(config)
@@ -123,6 +124,14 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     from facemetric.commands.cluster import run_cluster
 
     run_cluster(config)
+
+
+@app.command
+def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
+    """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
+    from facemetric.commands.export import export_text, run_export
+
+    print(export_text(run_export(config)))
 
 
 @app.command

@@ -60,17 +60,23 @@ def tar_at_far(score, same, wanted):
 
 
 def fold_accuracies(score, same, fold):
-    """Accuracy of each fold and every threshold that is best on the others."""
+    """Accuracy of each fold at the threshold of the others: halfway below the lowest score that is best accepted."""
     accuracies, best_thresholds = [], []
     for f in sorted(set(fold)):
         train = [(s, y) for s, y, k in zip(score, same, fold, strict=False) if k != f]
         test = [(s, y) for s, y, k in zip(score, same, fold, strict=False) if k == f]
         right = {t: sum((s >= t) == y for s, y in train) for t in [float("inf"), *{s for s, _ in train}]}
         best = sorted((t for t, n in right.items() if n == max(right.values())), reverse=True)
-        threshold = best[len(best) // 2]
+        threshold = halfway_below(best[len(best) // 2], [s for s, _ in train])
         accuracies.append(sum((s >= threshold) == y for s, y in test) / len(test))
         best_thresholds.append(threshold)
     return accuracies, best_thresholds
+
+
+def halfway_below(lowest, scores):
+    """Halfway from the lowest accepted score to the next one below; it itself where there is none."""
+    below = [s for s in scores if s < lowest]
+    return (lowest + max(below)) / 2 if below and lowest < float("inf") else lowest
 
 
 def ranking(query, gallery, own=None):

@@ -1,11 +1,14 @@
 """Slow twins of the miners: loops over triplets in float64, written from the formulas, sharing no code.
 
+Distances nearer to each other than TIE are a tie: no negative is farther for rounding's sake, no triplet active.
 Each returns (loss, triplets with a loss above 0, triplets looked at, gradient of the loss by autograd).
 """
 
 import math
 
 import torch
+
+TIE = 1e-12  # of the distances
 
 
 def pair_distance(x, y, distance):
@@ -15,7 +18,10 @@ def pair_distance(x, y, distance):
         square = ((x - y) ** 2).sum()
         return square.sqrt() if square > 0 else square * 0
     if distance == "cosine":
-        return 1 - (x * y).sum() / (x.norm() * y.norm())
+        lengths = x.norm() * y.norm()
+        if lengths > 0:
+            return 1 - (x * y).sum() / lengths
+        return (x.sum() + y.sum()) * 0 + 0.5 * bool(x.any() or y.any())  # a zero row has no direction
     raise AssertionError(distance)
 
 
@@ -46,7 +52,7 @@ def triplets(kind, x, y, labels, asked, own, margin, distance, select):
             yield max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), 1.0
         for dp in d_p if kind != "hard" else ():
             if kind == "semihard":
-                farther = [dn for dn in d_n if dn > dp]
+                farther = [dn for dn in d_n if dn > dp + TIE * (dp + dn)]
                 nearest = min(farther, key=torch.Tensor.item) if farther else None
                 yield dp, max(d_n, key=torch.Tensor.item) if nearest is None else nearest, 1.0
                 continue
@@ -54,7 +60,7 @@ def triplets(kind, x, y, labels, asked, own, margin, distance, select):
                 yield (
                     dp,
                     dn,
-                    float(pay(dp, dn, margin) > 0)
+                    float(pay(dp, dn, margin) > TIE * (dp + dn))
                     if kind == "all"
                     else float(select(dp.detach(), dn.detach())),
                 )
@@ -74,7 +80,7 @@ def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, 
     total = math.fsum(weights)
     kept = [t * w / total for t, w in zip(terms, weights, strict=True) if w] if total else []
     loss = torch.stack(kept).sum() if kept else y.sum() * 0
-    active = sum(1 for t, w in zip(terms, weights, strict=True) if w and t > 0)
+    active = sum(1 for t, (dp, dn, w) in zip(terms, found, strict=True) if w and t > TIE * (dp + dn))
     wanted = [y] if not isinstance(anchors, tuple) else [y, x]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     grads = [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, grads, strict=True)]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.commands.embedding import announced, check_config, embed_data
-from facemetric.config import CalibrateConfig, make_config, require
+from facemetric.config import CalibrateConfig, require
+from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError
@@ -29,13 +30,14 @@ class Calibrated(NamedTuple):
     config: Path
 
 
-def calibrate(*positional: Any, **options: Any) -> Calibrated:
+@takes_options(CalibrateConfig)
+def calibrate(config: CalibrateConfig) -> Calibrated:
     """Choose thresholds on DATA and store them with the weights; the options are those of CalibrateConfig.
 
     `calibrate("faces_never_seen", weights="runs/finetune", far=1e-3)` is
     `facemetric calibrate faces_never_seen --weights runs/finetune --far 1e-3`.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_calibrate(make_config(CalibrateConfig, *positional, **options))
+    return run_calibrate(config)
 
 
 def run_calibrate(config: CalibrateConfig) -> Calibrated:

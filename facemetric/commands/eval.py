@@ -18,9 +18,9 @@ from facemetric.config import (
     config_command,
     config_dict,
     config_toml,
-    make_config,
     require,
 )
+from facemetric.config.calls import takes_options
 from facemetric.files import write_text_whole
 from facemetric.model.weights_folder import file_hash, provenance
 from facemetric.report.page import Origin
@@ -29,13 +29,14 @@ from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_c
 from facemetric.report.record import Evaluation
 
 
-def evaluate(*positional: Any, **options: Any) -> Evaluation:
+@takes_options(EvalConfig)
+def evaluate(config: EvalConfig) -> Evaluation:
     """Score weights on pairs and on nearest neighbours; the options are those of EvalConfig.
 
     `evaluate("runs/finetune", pairs="pairs.csv")` is `facemetric eval --weights runs/finetune --pairs pairs.csv`,
     which prints `report.figures.evaluation_text` of what this returns.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_evaluate(make_config(EvalConfig, *positional, **options))
+    return run_evaluate(config)
 
 
 def run_evaluate(config: EvalConfig) -> Evaluation:

@@ -21,19 +21,22 @@ from facemetric.commands.embedding import (
 )
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
-from facemetric.data.pair_images import resolve
+from facemetric.data.pair_images import Names, distinct_pairs, resolve
 from facemetric.data.pairs import Ints, Pairs, read_pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import Embedded
+from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.verification import check_folds
 
 
 class ListedPairs(NamedTuple):
-    """Listed pairs and the rows (P,) of both their images."""
+    """Listed pairs, each once, and the rows (P,) of both their images; `notes` say what was left out, and more."""
 
     pairs: Pairs
     rows_a: Ints
     rows_b: Ints
+    notes: tuple[str, ...] = ()
 
     def needed(self) -> list[int]:
         """Every row that a pair names."""
@@ -43,20 +46,30 @@ class ListedPairs(NamedTuple):
         """The same pairs, by the rows that are left when those of images that cannot be read are gone."""
         gone = np.sort(np.array([row for row, _ in bad], dtype=np.int64))
         rows_a, rows_b = (rows - np.searchsorted(gone, rows) for rows in (self.rows_a, self.rows_b))
-        return ListedPairs(self.pairs, rows_a, rows_b)
+        return self._replace(rows_a=rows_a, rows_b=rows_b)
+
+
+def list_pairs(config: EvalConfig, pairs: Pairs, names: Names) -> ListedPairs:
+    """The pairs in an index or a table: the one place where their paths are looked up."""
+    found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=config.out / "missing_images.txt"))
+    kept = found.pairs
+    folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
+    return ListedPairs(kept, found.rows_a, found.rows_b, (*found.notes(), *filter(None, [folds])))
 
 
 @dataclass(frozen=True)
 class EvalInputs:
     """What is scored. `listed` has rows of `table`; `second` has its rows in the order of `table`.
 
-    `images`: those of `table` where they were embedded now, else those that lend their pictures, or None."""
+    `images`: those of `table` where they were embedded now, else those that lend their pictures, or None.
+    `overlap`: the images that are in the gallery too, by what the model makes of them: the same file, or a copy."""
 
     name: str
     table: EmbeddingTable
     images: ImageIndex | None = None
     listed: ListedPairs | None = None
     gallery: EmbeddingTable | None = None
+    overlap: Overlap = NO_OVERLAP
     second: EmbeddingTable | None = None
     weights: Weights | None = None
     second_weights: Weights | None = None
@@ -70,6 +83,8 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
     weights = open_weights(config.weights) if config.weights else None
     compared = bool(config.compare) and not is_stored(config.compare)
     second_weights = open_weights(config.compare) if compared else None
+    if pairs is not None and pairs.fold is not None:
+        check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
     images = read_images(config, pairs)
@@ -78,7 +93,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
     if pairs is not None:
         names = table if table is not None else images
         assert names is not None
-        listed = ListedPairs(pairs, *resolve(pairs, names, missing_list=config.out / "missing_images.txt"))
+        listed = list_pairs(config, pairs, names)
     gallery, gallery_images = open_gallery(config)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
     require(
@@ -105,6 +120,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         images,
         listed,
         gallery,
+        same_images(table.embeddings, gallery.embeddings) if gallery is not None else NO_OVERLAP,
         None if second is None else aligned(table, second),
         weights,
         second_weights,
@@ -119,7 +135,10 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
         return None
     if pairs.holds_images:
         return open_images(pairs.source)
-    return index_files(pairs.paths(), Path(pairs.source).parent)
+    try:
+        return index_files(pairs.paths(), Path(pairs.source).parent)
+    except DataError as error:
+        raise DataError(f"{error}; or say with --data which images the pairs name") from None
 
 
 def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:

@@ -87,7 +87,8 @@ def persons_in(inputs: EvalInputs) -> PairPersons:
     listed, table = inputs.listed, inputs.table
     assert listed is not None
     rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
-    of_a, of_b = table.identities[rows_a], table.identities[rows_b]
+    number_N = np.unique(table.identities, return_inverse=True)[1]  # names of millions of pairs are gigabytes
+    of_a, of_b = number_N[rows_a], number_N[rows_b]
     misfit = np.flatnonzero((of_a == of_b) != same)
     if not len(misfit):
         return PairPersons(of_a, of_b)
@@ -116,8 +117,7 @@ def score_listed(config: EvalConfig, inputs: EvalInputs, persons: PairPersons, s
     assert listed is not None
     groups = groups_in(inputs)
     score, verification = verify_listed(config, listed, inputs.table)
-    if persons.note:
-        scored.notes.append(persons.note)
+    scored.notes += [*listed.notes, *filter(None, [persons.note])]
     if not persons.agree:
         scored.families["verification"] = Verified(str(config.pairs), verification)
         return
@@ -184,10 +184,16 @@ def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) ->
     return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
 
 
+def not_enrolled(inputs: EvalInputs) -> EmbeddingTable | None:
+    """The images that are not in the gallery; None where there are none."""
+    rows = np.setdiff1d(np.arange(len(inputs.table)), inputs.overlap.probes)
+    return inputs.table.rows(rows) if len(rows) else None
+
+
 def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
     table, gallery = inputs.table, inputs.gallery
-    probes = table
+    probes: EmbeddingTable | None = table
     if gallery is not None:
         near = gallery_probe(
             gallery.embeddings,
@@ -196,11 +202,23 @@ def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> 
             table.identities,
             knn=up_to(len(gallery), KNN),
             recall=up_to(len(gallery), RECALL),
+            itself=inputs.overlap,
         )
         intervals = retrieval_intervals(near, table, config.seed)
         scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
-        if np.isin(table.identities, gallery.identities).all():
+        if enrolled := inputs.overlap.images():
+            scored.notes.append(
+                f"{enrolled:,} of {len(table):,} images are in the gallery too: none finds itself there, and "
+                "they are left out of identification"
+            )
+        probes = not_enrolled(inputs)
+        if probes is None or np.isin(probes.identities, gallery.identities).all():
             scored.notes.append("no open-set identification: every image is of a person in the gallery")
+            return
+        if not np.isin(probes.identities, gallery.identities).any():
+            scored.notes.append(
+                "no open-set identification: every image that is not in the gallery is of somebody else"
+            )
             return
     else:
         sizes = np.unique(table.identities, return_counts=True)[1]
@@ -222,13 +240,17 @@ def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """The linear SVM where --svm asks for it; a note alone where there are too few people or images for one."""
     if not config.svm:
         return
-    own, gallery = (inputs.table.embeddings, inputs.table.identities), inputs.gallery
+    own, gallery = inputs.table, inputs.gallery
     try:
         if gallery is None:
-            scored.families["svm"] = svm_accuracy(*own, seed=config.seed)
-        else:
-            known = gallery.embeddings, gallery.identities
-            scored.families["svm"] = svm_of_gallery(*known, *own, seed=config.seed)
+            scored.families["svm"] = svm_accuracy(own.embeddings, own.identities, seed=config.seed)
+            return
+        judged = not_enrolled(inputs)  # an SVM knows what it learned from
+        if judged is None:
+            scored.notes.append("no linear SVM: every image is in the gallery that it learns from")
+            return
+        arguments = gallery.embeddings, gallery.identities, judged.embeddings, judged.identities
+        scored.families["svm"] = svm_of_gallery(*arguments, seed=config.seed)
     except DataError as error:
         scored.notes.append(f"no linear SVM: {error}")
 

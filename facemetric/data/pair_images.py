@@ -1,4 +1,4 @@
-"""Which images of an index the paths of a pairs file mean."""
+"""The images of listed pairs in an index, each pair once; and new pairs, drawn."""
 
 from __future__ import annotations
 
@@ -40,11 +40,8 @@ def resolve(pairs: Pairs, index: Names, *, missing_list: str | Path | None = Non
         bad = [(p, len(hits.get(p, ()))) for p in wanted if p not in row]
         if bad:
             raise DataError(_missing_message(pairs.source, bad, len(wanted), missing_list))
-    return _rows(pairs.paths_a, row), _rows(pairs.paths_b, row)
-
-
-def _rows(paths: Sequence[str], row: dict[str, int]) -> Ints:
-    return np.fromiter((row[p] for p in paths), dtype=np.int64, count=len(paths))
+    row_U = np.fromiter((row.get(p, -1) for p in pairs.names), dtype=np.int64, count=len(pairs.names))
+    return row_U[pairs.a], row_U[pairs.b]
 
 
 def _parts(path: str, bare: bool) -> tuple[str, ...]:
@@ -99,6 +96,69 @@ def _missing_message(
     )
 
 
+class Distinct(NamedTuple):
+    """Pairs of two images, each once: the pairs and the rows of both images, int64 (P,).
+
+    `itself`: listed pairs of an image with itself, left out. `repeated`: pairs listed before, as they are or the
+    other way round, left out; `moved` of these are in another fold than the one that is kept.
+    """
+
+    pairs: Pairs
+    rows_a: Ints
+    rows_b: Ints
+    itself: int = 0
+    repeated: int = 0
+    moved: int = 0
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in sentences."""
+        listed = len(self.pairs) + self.itself + self.repeated
+        notes = []
+        if self.itself:
+            notes.append(f"{self.itself:,} of {listed:,} listed pairs hold an image with itself: left out")
+        if self.repeated:
+            moved = f", {self.moved:,} of them in another fold" if self.moved else ""
+            notes.append(
+                f"{self.repeated:,} of {listed:,} listed pairs repeat one before, as it is or the other way round"
+                f"{moved}: counted once"
+            )
+        return tuple(notes)
+
+
+def distinct_pairs(pairs: Pairs, rows_a: Ints, rows_b: Ints) -> Distinct:
+    """The pairs of two images, the first of each, by the rows that `resolve` found: a path may have two spellings.
+
+    An image beside itself says nothing about a model, and a pair that is listed twice is no second observation: it
+    would support a lower FAR than there are pairs for, and in another fold choose its own threshold.
+    Raises DataError where two listings of a pair disagree about `same`.
+    """
+    one, other = np.minimum(rows_a, rows_b), np.maximum(rows_a, rows_b)
+    key = one * (int(other.max(initial=0)) + 1) + other
+    real = np.flatnonzero(one != other)
+    first, place = np.unique(key[real], return_index=True, return_inverse=True)[1:]
+    if len(first) == len(key):
+        return Distinct(pairs, rows_a, rows_b)
+    earlier = real[first[place]]  # of each pair of two images, where it is listed first
+    differs = pairs.same[real] != pairs.same[earlier]
+    if differs.any():
+        at = int(differs.argmax())
+        names = " and ".join(pairs.names[column[real[at]]] for column in (pairs.a, pairs.b))
+        raise DataError(
+            f"{pairs.source}: pairs {earlier[at] + 1} and {real[at] + 1} are of the same two images ({names}), once "
+            "labelled same and once different; take one of them out"
+        )
+    moved = 0 if pairs.fold is None else int((pairs.fold[real] != pairs.fold[earlier]).sum())
+    kept = np.sort(real[first])
+    return Distinct(
+        pairs.select(kept),
+        rows_a[kept],
+        rows_b[kept],
+        len(key) - len(real),
+        len(real) - len(kept),
+        moved,
+    )
+
+
 class PairRows(NamedTuple):
     """P drawn pairs: rows of both images int64 (P,), `same` bool (P,), `fold` int64 (P,)."""
 
@@ -111,7 +171,7 @@ class PairRows(NamedTuple):
 def make_pairs(identity: npt.ArrayLike, *, count: int, folds: int = 10, seed: int = 0) -> PairRows:
     """Draw `count` different pairs from identity labels (N,): half of one person, half of two, in folds.
 
-    No person stands in two folds. Pairs of one person are spread over persons as evenly as their images
+    No person is in two folds. Pairs of one person are spread over persons as evenly as their images
     allow. The same labels, numbers and seed give the same pairs. Raises DataError where the images do not
     give so many.
     """
@@ -200,4 +260,4 @@ def name_pairs(drawn: PairRows, names: Names | Sequence[str], *, source: str = "
     def named(rows: Iterable[int]) -> tuple[str, ...]:
         return tuple(name(int(i)) for i in rows)
 
-    return Pairs(named(drawn.a), named(drawn.b), drawn.same, drawn.fold, source=source)
+    return Pairs.of(named(drawn.a), named(drawn.b), drawn.same, drawn.fold, source=source)

@@ -1,25 +1,32 @@
-"""Lists of image pairs: read them, write them. (Their images in an index: `resolve.py`; new ones: `pairing.py`.)
+"""Lists of image pairs: read them, write them. (Their images in an index, and new pairs: `pair_images.py`.)
 
-Forms that are read, told apart by what stands in the file:
+Forms that are read, told apart by their first line:
     csv     `image1_path,image2_path,label` (or `path_a,path_b,same`), label 1 = same person;
-            an optional `fold` column; every other column is a group (age, camera, ...); see `table.py`
+            an optional `fold` column; every other column is a group (age, camera, ...); parted by commas,
+            semicolons or tabs (see `readers/csv.py`)
     LFW     first line `10<TAB>300` (folds, pairs of each kind in a fold) or `500` (one block: DevTrain,
             DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
     CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
             (CALFW writes the fold of such a pair, 1-10)
-    .bin    InsightFace's sets, which hold the images too (see `insightface.py`); a fold is a tenth of the
+    .bin    InsightFace's sets, which hold the images too (see `readers/bin.py`); a fold is a tenth of the
             pairs in the order of the file
+A list may have millions of pairs: a file is read line by line, and each path is kept once.
+Shapes: P pairs, U different paths.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from facemetric.data.readers.bin import read_bin
 from facemetric.data.readers.csv import Table
@@ -47,19 +54,22 @@ TRUTH = {
 }
 BIN_FOLDS = 10
 MOST_DIGITS = 18
+BAR_LINES = 1 << 16  # lines between two steps of the progress bar
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs as they stand in a file.
+    """P pairs as a file lists them.
 
-    `same` bool (P,): one person or two. `fold` int64 (P,), numbered from 0, or None where the file has none.
-    `groups`: other columns of the csv, str (P,). `bare`: the paths have no extension (LFW).
+    `names` (U,): every path once, in the order of first use; `a` and `b` int32 (P,): which of them each pair
+    holds. `same` bool (P,): one person or two. `fold` int64 (P,), numbered from 0, or None where the file has
+    none. `groups`: other columns of the csv, str (P,). `bare`: the paths have no extension (LFW).
     `holds_images`: the file is a source of the images too.
     """
 
-    paths_a: tuple[str, ...]
-    paths_b: tuple[str, ...]
+    names: tuple[str, ...]
+    a: npt.NDArray[np.int32]
+    b: npt.NDArray[np.int32]
     same: npt.NDArray[np.bool_]
     fold: Ints | None = None
     groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
@@ -68,11 +78,68 @@ class Pairs:
     holds_images: bool = False
 
     def __len__(self) -> int:
-        return len(self.paths_a)
+        return len(self.a)
+
+    def __repr__(self) -> str:
+        genuine = int(self.same.sum())
+        folds = "" if self.fold is None else f", {len(np.unique(self.fold))} folds"
+        return f"Pairs({genuine:,} genuine, {len(self) - genuine:,} impostor{folds}, of {self.source!r})"
+
+    @classmethod
+    def of(
+        cls,
+        paths_a: Sequence[str],
+        paths_b: Sequence[str],
+        same: npt.NDArray[np.bool_],
+        fold: Ints | None = None,
+        *,
+        source: str = "pairs",
+        bare: bool = False,
+    ) -> Pairs:
+        """Pairs of paths (P,) and (P,)."""
+        listing = _Listing()
+        for path_a, path_b in zip(paths_a, paths_b, strict=True):
+            listing.add(path_a, path_b, True)
+        return replace(listing.pairs(source, fold), same=np.asarray(same, bool), bare=bare)
+
+    @property
+    def paths_a(self) -> tuple[str, ...]:
+        """The first path of each pair."""
+        return tuple(self.names[i] for i in self.a.tolist())
+
+    @property
+    def paths_b(self) -> tuple[str, ...]:
+        """The second path of each pair."""
+        return tuple(self.names[i] for i in self.b.tolist())
 
     def paths(self) -> list[str]:
-        """Every path once, in order of first use."""
-        return list(dict.fromkeys(p for pair in zip(self.paths_a, self.paths_b, strict=True) for p in pair))
+        """Every path that a pair holds once, in the order of `names`."""
+        used = np.unique(np.concatenate([self.a, self.b]))
+        return [self.names[i] for i in used.tolist()]
+
+    def select(self, rows: npt.NDArray) -> Pairs:
+        """The pairs of these rows, or where a mask (P,) holds."""
+        fold = None if self.fold is None else self.fold[rows]
+        groups = {name: column[rows] for name, column in self.groups.items()}
+        return replace(self, a=self.a[rows], b=self.b[rows], same=self.same[rows], fold=fold, groups=groups)
+
+
+class _Listing:
+    """Pairs as they are read: each path once, 9 bytes a pair."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {}
+        self.a, self.b, self.same = array("i"), array("i"), bytearray()
+
+    def add(self, path_a: str, path_b: str, same: bool) -> None:
+        number = self.number
+        self.a.append(number.setdefault(path_a, len(number)))
+        self.b.append(number.setdefault(path_b, len(number)))
+        self.same.append(same)
+
+    def pairs(self, source: str | Path, fold: Ints | None = None) -> Pairs:
+        a, b = (np.array(numbers, dtype=np.int32) for numbers in (self.a, self.b))
+        return Pairs(tuple(self.number), a, b, np.array(self.same).astype(bool), fold, source=str(source))
 
 
 def read_pairs(file: str | Path) -> Pairs:
@@ -81,43 +148,80 @@ def read_pairs(file: str | Path) -> Pairs:
     if path.suffix.lower() == ".bin" and path.is_file():
         return _read_bin(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as text:
+            return _read_text(path, text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such pairs file") from None
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(
             f"{path}: cannot be read as UTF-8 text ({err}); needed a pairs csv or pairs.txt"
         ) from None
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
+
+
+def _read_text(path: Path, text: TextIO) -> Pairs:
+    lines = _watched(path, text)
+    above = []
+    for first in lines:
+        above.append(first)
+        if first.strip():
+            break
+    else:
         raise DataError(
             f"{path}: empty; needed a pairs csv (image1_path,image2_path,label) or an LFW pairs.txt"
         )
-    head = lines[0][1].split()
-    if any(len(word) > MOST_DIGITS and word.isdecimal() for _, line in lines for word in line.split()):
-        raise DataError(
-            f"{path}: holds a number of over {MOST_DIGITS} digits; needed labels and image numbers"
-        )
+    lines = chain(above, lines)
+    head = first.split()
     if len(head) <= 2 and all(t.isdecimal() for t in head):
-        return _read_lfw(path, lines)
-    if path.suffix.lower() != ".csv" and len(head) == 2 and "," not in lines[0][1] and head[1].isdecimal():
-        return _read_two_line(path, lines)
-    return _read_csv(path, text)
+        return _read_lfw(path, _numbered_lines(path, lines))
+    if path.suffix.lower() != ".csv" and len(head) == 2 and "," not in first and head[1].isdecimal():
+        return _read_two_line(path, _numbered_lines(path, lines))
+    return _read_csv(path, lines)
+
+
+def _watched(path: Path, text: TextIO) -> Iterator[str]:
+    """The lines, with a progress bar where there are many."""
+    size = path.stat().st_size
+    with tqdm(total=size, desc="pairs", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
+        read = 0
+        for number, line in enumerate(text, 1):
+            yield line
+            read += len(line)
+            if number % BAR_LINES == 0:
+                bar.update(min(read, size - bar.n))
+                read = 0
+
+
+def _numbered_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1, and the lines that hold something."""
+    for number, line in enumerate(lines, 1):
+        if any(len(word) > MOST_DIGITS and word.isdecimal() for word in line.split()):
+            raise DataError(
+                f"{path}: holds a number of over {MOST_DIGITS} digits; needed labels and image numbers"
+            )
+        if line.strip():
+            yield number, line.rstrip("\n")
 
 
 def _read_bin(path: Path) -> Pairs:
     found = read_bin(path)
-    names = found.names()
-    paths_a, paths_b = (tuple(names[row] for row in rows) for rows in (found.rows_a, found.rows_b))
     # InsightFace's own evaluation takes ten parts one after the other: LFW's file holds its folds so.
     blocks = np.array_split(np.arange(len(found.same)), BIN_FOLDS)
     fold = np.repeat(np.arange(BIN_FOLDS), [len(block) for block in blocks])
-    few = len(fold) < 2 * BIN_FOLDS
-    return Pairs(paths_a, paths_b, found.same, None if few else fold, source=str(path), holds_images=True)
+    a, b = (np.asarray(rows, dtype=np.int32) for rows in (found.rows_a, found.rows_b))
+    too_small = len(fold) < 2 * BIN_FOLDS
+    return Pairs(
+        tuple(found.names()),
+        a,
+        b,
+        found.same,
+        None if too_small else fold,
+        source=str(path),
+        holds_images=True,
+    )
 
 
-def _read_csv(path: Path, text: str) -> Pairs:
-    table = Table(path, io.StringIO(text, newline=""), "image1_path,image2_path,label")
+def _read_csv(path: Path, lines: Iterable[str]) -> Pairs:
+    table = Table(path, lines, "image1_path,image2_path,label")
     header = table.header
     at = {COLUMNS[name]: i for name, i in table.columns.items() if name in COLUMNS}
     lacking = [
@@ -132,104 +236,116 @@ def _read_csv(path: Path, text: str) -> Pairs:
         )
     if sum(name in COLUMNS for name in table.columns) > 3:
         raise DataError(f"{path}: a column stands twice in {', '.join(header)!r}; rename one")
-    rows, same = [], []
-    whole = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
+    at_a, at_b, at_same = at["a"], at["b"], at["same"]
+    needed = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
+    others = {i: _Column() for i, name in enumerate(header) if name and i not in at.values()}
+    listing = _Listing()
     for row in table.rows():
-        if empty := [header[i] for i in whole if not row[i]]:
+        if empty := [header[i] for i in needed if not row[i]]:
             raise DataError(f"{path} line {table.line}: no {', '.join(empty)}; every pair needs one")
-        truth = TRUTH.get(row[at["same"]].lower())
+        truth = TRUTH.get(row[at_same].lower())
         if truth is None:
             raise DataError(
-                f"{path} line {table.line}: label {row[at['same']]!r}; write 1 (same) or 0 (different)"
+                f"{path} line {table.line}: label {row[at_same]!r}; write 1 (same) or 0 (different)"
             )
-        rows.append(row)
-        same.append(truth)
-    if not rows:
+        listing.add(row[at_a], row[at_b], truth)
+        for i, column in others.items():
+            column.add(row[i])
+    if not listing.a:
         raise DataError(f"{path}: a header but no pairs")
-    fold = None
-    groups = {}
-    for i, column in enumerate(header):
-        if column.lower() == "fold":
-            fold = _numbered(path, [row[i] for row in rows])
-        elif column and i not in at.values():
-            groups[column] = np.array([row[i] for row in rows], dtype=np.str_)
-    return Pairs(
-        tuple(row[at["a"]] for row in rows),
-        tuple(row[at["b"]] for row in rows),
-        np.array(same),
-        fold,
-        groups,
-        source=str(path),
+    fold = next(
+        (_fold_numbers(path, column) for i, column in others.items() if header[i].lower() == "fold"), None
     )
+    groups = {header[i]: column.values() for i, column in others.items() if header[i].lower() != "fold"}
+    return replace(listing.pairs(path, fold), groups=groups)
 
 
-def _numbered(path: Path, values: list[str]) -> Ints:
+class _Column:
+    """A column of few different values, 4 bytes a row."""
+
+    def __init__(self) -> None:
+        self.number: dict[str, int] = {}
+        self.rows = array("i")
+
+    def add(self, value: str) -> None:
+        self.rows.append(self.number.setdefault(value, len(self.number)))
+
+    def values(self) -> npt.NDArray[np.str_]:
+        return np.array(list(self.number), dtype=np.str_)[np.array(self.rows)]
+
+
+def _fold_numbers(path: Path, column: _Column) -> Ints:
     """Fold names as numbers from 0, in numerical order where they are numbers."""
-    names = sorted(
-        set(values), key=lambda v: (not v.strip().isdecimal(), int(v) if v.strip().isdecimal() else 0, v)
-    )
+    if long := next((v for v in column.number if v.isdecimal() and len(v) > MOST_DIGITS), ""):
+        raise DataError(
+            f"{path}: fold {long[:MOST_DIGITS]}... has over {MOST_DIGITS} digits; number folds from 1"
+        )
+    names = sorted(column.number, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
     if len(names) < 2:
         raise DataError(
             f"{path}: one fold only ({names[0]!r}); needed two or more, or leave the fold column out"
         )
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[v] for v in values], dtype=np.int64)
+    place = np.empty(len(names), np.int64)
+    place[[column.number[name] for name in names]] = np.arange(len(names))
+    return place[np.array(column.rows)]
 
 
-def _read_lfw(path: Path, lines: list[tuple[int, str]]) -> Pairs:
-    head = [int(t) for t in lines[0][1].split()]
+def _read_lfw(path: Path, lines: Iterator[tuple[int, str]]) -> Pairs:
+    head = [int(t) for t in next(lines)[1].split()]
     folds, each = (head[0], head[1]) if len(head) == 2 else (1, head[0])
-    wanted = 2 * folds * each
-    if len(lines) - 1 != wanted:
-        raise DataError(
-            f"{path}: {len(lines) - 1} pairs, the header promises {folds} x 2 x {each} = {wanted}; cut short?"
-        )
-    a, b, same = [], [], []
-    for number, line in lines[1:]:
+    wanted, found = 2 * folds * each, 0
+    listing = _Listing()
+    for number, line in lines:
+        found += 1
+        if found > wanted:
+            continue  # counted, for the message
         part = line.strip().split("\t") if "\t" in line else line.split()
         if len(part) == 3:
             part = [part[0], part[1], part[0], part[2]]
-            same.append(True)
+            same = True
         elif len(part) == 4:
-            same.append(False)
+            same = False
         else:
             raise DataError(
                 f"{path} line {number}: {line[:80]!r}; needed `name n1 n2` or `name1 n1 name2 n2`"
             )
         if not (part[1].isdecimal() and part[3].isdecimal()):
             raise DataError(f"{path} line {number}: {line[:80]!r}; image numbers must be whole numbers")
-        a.append(f"{part[0]}/{part[0]}_{int(part[1]):04d}")
-        b.append(f"{part[2]}/{part[2]}_{int(part[3]):04d}")
-    blocks = np.array(same).reshape(folds, 2, each)
+        paths = [f"{name}/{name}_{int(image):04d}" for name, image in (part[:2], part[2:])]
+        listing.add(paths[0], paths[1], same)
+    if found != wanted:
+        raise DataError(
+            f"{path}: {found} pairs, the header promises {folds} x 2 x {each} = {wanted}; cut short?"
+        )
+    pairs = listing.pairs(path)
+    blocks = pairs.same.reshape(folds, 2, each)
     if not (blocks[:, 0].all() and not blocks[:, 1].any()):
         raise DataError(
             f"{path}: each fold needs {each} pairs of one person, then {each} of two; lines moved?"
         )
     fold = np.repeat(np.arange(folds), 2 * each) if folds > 1 else None
-    return Pairs(tuple(a), tuple(b), np.array(same), fold, bare=True, source=str(path))
+    return replace(pairs, fold=fold, bare=True)
 
 
-def _read_two_line(path: Path, lines: list[tuple[int, str]]) -> Pairs:
-    if len(lines) % 2:
-        raise DataError(
-            f"{path}: {len(lines)} lines; a pair is two lines, so needed an even number; cut short?"
-        )
-    names, labels = [], []
+def _read_two_line(path: Path, lines: Iterator[tuple[int, str]]) -> Pairs:
+    listing, read = _Listing(), 0
+    first, label = "", 0  # of the pair's first line
     for number, line in lines:
+        read += 1
         part = line.strip().rsplit(None, 1)
         if len(part) != 2 or not part[1].isdecimal():
             raise DataError(
                 f"{path} line {number}: {line[:80]!r}; needed `file.jpg label` with label 0, or 1 and up"
             )
-        names.append(part[0])
-        labels.append(int(part[1]))
-    for i in range(0, len(names), 2):
-        if labels[i] != labels[i + 1]:
-            raise DataError(
-                f"{path} line {lines[i + 1][0]}: labels {labels[i]} and {labels[i + 1]} in one pair"
-            )
-    same = np.array(labels[::2]) > 0
-    return Pairs(tuple(names[::2]), tuple(names[1::2]), same, source=str(path))
+        if read % 2:
+            first, label = part[0], int(part[1])
+        elif label != int(part[1]):
+            raise DataError(f"{path} line {number}: labels {label} and {int(part[1])} in one pair")
+        else:
+            listing.add(first, part[0], label > 0)
+    if read % 2:
+        raise DataError(f"{path}: {read} lines; a pair is two lines, so needed an even number; cut short?")
+    return listing.pairs(path)
 
 
 def write_pairs(file: str | Path, pairs: Pairs) -> None:
@@ -243,6 +359,7 @@ def write_pairs(file: str | Path, pairs: Pairs) -> None:
             for i in range(len(pairs)):
                 number = [] if pairs.fold is None else [int(pairs.fold[i])]
                 groups = [str(column[i]) for column in pairs.groups.values()]
-                writer.writerow([pairs.paths_a[i], pairs.paths_b[i], int(pairs.same[i]), *number, *groups])
+                paths = pairs.names[pairs.a[i]], pairs.names[pairs.b[i]]
+                writer.writerow([*paths, int(pairs.same[i]), *number, *groups])
 
     write_whole(file, fill)

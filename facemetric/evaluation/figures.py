@@ -81,8 +81,11 @@ def tpir_name(fpir: float) -> str:
 
 def headline(figures: Iterable[Figure], most: int = 3) -> list[Figure]:
     """The figures to read first, the most important first, no two of one label."""
-    leading = {f.label: f for f in reversed(list(figures)) if f.headline and f.value is not None}
-    return sorted(reversed(leading.values()), key=lambda f: f.headline)[:most]
+    leading: dict[str, Figure] = {}
+    for figure in figures:
+        if figure.headline and figure.value is not None:
+            leading.setdefault(figure.label, figure)
+    return sorted(leading.values(), key=lambda f: f.headline)[:most]
 
 
 def in_tables(figures: Iterable[Figure]) -> Mapping[Heading, list[Figure]]:

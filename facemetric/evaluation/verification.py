@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import (
-    FarPoint,
+    CURVE_POINTS,
+    MANY,
     Floats,
     Histogram,
     Ints,
+    OperatingPoint,
     Roc,
     auc,
     eer,
@@ -51,7 +53,7 @@ HARDEST = 24  # mistakes of each kind that are kept to be looked at
 
 @dataclass(frozen=True)
 class FoldAccuracy:
-    """Accuracy 0..1 in each fold, (F,), with the threshold (F,) that was best on the other folds.
+    """Accuracy 0..1 in each fold, (F,), at the threshold (F,) chosen on the other folds (see `fold_accuracy`).
 
     `deviation_population` divides by F, `deviation_sample` by F - 1; `standard_error` is the sample deviation
     over sqrt(F), what the LFW protocol reports. `drawn`: the pairs had no folds and were dealt out
@@ -96,7 +98,7 @@ class Verification:
     auc: float
     eer: float
     eer_threshold: float
-    points: tuple[FarPoint, ...]
+    points: tuple[OperatingPoint, ...]
     roc: Roc
     histogram: Histogram
     accuracy: FoldAccuracy | None = None
@@ -249,15 +251,57 @@ def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArr
     return fold_P
 
 
+def below_each(value_T: Floats) -> Floats:
+    """For falling scores (T,), the threshold that accepts each and none below: halfway to the next, the last itself."""
+    middle_T = value_T.copy()
+    middle_T[:-1] += (value_T[1:] - value_T[:-1]) / 2
+    middle_T[:-1] = np.where(
+        middle_T[:-1] > value_T[1:], middle_T[:-1], value_T[:-1]
+    )  # neighbours of a float
+    return middle_T
+
+
+def check_folds(same: npt.ArrayLike, fold: npt.ArrayLike) -> str:
+    """What to know of folds (P,) that hold one kind of pairs alone; empty where none does.
+
+    Raises DataError where the folds beside one hold one kind alone: no threshold can be chosen on them.
+    """
+    same_P = np.asarray(same, dtype=bool)
+    names, place_P = np.unique(np.asarray(fold), return_inverse=True)
+    count_2F = np.stack(
+        [np.bincount(place_P[same_P == kind], minlength=len(names)) for kind in (True, False)]
+    )
+    for kind, (total, count_F) in zip(
+        ("genuine", "impostor"), zip(count_2F.sum(1), count_2F, strict=True), strict=True
+    ):
+        if total and (alone := np.flatnonzero(count_F == total)).size:
+            raise DataError(
+                f"fold {alone[0] + 1} of {len(names)} holds all {total} {kind} pairs: a threshold is chosen on the "
+                "other folds, which need both kinds; deal the pairs out again, or leave the folds out"
+            )
+    single = np.flatnonzero((count_2F == 0).any(0))
+    if not len(single):
+        return ""
+    genuine, impostor = count_2F[:, single[0]]
+    return (
+        f"{len(single)} of {len(names)} folds hold one kind of pairs alone (first: fold {single[0] + 1}, {genuine} "
+        f"genuine and {impostor} impostor pairs): the mean over folds then weighs the kinds unevenly"
+    )
+
+
 def fold_accuracy(
     score: npt.ArrayLike, same: npt.ArrayLike, fold: npt.ArrayLike, *, drawn: bool = False
 ) -> FoldAccuracy:
     """Accuracy of each fold at the threshold that is best on all other folds: scores, `same` and `fold` (P,).
 
-    Every different score is tried as a threshold, and one above all. Of equally good ones the middle one is
-    taken. Source: Huang et al. 2007, Labeled Faces in the Wild, View 2.
+    Every different score of the other folds is tried as the lowest that is accepted, and none. Of equally good
+    ones the middle one is taken. The threshold lies halfway from it to the next lower score of those folds, so that
+    it is no pair's own score: where all others are told apart, it is in the middle of the gap. (Where all or none
+    are accepted there is no gap: it is the lowest score, or inf.)
+    Source: Huang et al. 2007, Labeled Faces in the Wild, View 2.
     """
-    score_P, same_P, fold_P = np.asarray(score), np.asarray(same, dtype=bool), np.asarray(fold)
+    score_P, same_P = np.asarray(score, dtype=np.float64), np.asarray(same, dtype=bool)
+    fold_P = np.asarray(fold)
     if not score_P.shape == same_P.shape == fold_P.shape or score_P.ndim != 1:
         raise DataError(f"scores, labels and folds of shapes {score_P.shape}, {same_P.shape}, {fold_P.shape}")
     names = np.unique(fold_P)
@@ -276,7 +320,7 @@ def fold_accuracy(
         value, gain = value_U[seen_U][::-1], np.concatenate([[0], np.cumsum(gain_U[seen_U][::-1])])
         best = np.flatnonzero(gain == gain.max())
         cut = best[len(best) // 2]
-        threshold = np.inf if cut == 0 else value[cut - 1]
+        threshold = np.inf if cut == 0 else below_each(value)[cut - 1]
         thresholds.append(float(threshold))
         accuracies.append(float(((score_P[test] >= threshold) == same_P[test]).mean()))
     acc = np.array(accuracies)
@@ -304,7 +348,8 @@ def verify_pairs(
 ) -> Verification:
     """All figures of listed pairs: scores (P,), higher = more alike, `same` (P,), `fold` (P,).
 
-    Without `fold`, `folds` are drawn at random with `seed` (and the record says so).
+    Without `fold`, `folds` are drawn at random with `seed` (and the record says so). Raises DataError where scores
+    are not finite, a kind is missing, or `fold` leaves a fold no threshold (`check_folds`).
     """
     genuine, impostor = split_scores(score, same)
     if fold is None:
@@ -312,6 +357,7 @@ def verify_pairs(
         fold_P = draw_folds(same, max(2, min(folds, least)), seed)
     else:
         fold_P = np.asarray(fold)
+        check_folds(same, fold_P)
     rate, threshold = eer(genuine, impostor)
     return Verification(
         genuine.total,
@@ -320,7 +366,7 @@ def verify_pairs(
         rate,
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc(genuine, impostor),
+        roc(genuine, impostor, CURVE_POINTS if genuine.total + impostor.total > MANY else None),
         histogram(genuine, impostor),
         fold_accuracy(score, same, fold_P, drawn=fold is None),
     )

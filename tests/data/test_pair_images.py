@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facemetric.data.pair_images import make_pairs, name_pairs, resolve
+from facemetric.data.pair_images import distinct_pairs, make_pairs, name_pairs, resolve
 from facemetric.data.pairs import Pairs, read_pairs, write_pairs
 from facemetric.errors import DataError
 
@@ -27,7 +27,7 @@ class Index:
 
 
 def simple(*paths, bare=False):
-    return Pairs(
+    return Pairs.of(
         tuple(paths[::2]), tuple(paths[1::2]), np.ones(len(paths) // 2, bool), bare=bare, source="p.csv"
     )
 
@@ -163,3 +163,92 @@ def test_people_with_images_give_what_people_without_leave_open():
     who = np.array([0] * 8 + [1, 1, 2, 2])[drawn.a[drawn.same]]
     assert np.bincount(who).tolist() == [7, 1, 1]
     assert len({frozenset(p) for p in zip(drawn.a.tolist(), drawn.b.tolist(), strict=True)}) == 18
+
+
+def listed_slowly(listed):
+    """What a list of (image, image, same, fold) holds, line by line: pairs kept, and the counts of what is not."""
+    kept, itself, repeated, moved = {}, 0, 0, 0
+    for a, b, same, fold in listed:
+        if a == b:
+            itself += 1
+        elif (pair := frozenset((a, b))) not in kept:
+            kept[pair] = (a, b, same, fold)
+        else:
+            assert kept[pair][2] == same, "contradiction"
+            repeated += 1
+            moved += kept[pair][3] != fold
+    return list(kept.values()), itself, repeated, moved
+
+
+@st.composite
+def odd_lists(draw):
+    """Lines of a pairs file with self pairs, repeats, swaps, labels that may contradict, one fold or several."""
+    images, identities = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    faults = draw(st.lists(st.sampled_from(["self", "repeat", "swap", "lie", "none"]), max_size=40))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    folds = draw(st.integers(2, 4))
+    lines = []
+    for fault in faults:
+        a, b = rng.integers(images, size=2).tolist()
+        if fault in ("repeat", "swap") and lines:
+            a, b = lines[rng.integers(len(lines))][:2]
+            a, b = (b, a) if fault == "swap" else (a, b)
+        b = a if fault == "self" else b
+        same = (a % identities == b % identities) != (fault == "lie")
+        lines.append((a, b, same, int(rng.integers(folds))))
+    return lines
+
+
+@settings(max_examples=150, deadline=None)
+@given(odd_lists(), st.sampled_from([",", ";", "\t"]), st.booleans())
+def test_odd_lists_of_pairs_against_a_slow_twin(tmp_path_factory, lines, mark, spelt):
+    """A path of two spellings is one image; folds are those of the file, by their order."""
+    file = tmp_path_factory.mktemp("p") / "p.csv"
+    index = Index(*(f"A/{i}.jpg" for i in range(9)))
+    text = [mark.join(("image1_path", "image2_path", "label", "fold"))]
+    for n, (a, b, same, fold) in enumerate(lines):
+        text.append(
+            mark.join((f"{'./' * (spelt and n % 2)}A/{a}.jpg", f"A/{b}.jpg", str(int(same)), str(fold + 7)))
+        )
+    file.write_text("\n".join(text))
+    if len({fold for *_, fold in lines}) < 2:
+        with pytest.raises(DataError, match=r"a header but no pairs|one fold only"):
+            read_pairs(file)
+        return
+    pairs = read_pairs(file)
+    rows = resolve(pairs, index)
+    try:
+        kept, *counts = listed_slowly(lines)
+    except AssertionError:
+        with pytest.raises(
+            DataError, match=r"pairs \d+ and \d+ are of the same two images \(.*A/\d.jpg\), once"
+        ):
+            distinct_pairs(pairs, *rows)
+        return
+    found = distinct_pairs(pairs, *rows)
+    assert [found.itself, found.repeated, found.moved] == counts
+    number = {fold: place for place, fold in enumerate(sorted({fold for *_, fold in lines}))}
+    theirs = found.rows_a, found.rows_b, found.pairs.same, found.pairs.fold
+    assert list(zip(*(column.tolist() for column in theirs), strict=True)) == [
+        (a, b, same, number[fold]) for a, b, same, fold in kept
+    ]
+    assert [r.tolist() for r in resolve(found.pairs, index)] == [theirs[0].tolist(), theirs[1].tolist()]
+
+
+def test_what_is_left_out_of_a_list_is_said():
+    pairs = Pairs.of(
+        ["a", "b", "a", "c", "a", "a"],
+        ["b", "a", "c", "c", "b", "a"],
+        np.array([True, True, False, True, True, True]),
+        np.array([0, 1, 1, 0, 0, 1]),
+    )
+    found = distinct_pairs(pairs, *resolve(pairs, Index("a", "b", "c")))
+    assert found.notes() == (
+        "2 of 6 listed pairs hold an image with itself: left out",
+        "2 of 6 listed pairs repeat one before, as it is or the other way round, 1 of them in another fold: "
+        "counted once",
+    )
+    assert (found.pairs.paths_a, found.pairs.paths_b) == (("a", "a"), ("b", "c"))
+    clean = distinct_pairs(found.pairs, found.rows_a, found.rows_b)
+    assert clean.notes() == ()
+    assert clean.pairs is found.pairs

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -90,7 +92,7 @@ def test_csv_with_fold_groups_quotes_and_bom(tmp_path):
         ("image1_path,image2_path,label,fold\na,b,1,1\na,b,1,\n", "line 3: no fold; every pair needs one"),
         ("\n\nimage1_path,image2_path,label\na,b, c,1\n", "line 4: 4 fields, the header has 3; quote"),
         ("image1_path,image2_path,label,fold\na,b,1,3\n", "one fold only"),
-        ("image1_path,image2_path,label,label\na,b,1,1\n", "stands twice"),
+        ("image1_path,image2_path,label,label\na,b,1,1\n", "twice"),
         ("image1_path,path_a,image2_path,label\na,b,c,1\n", "stands twice in .image1_path, path_a"),
         (b"image1_path\xff\xfe", "UTF-8"),
         ("some prose that is\nno pairs file\n", "no column image1_path, image2_path, label"),
@@ -130,10 +132,32 @@ def test_csv_as_excel_writes_it(tmp_path):
     assert index.identities == (".", "Ann", "Bo, B")
 
 
+def test_a_csv_parted_by_tabs(tmp_path):
+    text = "image1_path\timage2_path\tlabel\tfold\tage\na, b.jpg\tc;d.jpg\t1\t1\told\nx\ty\t0\t2\t\n"
+    for name in ("p.tsv", "p.csv", "p.txt"):
+        pairs = read_pairs(written(tmp_path, text, name))
+        assert (pairs.paths_a, pairs.paths_b) == (("a, b.jpg", "x"), ("c;d.jpg", "y"))
+        assert (pairs.same.tolist(), pairs.fold.tolist()) == ([True, False], [0, 1])
+        assert pairs.groups["age"].tolist() == ["old", ""]
+    with pytest.raises(DataError, match=r"p.tsv: no column label among 'image1_path, image2_path'"):
+        read_pairs(written(tmp_path, "image1_path\timage2_path\na\tb\n", "p.tsv"))
+
+
+def test_pairs_keep_each_path_once_and_show_in_a_line(tmp_path):
+    lines = "".join(f"a{i % 7}.jpg,b{i % 5}.jpg,{i % 2},{i % 3}\n" for i in range(70))
+    pairs = read_pairs(written(tmp_path, "image1_path,image2_path,label,fold\n" + lines, "p.csv"))
+    assert len(pairs.names) == 12
+    assert len(pairs) == 70
+    assert pairs.paths() == list(pairs.names)
+    assert repr(pairs) == f"Pairs(35 genuine, 35 impostor, 3 folds, of {str(tmp_path / 'p.csv')!r})"
+    some = pairs.select(np.array([0, 7, 14]))
+    assert some.paths() == ["a0.jpg", "b0.jpg", "b2.jpg", "b4.jpg"]
+    assert (some.paths_a, some.fold.tolist()) == (("a0.jpg",) * 3, [0, 1, 2])
+
+
 def test_write_reads_back(tmp_path):
-    pairs = Pairs(
-        ("a,b", "c"), ('"q"', "d"), np.array([True, False]), np.array([1, 0]), {"g": np.array(["x", "y"])}
-    )
+    listed = Pairs.of(("a,b", "c"), ('"q"', "d"), np.array([True, False]), np.array([1, 0]))
+    pairs = replace(listed, groups={"g": np.array(["x", "y"])})
     write_pairs(tmp_path / "p.csv", pairs)
     back = read_pairs(tmp_path / "p.csv")
     assert (back.paths_a, back.paths_b) == (pairs.paths_a, pairs.paths_b)

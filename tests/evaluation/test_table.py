@@ -55,7 +55,7 @@ def test_other_numbers_become_float32_and_rows_are_found_but_not_of_a_path_that_
     assert t.identities.tolist() == ["7", "7", "8"]
     assert (t.find("a"), t.find("b"), t.find("c"), t.name(1), len(t)) == (None, 1, None, "b", 3)
     assert (t.standing_twice(), t.rows(np.array([2, 1])).standing_twice()) == (["a"], [])
-    pairs = Pairs(("b", "b"), ("a", "b"), np.ones(2, bool), source="p.csv")
+    pairs = Pairs.of(("b", "b"), ("a", "b"), np.ones(2, bool), source="p.csv")
     with pytest.raises(DataError, match=r"p.csv: 0 missing and 1 ambiguous of the 2 .*: a \(fits 2 images\)"):
         resolve(pairs, t)
 

@@ -18,6 +18,7 @@ from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import (
     FARS,
     HARDEST,
+    check_folds,
     draw_folds,
     fold_accuracy,
     hardest_pairs,
@@ -160,17 +161,60 @@ def test_fold_accuracy_as_slow_twin(case, folds, seed):
     assert ours.deviation_population == pytest.approx(np.std(accuracies))
     n = len(accuracies)
     assert ours.standard_error == pytest.approx(np.std(accuracies, ddof=1) / n**0.5)
-    mapped = fold_accuracy(np.exp(score), same, fold)
+    mapped = fold_accuracy(4 * score - 1, same, fold)
     np.testing.assert_array_equal(mapped.accuracies, ours.accuracies)
 
 
 def test_the_threshold_never_sees_its_own_fold():
-    # Fold 0 alone would choose 0.9; the other folds choose 0.5, at which fold 0 has one of two right.
+    # Fold 0 alone would accept 0.9 only; the other folds accept 0.5, at which fold 0 has one of two right.
     score = [0.9, 0.8, 0.5, 0.1, 0.5, 0.1]
     same = [True, False, True, False, True, False]
     result = fold_accuracy(score, same, [0, 0, 1, 1, 2, 2])
-    assert result.thresholds[0] == 0.5
+    assert result.thresholds[0] == pytest.approx(0.3)
     assert result.accuracies[0] == 0.5
+
+
+@pytest.mark.parametrize("each", [10, 50, 300])
+def test_scores_that_are_told_apart_are_right_in_every_fold(each):
+    """The lowest genuine pair is above the middle of the gap of the others, whichever fold it is in."""
+    rng = np.random.default_rng(each)
+    score = np.concatenate([rng.uniform(0.6, 1, each), rng.uniform(-0.5, 0.2, each)])
+    found = verify_pairs(score, np.arange(2 * each) < each, folds=10)
+    assert (found.auc, found.eer, found.accuracy.mean) == (1, 0, 1)
+    genuine, impostor = score[:each], score[each:]
+    for name, threshold in enumerate(found.accuracy.thresholds):
+        others = found.accuracy.fold != name
+        middle = (genuine[others[:each]].min() + impostor[others[each:]].max()) / 2
+        assert threshold == pytest.approx(middle)
+
+
+def test_a_gap_of_one_float_has_no_middle():
+    low = np.float64(0.5)
+    high = np.nextafter(low, 1)
+    found = fold_accuracy([high, low, high, low], [1, 0, 1, 0], [0, 0, 1, 1])
+    assert (found.mean, found.thresholds.tolist()) == (1, [high, high])
+    small = np.array(
+        [high, low, high, low], np.float32
+    )  # equal as float32: one score, refused or accepted as one
+    assert fold_accuracy(small, [1, 0, 1, 0], [0, 0, 1, 1]).mean == 0.5
+    close = np.array([0.5, 0.5 - 2**-25, 0.5, 0.5 - 2**-25], np.float32)  # their middle is no float32
+    assert fold_accuracy(close, [1, 0, 1, 0], [0, 0, 1, 1]).mean == 1
+
+
+def test_folds_that_hold_one_kind_are_refused_or_said():
+    score = [0.9, 0.8, 0.3, 0.2]
+    with pytest.raises(
+        DataError, match=r"fold 1 of 2 holds all 2 genuine pairs: a threshold is chosen on the other"
+    ):
+        verify_pairs(score, [1, 1, 0, 0], fold=[5, 5, 7, 7])
+    with pytest.raises(DataError, match=r"fold 2 of 2 holds all 1 impostor pairs"):
+        verify_pairs(score, [1, 1, 1, 0], fold=[5, 7, 5, 7])
+    same, fold = np.tile([1, 1, 0, 0], 2), np.repeat([0, 1, 2, 3], 2)
+    assert verify_pairs(np.tile(score, 2), same, fold=fold).accuracy.mean == 1
+    assert check_folds(same, fold).startswith(
+        "4 of 4 folds hold one kind of pairs alone (first: fold 1, 2 genuine and 0 impostor pairs): "
+    )
+    assert check_folds([1, 0, 1, 0], [0, 0, 1, 1]) == ""
 
 
 def test_drawn_folds_are_balanced_seeded_and_said():
@@ -266,7 +310,8 @@ def whole(message):
 
 
 def test_the_record_word_for_word():
-    # Fold 0 is judged at 0.8, and 0.4 is then wrong; fold 1 at 0.4, the middle of 0.9 and 0.4 that are as good.
+    # Fold 0 is judged at 0.45, halfway from 0.8 to 0.1: 0.4 and 0.6 are wrong; fold 1 at 0.3, halfway from 0.4 to
+    # 0.2: of 0.9 and 0.4, which are as good, the middle one is taken.
     score, same, fold = [0.9, 0.8, 0.4, 0.6, 0.2, 0.1], [1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 1]
     record = verify_pairs(score, same, fold=fold, fars=(0.4, 0.1))
     assert record.to_dict() == {
@@ -295,12 +340,12 @@ def test_the_record_word_for_word():
         },
         "thresholds_on_a_grid_below": None,
         "accuracy": {
-            "mean": 0.875,
-            "standard_deviation_population": 0.125,
-            "standard_deviation_sample": pytest.approx(0.125 * math.sqrt(2)),
-            "standard_error": pytest.approx(0.125),
-            "folds": [0.75, 1.0],
-            "thresholds": [0.8, 0.4],
+            "mean": 0.75,
+            "standard_deviation_population": 0.25,
+            "standard_deviation_sample": pytest.approx(0.25 * math.sqrt(2)),
+            "standard_error": pytest.approx(0.25),
+            "folds": [0.5, 1.0],
+            "thresholds": [pytest.approx(0.45), pytest.approx(0.3)],
             "folds_drawn_at_random": False,
         },
     }

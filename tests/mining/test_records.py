@@ -10,11 +10,11 @@ from facemetric.mining import (
     CrossBatchMemory,
     TripletLoss,
     batch_select,
-    dense,
     distance_weighted,
     semihard,
-    small,
 )
+from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import small_batch as small
 from facemetric.mining.tiles import MIB
 
 
@@ -36,7 +36,7 @@ TILES = {"budget_mib": 8 * 200 / MIB}
 WAYS = {
     "all": ("all", {}, {}),
     "all in tiles": ("all", TILES, {}),
-    "all, bounds searched": ("all", TILES, {(dense, "MANY"): 2}),
+    "all, bounds searched": ("all", TILES, {(dense, "MANY_POSITIVES"): 2}),
     "all, soft": ("all", {"margin": "soft"}, {}),
     "semihard": ("semihard", {}, {}),
     "semihard in tiles": ("semihard", TILES, {}),
@@ -92,7 +92,7 @@ def test_defaults():
     assert TripletLoss("distance-weighted")(emb, labels) == distance_weighted(emb, labels, seed=0).loss
     memory = CrossBatchMemory(8, dim=3).double()
     assert memory(emb, labels).loss.item() == pytest.approx(expected.item(), abs=1e-12)
-    assert memory.filled == 8  # no warmup: the next batch is mined against it
+    assert memory.filled == 8
     assert memory(emb, labels).valid > semihard(emb, labels).valid
 
 

@@ -1,4 +1,4 @@
-"""Persons drawn anew: the draws that every interval is made of.
+"""Bootstrap weights over identities: the draws that every interval is made of.
 
 Shapes: P pairs, W persons, B draws, N images, K figures.
 """
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
-from facemetric.evaluation.verification import fold_accuracy
+from facemetric.evaluation.verification import below_each, fold_accuracy
 
 PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
@@ -29,6 +30,16 @@ class FoldDraws:
         fold_P = np.asarray(fold)[self.order]
         self.folds = [fold_P == name for name in np.unique(fold_P)]
         self.ends = np.append(np.flatnonzero(np.diff(score_P[self.order])), len(score_P) - 1)
+        self.reached = [self._reached(score_P[self.order].astype(np.float64), ~test) for test in self.folds]
+
+    def _reached(self, score_P: Floats, others: npt.NDArray[np.bool_]) -> Ints:
+        """For each different score (T,), falling, the last one that is accepted where the other folds' lowest
+        accepted score is this one."""
+        value_T = score_P[self.ends]
+        seen = np.isin(value_T, score_P[others])
+        last_T = np.arange(len(value_T))
+        last_T[seen] = np.searchsorted(-value_T, -below_each(value_T[seen]), side="right") - 1
+        return last_T
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The accuracy (B, 1) of each draw of weights; both kinds keep their share, as a protocol does."""
@@ -43,11 +54,12 @@ class FoldDraws:
         won_BT = self._won(gain_BP)
         draw_B = np.arange(len(weight_BP))
         accuracy_B = np.zeros(len(weight_BP))
-        for test in self.folds:
+        for test, reached_T in zip(self.folds, self.reached, strict=True):
             others_BT = self._won(gain_BP * ~test)
             cut_B = others_BT.argmax(1)
-            none_B = others_BT[draw_B, cut_B] < 0  # accepting nothing wins more
-            right_B = np.where(none_B, 0, won_BT[draw_B, cut_B] - others_BT[draw_B, cut_B])
+            none_B = others_BT[draw_B, cut_B] <= 0  # accepting nothing wins more
+            last_B = reached_T[cut_B]
+            right_B = np.where(none_B, 0, won_BT[draw_B, last_B] - others_BT[draw_B, last_B])
             right_B += weight_BP[:, test & ~self.same].sum(1)
             accuracy_B += right_B / weight_BP[:, test].sum(1)
         return accuracy_B[:, None] / len(self.folds)
@@ -59,7 +71,8 @@ class FoldDraws:
 
 
 def centred(draws_B1: Floats, value: float) -> Floats:
-    """Draws about the figure itself: choosing on a draw costs a little accuracy a second time."""
+    """Draws (B, 1) moved so that their mean is the figure. The figure was measured at thresholds chosen on other
+    folds; a draw chooses them again, on repeated persons, and so is a little lower in the mean."""
     return draws_B1 + (value - draws_B1.mean())
 
 
@@ -91,9 +104,11 @@ def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
     size = max(1, min(PER_CHUNK, BUDGET // (8 * max(pairs, 1))))
-    for at in range(0, draws, size):
-        w_BW = rng.standard_exponential((min(size, draws - at), n))
-        yield w_BW / w_BW.mean(1, keepdims=True)
+    with tqdm(total=draws, desc="intervals", unit="draw", delay=2, leave=False, disable=None) as bar:
+        for at in range(0, draws, size):
+            w_BW = rng.standard_exponential((min(size, draws - at), n))
+            yield w_BW / w_BW.mean(1, keepdims=True)
+            bar.update(len(w_BW))
 
 
 def pair_weights(
@@ -105,6 +120,19 @@ def pair_weights(
 ) -> Iterator[Floats]:
     """Weights (B, P) of listed pairs as `verification_intervals` says, a chunk of draws at a time."""
     score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
+    (a_P, b_P), n = numbered_persons(persons, same_P)
+    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
+    for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
+        u_BW = 1 + scale * (w_BW - 1)
+        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
+
+
+def numbered_persons(
+    persons: tuple[npt.ArrayLike, npt.ArrayLike], same_P: npt.NDArray[np.bool_]
+) -> tuple[tuple[Ints, Ints], int]:
+    """Both persons (P,) of listed pairs as numbers from 0, and how many persons there are.
+
+    Raises DataError where they do not fit `same`."""
     both = [np.asarray(p) for p in persons]
     if any(p.shape != same_P.shape for p in both):
         raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
@@ -116,11 +144,7 @@ def pair_weights(
             f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
             "give the persons of the pairs, or `persons_of_pairs`"
         )
-    n = int(who.max()) + 1
-    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
-    for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
-        u_BW = 1 + scale * (w_BW - 1)
-        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
+    return (a_P, b_P), int(who.max()) + 1
 
 
 def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:

@@ -18,7 +18,6 @@ from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
-from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
@@ -28,15 +27,11 @@ from facemetric.training import distributed
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
-from facemetric.training.stage import augment_of, same_origin, save_best, start_embedder
+from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
 from facemetric.training.validation import OpenSet
 
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
-
-
 SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
-
-
 SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing to the last feature map
 
 
@@ -88,10 +83,11 @@ class Classification:
 
     judged_by = staticmethod(judged_by)
 
-    def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
-        self.config, self.split, self.run, self.device = config, split, run, device
+    def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
+        self.setup, self.split, self.run, self.device = setup, split, run, device
+        self.config = config = setup.config
         self.workers = pick_workers(config.workers)
-        embedder = start_embedder(config)
+        embedder = start_embedder(setup)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
@@ -111,11 +107,6 @@ class Classification:
             scale=config.scale,
             margin=config.margin,
         )
-        if config.weights and isinstance(head, MarginHead) and not config.resume:
-            rows = split.train.select(~held)
-            mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
-            with torch.no_grad():
-                head.weight.copy_(mean_CD)
         self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
@@ -134,6 +125,15 @@ class Classification:
         )
         self.steps_per_epoch = self.sampler.steps
 
+    def prepare(self) -> None:
+        """A margin head on trained weights starts from the means of its identities, which embeds them once."""
+        head = self.model.head
+        if self.config.weights and isinstance(head, MarginHead) and not self.run.resume:
+            index = self.split.train.select(self.rows)
+            mean_CD = identity_means(self.model.embedder, index, self.sizes[0], self.workers)
+            with torch.no_grad():
+                head.weight.copy_(mean_CD)
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""
         steps = Rows(self.sampler.epoch(epoch), self.rows)
@@ -142,7 +142,7 @@ class Classification:
         return load_batches(
             self.split.train,
             steps,
-            train_transform(preprocess, augment_of(self.config)),
+            self.setup.transform(preprocess),
             seed=self.config.seed,
             epoch=epoch,
             workers=self.workers,
@@ -197,7 +197,7 @@ class Classification:
     @property
     def origin(self) -> dict[str, str]:
         """Which data, and size and crop of the pictures, the run began with."""
-        return self.split.origin | {"picture": str(self.model.embedder.preprocess)}
+        return self.split.origin._asdict() | {"picture": str(self.model.embedder.preprocess)}
 
     def extra_state(self) -> dict[str, Any]:
         """Which data and pictures it is."""
@@ -205,7 +205,7 @@ class Classification:
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ConfigError for other data, or the same split otherwise."""
-        same_origin(state, **self.origin)
+        same_origin(self.run, state, self.origin)
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

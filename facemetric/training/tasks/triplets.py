@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,14 @@ from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.triplets import SEEDED_MINERS, resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split
-from facemetric.training.stage import augment_of, same_origin, save_best
+from facemetric.training.stage import Setup, same_origin, save_best
 from facemetric.training.tasks.doctor import Doctor, see
 from facemetric.training.tasks.feature_cache import Features, cached_features, state_hash
 from facemetric.training.validation import open_set_figures
@@ -128,9 +127,15 @@ class StageTwo:
     judged_by = staticmethod(judged_by)
 
     def __init__(
-        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+        self,
+        setup: Setup[FinetuneConfig],
+        embedder: Embedder,
+        split: Split,
+        run: Run,
+        device: torch.device,
     ) -> None:
-        self.config, self.split, self.run, self.device = config, split, run, device
+        self.setup, self.split, self.run, self.device = setup, split, run, device
+        self.config = config = setup.config
         self.workers = pick_workers(config.workers)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
@@ -147,16 +152,22 @@ class StageTwo:
         )
 
     def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
-        """P x K batches over labels (N,); fewer identities than P make smaller batches, which is said."""
+        """P x K batches over labels (N,). Says where they are smaller than --batch-size."""
         identities = len(np.unique(labels))
-        per_batch = self.config.batch_size // self.config.images_per_identity
+        size, k = self.config.batch_size, self.config.images_per_identity
+        per_batch = size // k
         if per_batch > identities:
             say(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
             per_batch = identities
+        elif size % k:
+            say(
+                f"batches of {per_batch * k} images, {per_batch} identities x {k}: --batch-size {size} is no multiple "
+                f"of --images-per-identity"
+            )
         return IdentityBatches(
             labels,
             per_batch,
-            self.config.images_per_identity,
+            k,
             self.config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -182,7 +193,7 @@ class StageTwo:
     def origin(self) -> dict[str, str]:
         """Which data, split, weights, and size and crop of the pictures it began with."""
         return {
-            **self.split.origin,
+            **self.split.origin._asdict(),
             "weights": state_hash(self.original),
             "picture": str(self.original.preprocess),
         }
@@ -193,11 +204,12 @@ class StageTwo:
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """The memory, back again. Raises ConfigError for other data, weights or pictures than the run began with."""
-        same_origin(state, **self.origin)
+        same_origin(self.run, state, self.origin)
         self.objective.load_state_dict(state)
 
-    def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:
-        """The features of an index, and a line that says where they come from."""
+    def cached(self, index: ImageIndex, views: int) -> Features:
+        """The features of an index, and a line that says where they are kept."""
+        cache = self.config.cache or self.config.out.parent / "features"
         if distributed.rank() > 0:
             distributed.barrier()  # process 0 fills the cache, the others read it
         found = cached_features(
@@ -205,14 +217,17 @@ class StageTwo:
             index,
             cache,
             views=views,
-            augment=augment_of(self.config),
+            augment=self.setup.augment,
             seed=self.config.seed,
             workers=self.workers,
         )
         if distributed.rank() == 0:
             distributed.barrier()
         shape = " x ".join(str(n) for n in found.values.shape)
-        say(f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}")
+        say(
+            f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}, which stays for the next run; "
+            "remove it when you like"
+        )
         return found
 
     def save_embedder(self, embedder: Embedder, metrics: dict[str, float]) -> None:

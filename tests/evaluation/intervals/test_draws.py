@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference_metrics as slow
 
 from facemetric.errors import DataError
 from facemetric.evaluation.intervals import draws as person_draws
@@ -87,8 +88,9 @@ def by_loops(score: np.ndarray, same: np.ndarray, fold: np.ndarray, weight: np.n
         def won(threshold: float, rows: np.ndarray) -> float:
             return float(weight[rows][(score[rows] >= threshold) == same[rows]].sum())
 
-        tried = [np.inf, *sorted(set(score.tolist()), reverse=True)]
-        threshold = tried[int(np.argmax([won(t, ~test) for t in tried]))]
+        others = score[~test].tolist()
+        tried = [np.inf, *sorted(set(others), reverse=True)]
+        threshold = slow.halfway_below(tried[int(np.argmax([won(t, ~test) for t in tried]))], others)
         shares.append(won(threshold, test) / weight[test].sum())
     return float(np.mean(shares))
 

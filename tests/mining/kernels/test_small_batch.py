@@ -6,9 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facemetric.mining.engine import Kernel, mine
-from facemetric.mining.small import SMALL_MIB, SMALL_NUMBERS, SMALL_ROWS, find_positives, small_hard
-from facemetric.mining.triplets import _HARD
+from facemetric.mining.kernels.small_batch import (
+    SMALL_MIB,
+    SMALL_NUMBERS,
+    SMALL_ROWS,
+    find_positives,
+    small_hard,
+)
+from facemetric.mining.mine import Kernel, mine
+from facemetric.mining.miners import _HARD
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,10 +65,10 @@ def test_which_batches_are_small(rows, budget_mib, small):
 
     emb = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(rows) // 2
-    kernel = Kernel(_HARD.tiled, nothing)
+    kernel = Kernel(_HARD.in_tiles, nothing)
     found = mine(emb, labels, kernel, 0.2, "squared", None, budget_mib)
     assert asked == ([rows] if small else [])
-    assert found.loss == mine(emb, labels, Kernel(_HARD.tiled), 0.2, "squared", None, budget_mib).loss
+    assert found.loss == mine(emb, labels, Kernel(_HARD.in_tiles), 0.2, "squared", None, budget_mib).loss
     mine(emb, labels, kernel, 0.2, "squared", slice(0, rows), None)
     assert asked == ([rows] if small else [])  # anchors that are named are mined in tiles
 
@@ -70,7 +76,7 @@ def test_which_batches_are_small(rows, budget_mib, small):
 def test_masks_serve_where_every_row_has_a_triplet(monkeypatch):
     """The sum of what every row pays is finite only then."""
     emb = torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rule = type("Rule", (), {"root": False, "pay": None})()
+    rule = type("Rule", (), {"root": False, "margin": 0.2, "loss_and_slope": None})()
     for labels in ([0] * 12, list(range(12)), [0] * 11 + [1]):
         assert small_hard(emb, torch.tensor(labels), rule) is None
 

@@ -14,26 +14,36 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
-from facemetric.mining.dense import Select, batch_all_sums, weighted_sums
-from facemetric.mining.engine import Anchors, Kernel, Margin, Mined, make_rule, mine
+from facemetric.mining.kernels.common import Operands, Rule, TripletSums
+from facemetric.mining.kernels.every_triplet import Select, batch_all_sums, weighted_sums
+from facemetric.mining.kernels.one_negative import (
+    Pick,
+    pick_by_distance,
+    pick_nearest,
+    pick_semihard,
+    sparse_sums,
+)
+from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
+from facemetric.mining.mine import Anchors, Kernel, Margin, mine
 from facemetric.mining.order import Order
-from facemetric.mining.small import small_all, small_hard, small_semihard
-from facemetric.mining.sparse import Pick, pick_by_distance, pick_nearest, pick_semihard, sparse_sums
-from facemetric.mining.terms import Operands, Rule, Sums
+from facemetric.mining.record import Mined
+from facemetric.mining.uncompiled import uncompiled
 
 
-def _sparse(ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool) -> Sums:
+def _sparse(
+    ops: Operands, order: Order, rule: Rule, budget: float, *, pick: Pick, farthest: bool
+) -> TripletSums:
     return sparse_sums(ops, order, rule, pick=pick, farthest=farthest, budget_mib=budget)
 
 
-def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
+def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
     return (
         weighted_sums(ops, order, rule, None, budget)
         if rule.soft
@@ -41,11 +51,12 @@ def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
     )
 
 
-_ALL = Kernel(_all, small_all)
-_SEMIHARD = Kernel(partial(_sparse, pick=pick_semihard, farthest=False), small_semihard)
+_ALL = Kernel(_all, small_all, ties_count=True)
+_SEMIHARD = Kernel(partial(_sparse, pick=pick_semihard, farthest=False), small_semihard, ties_choose=True)
 _HARD = Kernel(partial(_sparse, pick=pick_nearest, farthest=True), small_hard)
 
 
+@uncompiled
 def batch_all(
     embeddings_BD: Tensor,
     labels_B: Tensor,
@@ -68,6 +79,7 @@ def batch_all(
     return mine(embeddings_BD, labels_B, _ALL, margin, distance, anchors, budget_mib)
 
 
+@uncompiled
 def semihard(
     embeddings_BD: Tensor,
     labels_B: Tensor,
@@ -85,6 +97,7 @@ def semihard(
     return mine(embeddings_BD, labels_B, _SEMIHARD, margin, distance, anchors, budget_mib)
 
 
+@uncompiled
 def batch_hard(
     embeddings_BD: Tensor,
     labels_B: Tensor,
@@ -101,6 +114,7 @@ def batch_hard(
     return mine(embeddings_BD, labels_B, _HARD, margin, distance, anchors, budget_mib)
 
 
+@uncompiled
 def batch_select(
     embeddings_BD: Tensor,
     labels_B: Tensor,
@@ -119,12 +133,13 @@ def batch_select(
     the weights. Other arguments and errors as in `batch_all`.
     """
 
-    def tiled(ops: Operands, order: Order, rule: Rule, budget: float) -> Sums:
+    def tiled(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
         return weighted_sums(ops, order, rule, select, budget)
 
-    return mine(embeddings_BD, labels_B, Kernel(tiled), margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, Kernel(tiled, select=select), margin, distance, anchors, budget_mib)
 
 
+@uncompiled
 def distance_weighted(
     embeddings_BD: Tensor,
     labels_B: Tensor,
@@ -164,68 +179,27 @@ def resolve_miner(name: str) -> Callable[..., Mined]:
 
     Errors: ConfigError for a name that is not known, a module that does not import, a function it lacks.
     """
+    name = str(name)  # a numpy string would be quoted as np.str_('...')
     if ":" not in name:
         if name not in MINERS:
             raise ConfigError(
                 f"unknown miner {name!r}{did_you_mean(name, MINERS)}, or package.module:function"
             )
         return MINERS[name]
+    return partial(batch_select, select=find_function("miner", name))
+
+
+def find_function(what: str, name: str) -> Callable[..., Any]:
+    """The function that "package.module:function" names; `what` it is to be, for the message of a ConfigError."""
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:  # no name at all is a ValueError
-        raise ConfigError(f"miner {name!r}: {module_name} does not import ({error})") from error
-    select = getattr(module, function_name, None)
-    if not callable(select):
+        raise ConfigError(f"{what} {name!r}: {module_name} does not import ({error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise ConfigError(
-            f"miner {name!r}: no function {function_name!r} there{did_you_mean(function_name, known)}"
+            f"{what} {name!r}: no function {function_name!r} there{did_you_mean(function_name, known)}"
         )
-    return partial(batch_select, select=select)
-
-
-class TripletLoss(nn.Module):
-    """A miner as a module: `loss = TripletLoss("semihard", margin=0.2)(embeddings, labels)`.
-
-    `miner` is a name of MINERS or "package.module:function". `.mined` holds the record of the last call.
-    A miner that draws at random takes seed + the number of calls, which is saved with the module.
-    """
-
-    calls: Tensor
-
-    def __init__(
-        self,
-        miner: str = "semihard",
-        *,
-        margin: Margin = 0.2,
-        distance: str = "squared",
-        budget_mib: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        make_rule(margin, distance)
-        self.seed = seed
-        if miner in SEEDED_MINERS:
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.miner, self.margin, self.distance, self.budget_mib = miner, margin, distance, budget_mib
-        self.mine = resolve_miner(miner)
-        self.mined: Mined | None = None
-
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors = None) -> Tensor:
-        mine = self.mine
-        if self.miner in SEEDED_MINERS:
-            mine = partial(mine, seed=self.seed + int(self.calls))
-            self.calls += 1
-        mined = mine(
-            embeddings_BD,
-            labels_B,
-            margin=self.margin,
-            distance=self.distance,
-            anchors=anchors,
-            budget_mib=self.budget_mib,
-        )
-        self.mined = replace(mined, loss=mined.loss.detach())
-        return mined.loss
-
-    def extra_repr(self) -> str:
-        return f"{self.miner}, margin={self.margin}, distance={self.distance}"
+    return function

@@ -17,15 +17,15 @@ from facemetric.mining import (
     batch_all,
     batch_hard,
     batch_select,
-    dense,
     distance_weighted,
-    engine,
     resolve_miner,
     semihard,
-    small,
-    sparse,
 )
-from facemetric.mining.sparse import argmin_columns, argmin_rows
+from facemetric.mining import mine as engine
+from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import one_negative as sparse
+from facemetric.mining.kernels import small_batch as small
+from facemetric.mining.kernels.one_negative import argmin_columns, argmin_rows
 from facemetric.mining.tiles import MIB
 
 DISTANCES = ("squared", "euclidean", "cosine")
@@ -197,8 +197,8 @@ def test_bounds_searched_equal_bounds_compared(many, data, options, whole):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "SMALL_ROWS", 0)
         compared, grad_compared = run("all", emb, labels, anchors=anchors, **options)
-        patch.setattr(dense, "MANY", many)
-        patch.setattr(dense, "BLOCK", 30)
+        patch.setattr(dense, "MANY_POSITIVES", many)
+        patch.setattr(dense, "SEARCH_BLOCK", 30)
         searched, grad = run("all", emb, labels, anchors=anchors, **options)
     assert searched.active == compared.active
     assert searched.loss.item() == pytest.approx(compared.loss.item(), abs=1e-13)
@@ -395,10 +395,16 @@ def test_embeddings_that_are_not_finite_are_an_error_that_names_the_row(bad):
 
 
 @pytest.mark.parametrize("kind", TRIO)
-def test_numbers_too_large_to_square_are_no_error_of_the_user(kind):
-    emb, labels = batch(6, 2, dtype=torch.float32)
-    mined, _ = run(kind, emb * 1e30, labels)
-    assert not math.isfinite(mined.loss.detach())
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 1e30), (torch.float64, 1e155)])
+@pytest.mark.parametrize("anchors", [None, slice(0, 6)])
+def test_numbers_too_large_to_square_are_refused_with_the_row(kind, dtype, length, anchors):
+    emb, labels = batch(6, 2, dtype=dtype)
+    emb[3] *= length
+    with pytest.raises(
+        DataError, match=r"1 of 6 embeddings are longer than .*, the first is row 3 of length 1.0e"
+    ):
+        run(kind, emb, labels, anchors=anchors)
+    assert run(kind, emb, labels, distance="cosine")[0].loss.isfinite()
 
 
 @pytest.mark.parametrize("kind", TRIO)

@@ -12,15 +12,16 @@ Shapes: N rows of the batch, D embedding, K positives of the row with most of th
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels.common import FAR_AWAY, NEAR, Rule, TripletSums, add_rows, slack
+from facemetric.mining.kernels.one_negative import INTEGER, UNSURE, UNSURE_NEAR, Doubt, argmin_rows, settle
 from facemetric.mining.order import sortable
-from facemetric.mining.sparse import INTEGER, argmin_rows
-from facemetric.mining.terms import FAR, Rule, Sums, add_rows
 
 # Above this many rows the sorted and tiled miners are as fast.
 SMALL_ROWS = 512
@@ -73,12 +74,19 @@ def find_positives(labels_N: Tensor, dimensions: int) -> Positives | None:
     return Positives(torch.from_numpy(at_KN).to(labels_N.device), absent_KN, anchors, pairs, triplets)
 
 
-def _distances(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows, centred for the sake of digits, and the squared distances (N, N) of all pairs."""
-    rows_ND = rows_ND - rows_ND.mean(0)
-    square_N = torch.linalg.vecdot(rows_ND, rows_ND)
-    dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2)
-    return rows_ND, dist_NN.add_(square_N[:, None])
+class _Pairwise(NamedTuple):
+    """All pairs of a batch in one matrix."""
+
+    centred_ND: Tensor  # for the sake of digits
+    dist_NN: Tensor  # squared
+    slack_N: Tensor  # bound of their error
+
+
+def _pairwise(rows_ND: Tensor) -> _Pairwise:
+    centred_ND = rows_ND - rows_ND.mean(0)
+    square_N = torch.linalg.vecdot(centred_ND, centred_ND)
+    dist_NN = torch.addmm(square_N, centred_ND, centred_ND.T, alpha=-2).add_(square_N[:, None])
+    return _Pairwise(centred_ND, dist_NN, slack(square_N, square_N, rows_ND.shape[1]))
 
 
 def _squared_ap(rows_ND: Tensor, near: Positives) -> Tensor:
@@ -91,14 +99,19 @@ def _fill_same(dist_NN: Tensor, near: Positives, value: float) -> None:
     dist_NN.scatter_(1, near.at_KN.T, value).fill_diagonal_(value)
 
 
-def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
+def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
     """`batch_all_sums` of a small batch; None where tiles are to do it, a soft margin among them."""
     if rule.soft or (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    rows_ND, dist_NN = _distances(rows_ND)
-    _fill_same(dist_NN, near, FAR)
+    centred_ND, dist_NN, slack_N = _pairwise(rows_ND)
+    far_away = FAR_AWAY[rows_ND.dtype]
+    _fill_same(dist_NN, near, far_away)
+    if rule.root and bool((dist_NN < NEAR * slack_N[:, None]).any()):
+        return None
     squared_KN = _squared_ap(rows_ND, near)
     bound_KN = rule.squared_bound(squared_KN)
+    if rows_ND.dtype == torch.float64:  # what is no nearer than rounding is a tie, and a tie is not active
+        bound_KN -= slack_N + 4 * torch.finfo(bound_KN.dtype).eps * bound_KN.abs()
     if near.absent_KN is not None:
         bound_KN.masked_fill_(near.absent_KN, -torch.inf)
     count_KN = torch.empty_like(bound_KN)
@@ -120,38 +133,51 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
     )
     sum_ap, active, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
     loss = sum_ap + rule.margin * active - sum_an
-    if not math.isfinite(loss):
+    if not abs(float(loss)) < far_away * 0.1:
         return None
     total = torch.stack([loss, active, sum_ap, sum_an])
-    pull_NN = rule.pull(weight_NN, dist_NN).neg_()
-    pull_NN.scatter_add_(1, near.at_KN.T, rule.pull(count_KN, squared_KN).T)  # filling adds 0
+    pull_NN = rule.gradient_weight(weight_NN, dist_NN).neg_()
+    pull_NN.scatter_add_(1, near.at_KN.T, rule.gradient_weight(count_KN, squared_KN).T)  # filling adds 0
     both_NN = pull_NN + pull_NN.T
-    grad_ND = torch.addmm(rows_ND * both_NN.sum(1, keepdim=True), both_NN, rows_ND, alpha=-1)
-    return Sums(loss, active, near.triplets, total, grad_ND, grad_ND)
+    grad_ND = torch.addmm(centred_ND * both_NN.sum(1, keepdim=True), both_NN, centred_ND, alpha=-1)
+    return TripletSums(loss, active, near.triplets, total, grad_ND, grad_ND)
 
 
-def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
+def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
     """`pick_semihard` and its loss, of a small batch."""
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    rows_ND, dist_NN = _distances(rows_ND)
+    _, dist_NN, slack_N = _pairwise(rows_ND)
     _fill_same(dist_NN, near, -torch.inf)
+    squared_KN = _squared_ap(rows_ND, near)
+    exact = rows_ND.dtype == torch.float64
+    bound_KN = squared_KN + slack_N if exact else squared_KN - UNSURE * slack_N  # see pick_semihard
     gap_NN = torch.empty_like(dist_NN)
     bits_NN = gap_NN.view(INTEGER[gap_NN.dtype])
-    ends = [near.at_KN.view(-1)]
-    for d_ap_N in _squared_ap(rows_ND, near):
-        torch.sub(d_ap_N[:, None], dist_NN, out=gap_NN)
-        ends.append(argmin_rows(bits_NN))  # see pick_semihard
-    return _pay(rows_ND, rule, torch.cat(ends), near.pairs, absent_T=near.absent_KN)
+    picked = []
+    for bound_N in bound_KN:
+        torch.sub(bound_N[:, None], dist_NN, out=gap_NN)
+        picked.append(argmin_rows(bits_NN))
+    n_KN = torch.stack(picked)
+    if not exact:
+        doubtful_KN = dist_NN.gather(1, n_KN.T).T.sub_(squared_KN).abs_() <= UNSURE * slack_N
+        if bool(doubtful_KN.any()):
+            k, a = doubtful_KN.nonzero(as_tuple=True)
+            same_TK = torch.cat([a[:, None], near.at_KN[:, a].T], 1)
+            band_T = 2 * UNSURE * slack_N[a]
+            doubt = Doubt(a, near.at_KN[k, a], n_KN[k, a], bound_KN[k, a], band_T, None, same_TK)
+            n_KN[k, a] = settle(rows_ND, rows_ND, doubt, lambda some: dist_NN[a[some]], SMALL_MIB)
+    ends = torch.cat([near.at_KN.view(-1), n_KN.view(-1)])
+    return _triplets(rows_ND, rule, ends, near.pairs, slack_N, near.absent_KN)
 
 
-def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
+def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
     """`pick_nearest`, the farthest positive and their loss, of a small batch."""
     if len(labels_N) <= MASK_ROWS:
         return _hard_by_masks(rows_ND, labels_N, rule)
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    rows_ND, dist_NN = _distances(rows_ND)
+    _, dist_NN, slack_N = _pairwise(rows_ND)
     found_NK = dist_NN.gather(1, near.at_KN.T)
     if near.absent_KN is not None:
         found_NK.masked_fill_(near.absent_KN.T, -torch.inf)
@@ -159,44 +185,56 @@ def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
     _fill_same(dist_NN, near, torch.inf)
     n_N = argmin_rows(dist_NN.view(INTEGER[dist_NN.dtype]))
     absent_N = None if near.absent_KN is None else near.absent_KN[0]
-    return _pay(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, absent_T=absent_N)
+    return _triplets(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, slack_N, absent_N)
 
 
-def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> Sums | None:
+def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
     """Fewer calls, more work; None where a row has no triplet, or a number is not finite."""
     N = len(rows_ND)
-    rows_ND = rows_ND - rows_ND[0]  # the mean would win more digits, but for one more call
-    square_N = torch.linalg.vecdot(rows_ND, rows_ND)
-    dist_NN = torch.addmm(square_N, rows_ND, rows_ND.T, alpha=-2).fill_diagonal_(-torch.inf)
+    centred_ND = rows_ND - rows_ND[0]  # the mean would win more digits, but for one more call
+    square_N = torch.linalg.vecdot(centred_ND, centred_ND)
+    dist_NN = torch.addmm(square_N, centred_ND, centred_ND.T, alpha=-2).fill_diagonal_(-torch.inf)
     same_NN = labels_N.unsqueeze(1) == labels_N
     d_ap_N, p_N = torch.where(same_NN, dist_NN, -torch.inf).max(1)
     d_an_N, n_N = torch.where(same_NN, torch.inf, dist_NN).min(1)
     gap_N = d_ap_N - d_an_N  # |x|^2 is missing in both
-    if not math.isfinite(gap_N.sum()):
+    value_N = gap_N + rule.margin
+    # one number a time would be one wait a time
+    total, hinge, most = torch.stack([gap_N.sum(), value_N.abs().amin(), square_N.amax()]).tolist()
+    if not math.isfinite(total):
         return None
     ends = torch.cat([p_N, n_N])
-    if rule.root:  # which would turn an error of 1e-7 into 3e-4
-        return _pay(rows_ND, rule, ends, N)
-    value_N, slope_N = rule.pay(gap_N)
+    least = 4 * most * (8 + math.sqrt(rows_ND.shape[1])) * torch.finfo(rows_ND.dtype).eps
+    if rule.root or hinge <= least:  # a root would turn an error of 1e-7 into 3e-4; at the hinge it decides
+        return _triplets(rows_ND, rule, ends, N, slack(square_N, square_N, rows_ND.shape[1]))
+    value_N, slope_N = rule.loss_and_slope(gap_N)
     away_2ND = rows_ND.index_select(0, ends).view(2, N, -1).sub_(rows_ND)
-    grad_ND = _gradient(away_2ND, rule.pull(slope_N, square_N, 1 / N), ends)
-
-    def parts() -> tuple[Tensor, ...]:
-        return value_N, value_N.sign(), d_ap_N + square_N, d_an_N + square_N
-
-    return Sums(value_N.mean(), N, N, parts, grad_ND, grad_ND)
+    grad_ND = _gradient(away_2ND, rule.gradient_weight(slope_N, square_N, 1 / N), ends)
+    parts = partial(_mask_parts, value_N, d_ap_N, d_an_N, square_N)
+    return TripletSums(value_N.mean(), N, N, parts, grad_ND, grad_ND, partial(_chosen, N, ends, None))
 
 
-def _pay(
-    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, absent_T: Tensor | None = None
-) -> Sums | None:
-    """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives."""
+def _mask_parts(value_N: Tensor, d_ap_N: Tensor, d_an_N: Tensor, square_N: Tensor) -> tuple[Tensor, ...]:
+    return value_N, value_N.sign(), d_ap_N + square_N, d_an_N + square_N
+
+
+def _triplets(
+    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, slack_N: Tensor, absent_T: Tensor | None = None
+) -> TripletSums | None:
+    """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives.
+
+    None where plain distances are so small that rounding chose the triplets.
+    """
     N, D = rows_ND.shape
     k = len(ends) // (2 * N)
     away_2kND = rows_ND.index_select(0, ends).view(2, k, N, D).sub_(rows_ND)
     squared_2kN = torch.linalg.vecdot(away_2kND, away_2kND)
+    if rule.root and rows_ND.dtype == torch.float32:
+        near_2kN = squared_2kN <= UNSURE_NEAR * slack_N
+        if bool((near_2kN if absent_T is None else near_2kN & ~absent_T.view(k, N)).any()):
+            return None
     distance_2kN = rule.distance(squared_2kN)
-    value_kN, slope_kN = rule.pay(torch.sub(*distance_2kN))
+    value_kN, slope_kN = rule.loss_and_slope(torch.sub(*distance_2kN))
     terms_4kN = torch.cat([value_kN[None], value_kN.sign()[None], distance_2kN])
     if absent_T is not None:
         absent_kN = absent_T.view(k, N)
@@ -205,8 +243,18 @@ def _pay(
     total_4 = terms_4kN.sum((1, 2), dtype=torch.float64)
     if not math.isfinite(total_4[0]):
         return None
-    grad_ND = _gradient(away_2kND, rule.pull(slope_kN, squared_2kN, 1 / valid), ends)
-    return Sums(total_4[0] / valid, valid, valid, total_4, grad_ND, grad_ND)
+    grad_ND = _gradient(away_2kND, rule.gradient_weight(slope_kN, squared_2kN, 1 / valid), ends)
+    chosen = partial(_chosen, N, ends, absent_T)
+    return TripletSums(total_4[0] / valid, valid, valid, total_4, grad_ND, grad_ND, chosen)
+
+
+def _chosen(n_rows: int, ends: Tensor, absent_T: Tensor | None) -> Tensor:
+    """(T, 3) rows of anchor, positive and negative; `ends` are k N positives, then negatives."""
+    positive_T, negative_T = ends.view(2, -1)
+    triplets_T3 = torch.stack(
+        [torch.arange(len(positive_T), device=ends.device) % n_rows, positive_T, negative_T], 1
+    )
+    return triplets_T3 if absent_T is None else triplets_T3[~absent_T.view(-1)]
 
 
 def _gradient(away: Tensor, coefficient: Tensor, ends: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ positive, T triplets.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels.common import Operands, Rule, TripletSums, add_rows, slack
 from facemetric.mining.order import Order
-from facemetric.mining.terms import Operands, Rule, Sums, add_rows
 from facemetric.mining.tiles import budget_bytes, product_tiles, row_distance
 
 # Two levels of minimum find an index in half the time of argmin, which does not vectorise on a CPU.
@@ -63,33 +65,168 @@ def argmin_columns(bits_RC: Tensor) -> Tensor:
 Pick = Callable[[Operands, Order, list[Tensor], float], list[Tensor]]
 
 
+# In float32 the product's distances choose, but for what lies within so many slacks of d_ap, and negatives so near
+# that rounding orders them: those are chosen in float64.
+UNSURE = 1.25
+UNSURE_NEAR = 100
+
+
 def pick_semihard(ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float) -> list[Tensor]:
     """For each (a, p) the nearest negative with d_an > d_ap; where there is none, the farthest negative.
 
     d_ap - d_an is negative exactly for those, and the bits of negative floats, read as integers, are below
     all others and grow with the distance from zero; among the others the smallest belongs to the farthest
-    negative. So one subtraction and one integer minimum answer both. Source: Schroff et al. 2015,
-    arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons' triplet_semihard_loss.
+    negative. So one subtraction and one integer minimum answer both. A tie is not farther: float64 takes for one
+    what lies within its rounding; float32 asks for all that could be farther, and has the doubtful decided in
+    float64. Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2; the fallback as in TensorFlow Addons'
+    triplet_semihard_loss.
     """
-    return _sweep(ops, order, squared_ap, budget_mib, gap=True)
+    slack_M = ops.slack()
+    if slack_M.dtype == torch.float64:
+        return _sweep(ops, order, [d + slack_M[: len(d)] for d in squared_ap], budget_mib, gap=True)[0]
+    bounds = [d - UNSURE * slack_M[: len(d)] for d in squared_ap]
+    at, found = _sweep(ops, order, bounds, budget_mib, gap=True)
+    if not at:
+        return at
+    anchor_T = torch.cat([torch.arange(len(d), device=d.device) for d in squared_ap])
+    gap_T, bound_T, band_T = torch.cat(found), torch.cat(bounds), 2 * UNSURE * slack_M[anchor_T]
+    near_T = gap_T >= bound_T - UNSURE_NEAR * slack_M[anchor_T]
+    t = ((gap_T < 0) & (near_T | (gap_T >= -band_T))).nonzero()[:, 0]
+    if len(t):
+        p_T = torch.cat([order.positive(k, slice(0, len(d))) for k, d in enumerate(squared_ap)])
+        at_T, a = torch.cat(at), anchor_T[t]
+        doubt = Doubt(a, p_T[t], at_T[t], bound_T[t], band_T[t], near_T[t], _same(order, a))
+
+        def panel(some: Tensor) -> Tensor:
+            return torch.mm(ops.left_MD[a[some]], ops.right_ND.T)
+
+        at_T[t] = settle(ops.anchors_MD, ops.reference_ND, doubt, panel, budget_mib)
+        at = list(at_T.split([len(d) for d in squared_ap]))
+    return at
 
 
 def pick_nearest(ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float) -> list[Tensor]:
     """For each anchor the nearest negative. Source: Hermans et al. 2017, arXiv:1703.07737."""
-    return _sweep(ops, order, squared_ap, budget_mib, gap=False)
+    at, found = _sweep(ops, order, squared_ap, budget_mib, gap=False)
+    if at and ops.left_MD.dtype == torch.float32:
+        t = (found[0] <= UNSURE_NEAR * ops.slack()[: len(at[0])]).nonzero()[:, 0]
+        if len(t):
+            rows = ops.anchors_MD[t].double(), ops.reference_ND
+            at[0][t] = _choose_in_float64(*rows, None, _same(order, t), budget_mib)
+    return at
+
+
+def _same(order: Order, anchor_T: Tensor) -> Tensor:
+    """(T, K) sorted reference rows of each anchor's label, some named twice where others have more."""
+    start_T1, count_T1 = order.start_M[anchor_T, None], order.count_M[anchor_T, None]
+    step_K = torch.arange(int(count_T1.max()), device=anchor_T.device)
+    return start_T1 + torch.minimum(step_K, count_T1 - 1)
+
+
+class Doubt(NamedTuple):
+    """T anchors and positives whose semihard negative lies so near d_ap that float32 cannot tell on which side."""
+
+    anchor_T: Tensor
+    p_T: Tensor
+    at_T: Tensor  # the choice of float32: the nearest with d_an > bound
+    bound_T: Tensor  # squared d_ap less what rounding can do
+    band_T: Tensor  # a negative with d_an > bound + band is farther for certain
+    near_T: (
+        Tensor | None
+    )  # so near to the anchor that rounding orders all negatives; None where that is left alone
+    same_TK: Tensor  # rows of the anchor's label
+
+    def some(self, t: Tensor) -> Doubt:
+        """Those alone."""
+        return Doubt(*(None if v is None else v[t] for v in self))  # type: ignore[arg-type]
+
+
+# So many choices are looked at one by one; where as many negatives tie, float64 looks at all of them at once.
+TRIES = 3
+
+
+def settle(
+    x_MD: Tensor, y_ND: Tensor, doubt: Doubt, panel: Callable[[Tensor], Tensor], budget_mib: float
+) -> Tensor:
+    """The semihard negative (T,) of each doubtful pair: the first choice that is farther than p in float64.
+
+    `panel` gives the squared distances (n, N) of some of the pairs' anchors in float32.
+    """
+    at_T = doubt.at_T.clone()
+    farther_T = _farther(x_MD, y_ND, doubt)
+    if doubt.near_T is not None:
+        farther_T &= ~doubt.near_T
+    step = max(budget_bytes(budget_mib) // (2 * 4 * len(y_ND)), 1)
+    for t in (~farther_T).nonzero()[:, 0].split(step):
+        if len(t):
+            at_T[t] = _settle_panel(x_MD, y_ND, doubt.some(t), panel(t), budget_mib)
+    return at_T
+
+
+def _settle_panel(x_MD: Tensor, y_ND: Tensor, doubt: Doubt, dist_nN: Tensor, budget_mib: float) -> Tensor:
+    found_T = doubt.at_T.clone()
+    t = torch.arange(len(found_T), device=found_T.device)
+    gap_nN = torch.sub(doubt.bound_T[:, None], dist_nN, out=dist_nN).scatter_(1, doubt.same_TK, torch.inf)
+    tie = torch.finfo(gap_nN.dtype).tiny  # not farther, but farther than all that is nearer
+    for _ in range(TRIES):
+        if doubt.near_T is not None and bool(doubt.near_T.any()):
+            break
+        gap_nN.scatter_(1, doubt.at_T[:, None], tie)
+        at_n = argmin_rows(gap_nN.view(INTEGER[gap_nN.dtype]))
+        found_T[t] = at_n
+        gap_n = gap_nN.gather(1, at_n[:, None])[:, 0]
+        doubt = doubt._replace(at_T=at_n)
+        open_n = ((gap_n < 0) & (gap_n >= -doubt.band_T)).nonzero()[:, 0]
+        open_n = open_n[~_farther(x_MD, y_ND, doubt.some(open_n))] if len(open_n) else open_n
+        if not len(open_n):
+            return found_T
+        t, doubt, gap_nN = t[open_n], doubt.some(open_n), gap_nN[open_n]
+    x_TD = x_MD[doubt.anchor_T].double()
+    squared_T = row_distance(x_TD, y_ND[doubt.p_T].double())
+    found_T[t] = _choose_in_float64(x_TD, y_ND, squared_T, doubt.same_TK, budget_mib)
+    return found_T
+
+
+def _farther(x_MD: Tensor, y_ND: Tensor, doubt: Doubt) -> Tensor:
+    """Whether each choice (T,) is farther than the positive, by direct difference in float64."""
+    x_TD = x_MD[doubt.anchor_T].double()
+    ends_2TD = y_ND[torch.stack([doubt.p_T, doubt.at_T])].double().sub_(x_TD)
+    squared_ap_T, squared_an_T = torch.linalg.vecdot(ends_2TD, ends_2TD)
+    return squared_an_T > squared_ap_T * (1 + 1e-14)
+
+
+def _choose_in_float64(
+    x_TD: Tensor, y_ND: Tensor, squared_ap_T: Tensor | None, same_TK: Tensor, budget_mib: float
+) -> Tensor:
+    mean_D = y_ND.mean(0).double()
+    y_ND, x_TD = y_ND - mean_D, x_TD - mean_D
+    y_square_N, x_square_T = torch.linalg.vecdot(y_ND, y_ND), torch.linalg.vecdot(x_TD, x_TD)
+    bound_T = None if squared_ap_T is None else squared_ap_T + slack(x_square_T, y_square_N, y_ND.shape[1])
+    picked = []
+    step = max(budget_bytes(budget_mib) // (2 * 8 * len(y_ND)), 1)
+    for top in range(0, len(x_TD), step):
+        part = slice(top, top + step)
+        dist_nN = torch.addmm(y_square_N, x_TD[part], y_ND.T, alpha=-2).add_(x_square_T[part, None])
+        if bound_T is None:
+            dist_nN.clamp_(min=0)
+        else:
+            torch.sub(bound_T[part, None], dist_nN, out=dist_nN)
+        dist_nN.scatter_(1, same_TK[part], torch.inf)
+        picked.append(argmin_rows(dist_nN.view(torch.int64)))
+    return torch.cat(picked)
 
 
 def _sweep(
-    ops: Operands, order: Order, squared_ap: list[Tensor], budget_mib: float, *, gap: bool
-) -> list[Tensor]:
-    """Reference row with the least bits of the distance, or of the `gap` d_ap - d_an.
+    ops: Operands, order: Order, bounds: list[Tensor], budget_mib: float, *, gap: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Reference row with the least bits of the distance, or of the `gap` bound - d_an; and that number.
 
     In a whole batch a tile above the diagonal is read along its rows and down its columns: half the product.
     """
     integer = INTEGER[ops.left_MD.dtype]
-    best = [torch.full_like(d, torch.iinfo(integer).max, dtype=integer) for d in squared_ap]
-    at = [torch.zeros_like(d, dtype=torch.int64) for d in squared_ap]
-    n_rows = len(squared_ap[0]) if squared_ap else 0
+    best = [torch.full_like(d, torch.iinfo(integer).max, dtype=integer) for d in bounds]
+    at = [torch.zeros_like(d, dtype=torch.int64) for d in bounds]
+    n_rows = len(bounds[0]) if bounds else 0
     if order.whole and n_rows:
         n_rows = len(ops.left_MD)  # rows without a positive are still negatives of the others
     walk = product_tiles(
@@ -106,21 +243,21 @@ def _sweep(
         order.fill_same(dist_RC, rows, cols, -torch.inf if gap else torch.inf)
         for down in (False, True) if order.whole and rows != cols else (False,):
             side, other = (cols, rows) if down else (rows, cols)
-            for k, d_ap in enumerate(squared_ap):
+            for k, bound in enumerate(bounds):
                 if not (n := order.having(k, side)):
                     break
                 mine = slice(side.start, side.start + n)
                 part = dist_RC[:, :n] if down else dist_RC[:n]
                 if gap:
-                    d_ap_part = d_ap[mine] if down else d_ap[mine, None]
-                    part = torch.sub(d_ap_part, part, out=scratch[: part.numel()].view(part.shape))
+                    bound_part = bound[mine] if down else bound[mine, None]
+                    part = torch.sub(bound_part, part, out=scratch[: part.numel()].view(part.shape))
                 bits = part.view(integer)
                 where = (argmin_columns if down else argmin_rows)(bits)
                 found = bits.gather(0, where[None])[0] if down else bits.gather(1, where[:, None])[:, 0]
                 better = found < best[k][mine]
                 best[k][mine] = torch.where(better, found, best[k][mine])
                 at[k][mine] = torch.where(better, where + other.start, at[k][mine])
-    return at
+    return at, [b.view(ops.left_MD.dtype) for b in best]
 
 
 def pick_by_distance(dimensions: int, square: float, generator: torch.Generator) -> Pick:
@@ -158,7 +295,7 @@ def pick_by_distance(dimensions: int, square: float, generator: torch.Generator)
 
 def sparse_sums(
     ops: Operands, order: Order, rule: Rule, *, pick: Pick, farthest: bool, budget_mib: float
-) -> Sums:
+) -> TripletSums:
     """Sum of the loss over picked triplets; `farthest` keeps one positive an anchor, else every one."""
     D = ops.reference_ND.shape[1]
     # rows of differences at a time: x, both differences and a temporary share the budget
@@ -177,8 +314,16 @@ def sparse_sums(
         for top in range(0, len(p), step):
             part = slice(top, min(top + step, len(p)))
             triplets = (part, p[part], n[part], squared[part])
-            total += _pay_triplets(ops, rule, *triplets, 1 / valid, grad_MD, grad_ND)
-    return Sums(total[0] / max(valid, 1), valid, valid, total, grad_MD, grad_ND)
+            total += _accumulate_triplets(ops, rule, *triplets, 1 / valid, grad_MD, grad_ND)
+    chosen = partial(_chosen, order, at_p, at_n)
+    return TripletSums(total[0] / max(valid, 1), valid, valid, total, grad_MD, grad_ND, chosen)
+
+
+def _chosen(order: Order, at_p: list[Tensor], at_n: list[Tensor]) -> Tensor:
+    """(T, 3) rows of anchor, positive and negative as they were handed in."""
+    anchors = [order.anchors_M[: len(p)] for p in at_p] or [order.anchors_M[:0]]
+    ends = [order.reference_N[torch.cat(at)] if at else anchors[0] for at in (at_p, at_n)]
+    return torch.stack([torch.cat(anchors), *ends], 1)
 
 
 def _squared(ops: Operands, at_p: Tensor, step: int) -> Tensor:
@@ -198,7 +343,7 @@ def _farthest(at_p: list[Tensor], squared_ap: list[Tensor]) -> tuple[list[Tensor
     return [at], [best]
 
 
-def _pay_triplets(
+def _accumulate_triplets(
     ops: Operands,
     rule: Rule,
     anchor: slice,
@@ -215,12 +360,12 @@ def _pay_triplets(
     """
     x_TD = ops.anchors_MD[anchor]
     to_n_TD = x_TD - ops.reference_ND.index_select(0, n_T)
-    squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)
+    squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)  # as row_distance: equal rows, equal distances
     d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
-    value_T, slope_T = rule.pay(d_ap_T - d_an_T)
+    value_T, slope_T = rule.loss_and_slope(d_ap_T - d_an_T)
     to_p_TD = x_TD - ops.reference_ND.index_select(0, p_T)
-    to_p_TD *= rule.pull(slope_T, squared_ap_T, scale)[:, None]
-    to_n_TD *= rule.pull(slope_T, squared_an_T, scale)[:, None]
+    to_p_TD *= rule.gradient_weight(slope_T, squared_ap_T, scale)[:, None]
+    to_n_TD *= rule.gradient_weight(slope_T, squared_an_T, scale)[:, None]
     grad_MD[anchor] += to_p_TD
     grad_MD[anchor] -= to_n_TD
     add_rows(grad_ND, p_T, to_p_TD.neg_())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from facemetric.mining import batch_hard
+from facemetric.mining.kernels.common import Rule, operands
+from facemetric.mining.kernels.one_negative import pick_by_distance
 from facemetric.mining.order import order_against
-from facemetric.mining.sparse import pick_by_distance
-from facemetric.mining.terms import Rule, operands
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -47,24 +47,40 @@ def test_a_rule_by_its_formulas():
     assert Rule(-0.2, False, True).squared_bound(SQUARED).tolist() == pytest.approx(
         [-math.inf, -math.inf, -math.inf, 0.64, 3.24]
     )
-    # 1 / d, and 0 where d is below 1e-7, or 1e-3 in float32
-    assert root.slope(SQUARED).tolist() == pytest.approx([0, 0, 5, 1, 0.5])
-    assert root.slope(torch.tensor([0.9e-6, 1.1e-6])).tolist() == pytest.approx([0, 1.1e-6**-0.5], rel=1e-5)
+    # 1 / d, and 0 at distance 0 alone
+    assert root.d_distance(SQUARED).tolist() == pytest.approx([0, 1e8, 5, 1, 0.5])
+    assert root.d_distance(torch.tensor([0, 1e-30, 1e-6])).tolist() == pytest.approx([0, 1e15, 1e3], rel=1e-5)
+    # with margin 0 the bound is d_ap to the last bit, which a root squared is not
+    assert torch.equal(Rule(0.0, False, True).squared_bound(SQUARED + 0.1), SQUARED + 0.1)
     weight = torch.arange(5.0, dtype=torch.float64)
-    assert plain.pull(weight, SQUARED).tolist() == [0, 2, 4, 6, 8]
-    assert plain.pull(weight, SQUARED, 0.5).tolist() == [0, 1, 2, 3, 4]
-    assert root.pull(weight, SQUARED).tolist() == pytest.approx([0, 0, 10, 3, 2])
-    assert root.pull(weight, SQUARED, 0.5).tolist() == pytest.approx([0, 0, 5, 1.5, 1])
+    assert plain.gradient_weight(weight, SQUARED).tolist() == [0, 2, 4, 6, 8]
+    assert plain.gradient_weight(weight, SQUARED, 0.5).tolist() == [0, 1, 2, 3, 4]
+    assert root.gradient_weight(weight, SQUARED).tolist() == pytest.approx([0, 1e8, 10, 3, 2])
+    assert root.gradient_weight(weight, SQUARED, 0.5).tolist() == pytest.approx([0, 0.5e8, 5, 1.5, 1])
     gap = torch.tensor([-1.0, -0.3, -0.1, 0.5])
-    value, slope = plain.pay(gap.clone())
+    value, slope = plain.loss_and_slope(gap.clone())
     assert value.tolist() == pytest.approx([0, 0, 0.2, 0.8])
     assert slope.tolist() == [0, 0, 1, 1]
-    value, slope = soft.pay(gap.clone())
+    value, slope = soft.loss_and_slope(gap.clone())
     assert value.tolist() == pytest.approx([math.log1p(math.exp(g)) for g in gap.tolist()])
     assert slope.tolist() == pytest.approx([1 / (1 + math.exp(-g)) for g in gap.tolist()])
 
 
-def test_a_row_shorter_than_a_millionth_has_no_direction():
-    emb = torch.tensor([[1e-9, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+@pytest.mark.parametrize("length", [1e-45, 1e-30, 1e-9, 1e-7, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosine_is_that_of_rows_of_any_length(length, dtype):
+    emb = torch.tensor([[length, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=dtype).requires_grad_()
     mined = batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine", anchors=slice(0, 1))
-    assert mined.d_ap.item() == pytest.approx(0.5, abs=1e-3)  # half the square of the other's length
+    assert mined.d_ap.item() == pytest.approx(0, abs=1e-6)
+    assert mined.d_an.item() == pytest.approx(1, abs=1e-6)
+    mined.loss.backward()
+    assert torch.isfinite(emb.grad).all() or length < 1e-38  # 1 / length does not fit float32 there
+
+
+def test_a_zero_row_has_no_direction():
+    emb = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    mined = batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine")
+    assert batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine", anchors=slice(0, 1)).d_ap.item() == pytest.approx(0.5)
+    mined.loss.backward()
+    assert not emb.grad[0].any()
+    assert emb.grad[1:].norm() > 0.1
