@@ -168,8 +168,9 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
     check_words(config)
     from facemetric.commands.eval import run_evaluate
+    from facemetric.report.figures import evaluation_text
 
-    run_evaluate(config)
+    print(evaluation_text(run_evaluate(config)))
 
 
 @app.command

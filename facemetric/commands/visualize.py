@@ -13,7 +13,7 @@ from facemetric.commands.embedding import (
     VALIDATION,
     announced,
     check_config,
-    embed_listed,
+    embed_images,
     remove_lists,
 )
 from facemetric.config import (
@@ -95,7 +95,7 @@ def embed(config: VisualizeConfig) -> list[Part]:
         say_share(len(rows), len(index), config.seed, name)
         shown = index.select(rows)
         of = "" if name == ALL else name
-        table = embed_listed(config, embedder, shown, outcome="not shown", of=of)
+        table = embed_images(config, embedder, shown, outcome="not shown", of=of).table
         parts.append(Part(name, table, shown))
     return parts
 
