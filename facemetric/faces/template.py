@@ -42,7 +42,9 @@ def invert(map_23: np.ndarray) -> np.ndarray:
 
 def chain(first_23: np.ndarray, second_23: np.ndarray) -> np.ndarray:
     """The affine map that is `first`, then `second`."""
-    return np.column_stack([second_23[:, :2] @ first_23[:, :2], apply_map(second_23, first_23[None, :, 2])[0]])
+    return np.column_stack(
+        [second_23[:, :2] @ first_23[:, :2], apply_map(second_23, first_23[None, :, 2])[0]]
+    )
 
 
 def to_crop(landmarks_52: np.ndarray, size: int = SIDE) -> np.ndarray:
