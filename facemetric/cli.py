@@ -20,6 +20,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from facemetric.config import (
+    AlignConfig,
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
@@ -194,6 +195,15 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     from facemetric.commands.check import run_check
 
     run_check(config)
+
+
+@app.command
+def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
+    """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
+    from facemetric.commands.align import run_align
+
+    find_own_modules()
+    run_align(config)
 
 
 @app.command
