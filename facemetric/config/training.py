@@ -117,7 +117,8 @@ class PretrainConfig(StageConfig):
     --weights have."""
 
     teacher: tuple[str, ...] = ()
-    """Embeddings (.npz) of DATA's images by another model, which the student's then follow; NAME=PATH for NAME=DATA."""
+    """Another model, whose embeddings the student's follow: tables of DATA's images (.npz; NAME=PATH for NAME=DATA),
+    or weights, which embed them once."""
     unlabelled: tuple[str, ...] = ()
     """Images that only the teacher speaks of: their folders are nobody's names. NAME=PATH names a source."""
     teacher_weight: float = 1.0

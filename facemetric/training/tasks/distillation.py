@@ -21,6 +21,7 @@ from facemetric.data.lists import apply_lists
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import eval_transform, train_transform
 from facemetric.errors import DataError
+from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
 from facemetric.model.teacher import Student, direction_loss, relation_loss, ridge_map
@@ -30,7 +31,7 @@ from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import augment_of, same_origin
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification, Rows
-from facemetric.training.tasks.teacher_rows import Joined, teacher_rows
+from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 
 FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
 
@@ -42,7 +43,8 @@ class Distillation(Classification):
 
     def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
         self.images = Joined(split.train, read_unlabelled(config))
-        self.teacher = torch.from_numpy(teacher_rows(config.teacher, self.images))
+        teacher = Teacher(config.teacher, config.out.parent / "teacher", pick_workers(config.workers), device)
+        self.teacher = torch.from_numpy(teacher_rows(teacher, self.images))
         super().__init__(config, split, run, device)
 
     def make_model(self, embedder: Embedder, held: np.ndarray) -> nn.Module:

@@ -80,11 +80,15 @@ def test_the_teachers_row_is_that_of_the_image(faces: Path, tables: dict[str, st
 def test_unlabelled_images_are_never_in_the_softmax(
     faces: Path, tables: dict[str, str], tmp_path: Path
 ) -> None:
-    options = {"teacher": (tables["faces"], tables["more"]), "unlabelled": (f"more={faces}",), "label_weight": 1.0}
+    options = {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "label_weight": 1.0,
+    }
     task = task_of(faces, tmp_path / "run", **options)
     assert task.model.head is not None
     assert task.model.head.weight.shape[0] == len(task.split.train.identities)
-    seen = [batch for batch in task.batches(0, 0)]
+    seen = list(task.batches(0, 0))
     labels = torch.cat([batch.labels for batch in seen])
     names = [task.images.name(int(row)) for batch in seen for row in batch.rows]
     for label, name in zip(labels.tolist(), names, strict=True):
@@ -113,7 +117,11 @@ def test_unlabelled_images_are_never_in_the_softmax(
 def test_a_batch_without_a_label_teaches_all_the_same(
     faces: Path, tables: dict[str, str], tmp_path: Path
 ) -> None:
-    options = {"teacher": (tables["faces"], tables["more"]), "unlabelled": (f"more={faces}",), "label_weight": 1.0}
+    options = {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "label_weight": 1.0,
+    }
     task = task_of(faces, tmp_path / "run", **options)
     batch = next(task.batches(0, 0))
     batch = batch._replace(labels=torch.full_like(batch.labels, -1))
@@ -130,14 +138,18 @@ def test_weights_begin_where_least_squares_lead(
 
     def cosine(emb: np.ndarray) -> float:
         rows = [table.find(name) for name in paths]
-        return float(functional.cosine_similarity(torch.tensor(emb), torch.tensor(table.embeddings[rows])).mean())
+        return float(
+            functional.cosine_similarity(torch.tensor(emb), torch.tensor(table.embeddings[rows])).mean()
+        )
 
     embedded = embed_index(direct.model.embedder, direct.split.train).table
     paths = embedded.paths.tolist()
     mean = cosine(np.repeat(table.embeddings.mean(0)[None], len(paths), 0))
     assert cosine(embedded.embeddings) > mean + 0.5 * (1 - mean)  # the best single answer is the mean
     backbone = load_embedder(stage_one.run).backbone.state_dict()
-    assert all(torch.equal(direct.model.embedder.backbone.state_dict()[name], backbone[name]) for name in backbone)
+    assert all(
+        torch.equal(direct.model.embedder.backbone.state_dict()[name], backbone[name]) for name in backbone
+    )
 
 
 def test_another_size_goes_through_a_layer_that_is_thrown_away(
@@ -154,10 +166,18 @@ def test_another_size_goes_through_a_layer_that_is_thrown_away(
 
 
 def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
-    faces: Path, tables: dict[str, str], small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path,
+    tables: dict[str, str],
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = small | {"epochs": 2, "ema": 0.9, "optimizer": "adamw", "lr": 1e-3, "relation_weight": 2.0}
-    options |= {"teacher": (tables["faces"], tables["more"]), "unlabelled": (f"more={faces}",), "dropout": 0.1}
+    options |= {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "dropout": 0.1,
+    }
     whole = pretrain(str(faces), **options, out=tmp_path / "whole")
     assert {"val_eer", "closed_set_accuracy"} <= set(whole.metrics)
     step, count = Distillation.step, [0]
@@ -176,11 +196,11 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
     states = [torch.load(run.run / "checkpoint.pt", weights_only=True) for run in (whole, parts)]
     assert same(states[0]["model"], states[1]["model"])
     assert same(states[0]["ema"], states[1]["ema"])
+    swapped = EmbeddingTable.load(tables["faces"])
+    table = EmbeddingTable(-swapped.embeddings, swapped.identities, swapped.paths)
+    table.save(tmp_path / "other.npz")
+    other = options | {"teacher": (str(tmp_path / "other.npz"), tables["more"])}
     with pytest.raises(ConfigError, match="the teacher of this run changed"):
-        swapped = EmbeddingTable.load(tables["faces"])
-        table = EmbeddingTable(-swapped.embeddings, swapped.identities, swapped.paths)
-        table.save(tmp_path / "other.npz")
-        other = options | {"teacher": (str(tmp_path / "other.npz"), tables["more"])}
         pretrain(str(faces), **other, out=tmp_path / "parts", resume=True)
 
 
