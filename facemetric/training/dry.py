@@ -32,7 +32,7 @@ from facemetric.training.optim import Amp, make_optimizer, make_scheduler
 from facemetric.training.run import Run
 from facemetric.training.split import Split, read_split
 from facemetric.training.stage import load_start, settings_of
-from facemetric.training.tasks.classification import Classification
+from facemetric.training.tasks.distillation import read_unlabelled, stage_one, with_others
 
 STEPS = 20
 HANDFUL, IMAGES = 8, 8  # identities, and images of each
@@ -60,6 +60,7 @@ OF_STAGE: dict[type, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "start_size": 0,
         "closed_set_fraction": 0.0,
+        "unlabelled": (),
     },
     FinetuneConfig: {"views": 1, "freeze_epochs": (), "cache": None},
 }
@@ -151,8 +152,9 @@ def steps_of(config: PretrainConfig | FinetuneConfig, train: ImageIndex) -> int:
     if isinstance(config, FinetuneConfig):
         per_batch = min(config.batch_size // config.images_per_identity, len(train.identities))
         return IdentityBatches(train.identity, per_batch, config.images_per_identity, config.seed).steps
-    batch_size = min(config.batch_size, len(train))
-    return ShuffledBatches(train.identity, batch_size, config.seed, cap=config.max_per_identity).steps
+    labels = with_others(train, read_unlabelled(config))
+    batch_size = min(config.batch_size, len(labels))
+    return ShuffledBatches(labels, batch_size, config.seed, cap=config.max_per_identity).steps
 
 
 def trainer_of(config: Any, index: ImageIndex, run: Run, device: torch.device) -> Trainer:
@@ -160,7 +162,7 @@ def trainer_of(config: Any, index: ImageIndex, run: Run, device: torch.device) -
     split = Split(index, None, {"data": "", "split": ""})
     task: Any
     if isinstance(config, PretrainConfig):
-        task = Classification(config, split, run, device)
+        task = stage_one(config, split, run, device)
         parts = [(task.model, config.lr)]
     else:
         task = task_of(config, load_start(config, device), split, run, device)

@@ -16,8 +16,7 @@ from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, settings_of
-from facemetric.training.tasks.classification import Classification
-from facemetric.training.tasks.distillation import Distillation
+from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.validation import sum_up
 
 
@@ -38,8 +37,7 @@ def run_pretrain(config: PretrainConfig) -> Trained:
     try:
         torch.manual_seed(config.seed)
         split = split_for(config)
-        kind = Distillation if config.teacher else Classification
-        task = kind(config, split, run, device)
+        task = stage_one(config, split, run, device)
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)

@@ -127,12 +127,19 @@ class Classification:
             scale=config.scale,
             margin=config.margin,
         )
-        if config.weights and isinstance(head, MarginHead) and not config.resume:
-            rows = train.select(~held)
-            mean_CD = identity_means(embedder.to(self.device), rows, self.sizes[0], self.workers)
-            with torch.no_grad():
-                head.weight.copy_(mean_CD)
+        if isinstance(head, MarginHead) and not config.resume:
+            mean_CD = self.first_centres(embedder, held)
+            if mean_CD is not None:
+                with torch.no_grad():
+                    head.weight.copy_(mean_CD)
         return head
+
+    def first_centres(self, embedder: Embedder, held: np.ndarray) -> Tensor | None:
+        """Where a margin head starts: the identities' mean embeddings (C, D) on trained weights, else at random."""
+        if not self.config.weights:
+            return None
+        rows = self.split.train.select(~held)
+        return identity_means(embedder.to(self.device), rows, self.sizes[0], self.workers)
 
     def make_sampler(self) -> ShuffledBatches:
         """Shuffled batches of the rows that are trained on."""

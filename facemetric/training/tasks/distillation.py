@@ -70,6 +70,18 @@ class Distillation(Classification):
             self.rows = np.arange(len(self.split.train))
         return Student(embedder, to_teacher, head)
 
+    def first_centres(self, embedder: Embedder, held: np.ndarray) -> Tensor | None:
+        """Where a margin head starts: where the embedding is to be the teacher's own, at the identities' means by the
+        teacher (see MarginDistillation, Svitov and Alyamkin 2020, arXiv:2003.02586, whose head keeps the teacher's
+        centres), else as without one."""
+        if self.config.embedding_size:
+            return super().first_centres(embedder, held)
+        train = self.split.train
+        rows = np.flatnonzero(~held)
+        sums_CT = torch.zeros(len(train.identities), self.teacher.shape[1])
+        sums_CT.index_add_(0, torch.from_numpy(train.identity[rows].astype(np.int64)), self.teacher[rows])
+        return functional.normalize(sums_CT, dim=1)
+
     def first_features(self, embedder: Embedder) -> tuple[Tensor, np.ndarray]:
         """The backbone's features (N, F) of some images as they are, drawn from the seed, and their rows."""
         count = min(FIRST_LOOK, len(self.images))
@@ -97,11 +109,9 @@ class Distillation(Classification):
 
     def make_sampler(self) -> ShuffledBatches:
         """Labelled and unlabelled images, shuffled; each unlabelled one counts as a person of its own."""
-        others = np.arange(len(self.split.train), len(self.images))
-        labels = self.split.train.identity[self.rows]
-        first = len(self.split.train.identities)
-        self.rows = np.concatenate([self.rows, others])
-        labels = np.concatenate([labels, first + np.arange(len(others))])
+        train, others = self.split.train, self.images.parts[1:]
+        labels = with_others(train.select(self.rows), *others)
+        self.rows = np.concatenate([self.rows, np.arange(len(train), len(self.images))])
         return self.sampler_of(labels)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -171,6 +181,17 @@ class Distillation(Classification):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ConfigError for other data or another teacher."""
         same_origin(state, **self.origin)
+
+
+def stage_one(config: PretrainConfig, split: Split, run: Run, device: torch.device) -> Classification:
+    """The task of stage one that the options ask for."""
+    return (Distillation if config.teacher else Classification)(config, split, run, device)
+
+
+def with_others(labelled: ImageIndex, others: ImageIndex | None = None) -> np.ndarray:
+    """Numbers for a sampler: the identities of the labelled images, then one of its own for each of the others."""
+    count = len(others) if others is not None else 0
+    return np.concatenate([labelled.identity, len(labelled.identities) + np.arange(count)])
 
 
 def read_unlabelled(config: PretrainConfig) -> ImageIndex | None:

@@ -19,6 +19,7 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
+from facemetric.training.dry import dry_run
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.tasks.distillation import Distillation
@@ -218,3 +219,36 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
 def test_options_that_do_not_fit_are_refused(faces: Path, tmp_path: Path, options: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         pretrain(str(faces), **options, out=tmp_path / "run")
+
+
+def test_a_margin_head_starts_from_the_teachers_means(
+    faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    options = {
+        "teacher": (tables["faces"],),
+        "head": "cosface",
+        "label_weight": 0.1,
+        "closed_set_fraction": 0.2,
+    }
+    task = task_of(faces, tmp_path / "run", **options)
+    assert task.model.head is not None
+    for number, weight in enumerate(task.model.head.weight.detach()):
+        rows = task.rows[task.split.train.identity[task.rows.clip(max=len(task.split.train) - 1)] == number]
+        mean = task.teacher[rows].mean(0)
+        torch.testing.assert_close(weight, functional.normalize(mean, dim=0))
+
+
+def test_a_dry_run_with_a_teacher(faces: Path, tables: dict[str, str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0}
+    options |= {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "batch_size": 16,
+    }
+    options |= {"optimizer": "adamw", "lr": 1e-3}
+    found = dry_run(PretrainConfig((str(faces),), **options), tmp_path / "keep")
+    assert found.learned
+    assert load_embedder(tmp_path / "keep").embedding_size == SIZE
+    assert found.steps == 30 * (
+        (96 - 12 + 96) // 16
+    )  # of both; 2 of the 16 people are kept for the validation
