@@ -104,7 +104,9 @@ def of_archive(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
         )
     archive = folder / kind.filename
     if hashlib.md5(archive.read_bytes()).hexdigest() != kind.tgz_md5:
-        raise DataError(f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it again")
+        raise DataError(
+            f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it again"
+        )
     extract_archive(str(archive), str(root))
     return of_torchvision(
         kind, root, download=False

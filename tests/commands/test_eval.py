@@ -153,8 +153,19 @@ def test_a_call_is_quiet_and_the_command_prints(
     found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **NO_REPORT)
     assert capfd.readouterr() == ("", "")
     main(
-        ["eval", "--weights", str(untrained), "--pairs", str(pairs), "--data", str(faces), "--no-report"]
-        + ["--out", str(tmp_path / "out"), "--workers", "0", "--device", "cpu", "--batch-size", "16"]
+        [
+            *(
+                "eval",
+                "--weights",
+                str(untrained),
+                "--pairs",
+                str(pairs),
+                "--data",
+                str(faces),
+                "--no-report",
+            ),
+            *("--out", str(tmp_path / "out"), "--workers", "0", "--device", "cpu", "--batch-size", "16"),
+        ]
     )
     assert capfd.readouterr().out.endswith(evaluation_text(found) + "\n")
 
@@ -196,7 +207,7 @@ def test_a_frame_holds_every_figure(scored: Any) -> None:
     assert by_key.loc["verification.tar_at_far_0.001", "note"] == "has 120 of 1,000 impostor pairs"
     assert by_key.loc["neighbours.map_at_r", "value"] == scored.neighbours.map_at_r
     assert scored.figure("neighbours.map_at_r").label == "MAP@R"
-    with pytest.raises(ConfigError, match="did you mean 'verification.auc'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'verification\.auc'"):
         scored.figure("verification.acu")
     assert repr(scored).startswith("Evaluation(96 images of 16 identities, TAR at FAR = 0.01 0.")
     assert "\n" not in repr(scored)
