@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facemetric.training.dry import dry_run
 from small_trainings import same
 from torch.nn import functional
 
@@ -19,7 +20,6 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
-from facemetric.training.dry import dry_run
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
