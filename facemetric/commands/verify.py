@@ -77,7 +77,7 @@ def notes_on(index: ImageIndex, stored: Stored) -> tuple[str, ...]:
         if max(wide / high, high / wide) > 1.1 or not 1 / UNLIKE < wide < UNLIKE:
             notes.append(
                 f"{index.name(row)} is {own[0]} x {own[1]} pixels, the threshold was chosen on images of "
-                f"{width} x {height}: cut and align the face as those are (tools/align_faces.py)"
+                f"{width} x {height}: cut and align the face as those are (facemetric align)"
             )
     return tuple(notes)
 
