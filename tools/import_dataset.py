@@ -163,7 +163,7 @@ def olivetti(folder: Path | None, root: Path) -> Iterator[Part]:
 
 
 def lfw(folder: Path | None, root: Path) -> Iterator[Part]:
-    """Labeled Faces in the Wild as published: 250 x 250, not aligned (tools/align_faces.py aligns them)."""
+    """Labeled Faces in the Wild as published: 250 x 250, not aligned (facemetric align aligns them)."""
     if folder is None:
         from sklearn.datasets import fetch_lfw_people
 
