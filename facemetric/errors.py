@@ -39,6 +39,24 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def plural(n: int, one: str, several: str = "") -> str:
+    """A number and its noun: `plural(1, "identity")` is "1 identity", `plural(2000, "pair")` is "2,000 pairs".
+
+    `several` is the noun's plural where it is not an s, or "ies" for a y."""
+    if not several:
+        several = one[:-1] + "ies" if one.endswith("y") and one[-2] not in "aeiou" else one + "s"
+    return f"{n:,} {one if n == 1 else several}"
+
+
+def first_few(names: Iterable[object], n: int = 3) -> str:
+    """The first `n` of some names for a message: "a, b, c and 4 more"; "none" where there are none."""
+    texts = [str(name) for name in names]
+    if not texts:
+        return "none"
+    more = len(texts) - n
+    return ", ".join(texts[:n]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error message for a misspelt name: `": did you mean 'semihard'?"`, or the choices."""
     choices = list(choices)

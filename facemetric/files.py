@@ -39,6 +39,18 @@ def write_whole(file: str | Path, fill: Callable[[Path], object], *, durable: bo
     return path
 
 
+def write_text_whole(file: str | Path, text: str, *, durable: bool = False) -> Path:
+    """Write a text as UTF-8 so that its file appears whole; `durable` as for `write_whole`.
+
+    Bytes of a file name that are not UTF-8 are written back as they were read."""
+    return write_bytes_whole(file, text.encode("utf-8", "surrogateescape"), durable=durable)
+
+
+def write_bytes_whole(file: str | Path, content: bytes, *, durable: bool = False) -> Path:
+    """Write bytes so that their file appears whole; `durable` as for `write_whole`."""
+    return write_whole(file, lambda path: path.write_bytes(content), durable=durable)
+
+
 def sync(path: Path) -> None:
     """Bring a file's bytes, or a folder's names, from memory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -53,9 +65,9 @@ def sync(path: Path) -> None:
 
 
 class Lock:
-    """A claim on a folder. The system drops it when the process ends, however it ends: the file may stay.
+    """A claim on a folder. Released by the OS when the process exits; the lock file itself may remain.
 
-    ConfigError where another process holds it."""
+    Raises ConfigError where another process holds it."""
 
     def __init__(self, file: Path) -> None:
         self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)

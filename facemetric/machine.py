@@ -1,20 +1,114 @@
-"""What of the machine is used: the device that computes, the processes that read."""
+"""What of the machine is used: the device that computes, the processes that read, the terminal that is written to.
+
+torch and tqdm are imported by the functions that need them: `facemetric --help` and a mistyped option need neither."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from facemetric.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    import torch
+
 MIB = 2**20
+
+_progress_shown = False
+
+
+def import_torchvision() -> None:
+    """Import torchvision without torch._dynamo, a third of what a short command costs.
+
+    torchvision.ops.roi_align takes one function of it, which detection models call. It gets one that imports the
+    true function when it is called; anything else that asks for torch._dynamo meanwhile gets the true module."""
+    if "torchvision" in sys.modules or "torch._dynamo" in sys.modules:
+        return
+    import torch  # noqa: F401 (it may import torch._dynamo itself)
+
+    if "torch._dynamo" in sys.modules:
+        return
+
+    def is_compile_supported(device_type: str) -> bool:
+        return importlib.import_module("torch._dynamo.utils").is_compile_supported(device_type)
+
+    names = ("torch._dynamo", "torch._dynamo.utils")
+
+    def true_attribute(module: str, name: str) -> Any:
+        remove()
+        return getattr(importlib.import_module(module), name)
+
+    def remove() -> None:
+        for name in names:
+            if sys.modules.get(name) in stand_ins:
+                del sys.modules[name]
+
+    stand_ins = [ModuleType(name) for name in names]
+    stand_ins[0].__path__ = []
+    stand_ins[1].is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    for name, stand_in in zip(names, stand_ins, strict=True):
+        stand_in.__getattr__ = functools.partial(true_attribute, name)  # type: ignore[method-assign]
+        sys.modules[name] = stand_in
+    try:
+        import torchvision  # noqa: F401
+    finally:
+        remove()
+
+
+def show_progress(on: bool = True) -> bool:
+    """Switch what commands write on the terminal while they work, lines and progress bars, on or off.
+
+    Off when facemetric is imported, so that scripts and notebooks stay quiet; the command line turns it on.
+    Returns what it was before, to restore it."""
+    global _progress_shown
+    before, _progress_shown = _progress_shown, on
+    return before
+
+
+def progress_shown() -> bool:
+    """Whether progress is to be shown (`show_progress`)."""
+    return _progress_shown
+
+
+def say(*lines: str) -> None:
+    """Print lines on stdout where progress is shown, above a bar that is being drawn; nothing otherwise."""
+    if not _progress_shown or not lines:
+        return
+    text = "\n".join(lines)
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text)
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+def progress_bar(
+    items: Iterable[Any] | None = None,
+    *,
+    total: float | None = None,
+    desc: str = "",
+    unit: str = "it",
+    delay: float = 2.0,
+) -> Any:
+    """A tqdm bar over `items` (or of `total`, moved by `update`) that is gone when it ends.
+
+    Silent where progress is not shown, or stderr is no terminal. `delay`: seconds until it appears."""
+    from tqdm import tqdm
+
+    quiet = None if _progress_shown else True  # None: tqdm looks whether stderr is a terminal
+    return tqdm(items, total=total, desc=desc, unit=unit, delay=delay, leave=False, disable=quiet)
 
 
 @dataclass
@@ -28,6 +122,8 @@ class Measured:
 @contextlib.contextmanager
 def measuring(found: Measured) -> Iterator[None]:
     """Fill `found` with what the body takes, when it ends, even by an error."""
+    import torch
+
     start, cuda = time.monotonic(), torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -79,6 +175,8 @@ def give_back_freed_memory() -> None:
 
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one. Raises ConfigError where it is not there."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -105,6 +203,8 @@ def pick_workers(workers: int) -> int:
     adds 10 % to a step of lcnet_050, a worker 0 to 5 % and a process more (tools/bench_loader.py --wall)."""
     if workers >= 0:
         return workers
+    import torch
+
     cores = os.cpu_count() or 1
     if cores <= 2 and not torch.cuda.is_available():
         return 0

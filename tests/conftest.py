@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
 
 from facemetric.data.drawn.draw import draw_faces
+from facemetric.machine import show_progress
 
 # Tests compute on the CPU. Some fork after they trained, and a fork cannot train where autograd has threads for a GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -17,6 +19,14 @@ settings.register_profile(
 )
 settings.register_profile("tests", deadline=None)  # a busy machine is no failure
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def progress() -> Iterator[None]:
+    """What commands say is shown in the tests, as the command line shows it."""
+    before = show_progress(True)
+    yield
+    show_progress(before)
 
 
 @pytest.fixture(scope="session")

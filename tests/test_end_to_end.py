@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import save_weights
 from facemetric.model.weights_folder import find_weights
 
-PEOPLE, UNSEEN, IMAGES = 60, 16, 8
+PEOPLE, UNSEEN, IMAGES = 44, 48, 8
 
 
 def run(*tokens: object) -> None:
@@ -38,13 +38,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn people, pretrain, finetune; `eval` of both, and of a network that learned nothing."""
     folder = tmp_path_factory.mktemp("story")
     train, test = folder / "train", folder / "test"
-    draw_faces(train, identities=PEOPLE, images=IMAGES, size=32, seed=5, workers=1, progress=False)
-    test.mkdir()
-    for person in sorted(train.iterdir())[-UNSEEN:]:
-        os.replace(person, test / person.name)
-    draw_faces(
-        folder / "others", identities=UNSEEN, images=IMAGES, size=32, seed=6, workers=1, progress=False
-    )
+    for seed, (name, people) in enumerate({"train": PEOPLE, "others": UNSEEN, "test": UNSEEN}.items(), 5):
+        draw_faces(
+            folder / name, identities=people, images=IMAGES, size=32, seed=seed, workers=1, progress=False
+        )
     index = read_index([str(test)])
     drawn = make_pairs(index.identity, count=600, folds=4, seed=0)
     write_pairs(folder / "pairs.csv", name_pairs(drawn, [f"test/{index.name(i)}" for i in range(len(index))]))
@@ -71,11 +68,11 @@ def metrics(story: Path, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
 def test_unseen_people_are_told_apart_far_better_than_by_chance(story: Path, name: str) -> None:
     found = metrics(story, name)
-    # Chance: AUC 0.5, EER 0.5, accuracy 0.5, and 7 of 127 neighbours the same person.
+    # Chance: AUC 0.5, EER 0.5, accuracy 0.5, and 7 of 383 neighbours the same person.
     assert found["verification"]["auc"] > 0.75
     assert found["verification"]["eer"] < 0.3
     assert found["verification"]["accuracy"]["mean"] > 0.68
-    assert found["neighbours"]["knn_accuracy_1"] > 6 * 7 / 127
+    assert found["neighbours"]["knn_accuracy_1"] > 6 * (IMAGES - 1) / (UNSEEN * IMAGES - 1)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
@@ -94,7 +91,9 @@ def test_a_threshold_of_some_people_holds_for_others(story: Path, name: str) -> 
     table = EmbeddingTable.load(story / "eval" / name / "embeddings.npz")
     on_others = verify_all_pairs(table.embeddings, table.identities).roc
     at = int(np.searchsorted(-on_others.threshold, -found.threshold.value))
-    assert 0.004 < on_others.far[at] < 0.08  # wanted 0.02; both halves are 16 people
+    # The FAR on other people is a draw. Its logarithm had a standard deviation of 0.20 over 40 draws of 48 people to
+    # choose on and 48 to try on (0.44 for 16 and 16): the bound is 4.5 of them, and 0.02 is what was asked for.
+    assert abs(math.log(on_others.far[at] / 0.02)) < 0.9
     assert on_others.tar[at] > 5 * on_others.far[at]
 
 
@@ -155,7 +154,10 @@ def test_stage_two_is_no_worse(story: Path) -> None:
 def test_the_log_has_what_stage_two_is_watched_by(story: Path) -> None:
     lines = [json.loads(line) for line in (story / "finetune" / "log.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["event"] == "train"]
-    assert train[-1]["loss"] < train[0]["loss"]
+    losses = [line["loss"] for line in train]
+    assert sum(losses[-3:]) < sum(
+        losses[:3]
+    )  # a line is the mean of an epoch's few steps, and goes up and down
     assert train[-1]["mean_d_ap"] < train[-1]["mean_d_an"]
     assert 0 <= train[-1]["fraction_positive"] <= 1
 

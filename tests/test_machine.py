@@ -10,7 +10,35 @@ import sys
 import pytest
 
 from facemetric.errors import ConfigError
-from facemetric.machine import pick_device, pick_workers
+from facemetric.machine import pick_device, pick_workers, progress_bar, progress_shown, say, show_progress
+
+
+def test_progress_is_shown_only_where_it_is_switched_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert not progress_shown()
+    say("a line")
+    assert list(progress_bar([1, 2], desc="embedding", delay=0)) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+    assert show_progress() is False
+    try:
+        say("a line", "and another")
+        assert list(progress_bar([1, 2], desc="embedding", delay=0)) == [1, 2]
+    finally:
+        assert show_progress(False) is True
+    out, err = capsys.readouterr()
+    assert out == "a line\nand another\n"
+    assert "embedding: " in err
+
+
+def test_bars_stay_out_of_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
+    show_progress()
+    try:
+        assert list(progress_bar([1, 2], desc="embedding", delay=0)) == [1, 2]
+    finally:
+        show_progress(False)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

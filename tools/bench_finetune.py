@@ -34,13 +34,14 @@ from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
-from facemetric.mining.triplets import semihard
+from facemetric.mining.miners import semihard
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.training.finetune import finetune
 from facemetric.training.optim import Amp, make_optimizer
 from facemetric.training.run import Run
-from facemetric.training.split import Split
+from facemetric.training.split import Origin, Split
+from facemetric.training.stage import check_training
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.on_features import OnFeatures
 
@@ -48,7 +49,7 @@ from facemetric.training.tasks.on_features import OnFeatures
 class OnRandomFeatures(OnFeatures):
     """Stage two as it is, with random numbers for features."""
 
-    def cached(self, index: ImageIndex, cache: Path, views: int) -> Features:
+    def cached(self, index: ImageIndex, views: int) -> Features:
         """Random features in place of the backbone's."""
         rng = np.random.default_rng(0)
         centres = rng.normal(size=(len(index.identities), self.embedder.num_features))
@@ -77,8 +78,9 @@ def bench_features(folder: Path, images: int, batch_size: int, rounds: int) -> N
             projection_init="pca", val_fraction=0.0,
         )  # fmt: skip
         run = Run(config.out, config_toml="", resume=False)
-        split = Split(index, None, {"data": "", "split": ""})
-        task = OnRandomFeatures(config, embedder, split, run, torch.device("cpu"))
+        split = Split(index, None, Origin("", ""))
+        task = OnRandomFeatures(check_training(config), embedder, split, run, torch.device("cpu"))
+        task.prepare()
         tasks[miner] = (task, make_optimizer(config, task.parts()), [])
     amp = Amp(torch.device("cpu"), "off")
     for epoch in range(rounds + 1):

@@ -29,7 +29,8 @@ from facemetric.commands.check_findings import (
 )
 from facemetric.commands.check_sheets import draw_check_sheets
 from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
-from facemetric.config import CheckConfig, check_least, config_dict, make_config, require
+from facemetric.config import CheckConfig, check_least, config_dict, require
+from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists
 from facemetric.errors import DataError, writing
@@ -56,12 +57,13 @@ class Checked(NamedTuple):
     out: Path
 
 
-def check_data(*positional: Any, **options: Any) -> Checked:
+@takes_options(CheckConfig)
+def check_data(config: CheckConfig) -> Checked:
     """Look for duplicates, identities of one person, wrong labels and leaks; the options are those of CheckConfig.
 
     `check_data("faces", weights="runs/finetune")` is `facemetric data check faces --weights runs/finetune`.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_check(make_config(CheckConfig, *positional, **options))
+    return run_check(config)
 
 
 def run_check(config: CheckConfig) -> Checked:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from facemetric.commands.embedding import announced, check_config, embed_data
-from facemetric.config import ClusterConfig, config_dict, make_config, require
+from facemetric.config import ClusterConfig, config_dict, require
+from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
@@ -103,12 +104,13 @@ def cluster_records(
     return records
 
 
-def cluster(*positional: Any, **options: Any) -> Clustered:
+@takes_options(ClusterConfig)
+def cluster(config: ClusterConfig) -> Clustered:
     """Group images by person; the options are those of ClusterConfig.
 
     `cluster("photos", weights="runs/finetune")` is `facemetric cluster photos --weights runs/finetune`.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_cluster(make_config(ClusterConfig, *positional, **options))
+    return run_cluster(config)
 
 
 def run_cluster(config: ClusterConfig) -> Clustered:

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +25,55 @@ from facemetric.config import (
     config_dict,
     differences,
     folder_of,
-    make_config,
     plan,
     require,
 )
+from facemetric.config.calls import takes_options
 from facemetric.data.readers.sources import parse_source
 from facemetric.errors import ConfigError, DataError
-from facemetric.files import write_whole
+from facemetric.files import write_text_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.weights_folder import find_weights
+from facemetric.report.figures import evaluation_text
+from facemetric.report.record import Evaluation
 from facemetric.training.distributed import say
-from facemetric.training.dry import dry_run
-from facemetric.training.finetune import run_finetune
-from facemetric.training.pretrain import run_pretrain
+from facemetric.training.finetune import finetune
+from facemetric.training.pretrain import pretrain
 from facemetric.training.run import Trained
-from facemetric.training.run_folder import CHECKPOINT, LOG, has_checkpoint, read_log
+from facemetric.training.run_folder import CHECKPOINT, LOG, OF_WEIGHTS, has_checkpoint, read_log
 from facemetric.training.stage import check_training
 
 RECORD, TABLE = "run.json", "table.csv"
-# Options that a stage may go on with otherwise: no figure depends on them.
-FREE = ("workers", "device", "checkpoint_minutes")
+# What a line of the log holds beside the figures of the objective.
+NO_FIGURES = (
+    *("event", "step", "epoch", "seconds", "lr", "grad_norm"),
+    *("steps_per_second", "minutes_left", "memory_mib", "gpu_mib"),
+)
+TRIAL_STEPS = 20  # of each training with --dry
+# Options that may change when a stage is resumed: no figure depends on them.
+RESUMABLE_OPTIONS = ("workers", "device", "checkpoint_minutes")
+# Families of eval's figures whose names differ from run to run: they are in its own metrics.json.
+UNTABLED = ("slices.", "comparison.")
 
 
-def run(*positional: Any, **options: Any) -> pd.DataFrame:
+@takes_options(RunConfig)
+def run(config: RunConfig) -> pd.DataFrame:
     """Run a recipe; the options are those of RunConfig. Returns the table, a row for each training of each setting.
 
     `run("configs/mnist.toml", set=["finetune.margin=0.5,1"])` is
     `facemetric run configs/mnist.toml --set finetune.margin=0.5,1`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_recipe(make_config(RunConfig, *positional, **options))
-
-
-def run_recipe(config: RunConfig) -> pd.DataFrame:
-    """run, from a config."""
     require(
         int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "facemetric run is for one process; under torchrun give the stages one after the other",
     )
+    if config.dry:
+        return try_out(config)
     variants = plan(config)
     steps = {step.folder: step for variant in variants for step in variant.steps}
     made = {str(folder) for folder in steps}
     for step in steps.values():
         check_step(step, made)
-    if config.dry:
-        return run_dry(list(steps.values()))
     for step in steps.values():
         check_folder(step, resume=config.resume)
     for folder, step in steps.items():
@@ -81,23 +86,11 @@ def run_recipe(config: RunConfig) -> pd.DataFrame:
     return write_table(folder_of(config), variants)
 
 
-def run_dry(steps: list[Step]) -> pd.DataFrame:
-    """Try the training stages, each on what the one before it left; a row for each, nothing stays on the disk."""
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        kept: dict[str, Path] = {}  # by the folder that the weights would have come to
-        for step in steps:
-            if step.stage not in ("pretrain", "finetune"):
-                continue
-            kept[str(step.folder)] = keep = Path(scratch) / str(len(kept)) / step.stage
-            weights = kept.get(step.config.weights, step.config.weights)
-            dry = dry_run(replace(step.config, weights=str(weights)), keep)
-            say(dry.text(step.stage))
-            found.append(step.settings | {"stage": step.stage} | asdict(dry))
-    table = pd.DataFrame(found)
-    if found:
-        say(f"training in all: about {table['minutes'].sum():,.1f} minutes, without eval and visualize")
-    return table
+def try_out(config: RunConfig) -> pd.DataFrame:
+    """The whole recipe with TRIAL_STEPS steps of each training, in a folder that is gone at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (*config.set, f"max_steps={TRIAL_STEPS}")
+        return run(replace(config, set=settings, out=Path(folder) / "trial", dry=False, resume=False))
 
 
 def check_step(step: Step, made: Collection[str]) -> None:
@@ -130,7 +123,7 @@ def check_folder(step: Step, *, resume: bool) -> None:
         return  # nothing of it is kept
     usual = config_dict(type(step.config)())  # an option may be younger than the record
     before, now = (
-        {key: value for key, value in options.items() if key not in FREE}
+        {key: value for key, value in options.items() if key not in RESUMABLE_OPTIONS}
         for options in (usual | record["options"], config_dict(step.config))
     )
     other = differences(before, now)
@@ -148,8 +141,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage."""
-    text = json.dumps(record, indent=2) + "\n"
-    write_whole(folder / RECORD, lambda staged: staged.write_text(text))
+    write_text_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
@@ -178,39 +170,44 @@ def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
 
 
 def train(runner: Callable[[Any], Trained]) -> Callable[[Any], dict[str, float]]:
-    """A training stage; its figures are those of the kept weights, and those of the last steps and the last
-    validation of the training itself: its loss, its accuracy, its share of triplets that violate the margin."""
+    """A training stage; its figures are those of the kept weights, and what its objective (loss, accuracy, share of
+    triplets that violate the margin, ...) was in the last steps and the last validation of the training itself."""
 
     def run_stage(config: Any) -> dict[str, float]:
         trained = runner(config)
         last: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         for line in read_log(trained.run / LOG):
             last[line["event"]] = line
-        figures = {
-            f"train_{name}": last["train"].get(name) for name in ("loss", "accuracy", "fraction_positive")
-        }
+        figures = {f"train_{name}": value for name, value in last["train"].items() if name not in NO_FIGURES}
         figures |= trained.metrics
-        figures |= {name: last["validation"].get(name) for name in ("val_loss", "val_fraction_positive")}
-        return {name: value for name, value in figures.items() if value is not None}
+        # Those of the objective are of the training itself, whichever weights were kept.
+        no_objective = (*NO_FIGURES, *OF_WEIGHTS)
+        figures |= {n: v for n, v in last["validation"].items() if not n.startswith(no_objective)}
+        return {name: value for name, value in figures.items() if isinstance(value, (int, float))}
 
     return run_stage
 
 
 def score(config: Any) -> dict[str, float]:
     """eval; its figures under the names of the table."""
-    found = run_evaluate(config).to_dict()
-    figures = {}
-    for group in ("neighbours", "gallery"):
-        for k in (1, 5):
-            value = found.get(group, {}).get(f"knn_accuracy_{k}")
-            figures[f"{group}_knn_{k}"] = value
-    figures["svm"] = found.get("svm", {}).get("accuracy")
-    pairs = found.get("verification", {})
-    figures["accuracy"] = (pairs.get("accuracy") or {}).get("mean")
-    figures |= {name: pairs.get(name) for name in ("auc", "eer")}
-    points = pairs.get("tar_at_far", {})
-    figures |= {f"tar_at_far_{far}": point["tar"] for far, point in points.items() if point["supported"]}
-    return {name: value for name, value in figures.items() if value is not None}
+    found = run_evaluate(config)
+    say(evaluation_text(found))
+    return figures_of_eval(found)
+
+
+def figures_of_eval(found: Evaluation) -> dict[str, float]:
+    """What the table of a recipe shows of an evaluation: every figure that was measured, but groups and differences."""
+    return {
+        column_of(figure.key): figure.value
+        for figure in found.figures()
+        if figure.value is not None and not figure.key.startswith(UNTABLED)
+    }
+
+
+def column_of(key: str) -> str:
+    """The name that a figure has in the table: those of verification go by their own, `svm.accuracy` is `svm`."""
+    name = key.removeprefix("verification.").replace(".knn_accuracy_", "_knn_")
+    return {"svm.accuracy": "svm"}.get(name, name.replace(".", "_"))
 
 
 def show(config: Any) -> dict[str, float]:
@@ -219,15 +216,15 @@ def show(config: Any) -> dict[str, float]:
     return {}
 
 
-CHECKS: dict[str, Callable[[Any], None]] = {
+CHECKS: dict[str, Callable[[Any], object]] = {
     "pretrain": check_training,
     "finetune": check_training,
     "eval": check_options,
     "visualize": check_visualize,
 }
 RUNNERS: dict[str, Callable[[Any], dict[str, float]]] = {
-    "pretrain": train(run_pretrain),
-    "finetune": train(run_finetune),
+    "pretrain": train(pretrain),
+    "finetune": train(finetune),
     "eval": score,
     "visualize": show,
 }
@@ -259,5 +256,5 @@ def write_table(out: Path, variants: list[Variant]) -> pd.DataFrame:
     table = table[[*front, *(name for name in table if name not in front)]]
     path = out / TABLE
     table.to_csv(path, index=False)
-    print(f"\n{table.dropna(axis=1, how='all').T.to_string(header=False, na_rep='')}\n{path}")
+    say(f"\n{table.dropna(axis=1, how='all').T.to_string(header=False, na_rep='')}\n{path}")
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from facemetric.commands.embedding import (
     VALIDATION,
     announced,
     check_config,
-    embed_listed,
+    embed_images,
     remove_lists,
 )
 from facemetric.config import (
@@ -23,6 +23,7 @@ from facemetric.config import (
     make_config,
     require,
 )
+from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError
 from facemetric.evaluation.table import EmbeddingTable
@@ -45,11 +46,12 @@ class Part(NamedTuple):
     images: ImageIndex | None
 
 
-def visualize(*positional: Any, **options: Any) -> Path:
+@takes_options(VisualizeConfig)
+def visualize(config: VisualizeConfig) -> Path:
     """Show what weights make of images; the options are those of VisualizeConfig. Returns the folder.
 
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_visualize(make_config(VisualizeConfig, *positional, **options))
+    return run_visualize(config)
 
 
 def run_visualize(config: VisualizeConfig) -> Path:
@@ -93,7 +95,7 @@ def embed(config: VisualizeConfig) -> list[Part]:
         say_share(len(rows), len(index), config.seed, name)
         shown = index.select(rows)
         of = "" if name == ALL else name
-        table = embed_listed(config, embedder, shown, outcome="not shown", of=of)
+        table = embed_images(config, embedder, shown, outcome="not shown", of=of).table
         parts.append(Part(name, table, shown))
     return parts
 
@@ -108,7 +110,7 @@ def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
     if not options.get("data"):
         raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
     split = read_split(make_config(StageConfig, **options))
-    if split.origin["data"] != origin.get("data_fingerprint"):
+    if split.origin.data != origin.get("data_fingerprint"):
         print("the data has changed since the weights were trained on it")
     yield TRAIN, split.train
     if split.val is not None:

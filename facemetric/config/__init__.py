@@ -19,20 +19,25 @@ from facemetric.config.commands import (
     ClusterConfig,
     DataConfig,
     EvalConfig,
+    ExportConfig,
     RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.fields import check_ranges
+from facemetric.config.photographs import AlignConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
 __all__ = [
+    "AlignConfig",
     "CalibrateConfig",
     "CheckConfig",
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",
     "EvalConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "RunConfig",
@@ -43,6 +48,7 @@ __all__ = [
     "VerifyConfig",
     "VisualizeConfig",
     "check_least",
+    "check_ranges",
     "check_stage",
     "config_command",
     "config_dict",

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from facemetric.config.fields import check_ranges
 from facemetric.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
@@ -29,11 +30,17 @@ def read_toml(file: Path, *, named: str = "", remedy: str = "") -> dict[str, Any
 
 
 def make_config(kind: type[C], *positional: object, **options: object) -> C:
-    """A config from Python arguments; text becomes a Path or a tuple where the field is one.
+    """A config from a config, or from its options; text becomes a Path or a tuple where the field is one.
 
     Raises ConfigError that names the nearest to a misspelt option, or to a misspelt value."""
-    known = [field.name for field in fields(kind) if field.name != "_"]  # type: ignore[arg-type]
-    require(len(positional) <= 1, f"only {known[0]} goes without its name; several of them go in one list")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if positional and isinstance(positional[0], kind):
+        given = f"options go into the {kind.__name__}, or it is left out: dataclasses.replace changes one"
+        require(len(positional) == 1 and not options, given)
+        options, positional = {name: getattr(positional[0], name) for name in known}, ()
+    by_position = [field.name for field in fields(kind) if not field.kw_only]  # type: ignore[arg-type]
+    unnamed = f"only {' and '.join(by_position)} go without a name; several of one go in one list"
+    require(len(positional) <= len(by_position), unnamed)
     values: dict[str, Any] = dict(zip(known, positional, strict=False))
     for name, value in options.items():
         if name not in known:
@@ -43,7 +50,9 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     hints = get_type_hints(kind)
     for name, value in values.items():
         check_type(name, hints[name], value)
-    return kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+    config = kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+    check_ranges(config)
+    return config
 
 
 def check_type(name: str, hint: Any, value: Any) -> None:
@@ -101,7 +110,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def config_toml(config: Any) -> str:
-    """The options as TOML that `--config` reads back, without `resume`: it starts the same run anew."""
+    """The options as TOML that `--config` reads back, without `resume`: it starts the same run again."""
     import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
 
     options = config_dict(config)

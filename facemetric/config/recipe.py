@@ -46,7 +46,8 @@ class RunConfig:
     out: Path | None = None
     """Folder of the run, with a folder for each stage; runs/NAME for NAME.toml where none is named."""
     dry: bool = False
-    """Train 20 steps on a few identities: whether they are learned, the memory, the time of the whole."""
+    """Try the recipe with 20 steps of each training, in a folder that is gone at the end: does all of it run, how much
+    memory does it take, and how long would it take."""
     resume: bool = False
     """Go on where the run in the folder stopped; stages that are done are not run again."""
 

@@ -8,9 +8,9 @@ Shapes: P pairs, F folds, U different scores, N images, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,18 @@ from facemetric.evaluation.curves import (
     split_scores,
     tar_at_far,
 )
+from facemetric.evaluation.figures import Figure, Heading, tar_name
+
+if TYPE_CHECKING:
+    from facemetric.evaluation.intervals.records import Interval  # imports this file
 
 SCORE = "cosine similarity"
 
 
 FARS = (1e-1, 1e-2, 1e-3)
+
+
+LEADING_FAR = 1e-3  # the TAR that leads the figures is that of the nearest FAR
 
 
 CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
@@ -146,6 +153,49 @@ class Verification:
                 "folds_drawn_at_random": a.drawn,
             }
         return out
+
+    def figures(self, intervals: Mapping[str, Interval]) -> list[Figure]:
+        """TAR at each FAR, EER, AUC, accuracy, with intervals by name; what lacks pairs comes last of its kind."""
+        heading = Heading("Verification")
+        measured = [p for p in self.points if p.supported]
+        lead = min(measured, key=lambda p: abs(math.log10(p.wanted / LEADING_FAR)), default=None)
+        rows = []
+        for p in measured + sorted((p for p in self.points if not p.supported), key=lambda p: -p.wanted):
+            several = "" if p.accepted_impostors == 1 else "s"
+            note = f"threshold {p.threshold:.4f}, {p.accepted_impostors:,} false accept{several}"
+            lacking = f"has {self.n_impostor:,} of {1 / p.wanted:,.0f} impostor pairs"
+            rows.append(
+                Figure(
+                    tar_name(p.wanted),
+                    f"TAR at FAR = {p.wanted:g}",
+                    p.tar if p.supported else None,
+                    intervals.get(tar_name(p.wanted)),
+                    heading,
+                    note if p.supported else lacking,
+                    headline=1 if p is lead else 0,
+                    series="TAR at FAR",
+                )
+            )
+        about = "equal error rate; lower is better"
+        rows.append(Figure("eer", "EER", self.eer, intervals.get("eer"), heading, about=about, headline=3))
+        about = "area under the ROC"
+        rows.append(Figure("auc", "AUC", self.auc, intervals.get("auc"), heading, about=about, headline=4))
+        if self.accuracy is not None:
+            a = self.accuracy
+            rows.append(
+                Figure(
+                    "accuracy",
+                    "Accuracy",
+                    a.mean,
+                    intervals.get("accuracy"),
+                    heading,
+                    f"over folds: deviation {a.deviation_sample:.4f} (population {a.deviation_population:.4f}), "
+                    f"standard error {a.standard_error:.4f}{', folds drawn at random' if a.drawn else ''}",
+                    f"mean of {len(a.accuracies)} folds",
+                    headline=2,
+                )
+            )
+        return rows
 
 
 def plain(value: float) -> float | None:

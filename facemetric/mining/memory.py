@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.mining.engine import Mined
-from facemetric.mining.triplets import resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
+from facemetric.mining.record import Mined
+from facemetric.mining.uncompiled import uncompiled
 
 
 class CrossBatchMemory(nn.Module):
@@ -23,7 +24,7 @@ class CrossBatchMemory(nn.Module):
 
     The memory is made of buffers: `state_dict` saves it and `load_state_dict` brings it back. Embeddings are
     stored as float32 after they were mined, in training mode only.
-    For the first `warmup` batches, while embeddings still move fast, it is filled but not used.
+    A miner that draws at random takes seed + the number of batches, unless a call names its seed.
     """
 
     embeddings: Tensor
@@ -32,19 +33,20 @@ class CrossBatchMemory(nn.Module):
     cursor: Tensor
     batches: Tensor
 
-    def __init__(self, size: int, *, dim: int, miner: str = "semihard", warmup: int = 0) -> None:
+    def __init__(self, size: int, *, dim: int, miner: str = "semihard", seed: int = 0) -> None:
         super().__init__()
         if size < 1 or dim < 1:
             raise ConfigError(
                 f"a memory of {size} rows of {dim} numbers holds nothing: both must be at least 1"
             )
-        self.size, self.warmup = size, warmup
+        self.size, self.seed, self.seeded = size, seed, miner in SEEDED_MINERS
         self.mine = resolve_miner(miner)
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         for name in ("filled", "cursor", "batches"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
+    @uncompiled
     def forward(
         self, embeddings_BD: Tensor, labels_B: Tensor, *, rows: slice | None = None, **options: Any
     ) -> Mined:
@@ -61,7 +63,9 @@ class CrossBatchMemory(nn.Module):
             raise DataError(
                 f"labels are {labels_B.dtype}, a memory keeps integers: convert them with .long()"
             )
-        known = int(self.filled) if int(self.batches) >= self.warmup else 0
+        known = int(self.filled)
+        if self.seeded:
+            options = {"seed": self.seed + int(self.batches)} | options
         mined = self.mine(
             torch.cat([embeddings_BD, self.embeddings[:known]]),
             torch.cat([labels_B.to(torch.int64), self.labels[:known]]),

@@ -1,8 +1,8 @@
 """Blocks of the pairwise distance matrix inside a stated memory budget: the one place where pairs are formed.
 
-    best = torch.full((len(x),), torch.inf)
-    for rows, cols, dist in distance_tiles(x, y, budget_mib=4):
-        best[rows] = torch.minimum(best[rows], dist.amin(1))      # nearest y of every x, no M x N matrix
+    best = torch.full((len(x),), -torch.inf)
+    for rows, cols, score in product_tiles(x, y, budget_mib=4):
+        best[rows] = torch.maximum(best[rows], score.amax(1))     # most similar y of every x, no M x N matrix
 
 Shapes: M rows of x, N rows of y, D embedding, R and C rows and columns of one tile.
 """
@@ -111,29 +111,6 @@ def product_tiles(
         yield Tile(rows, cols, out)
 
 
-def distance_tiles(
-    x_MD: Tensor,
-    y_ND: Tensor | None = None,
-    *,
-    budget_mib: float | None = None,
-    buffers: int = 1,
-    triangle: bool = False,
-    whole_rows: bool = False,
-) -> Iterator[Tile]:
-    """Walk the squared Euclidean distances |x_i - y_j|^2 in tiles; the arguments of `product_tiles`.
-
-    Values come from |x|^2 + |y|^2 - 2 x.y: they may fall below zero by rounding, about 1e-7 |x|^2 in float32
-    (clamp before a square root), and near-duplicates keep few digits (take `row_distance` for those).
-    For unit rows they lie in 0..4, and the cosine is 1 - values / 2.
-    """
-    x_MD, y_ND, budget_mib = _check(x_MD, y_ND, budget_mib, triangle)
-    x_sq_M1 = x_MD.square().sum(1, keepdim=True)
-    y_sq_N = x_sq_M1[:, 0] if y_ND is x_MD else y_ND.square().sum(1)
-    for rows, cols, out in _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows):
-        torch.addmm(y_sq_N[cols], x_MD[rows], y_ND[cols].T, alpha=-2, out=out)
-        yield Tile(rows, cols, out.add_(x_sq_M1[rows]))
-
-
 def triangle_in_threads(
     x_ND: Tensor, work: Callable[[int, Tile], None], *, threads: int, budget_mib: float | None = None
 ) -> None:
@@ -189,7 +166,8 @@ def in_threads(works: Sequence[Callable[[], None]], on_error: Callable[[], None]
 
 def row_distance(x_PD: Tensor, y_PD: Tensor) -> Tensor:
     """Squared distance (P,) of paired rows by direct difference: every digit, duplicates give exactly 0."""
-    return (x_PD - y_PD).square_().sum(1)
+    away_PD = x_PD - y_PD
+    return torch.linalg.vecdot(away_PD, away_PD)
 
 
 def _check(

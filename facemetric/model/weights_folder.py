@@ -12,9 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import facemetric
-from facemetric.errors import WeightsError, did_you_mean
-from facemetric.files import sync, write_whole
+from facemetric.errors import WeightsError, did_you_mean, writing
+from facemetric.files import sync, write_text_whole
+
+FORMAT = 1
+CONFIG, MODEL = "config.json", "model.safetensors"
+BEST = "best"  # the weights folder inside a run folder
+OLD = ".old"  # ends the name of a folder that is being replaced
+PACKAGE = Path(__file__).parents[1]
+SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
 def provenance(
@@ -31,14 +37,14 @@ def provenance(
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
-        "facemetric": facemetric.__version__,
+        "facemetric": metadata.version("facemetric"),
         "options": options,
     }
 
 
 def git_commit() -> str | None:
     """The commit of the source checkout, with `+` where it has changes; None outside one."""
-    root = Path(facemetric.__file__).parent.parent
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     try:
@@ -56,24 +62,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
-
-
-FORMAT = 1
-
-
-CONFIG, MODEL = "config.json", "model.safetensors"
-
-
-BEST = "best"  # the weights folder inside a run folder
-
-
-OLD = ".old"  # ends the name of a folder that is being replaced
-
-
-PACKAGE = Path(facemetric.__file__).parent
-
-
-SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
 def find_weights(name: str | Path) -> Path:
@@ -129,7 +117,30 @@ def amend_config(folder: Path, **entries: Any) -> Path:
     config = read_config(folder)
     config["facemetric"] |= entries
     text = json.dumps(config, indent=2) + "\n"
-    return write_whole(folder / CONFIG, lambda path: path.write_text(text), durable=True)
+    return write_text_whole(folder / CONFIG, text, durable=True)
+
+
+def check_copy(folder: Path, target: Path) -> None:
+    """Raise WeightsError unless `target` is free, or a copy of these weights that was made before."""
+    if target.exists() and read_config(target).get("sha256") != read_config(folder).get("sha256"):
+        raise WeightsError(f"{target} holds other weights than {folder}; name another --out")
+
+
+def copy_weights(folder: Path, target: Path) -> None:
+    """Copy a weights folder, which appears whole; a copy that is there already keeps what was added to it."""
+    check_copy(folder, target)
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(target.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with writing(target):
+            shutil.copytree(folder, staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    replace_folder(staging, target)
 
 
 def file_hash(path: Path) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from facemetric import machine
 
 
 def start(device: str) -> str:
@@ -32,6 +33,8 @@ def start(device: str) -> str:
     if not dist.is_initialized():
         # Others wait while process 0 caches features or validates: that can take hours.
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=24))
+    if rank() > 0:  # process 0 speaks for all
+        machine.show_progress(False)
     return device
 
 
@@ -51,9 +54,9 @@ def world_size() -> int:
 
 
 def say(text: str) -> None:
-    """A line for the user, from process 0 alone; progress bars stay whole."""
+    """A line for the user where progress is shown (machine.show_progress), from process 0 alone."""
     if rank() == 0:
-        tqdm.write(text)
+        machine.say(text)
 
 
 def barrier() -> None:

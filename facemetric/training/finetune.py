@@ -1,19 +1,20 @@
 """Stage two: distances learn identity from online triplets.
 
-With --freeze backbone only a linear projection learns, on features that were computed once (on_features.py);
-otherwise images are embedded in every step (on_images.py).
+With --freeze backbone only a linear projection learns, on features that were computed once (tasks/on_features.py);
+otherwise images are embedded in every step (tasks/on_images.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from facemetric.config import FinetuneConfig, config_toml, make_config
+from facemetric.config import FinetuneConfig, config_toml
+from facemetric.config.calls import takes_options
 from facemetric.data.lists import check_identities, with_at_least
-from facemetric.files import write_whole
+from facemetric.errors import DataError, plural
+from facemetric.files import write_bytes_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
@@ -21,8 +22,9 @@ from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
+from facemetric.training.run_folder import figures_line
 from facemetric.training.split import Split, split_for
-from facemetric.training.stage import check_training, load_start, settings_of
+from facemetric.training.stage import Setup, check_training, load_start
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages
 from facemetric.training.validation import sum_up
@@ -30,69 +32,61 @@ from facemetric.training.validation import sum_up
 SINGLES = "identities_with_one_image.txt"
 
 
-def finetune(*positional: Any, **options: Any) -> Trained:
+@takes_options(FinetuneConfig)
+def finetune(config: FinetuneConfig) -> Trained:
     """Fine-tune weights with triplets; the options are those of FinetuneConfig.
 
     `finetune("faces", weights="runs/pretrain", freeze="backbone")` is
     `facemetric finetune faces --weights runs/pretrain --freeze backbone`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_finetune(make_config(FinetuneConfig, *positional, **options))
-
-
-def run_finetune(config: FinetuneConfig) -> Trained:
-    """finetune, from a config."""
-    check_training(config)
+    setup = check_training(config)
     device = pick_device(distributed.start(config.device))
     embedder = load_start(config, device)
-    run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
-    config = replace(config, resume=run.resume)
-    try:
+    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
-        task = task_of(config, embedder, split, run, device)
+        task = task_of(setup, embedder, split, run, device)
+        task.prepare()
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         # Process 0 measures for all, as in the loop.
         before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
-        if not config.resume:
+        if not run.resume:
             run.log("before", 0, **before)
-        show("before stage two", before)
-        at = fit(
-            task, run, optimizer, scheduler, settings_of(config), resume=config.resume, validate_first=True
-        )
+        if before:
+            say(figures_line("before stage two", before))
+        at = fit(task, run, optimizer, scheduler, setup.settings, resume=run.resume, validate_first=True)
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
         other = task.original if before and metrics is not before else None
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
-        run.log("finished", task.steps_per_epoch * config.epochs)
+        ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
+        run.log(ended, at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)
-    finally:
-        run.close()
 
 
 def task_of(
-    config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+    setup: Setup[FinetuneConfig], embedder: Embedder, split: Split, run: Run, device: torch.device
 ) -> OnFeatures | OnImages:
-    """The task of the options: on cached features where the backbone keeps still throughout."""
-    kind = OnFeatures if config.freeze == ("backbone",) else OnImages
-    return kind(config, embedder, split, run, device)
-
-
-def show(what: str, figures: dict[str, float]) -> None:
-    """One line of figures."""
-    if figures:
-        say(f"{what}  " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    """The task of the options: on cached features where the backbone is frozen throughout."""
+    kind = OnFeatures if setup.config.freeze == ("backbone",) else OnImages
+    return kind(setup, embedder, split, run, device)
 
 
 def with_pairs(split: Split, run: Run) -> Split:
-    """The split without training identities of one image: they have no positive. Says how many, and lists them."""
+    """The split without training identities of one image: they have no positive. Says how many, and lists them.
+
+    Raises DataError where fewer than two identities are left."""
     kept, left_out = with_at_least(split.train, 2)
+    total = plural(len(split.train.identities), "identity", "identities")
+    if len(kept.identities) < 2:
+        raise DataError(
+            f"of {total} to train on {len(kept.identities)} have two images or more; a triplet needs two images of one "
+            "identity and one of another: add images to two identities at least"
+        )
     if left_out:
         path = run.folder / SINGLES
         # Names that are no UTF-8 are written with escapes.
-        text = ("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace")
-        write_whole(path, lambda file: file.write_bytes(text))
-        say(
-            f"left out {len(left_out)} of {len(split.train.identities)} identities, which have one image: {path}"
-        )
+        write_bytes_whole(path, ("\n".join(left_out) + "\n").encode("utf-8", "backslashreplace"))
+        say(f"left out {len(left_out)} of {total}, which have one image: {path}")
     check_identities(kept, allow_case_twins=True)
     return replace(split, train=kept)

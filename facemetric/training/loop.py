@@ -17,16 +17,15 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
-from tqdm import tqdm
 
 from facemetric.errors import ConfigError, TrainingError
-from facemetric.machine import keep_freed_memory
+from facemetric.machine import keep_freed_memory, progress_bar
 from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.distributed import say
 from facemetric.training.optim import Amp
 from facemetric.training.run import Run
-from facemetric.training.run_folder import CHECKPOINT, Pace
+from facemetric.training.run_folder import CHECKPOINT, Pace, figures_line, in_words
 from facemetric.training.task import Settings, Task
 
 
@@ -38,13 +37,13 @@ def stop_signals() -> Iterator[threading.Event]:
         yield stopped
         return
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         stopped.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield stopped
     finally:
@@ -52,16 +51,14 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-# Options of the optimizer that a run may go on with otherwise; --lr is the schedule's.
-GIVEN = ("weight_decay", "momentum")
-
-
+# Options of the optimizer that a resumed run takes as they are now; --lr is the schedule's.
+GROUP_OPTIONS = ("weight_decay", "momentum")
 LOG_STEPS = 20  # steps averaged into one line of the log
 
 
 @dataclass
 class Progress:
-    """Where a run stands: the next step, and the best epoch's figures so far."""
+    """How far a run is: its next step, and the best epoch's figures so far."""
 
     epoch: int = 0
     step: int = 0  # within the epoch
@@ -81,7 +78,8 @@ def fit(
 ) -> Progress:
     """Train `task.model`; validate, save the best and write a checkpoint each epoch, and one before the first.
 
-    With `validate_first` the start counts as an epoch of its own, number 0.
+    With `validate_first` the start counts as an epoch of its own, number 0. `settings.max_steps` ends the training
+    early, with a validation; a later call with `resume` and more steps goes on.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
     not finite raises TrainingError before the weights are touched."""
     device = next(task.model.parameters()).device
@@ -99,8 +97,10 @@ def fit(
         trainer.save()
     trainer.pace.start(trainer.done)
     with stop_signals() as stopped:
-        while trainer.at.epoch < settings.epochs:
+        while trainer.at.epoch < settings.epochs and not trainer.limited:
             trainer.epoch(stopped)
+    if trainer.done < trainer.total:
+        trainer.say_limit()
     return trainer.at
 
 
@@ -124,6 +124,7 @@ class Trainer:
         self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
         self.pace = Pace()
+        self.last: dict[str, float] = {}  # the figures of the last line of the log
 
     @property
     def kept(self) -> nn.Module:
@@ -140,21 +141,20 @@ class Trainer:
         """Steps taken so far."""
         return self.at.epoch * self.task.steps_per_epoch + self.at.step
 
+    @property
+    def limited(self) -> bool:
+        """Whether --max-steps ends the training here."""
+        return 0 < self.settings.max_steps <= self.done
+
     def epoch(self, stopped: threading.Event) -> None:
         """The rest of the current epoch, its validation and its checkpoint."""
         at, settings = self.at, self.settings
         meter = Meter()
         self.pace.resume()
         self.task.train_mode(at.epoch)
-        bar = tqdm(
-            total=self.task.steps_per_epoch,
-            initial=at.step,
-            desc=f"epoch {at.epoch + 1}/{settings.epochs}",
-            unit="step",
-            leave=False,
-            dynamic_ncols=True,
-            disable=distributed.rank() > 0,
-        )
+        name = f"epoch {at.epoch + 1}/{settings.epochs}"
+        bar = progress_bar(total=self.task.steps_per_epoch, desc=name, unit="step", delay=0)
+        bar.update(at.step)
         with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 meter.add(self.step(batch))
@@ -167,12 +167,15 @@ class Trainer:
                     bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
                 if stopping:
                     self.stop()
+                if self.limited:
+                    break
                 if due:
                     self.save()
         if meter.count:
             self.log_train(meter)
-        at.epoch, at.step = at.epoch + 1, 0
-        if at.epoch % settings.validate_every == 0 or at.epoch == settings.epochs:
+        if not self.limited or at.step == self.task.steps_per_epoch:
+            at.epoch, at.step = at.epoch + 1, 0
+        if self.limited or at.epoch % settings.validate_every == 0 or at.epoch == settings.epochs:
             self.validate()
         self.save()
         if distributed.any_of(stopped.is_set(), self.device) and at.epoch < settings.epochs:
@@ -180,7 +183,7 @@ class Trainer:
 
     def log_train(self, meter: Meter) -> dict[str, float]:
         """Log the means of the steps since the last line; returns them."""
-        means = meter.take()
+        means = self.last = meter.flush()
         pace = self.pace.line(self.done, self.total)
         self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means, **pace)
         return means
@@ -223,10 +226,20 @@ class Trainer:
             self.at.best, self.at.best_epoch = metrics, self.at.epoch
             if distributed.rank() == 0:
                 self.task.save(self.kept, metrics)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        star = " *" if self.at.best_epoch == self.at.epoch else ""
-        left = self.pace.left(self.done, self.total)
-        say(f"epoch {self.at.epoch}/{self.settings.epochs}  {shown}{star}{left}")
+        self.say_epoch(metrics)
+
+    def say_epoch(self, metrics: dict[str, float]) -> None:
+        """One line, of the validation's figures, or the last ones of the training where there is no validation."""
+        shown = metrics or {f"train_{name}": value for name, value in self.last.items()}
+        if shown:
+            star = " *" if metrics and self.at.best_epoch == self.at.epoch else ""
+            end = star + self.pace.left(self.done, self.total)
+            say(figures_line(f"epoch {self.at.epoch}/{self.settings.epochs}", shown, end))
+
+    def say_limit(self) -> None:
+        """That --max-steps ended the training, and how long the rest would take."""
+        rest = in_words(self.pace.minutes(self.done, self.total))
+        say(f"--max-steps: {self.done:,} of {self.total:,} steps are done; the rest would take about {rest}")
 
     def stop(self) -> None:
         """Write a checkpoint and end the run in the words the user needs to go on."""
@@ -265,7 +278,7 @@ class Trainer:
             if distributed.rank() == 0:
                 set_aside(path)
         try:
-            self.take(state)
+            self.restore(state)
         except ConfigError:
             raise
         except (RuntimeError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -282,16 +295,18 @@ class Trainer:
             )
         self.run.go_on(self.done, state.get("log", 1 << 62))
 
-    def take(self, state: dict[str, Any]) -> None:
-        """The state of a checkpoint, but what the options say now."""
-        self.task.load_extra_state(state["extra"])  # first: other people are other steps, and other classes
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the state of a checkpoint, but for what the options say now."""
+        self.task.load_extra_state(
+            state["extra"]
+        )  # first: other identities are other steps, and other classes
         if state["steps_per_epoch"] != self.task.steps_per_epoch:
             raise ConfigError(
                 f"the checkpoint has {state['steps_per_epoch']} steps an epoch, this run {self.task.steps_per_epoch}; "
                 "resume with the data and --batch-size that it was started with"
             )
         name = type(self.optimizer).__name__
-        if state.get("optimizer_name", name) != name:  # its state would be taken, and fail in the first step
+        if state.get("optimizer_name", name) != name:  # its state would load, and fail in the first step
             raise ConfigError(
                 f"the checkpoint has the optimizer {state['optimizer_name']}, this run {name}; "
                 "resume with the --optimizer that it was started with"
@@ -302,13 +317,16 @@ class Trainer:
             )
         self.task.model.load_state_dict(state["model"])
         # The groups of a checkpoint have the options of its time.
-        now = [{key: group[key] for key in GIVEN if key in group} for group in self.optimizer.param_groups]
+        chosen = [
+            {key: group[key] for key in GROUP_OPTIONS if key in group}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, options in zip(self.optimizer.param_groups, now, strict=True):
+        for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(options)
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
-        if state["scaler"]:  # a run in another precision has none: then it begins anew
+        if state["scaler"]:  # a run in another precision has none: the scale starts again
             self.amp.scaler.load_state_dict(state["scaler"])
         self.at = Progress(**state["progress"])
 
@@ -326,8 +344,8 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
-    def take(self) -> dict[str, float]:
-        """The means so far; starts anew."""
+    def flush(self) -> dict[str, float]:
+        """The means so far; the next ones start from nothing."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from facemetric.config import StageConfig
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.errors import ConfigError, did_you_mean
 
 
@@ -37,22 +37,47 @@ class Amp:
             self.scaler.scale(loss).backward()
 
 
-SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")  # to choose from
-
-
+# Those of timm 1.0.26 and later, but `plateau`.
+SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt")
 SECOND_ORDER = ("adahessian",)  # needs second derivatives, which the loop does not take
-
-
 STEPS, MILESTONES = 3, (0.5, 0.75)  # where `step` and `multistep` fall to a tenth, in shares of the run
+NO_OPTIMIZER = (ValueError, TypeError, AssertionError, ImportError, RuntimeError)  # what timm raises
 
 
-def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
+def check_optimizer(name: str) -> None:
+    """Raise ConfigError for an optimizer that timm does not know, or that this machine lacks the packages of."""
+    known = [str(known) for known in list_optimizers() if known not in SECOND_ORDER]
+    if name not in known:
+        raise ConfigError(f"unknown optimizer {name!r}{did_you_mean(name, known)}")
+    try:
+        get_optimizer_class(name)
+    except NO_OPTIMIZER as error:
+        raise no_optimizer(name, error) from error
+
+
+def no_optimizer(name: str, error: Exception) -> ConfigError:
+    """timm's reason, and the remedy."""
+    return ConfigError(
+        f"timm cannot make the optimizer {name} ({str(error).strip()}); choose another --optimizer"
+    )
+
+
+def check_scheduler(name: str) -> None:
+    """Raise ConfigError for a schedule that timm does not know, or that a run could not resume."""
+    if name == "plateau":
+        raise ConfigError(
+            "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
+            "resumed run would go another way; choose a schedule of the steps, such as cosine"
+        )
+    if name not in SCHEDULERS:
+        raise ConfigError(f"unknown scheduler {name!r}{did_you_mean(name, SCHEDULERS)}")
+
+
+def make_optimizer(config: StageConfig, parts: Sequence[tuple[nn.Module, float]]) -> torch.optim.Optimizer:
     """timm's optimizer over modules with a learning rate each; vectors (biases, norms) have no weight decay.
 
     Raises ConfigError for a name that timm does not know."""
-    known = [str(name) for name in list_optimizers() if name not in SECOND_ORDER]
-    if config.optimizer not in known:
-        raise ConfigError(f"unknown optimizer {config.optimizer!r}{did_you_mean(config.optimizer, known)}")
+    check_optimizer(config.optimizer)
     groups = []
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -72,25 +97,21 @@ def make_optimizer(config: StageConfig, parts: list[tuple[nn.Module, float]]) ->
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
-    except (ValueError, TypeError, AssertionError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"timm cannot make the optimizer {name} ({str(error).strip()}); choose another --optimizer"
-        ) from error
+    except NO_OPTIMIZER as error:
+        raise no_optimizer(name, error) from error
 
 
-def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+def make_scheduler(
+    config: PretrainConfig | FinetuneConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Scheduler:
     """timm's schedule, stepped after every batch. Raises ConfigError for a name that timm does not know.
 
     timm's own numbers for `step` and `multistep` are meant for 300 epochs, and its one rate is a factor for these
     two and the power for `poly`: here they follow the length of the run, and `poly` is a straight line to 0."""
     name, warmup = config.scheduler, min(config.warmup_epochs, config.epochs / 2)
-    # An older timm has not all of them.
-    hint = did_you_mean(name, [known for known in SCHEDULERS if known != name])
-    if name == "plateau":
-        raise ConfigError(
-            "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
-            "resumed run would go another way; choose a schedule of the steps, such as cosine"
-        )
+    check_scheduler(name)
+    # timm compares a milestone with the step + 1, so that the rate would fall one step early.
+    milestones = [share * config.epochs + 1 / steps_per_epoch for share in MILESTONES]
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -103,11 +124,12 @@ def make_scheduler(config: Any, optimizer: torch.optim.Optimizer, steps_per_epoc
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
             decay_rate=1.0 if name == "poly" else 0.1,
-            decay_milestones=[share * config.epochs for share in MILESTONES],  # type: ignore[misc]
-            **({"decay_epochs": max(1, config.epochs) / STEPS} if name == "step" else {}),
+            decay_milestones=milestones,  # type: ignore[arg-type]
+            **({"decay_epochs": max(1, config.epochs) / STEPS} if name == "step" else {}),  # type: ignore[arg-type]
         )
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"timm cannot make the schedule {name!r} ({error}){hint}") from error
-    if scheduler is None:
-        raise ConfigError(f"unknown scheduler {name!r}{hint}")
+        raise ConfigError(
+            f"timm cannot make the schedule {name!r} ({error}); choose another --scheduler"
+        ) from error
+    assert scheduler is not None
     return scheduler

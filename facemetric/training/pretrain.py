@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 
-from facemetric.config import PretrainConfig, config_toml, make_config
+from facemetric.config import PretrainConfig, config_toml
+from facemetric.config.calls import takes_options
 from facemetric.machine import pick_device
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -15,35 +13,29 @@ from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import split_for
-from facemetric.training.stage import check_training, settings_of
-from facemetric.training.tasks.classification import Classification
+from facemetric.training.stage import check_training
+from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.validation import sum_up
 
 
-def pretrain(*positional: Any, **options: Any) -> Trained:
+@takes_options(PretrainConfig)
+def pretrain(config: PretrainConfig) -> Trained:
     """Train a backbone on DATA with cross-entropy; the options are those of PretrainConfig.
 
     `pretrain("faces", arch="lcnet_050", epochs=20)` is `facemetric pretrain faces --arch lcnet_050 --epochs 20`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
-    return run_pretrain(make_config(PretrainConfig, *positional, **options))
-
-
-def run_pretrain(config: PretrainConfig) -> Trained:
-    """pretrain, from a config."""
-    check_training(config)
+    setup = check_training(config)
     device = pick_device(distributed.start(config.device))
-    run = Run(config.out, config_toml=config_toml(config), resume=config.resume)
-    config = replace(config, resume=run.resume)
-    try:
+    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
-        task = Classification(config, split, run, device)
+        task = stage_one(setup, split, run, device)
+        task.prepare()
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        at = fit(task, run, optimizer, scheduler, settings_of(config), resume=config.resume)
+        at = fit(task, run, optimizer, scheduler, setup.settings, resume=run.resume)
         sum_up(run, split, task.open_set.embeddings, device, config.seed)
-        run.log("finished", task.steps_per_epoch * config.epochs)
-    finally:
-        run.close()
+        ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
+        run.log(ended, at.epoch * task.steps_per_epoch + at.step)
     say(f"best epoch {at.best_epoch}; weights in {run.best}")
     return Trained(run.folder, run.best, at.best or {})

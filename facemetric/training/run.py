@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch.utils.tensorboard import SummaryWriter
 
 from facemetric.errors import ConfigError, writing
-from facemetric.files import Lock, write_whole
+from facemetric.files import Lock, write_bytes_whole
 from facemetric.model.weights_folder import BEST, mend_folder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -34,12 +34,14 @@ class Run:
 
     Raises ConfigError where the folder holds another run and `resume` is not set, where its checkpoint is lost,
     or where another process is at work in it. A start that failed before its first step leaves no run behind:
-    with `resume` it then begins anew (`resume` of the run says which it is)."""
+    with `resume` it then starts again (`resume` of the run says which it is). `changed` has the options that differ
+    from those that a resumed run had before: `{"lr": "0.1, before 0.05"}`."""
 
     def __init__(self, folder: Path, *, config_toml: str, resume: bool) -> None:
         self.folder = Path(folder)
         self.started = time.time()
         self.resume = resume
+        self.changed: dict[str, str] = {}
         self._config = config_toml
         self._board: SummaryWriter | None = None
         self.writes = distributed.rank() == 0
@@ -53,7 +55,7 @@ class Run:
             except BaseException:
                 self._lock.release()
                 raise
-        self.resume = distributed.from_first(self.resume)
+        self.resume, self.changed = distributed.from_first((self.resume, self.changed))
 
     def _begin(self) -> None:
         """Look at what the folder holds, and open its files."""
@@ -65,12 +67,18 @@ class Run:
             if begun or not (self.folder / CONFIG).exists():
                 remedy = "name another --out, or remove it" if begun else "start without --resume"
                 raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")
-            say(f"{self.folder} was stopped before its first step: beginning anew")
+            say(f"{self.folder} was stopped before its first step: it starts from there")
             self.resume = False
         if begun and not self.resume:
             remedy = "go on with it by --resume" if saved else "remove it"
             raise ConfigError(f"{self.folder} already holds a run; {remedy}, or name another --out")
         if self.resume:
+            self.changed = changed_options(self.folder / CONFIG, self._config)
+            if "seed" in self.changed:  # the order of the images and every random number follow it
+                raise ConfigError(
+                    f"--seed is {self.changed['seed']}; resume with the seed that it was started with, or name "
+                    "another --out"
+                )
             mend_folder(self.best)
         else:
             self.write_config()
@@ -81,8 +89,7 @@ class Run:
 
     def write_config(self) -> None:
         """config.toml; a path that is no text is written with escapes, and cannot be read back."""
-        text = self._config.encode("utf-8", "backslashreplace")
-        write_whole(self.folder / CONFIG, lambda path: path.write_bytes(text))
+        write_bytes_whole(self.folder / CONFIG, self._config.encode("utf-8", "backslashreplace"))
 
     @property
     def bad_images(self) -> Path:
@@ -121,14 +128,20 @@ class Run:
         again."""
         if not self.writes:
             return
-        for text in changed_options(self.folder / CONFIG, self._config):
-            say(f"going on with another {text}")
+        for name, text in self.changed.items():
+            say(f"going on with another {name}: {text}")
         self.write_config()
         path = self.folder / LOG
         with open(path, "rb") as file:
             kept = file.read(mark)
         os.truncate(path, kept.rfind(b"\n") + 1)  # a power cut may have taken the end before the mark
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Flush and close the files, and let go of the folder."""
@@ -142,14 +155,15 @@ class Run:
             self._lock.release()
 
 
-def changed_options(path: Path, config: str) -> list[str]:
-    """`lr: 0.1, before 0.05` for each option that differs from those that the run folder holds."""
+def changed_options(path: Path, config: str) -> dict[str, str]:
+    """`{"lr": "0.1, before 0.05"}` for the options that differ from those that the run folder holds."""
     try:
         before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(config)
     except (OSError, ValueError):  # a path that is no text
-        return []
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name}: {now.get(name, 'none')}, before {before.get(name, 'none')}" for name in names]
+        return {}
+    # An option that is younger than the run and not used is no change.
+    names = [name for name in {**before, **now} if (before.get(name) or None) != (now.get(name) or None)]
+    return {name: f"{now.get(name, 'none')}, before {before.get(name, 'none')}" for name in names}
 
 
 def plain(value: Any) -> Any:

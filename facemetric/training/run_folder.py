@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MIB = 1 << 20
+from facemetric.machine import MIB, resident_peak
+
+CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
+LOCK = "run.lock"
+# The validation figure that picks the best epoch; AUC where the validation pairs cannot support that FAR.
+SCORE, AUC = "val_tar_at_far_0.01", "val_auc"
+# How the names of figures begin that a validation has of the weights alone; all others are of the objective.
+OF_WEIGHTS = ("val_tar_at_far_", "val_eer", "val_auc", "val_knn_accuracy", "closed_set_accuracy")
+COLUMNS = 120  # of a line of figures
+SHORT = {
+    "val_tar_at_far_": "TAR@",
+    "val_eer": "EER",
+    "val_auc": "AUC",
+    "val_knn_accuracy": "kNN",
+    "val_loss": "loss",
+    "val_fraction_positive": "violating",
+    "closed_set_accuracy": "closed set",
+}
 
 
 class Pace:
@@ -41,22 +57,29 @@ class Pace:
 
     def left(self, step: int, total: int) -> str:
         """The end of a sentence, with the time left; "" at the start and at the end."""
-        return f"  ({in_words(self.minutes(step, total))} left)" if self.first < step < total else ""
+        return f"  {in_words(self.minutes(step, total))} left" if self.first < step < total else ""
 
 
 def memory() -> dict[str, float]:
     """The most memory that this process has held so far, MiB, and the most of its GPU."""
-    found = {}
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-        found["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    peak = resident_peak()
+    found = {"memory_mib": peak / MIB} if peak else {}
     import torch  # here, as `facemetric runs` takes in_words alone
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
     return found
+
+
+def figures_line(start: str, figures: Mapping[str, float], end: str = "") -> str:
+    """`epoch 3/20  TAR@0.01 0.504  EER 0.102 *`: as many figures as fit on a line; the log has all of them."""
+    line = start
+    for name, value in figures.items():
+        long = next((long for long in SHORT if name.startswith(long)), "")
+        text = f"  {SHORT[long] + name.removeprefix(long) if long else name.replace('_', ' ')} {value:.4g}"
+        if len(line) + len(text) + len(end) <= COLUMNS:
+            line += text
+    return line + end
 
 
 def in_words(minutes: float) -> str:
@@ -65,16 +88,6 @@ def in_words(minutes: float) -> str:
         return f"{60 * minutes:.0f} s"
     whole = round(minutes)
     return f"{whole // 60} h {whole % 60:02d} min" if whole >= 60 else f"{whole} min"
-
-
-CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
-
-
-LOCK = "run.lock"
-
-
-# The validation figure that picks the best epoch; AUC where the validation pairs cannot support that FAR.
-SCORE, AUC = "val_tar_at_far_0.01", "val_auc"
 
 
 def judged_by(figures: Mapping[str, Any]) -> str:
@@ -88,7 +101,7 @@ def has_checkpoint(path: Path) -> bool:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log.jsonl; [] where there is none. A line that a crash cut is passed over."""
+    """The whole lines of a log.jsonl; [] where there is none. A line that a crash cut is skipped."""
     lines = []
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.data.batches import places_within
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.distributed import say
 
@@ -29,19 +30,22 @@ SPLIT_OPTIONS = (
 )
 
 
+class Origin(NamedTuple):
+    """Fingerprints: of all the data that was read, and of what the lists and the draw made of it."""
+
+    data: str
+    split: str
+
+
 @dataclass(frozen=True)
 class Split:
     """Images to train on, and images to validate on, never trained on (None where there are none)."""
 
     train: ImageIndex
     val: ImageIndex | None
-    origin: dict[
-        str, str
-    ]  # fingerprints: "data", all that was read, and "split", what lists and draw made of it
+    origin: Origin
     closed: bool = False  # the validation images are of identities that are trained on
-    known: bool = (
-        False  # the weights it begins with may have been trained on some of the validation identities
-    )
+    known: bool = False  # the weights it begins with may have seen some of the validation identities
 
 
 def read_split(config: StageConfig) -> Split:
@@ -70,13 +74,18 @@ def read_split(config: StageConfig) -> Split:
     check_identities(index, allow_case_twins=True)
     if val is not None:
         check_validation(val)
-    say(f"training on {len(index):,} images of {len(index.identities):,} identities")
+    say(f"training on {counted(index)}")
     if val is not None:
-        whose = "of these" if config.val_by == "images" else "other"
-        say(f"validating on {len(val):,} images of {len(val.identities):,} {whose} identities")
+        whose = "the same identities" if config.val_by == "images" else "other identities"
+        say(f"validating on {counted(val)} ({whose})")
     parts = [part.fingerprint for part in (index, val) if part is not None]
-    origin = {"data": fingerprint, "split": hashlib.sha256(" ".join(parts).encode()).hexdigest()}
+    origin = Origin(fingerprint, hashlib.sha256(" ".join(parts).encode()).hexdigest())
     return Split(index, val, origin, closed=config.val_by == "images")
+
+
+def counted(index: ImageIndex) -> str:
+    """`1,200 images of 1 identity`."""
+    return f"{plural(len(index), 'image')} of {plural(len(index.identities), 'identity', 'identities')}"
 
 
 def split_for(config: PretrainConfig | FinetuneConfig) -> Split:
@@ -86,8 +95,8 @@ def split_for(config: PretrainConfig | FinetuneConfig) -> Split:
     if not config.weights or split.val is None:
         return split
     past = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
-    same_data = past.get("data_fingerprint") == split.origin["data"]
-    if not same_data or past.get("split_fingerprint") in (None, split.origin["split"]):
+    same_data = past.get("data_fingerprint") == split.origin.data
+    if not same_data or past.get("split_fingerprint") in (None, split.origin.split):
         return split
     say(
         f"warning: {config.weights} were trained on this data with another split, maybe on some of these validation "
@@ -101,7 +110,8 @@ def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[Image
     total = len(index.identities)
     if total < 4:
         raise DataError(
-            f"{total} identities cannot be split into training and validation (2 + 2 are needed); "
+            f"{plural(total, 'identity', 'identities')} cannot be split into training and validation (2 + 2 are "
+            "needed); "
             "add identities, or set --val-fraction 0"
         )
     count = min(max(2, round(fraction * total)), total - 2)
@@ -129,6 +139,6 @@ def check_validation(val: ImageIndex) -> None:
     """Raise DataError unless there are genuine and impostor pairs to validate on."""
     if len(val.identities) < 2 or val.counts().max() < 2:
         raise DataError(
-            f"the {len(val.identities)} validation identities have {len(val)} images; at least two identities, one "
-            "with two images, are needed: name others with --val-identities, or set --val-fraction 0"
+            f"validation has {counted(val)}; at least two identities, one with two images, are needed: name others "
+            "with --val-identities, or set --val-fraction 0"
         )

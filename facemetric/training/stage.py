@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import timm
 import torch
-from torch import nn
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict
 from facemetric.data.images import Preprocess
-from facemetric.data.transforms import Augment, train_transform
+from facemetric.data.transforms import Augment, Transform, train_transform
 from facemetric.errors import ConfigError
-from facemetric.mining.triplets import resolve_miner
+from facemetric.mining.losses import Loss, LossOptions, resolve_loss
+from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
+from facemetric.model.heads import check_head
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.optim import make_optimizer, make_scheduler
+from facemetric.training.optim import check_optimizer, check_scheduler
 from facemetric.training.run import Run
-from facemetric.training.split import Split
+from facemetric.training.split import SPLIT_OPTIONS, Split
 from facemetric.training.task import Settings
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 
 
-def start_embedder(config: PretrainConfig) -> Embedder:
+@dataclass(frozen=True)
+class Setup(Generic[Config]):
+    """What the options of a stage ask for, checked and resolved once, before any image is read."""
+
+    config: Config
+    settings: Settings
+    augment: Augment
+    arch_args: dict[str, Any]  # of a new network
+    loss: Loss | None = None  # of stage two
+
+    def transform(self, preprocess: Preprocess) -> Transform:
+        """The training transform for pictures of this kind."""
+        return train_transform(preprocess, self.augment)
+
+
+def check_training(config: Config) -> Setup[Config]:
+    """Resolve the options. Raises ConfigError for a number out of its range, or a name of something that is not
+    there."""
+    check_stage(config)
+    check_optimizer(config.optimizer)
+    check_scheduler(config.scheduler)
+    augment = augment_of(config)
+    train_transform(Preprocess(crop=config.crop), augment)  # timm reads the policy of --auto-augment
+    arch_args: dict[str, Any] = {}
+    loss = None
+    if isinstance(config, PretrainConfig):
+        check_head(config.head)
+        arch_args = parse_arch_args(config.arch_args)
+        check_arch(config.arch)
+    else:
+        margin: Margin = "soft" if config.soft_margin else config.margin
+        loss = resolve_loss(config.loss, LossOptions(config.miner, margin, config.distance, config.seed))
+    return Setup(config, settings_of(config), augment, arch_args, loss)
+
+
+def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
     """A new embedder, or that of --weights: then architecture, projection and, where no other are asked for, the
     picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
+    config = setup.config
     if not config.weights:
         return build_embedder(
             config.arch,
             preprocess=new_preprocess(config),
-            arch_args=parse_arch_args(config.arch_args),
+            arch_args=setup.arch_args,
             embedding_size=config.embedding_size,
             dropout=config.dropout,
             drop_path=config.drop_path,
@@ -43,7 +81,7 @@ def start_embedder(config: PretrainConfig) -> Embedder:
             neck=True,
         )
     embedder = load_start(config)
-    check_same_network(config, embedder)
+    check_same_network(config, setup.arch_args, embedder)
     embedder.dropout.p = config.dropout
     say(
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
@@ -63,9 +101,9 @@ def new_preprocess(config: PretrainConfig) -> Preprocess:
     return Preprocess.from_dict(plain.to_dict() | seen)
 
 
-def check_same_network(config: PretrainConfig, embedder: Embedder) -> None:
+def check_same_network(config: PretrainConfig, args: dict[str, Any], embedder: Embedder) -> None:
     """Raise ConfigError where the options ask for a network that the embedder of --weights is not."""
-    args, embedding = parse_arch_args(config.arch_args), embedder.embedding_size
+    embedding = embedder.embedding_size
     known = {
         "arch": (embedder.arch, config.arch in (embedder.arch, PretrainConfig.arch)),
         "arch_args": (embedder.model_args or "none", args.items() <= embedder.model_args.items()),
@@ -93,12 +131,6 @@ def parse_arch_args(text: str) -> dict[str, Any]:
         ) from error
 
 
-CHANGED = {
-    "split": "a list of this run (--merge, --leave-out, --leave-out-images or --val-identities) names others: its "
-    "people or images"
-}
-
-
 def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | str = "cpu") -> Embedder:
     """The embedder of --weights, with the crop and the size of picture that the options ask for."""
     embedder = load_weights(config.weights)
@@ -111,14 +143,23 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
     return embedder.to(device)
 
 
-def same_origin(state: dict[str, Any], **now: str) -> None:
+def same_origin(run: Run, state: dict[str, Any], origin: dict[str, str]) -> None:
     """Raise ConfigError where a run began with other data, lists or weights than it has now (`data="a1b2..."`)."""
-    for what, mark in now.items():
-        if state.get(what, mark) != mark:
+    for what, mark in origin.items():
+        if state.get(what, mark) == mark:
+            continue
+        names = [name for name in run.changed if name in SPLIT_OPTIONS] if what == "split" else []
+        if names:
+            flags = ", ".join(f"--{name.replace('_', '-')} ({run.changed[name]})" for name in names)
             raise ConfigError(
-                f"{CHANGED.get(what, f'the {what} of this run')} changed since it began; resume with those it was "
-                "started with, or name another --out"
+                f"{flags} of this run changed, and with it the images that it trains on; resume with the options it "
+                "was started with, or name another --out"
             )
+        subject = "a list or the people or images that it names" if what == "split" else f"the {what}"
+        raise ConfigError(
+            f"{subject} of this run changed since it began; resume with those it was started with, or name "
+            "another --out"
+        )
 
 
 def save_best(
@@ -128,8 +169,8 @@ def save_best(
     if distributed.rank() > 0:
         return
     origin = provenance(
-        data=split.origin["data"],
-        split=split.origin["split"],
+        data=split.origin.data,
+        split=split.origin.split,
         images=len(split.train),
         identities=len(split.train.identities),
         options=config_dict(config),
@@ -150,7 +191,7 @@ def augment_of(config: StageConfig) -> Augment:
     )
 
 
-def settings_of(config: Any) -> Settings:
+def settings_of(config: PretrainConfig | FinetuneConfig) -> Settings:
     """The loop's numbers among a stage's options."""
     return Settings(
         epochs=config.epochs,
@@ -160,16 +201,5 @@ def settings_of(config: Any) -> Settings:
         seed=config.seed,
         checkpoint_minutes=config.checkpoint_minutes,
         validate_every=config.validate_every,
+        max_steps=config.max_steps,
     )
-
-
-def check_training(config: StageConfig) -> None:
-    """Raise ConfigError for a number out of its range, or a name of something that is not there."""
-    check_stage(config)
-    train_transform(Preprocess(crop=config.crop), augment_of(config))
-    make_scheduler(config, make_optimizer(config, [(nn.Linear(1, 1), 1.0)]), 1)
-    if isinstance(config, FinetuneConfig):
-        resolve_miner(config.miner)
-    elif isinstance(config, PretrainConfig):
-        parse_arch_args(config.arch_args)
-        check_arch(config.arch)

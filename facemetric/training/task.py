@@ -12,7 +12,10 @@ from torch import Tensor, nn
 class Task(Protocol):
     """What a stage gives the loop."""
 
-    steps_per_epoch: int
+    steps_per_epoch: int  # known after `prepare`
+
+    def prepare(self) -> None:
+        """Do what takes long before the first step (features of a frozen backbone, means of identities)."""
 
     @property
     def model(self) -> nn.Module:
@@ -43,7 +46,7 @@ class Task(Protocol):
         """What a resumed run needs besides model and optimizer."""
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore it. Raises ConfigError where the run began with something else."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,4 @@ class Settings:
     seed: int
     checkpoint_minutes: float
     validate_every: int = 1
+    max_steps: int = 0

@@ -9,7 +9,7 @@ import torch
 
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.embed import embed_index, usual_size
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
@@ -24,6 +24,16 @@ from facemetric.training.run import Run
 from facemetric.training.split import Split
 
 VAL_FARS = (1e-2, 1e-3)
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)  # of the thresholds that are kept
+CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
+CHOSEN_ON_CLOSED = (
+    "other images of the identities that the weights were trained on, which also chose the best epoch"
+)
+CHOSEN_ON_KNOWN = "validation identities, on some of which the weights may have been trained"
+COLLAPSED = 0.05  # spread: the mean angle to the mean is under 13 degrees
+
+# Embeddings (N, D) and identities (N,) of the validation images for an embedder.
+Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
 
 
 class OpenSet:
@@ -56,26 +66,6 @@ def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str
     return figures
 
 
-FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-
-
-CHOSEN_ON = "the training's validation identities, which also chose its best epoch"
-
-
-CHOSEN_ON_CLOSED = (
-    "other images of the identities that the weights were trained on, which also chose the best epoch"
-)
-
-
-CHOSEN_ON_KNOWN = "validation identities, on some of which the weights may have been trained"
-
-
-Embeddings = Callable[[Embedder], tuple[np.ndarray, np.ndarray]]
-
-
-"""Embeddings (N, D) and identities (N,) of the validation images for an embedder."""
-
-
 def sum_up(
     run: Run,
     split: Split,
@@ -89,41 +79,51 @@ def sum_up(
     another embedder, and keep their thresholds. Process 0 does, for all; nothing without validation images."""
     if split.val is None or distributed.rank() > 0:
         return
-    emb_ND, who_N = embeddings(load_weights(run.best, device))
+    emb_ND, label_N = embeddings(load_weights(run.best, device))
     if before is not None:
-        show_gain(run, embeddings(before)[0], emb_ND, who_N, seed)
-    keep_thresholds(run, split, emb_ND, who_N, seed)
+        show_gain(run, embeddings(before)[0], emb_ND, label_N, seed)
+    keep_thresholds(run, split, emb_ND, label_N, seed)
 
 
-def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, who_N: np.ndarray, seed: int) -> None:
+def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, label_N: np.ndarray, seed: int) -> None:
     """Store a threshold for each of FARS that the validation identities support with the run's best weights."""
     assert split.val is not None
-    fars = supported_fars(who_N, FARS)
+    fars = supported_fars(label_N, FARS)
     try:
-        kept = choose_thresholds(emb_ND, who_N, fars, seed=seed) if fars else ()
-    except DataError as error:  # a training ends well all the same
-        say(f"no threshold is stored: {error}")
+        kept = choose_thresholds(emb_ND, label_N, fars, seed=seed) if fars else ()
+    except DataError as error:  # the weights are there all the same
+        spread = spread_of(emb_ND)
+        collapsed = (
+            f"the embeddings have collapsed to nearly one point (spread {spread:.3f}), so the training failed; lower "
+            "--lr, and start again"
+        )
+        say(f"no threshold is stored: {collapsed if spread < COLLAPSED else error}")
         return
     size = usual_size(split.val)
     chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON_KNOWN if split.known else CHOSEN_ON
     store_thresholds(run.best, [Stored(t, False, chosen_on, split.val.fingerprint, size) for t in kept])
-    said = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
-    few = [f"{far:g}" for far in FARS if far not in fars]
-    note = f" (too few pairs for FAR {', '.join(few)})" if few else ""
-    say(f"thresholds from {len(who_N):,} validation images: {said}{note}")
+    found = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
+    unsupported = [f"{far:g}" for far in FARS if far not in fars]
+    note = f" (too few pairs for FAR {', '.join(unsupported)})" if unsupported else ""
+    say(f"thresholds from {plural(len(label_N), 'validation image')}: {found}{note}")
+
+
+def spread_of(emb_ND: np.ndarray) -> float:
+    """1 - |mean|^2 of embeddings brought to unit length: 0 where they are one point, near 1 all over the sphere."""
+    length_N1 = np.maximum(np.linalg.norm(emb_ND, axis=1, keepdims=True), 1e-30)
+    return 1.0 - float(np.square((emb_ND / length_N1).mean(axis=0, dtype=np.float64)).sum())
 
 
 def show_gain(
-    run: Run, first_ND: np.ndarray, second_ND: np.ndarray, who_N: np.ndarray, seed: int
+    run: Run, first_ND: np.ndarray, second_ND: np.ndarray, label_N: np.ndarray, seed: int
 ) -> dict[str, Interval]:
     """Say and log what the second embeddings gain on the first: differences over all validation pairs, with
-    intervals at 95 % over people, who are drawn alike for both."""
-    fars = supported_fars(who_N, FARS[1:3])
-    found = [verify_all_pairs(emb_ND, who_N, fars=fars) for emb_ND in (first_ND, second_ND)]
-    gains = all_pairs_differences((first_ND, second_ND), who_N, (found[0], found[1]), seed=seed)
-    said = [f"{name} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for name, gain in gains.items()]
-    say(
-        f"gain on the weights it began with [95 % over the {len(set(who_N))} validation people]: {', '.join(said)}"
-    )
+    intervals at 95 % over identities, which are resampled alike for both."""
+    fars = supported_fars(label_N, FARS[1:3])
+    found = [verify_all_pairs(emb_ND, label_N, fars=fars) for emb_ND in (first_ND, second_ND)]
+    gains = all_pairs_differences((first_ND, second_ND), label_N, (found[0], found[1]), seed=seed)
+    shown = [f"{name} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for name, gain in gains.items()]
+    people = plural(len(set(label_N)), "person", "people")
+    say(f"gain on the weights it began with [95 % over {people} of validation]: {', '.join(shown)}")
     run.log("gain", 0, **{name: list(gain) for name, gain in gains.items()})
     return gains

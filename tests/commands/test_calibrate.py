@@ -59,7 +59,7 @@ def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Pa
     found = calibrate(str(faces), far=0.1, merge=tmp_path / "one.csv", **options, **FAST)
     assert (found.thresholds[0].identities, found.thresholds[0].images) == (4, 30)
     (tmp_path / "some.txt").write_text("nobody\n")
-    with pytest.raises(DataError, match="1 listed identities are not in the data"):
+    with pytest.raises(DataError, match="1 listed identity not in the data"):
         calibrate(str(faces), far=0.1, **options, **FAST)
 
 
@@ -179,7 +179,7 @@ def test_every_pair_gets_the_verdict_of_its_score(calibrated: Path, faces: Path,
         assert row_b is not None
         cosine = float(table.embeddings[row_a] @ table.embeddings[row_b])
         assert found.score == pytest.approx(cosine, abs=1e-4)
-        assert found.same is (found.score >= found.stored.threshold.threshold.value)
+        assert found.same is (found.score >= found.stored.threshold.cosine)
         assert found.notes == ()
         seen.add(found.same)
     assert seen == {True, False}
@@ -193,7 +193,7 @@ def test_what_is_printed_and_the_json(
     found = verify(one, one, weights=calibrated, far=0.01, device="cpu")
     said = capsys.readouterr().out
     threshold = found.stored.threshold
-    assert said.startswith(f"same person: cosine 1.0000 >= threshold {threshold.threshold.value:.4f} [")
+    assert said.startswith(f"same person: cosine 1.0000 >= threshold {threshold.cosine:.4f} [")
     assert f"at FAR 0.01 [{threshold.far.low:.2g}, {threshold.far.high:.2g}]" in said
     assert "chosen on 96 images of 16 people" in said
     found = verify(one, two, weights=calibrated, far=0.01, json=True, device="cpu")

@@ -146,16 +146,17 @@ def test_images_are_compared_without_weights(
 
 
 def test_weights_find_people_and_labels(
-    faulty: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With weights that are there: what a small training finds hangs on how the processor rounds."""
     out = tmp_path / "out"
     checked = check_data(
-        faulty, weights=weights, out=out, workers=0, device="cpu", mislabelled=0.5, chance=0.2
+        faulty, weights="faces-112", out=out, workers=0, device="cpu", mislabelled=0.5, chance=0.2
     )
     pairs = [(f.identity_a, f.identity_b) for f in checked.findings if f.kind == kinds.ONE_PERSON]
     assert ("drawn_0005", "somebody") in pairs[:3]
     wrong = {f.image_a for f in checked.findings if f.kind == kinds.MISLABELLED}
-    assert "drawn_0004/strange.jpg" in wrong or {"drawn_0006/0001.jpg", "drawn_0007/0001.jpg"} & wrong
+    assert {"drawn_0006/0001.jpg", "drawn_0007/0001.jpg"} & wrong
     record = json.loads((out / "check.json").read_text())
     assert record["options"]["mislabelled"] == 0.5
     assert record["figures"]["found"] == dict(Counter(line["kind"] for line in lines(out)))

@@ -24,7 +24,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
     out = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as monkeypatch:
         said: list[str] = []
-        monkeypatch.setattr("builtins.print", lambda words, **options: said.append(words))
+        monkeypatch.setattr("facemetric.commands.demo.say", lambda *lines: said.extend(lines))
         found = run_demo(DemoConfig(out, identities=20, images=4, epochs=1, device="cpu"))
     return out, "\n".join(said), found
 
@@ -68,8 +68,8 @@ def test_the_commands_it_prints_are_those_it_ran(
     assert begun == ended
     configs: list[Any] = []
     for runner in (
-        "facemetric.training.pretrain.run_pretrain",
-        "facemetric.training.finetune.run_finetune",
+        "facemetric.training.pretrain.pretrain",
+        "facemetric.training.finetune.finetune",
         "facemetric.commands.eval.run_evaluate",
     ):
         monkeypatch.setattr(runner, configs.append)

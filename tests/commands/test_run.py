@@ -15,7 +15,7 @@ from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, FacemetricError, TrainingError
 from facemetric.training.run_folder import LOG
-from facemetric.training.stage import start_embedder
+from facemetric.training.stage import check_training, start_embedder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.toml") if "[pretrain]" in path.read_text())
@@ -166,7 +166,7 @@ def test_the_recipes_that_come_with_it(path: Path) -> None:
         if step.stage in ("pretrain", "finetune"):
             check_stage(step.config)
     assert {step.stage for step in variant.steps} >= {"pretrain", "finetune", "eval"}
-    assert start_embedder(first).preprocess.size == (first.image_size, first.image_size)
+    assert start_embedder(check_training(first)).preprocess.size == (first.image_size, first.image_size)
     assert first.hflip == (0.5 if "fashion" in path.stem or "cifar" in path.stem else 0.0)
     told = [line for line in path.read_text().splitlines() if line.startswith("#   facemetric run")]
     assert told[0].split()[3] == f"configs/{path.name}"

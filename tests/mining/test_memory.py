@@ -55,18 +55,29 @@ def test_state_dict_brings_it_back():
         assert memory(*batch(s)).loss == restored(*batch(s)).loss
 
 
-def test_warmup_fills_without_using_and_eval_does_not_store():
-    memory = CrossBatchMemory(50, dim=3, miner="hard", warmup=2)
-    for s in range(2):
-        emb, labels = batch(s)
-        assert memory(emb, labels).loss == MINERS["hard"](emb, labels).loss
-    emb, labels = batch(2)
-    assert memory(emb, labels).loss != MINERS["hard"](emb, labels).loss
+def test_eval_does_not_store():
+    memory = CrossBatchMemory(50, dim=3, miner="hard")
+    emb, labels = batch(0)
+    assert memory(emb, labels).loss == MINERS["hard"](emb, labels).loss
     memory.eval()
     before = memory.embeddings.clone()
-    memory(*batch(3))
+    assert memory(*batch(2)).loss != MINERS["hard"](*batch(2)).loss
     assert torch.equal(before, memory.embeddings)
-    assert memory.filled == 18
+    assert memory.filled == 6
+
+
+def test_a_miner_that_draws_takes_another_seed_each_batch():
+    memory, (emb, labels) = CrossBatchMemory(4, dim=3, miner="distance-weighted", seed=7), batch(1, rows=40)
+    first, second = (memory.eval()(emb, labels) for _ in range(2))
+    assert first.loss == second.loss == MINERS["distance-weighted"](emb, labels, seed=7).loss
+    memory.train()(emb, labels)
+    restored = CrossBatchMemory(4, dim=3, miner="distance-weighted", seed=7)
+    restored.load_state_dict(memory.state_dict())
+    everything = torch.cat([emb, memory.embeddings]), torch.cat([labels, memory.labels])
+    expected = MINERS["distance-weighted"](*everything, seed=8, anchors=slice(0, 40)).loss
+    assert memory.eval()(emb, labels).loss == restored.eval()(emb, labels).loss == expected
+    other = MINERS["distance-weighted"](*everything, seed=3, anchors=slice(0, 40)).loss
+    assert memory(emb, labels, seed=3).loss == other != expected
 
 
 def test_half_precision_meets_a_float32_memory():

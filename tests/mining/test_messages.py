@@ -2,15 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.mining import CrossBatchMemory, TripletLoss, batch_select, resolve_miner, semihard
-from facemetric.mining.tiles import distance_tiles, product_tiles, tile_shape
+from facemetric.mining.tiles import product_tiles, tile_shape
 
 EMB, LABELS = torch.eye(4)[:, :3], torch.tensor([0, 0, 1, 1])
 BAD = torch.tensor([[1.0, 0.0, 0.0], [0.0, torch.nan, 0.0], [torch.inf, 0.0, 0.0], [0.0, 1.0, 0.0]])
+LONG = torch.tensor([1.0, 1.0, 1e20, 1.0])[:, None]
 INTEGERS = "embeddings are torch.int64, they must be floating point; convert them with .float()"
 
 DATA_ERRORS = {
@@ -30,9 +32,13 @@ DATA_ERRORS = {
         lambda: semihard(EMB, LABELS, anchors=(BAD[[0, 3, 2]], LABELS[:3]))
     ),
     INTEGERS: lambda: semihard(EMB.long(), LABELS),
+    (
+        "1 of 4 embeddings are longer than 5e+17, the first is row 2 of length 1.0e+20: their squared distances do not "
+        "fit torch.float32; normalise them, or take distance='cosine'"
+    ): lambda: semihard(EMB * LONG, LABELS),
     "x is (4, 3), y is (4, 2): needed are (M, D) and (N, D)": lambda: next(product_tiles(EMB, EMB[:, :2])),
-    "x is (4, 3), y is (3,): needed are (M, D) and (N, D)": lambda: next(distance_tiles(EMB, EMB[0])),
-    "x is (3,), y is (4, 3): needed are (M, D) and (N, D)": lambda: next(distance_tiles(EMB[0], EMB)),
+    "x is (4, 3), y is (3,): needed are (M, D) and (N, D)": lambda: next(product_tiles(EMB, EMB[0])),
+    "x is (3,), y is (4, 3): needed are (M, D) and (N, D)": lambda: next(product_tiles(EMB[0], EMB)),
     "embeddings are (4, 3), needed are (B, 2)": lambda: CrossBatchMemory(4, dim=2)(EMB, LABELS),
     "embeddings are (3,), needed are (B, 3)": lambda: CrossBatchMemory(4, dim=3)(EMB[0], LABELS),
     "labels are torch.float32, a memory keeps integers: convert them with .long()": (
@@ -40,6 +46,17 @@ DATA_ERRORS = {
     ),
 }
 CONFIG_ERRORS = {
+    "distance is a function, it must be one of squared, euclidean, cosine: ": lambda: semihard(
+        EMB, LABELS, distance=lambda x, y: (x - y).norm()
+    ),
+    "distance is a builtin_function_or_method, it must be one of squared, euclidean, cosine: ": lambda: (
+        TripletLoss(distance=abs)
+    ),
+    "margin is a NoneType, it must be a number or 'soft'": lambda: semihard(EMB, LABELS, margin=None),
+    "margin is nan, it must be a finite number or 'soft'": lambda: semihard(EMB, LABELS, margin=float("nan")),
+    "margin is 'hard', it must": lambda: TripletLoss(margin=np.str_("hard")),
+    "unknown distance 'cosin': ": lambda: semihard(EMB, LABELS, distance=np.str_("cosin")),
+    "unknown miner 'hrd': ": lambda: CrossBatchMemory(4, dim=3, miner=np.str_("hrd")),
     "unknown distance 'cosin': did you mean 'cosine'?": lambda: semihard(EMB, LABELS, distance="cosin"),
     "margin is 'hard', it must be a number or 'soft'": lambda: TripletLoss(margin="hard"),
     "unknown miner 'hrd': did you mean 'hard'?, or package.module:function": lambda: resolve_miner("hrd"),

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from facemetric.errors import ConfigError, DataError
 from facemetric.mining.tiles import (
     MIB,
-    distance_tiles,
     product_tiles,
     row_distance,
     tile_shape,
@@ -32,16 +31,13 @@ def randn(n, d, seed=0, dtype=torch.float64):
 def test_rectangle_covers_every_pair_once(m, n, d, elements, buffers, whole_rows):
     x, y = randn(m, d), randn(n, d, 1)
     seen = torch.zeros(m, n)
-    dist, prod = torch.zeros(m, n, dtype=x.dtype), torch.zeros(m, n, dtype=x.dtype)
+    prod = torch.zeros(m, n, dtype=x.dtype)
     kwargs = {"budget_mib": elements * 8 / MIB, "buffers": buffers, "whole_rows": whole_rows}
-    for rows, cols, values in distance_tiles(x, y, **kwargs):
+    for rows, cols, values in product_tiles(x, y, **kwargs):
         assert whole_rows or values.numel() * buffers <= max(elements, buffers)
         seen[rows, cols] += 1
-        dist[rows, cols] = values
-    for rows, cols, values in product_tiles(x, y, **kwargs):
         prod[rows, cols] = values
     assert (seen == 1).all()
-    torch.testing.assert_close(dist, (x[:, None] - y[None]).square().sum(2), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(prod, x @ y.T)
 
 
@@ -49,28 +45,28 @@ def test_rectangle_covers_every_pair_once(m, n, d, elements, buffers, whole_rows
 @given(n=st.integers(1, 60), elements=st.integers(1, 900))
 def test_triangle_covers_every_pair_once(n, elements):
     x = randn(n, 3)
-    dist = torch.full((n, n), torch.nan, dtype=x.dtype)
-    for rows, cols, values in distance_tiles(x, budget_mib=elements * 8 / MIB, triangle=True):
+    prod = torch.full((n, n), torch.nan, dtype=x.dtype)
+    for rows, cols, values in product_tiles(x, budget_mib=elements * 8 / MIB, triangle=True):
         assert rows.start <= cols.start
         assert values.numel() <= elements
-        assert dist[rows, cols].isnan().all()
-        dist[rows, cols] = values
-        dist[cols, rows] = values.T
-    torch.testing.assert_close(dist, (x[:, None] - x[None]).square().sum(2), atol=1e-12, rtol=1e-12)
+        assert prod[rows, cols].isnan().all()
+        prod[rows, cols] = values
+        prod[cols, rows] = values.T
+    torch.testing.assert_close(prod, x @ x.T)
 
 
 def test_one_buffer_serves_the_whole_walk():
-    pointers = {values.data_ptr() for _, _, values in distance_tiles(randn(50, 3), budget_mib=400 * 8 / MIB)}
+    pointers = {values.data_ptr() for _, _, values in product_tiles(randn(50, 3), budget_mib=400 * 8 / MIB)}
     assert len(pointers) == 1
 
 
 def test_half_precision_is_computed_in_float32_and_detached():
     x = randn(9, 4, dtype=torch.bfloat16).requires_grad_()
-    ((_, _, values),) = distance_tiles(x)
+    ((_, _, values),) = product_tiles(x)
     assert values.dtype == torch.float32
     assert not values.requires_grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ((_, _, under_autocast),) = distance_tiles(x)
+        ((_, _, under_autocast),) = product_tiles(x)
     assert torch.equal(values, under_autocast)
 
 
@@ -83,19 +79,19 @@ def test_tile_shape_is_balanced_and_never_empty():
     assert tile_shape(1100, 1100, budget_mib=4, triangle=True) == (367, 367)
     assert tile_shape(10, 10**9, budget_mib=1, whole_rows=True) == (1, 10**9)
     assert tile_shape(0, 0, budget_mib=1) == (1, 1)
-    assert list(distance_tiles(randn(0, 3), randn(4, 3))) == []
+    assert list(product_tiles(randn(0, 3), randn(4, 3))) == []
 
 
 def test_errors_say_what_to_change():
     x = randn(4, 3)
     with pytest.raises(ConfigError, match="above 0"):
-        next(distance_tiles(x, budget_mib=0))
+        next(product_tiles(x, budget_mib=0))
     with pytest.raises(ConfigError, match="leave y out"):
-        next(distance_tiles(x, x[:2], triangle=True))
+        next(product_tiles(x, x[:2], triangle=True))
     with pytest.raises(DataError, match="needed are"):
-        next(distance_tiles(x, randn(4, 2)))
+        next(product_tiles(x, randn(4, 2)))
     with pytest.raises(DataError, match="floating point"):
-        next(distance_tiles(torch.ones(3, 3, dtype=torch.int64)))
+        next(product_tiles(torch.ones(3, 3, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -22,6 +22,7 @@ from facemetric.evaluation.all_pairs import (
     walking_threads,
 )
 from facemetric.evaluation.curves import Floats, Ints, Roc
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.counts import (
     MOST_THRESHOLDS,
     CountedFigures,
@@ -33,7 +34,7 @@ from facemetric.evaluation.intervals.counts import (
     watched_fars,
 )
 from facemetric.evaluation.intervals.draws import DRAWS
-from facemetric.evaluation.intervals.records import Bounds, Interval, figure_intervals, tar_name
+from facemetric.evaluation.intervals.records import Bounds, Interval, figure_intervals
 from facemetric.evaluation.verification import Verification
 from facemetric.mining.tiles import Tile
 

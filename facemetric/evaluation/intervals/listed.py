@@ -25,6 +25,7 @@ from facemetric.evaluation.curves import (
     split_scores,
     tar_at_far,
 )
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.counts import (
     CountedFigures,
     CountedFolds,
@@ -43,7 +44,6 @@ from facemetric.evaluation.intervals.records import (
     at_least_wilson,
     figure_intervals,
     quantiles,
-    tar_name,
     wilson,
 )
 from facemetric.evaluation.verification import FARS, fold_accuracy

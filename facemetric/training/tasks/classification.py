@@ -18,7 +18,6 @@ from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
-from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
@@ -28,15 +27,11 @@ from facemetric.training import distributed
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
-from facemetric.training.stage import augment_of, same_origin, save_best, start_embedder
+from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
 from facemetric.training.validation import OpenSet
 
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
-
-
 SIZE_GROWTH = 3 / 5  # share of the epochs with pictures below the full size, where they grow
-
-
 SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing to the last feature map
 
 
@@ -49,7 +44,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, C)."""
-        return self.head(self.embedder.project(self.embedder.features(images)))
+        return self.head(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> embeddings (B, D) before they are put on the unit sphere."""
+        return self.embedder.project(self.embedder.features(images))
 
 
 def growing_sizes(first: int, last: int, epochs: int) -> list[int]:
@@ -88,10 +87,11 @@ class Classification:
 
     judged_by = staticmethod(judged_by)
 
-    def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
-        self.config, self.split, self.run, self.device = config, split, run, device
+    def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
+        self.setup, self.split, self.run, self.device = setup, split, run, device
+        self.config = config = setup.config
         self.workers = pick_workers(config.workers)
-        embedder = start_embedder(config)
+        embedder = start_embedder(setup)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
@@ -104,35 +104,60 @@ class Classification:
         self.rows = np.flatnonzero(~held)
         closed = split.train.select(held) if held.any() else None
         self.closed = split.val if config.val_by == "images" else closed
-        head = make_head(
-            config.head,
-            embedder.embedding_size,
-            len(split.train.identities),
-            scale=config.scale,
-            margin=config.margin,
-        )
-        if config.weights and isinstance(head, MarginHead) and not config.resume:
-            rows = split.train.select(~held)
-            mean_CD = identity_means(embedder.to(device), rows, self.sizes[0], self.workers)
-            with torch.no_grad():
-                head.weight.copy_(mean_CD)
-        self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
+        self.model = self.make_model(embedder).to(device).to(memory_format=torch.channels_last)
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
             if config.random_erasing
             else None
         )
-        labels = split.train.identity[self.rows]
-        batch_size = min(config.batch_size, len(self.rows))
-        self.sampler = ShuffledBatches(
+        self.sampler = self.make_sampler()
+        self.steps_per_epoch = self.sampler.steps
+
+    def make_model(self, embedder: Embedder) -> Classifier:
+        """What trains."""
+        return Classifier(embedder, self.make_head(embedder))
+
+    def make_head(self, embedder: Embedder) -> Head:
+        """A new head for the training identities."""
+        return make_head(
+            self.config.head,
+            embedder.embedding_size,
+            len(self.split.train.identities),
+            scale=self.config.scale,
+            margin=self.config.margin,
+        )
+
+    def first_centres(self) -> Tensor | None:
+        """Where a margin head starts: the identities' mean embeddings (C, D) on trained weights, else at random."""
+        if not self.config.weights:
+            return None
+        train = self.split.train
+        index = train.select(self.rows[self.rows < len(train)])
+        return identity_means(self.model.embedder, index, self.sizes[0], self.workers)
+
+    def make_sampler(self) -> ShuffledBatches:
+        """Shuffled batches of the rows that are trained on."""
+        return self.sampler_of(self.split.train.identity[self.rows])
+
+    def sampler_of(self, labels: np.ndarray) -> ShuffledBatches:
+        """Shuffled batches of rows of these identities, at most --max-per-identity of each in an epoch."""
+        return ShuffledBatches(
             labels,
-            batch_size,
-            config.seed,
-            cap=config.max_per_identity,
+            min(self.config.batch_size, len(labels)),
+            self.config.seed,
+            cap=self.config.max_per_identity,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self.steps_per_epoch = self.sampler.steps
+
+    def prepare(self) -> None:
+        """A margin head starts from centres of its identities where there are any, which may embed all images once."""
+        head = self.model.head
+        if isinstance(head, MarginHead) and not self.run.resume:
+            mean_CD = self.first_centres()
+            if mean_CD is not None:
+                with torch.no_grad():
+                    head.weight.copy_(mean_CD)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""
@@ -142,7 +167,7 @@ class Classification:
         return load_batches(
             self.split.train,
             steps,
-            train_transform(preprocess, augment_of(self.config)),
+            self.setup.transform(preprocess),
             seed=self.config.seed,
             epoch=epoch,
             workers=self.workers,
@@ -163,8 +188,9 @@ class Classification:
             images = self.erase(images)
         labels = batch.labels.to(self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        logits = self.model(images).float()
-        harder = self.model.head.with_margin(logits, labels, strength)
+        emb_BD = self.model.embed(images)
+        logits = self.model.head(emb_BD).float()
+        harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
         share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
         backward(loss * share)
@@ -197,7 +223,7 @@ class Classification:
     @property
     def origin(self) -> dict[str, str]:
         """Which data, and size and crop of the pictures, the run began with."""
-        return self.split.origin | {"picture": str(self.model.embedder.preprocess)}
+        return self.split.origin._asdict() | {"picture": str(self.model.embedder.preprocess)}
 
     def extra_state(self) -> dict[str, Any]:
         """Which data and pictures it is."""
@@ -205,7 +231,7 @@ class Classification:
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ConfigError for other data, or the same split otherwise."""
-        same_origin(state, **self.origin)
+        same_origin(self.run, state, self.origin)
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""

@@ -10,25 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training.run import Run
-from facemetric.training.split import Split
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo
 
 
 class OnFeatures(StageTwo):
-    """The projection learns on cached features; the backbone does not run, and cannot change."""
+    """The projection learns on cached features; the backbone does not run, and cannot change.
 
-    def __init__(
-        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
-    ) -> None:
-        super().__init__(config, embedder, split, run, device)
-        cache = config.cache or config.out.parent / "features"
-        features = self.cached(split.train, cache, config.views)
+    `prepare` runs the backbone over all images, or reads what an earlier run kept, and sets what depends on it."""
+
+    def prepare(self) -> None:
+        """The features of all images, the projection that starts from them, and the batches of images that can be
+        read."""
+        config, split = self.config, self.split
+        features = self.cached(split.train, config.views)
         note_bad(self.bad_images, split.train, features.bad)
         rows = np.flatnonzero(features.valid)
         labels = split.train.identity[rows].astype(np.int64)
@@ -37,18 +35,18 @@ class OnFeatures(StageTwo):
         self.values, self.labels = torch.from_numpy(np.asarray(features.values)), torch.from_numpy(labels)
         self.val: Features | None = None
         if split.val is not None:
-            self.val = self.cached(split.val, cache, 1)
+            self.val = self.cached(split.val, 1)
             note_bad(self.bad_images, split.val, self.val.bad)
-        some = sample_for(config.projection_init, len(labels), config.seed)
+        sample = sample_for(config.projection_init, len(labels), config.seed)
         projection = start_projection(
             config.projection_init,
-            embedder,
-            features.values[0][self.rows[some]],
-            labels[some],
+            self.embedder,
+            features.values[0][self.rows[sample]],
+            labels[sample],
             size=config.embedding_size,
             seed=config.seed,
         )
-        self.model: nn.Module = projection.to(device)
+        self.model: nn.Module = projection.to(self.device)
         self.sampler = self.sampler_of(labels)
         self.steps_per_epoch = self.sampler.steps
 
@@ -60,9 +58,7 @@ class OnFeatures(StageTwo):
         """(places among the kept rows, view of each) of the steps of an epoch."""
         steps = self.sampler.epoch(epoch)
         for step in range(start, len(steps)):
-            places = steps.rows(
-                step
-            )  # of all processes, so that a view does not depend on how many there are
+            places = steps.rows(step)  # of all processes: a view does not depend on how many there are
             views = np.random.default_rng([self.config.seed, epoch, step, 3]).integers(
                 self.values.shape[0], size=len(places)
             )

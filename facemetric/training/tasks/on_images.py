@@ -14,14 +14,13 @@ from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
 from facemetric.data.images import normalise
 from facemetric.data.loader import Batch, load_batches
-from facemetric.data.transforms import train_transform
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.run import Run
 from facemetric.training.split import Split
-from facemetric.training.stage import augment_of
+from facemetric.training.stage import Setup
 from facemetric.training.tasks.triplets import StageTwo
 from facemetric.training.validation import OpenSet
 
@@ -95,24 +94,31 @@ class OnImages(StageTwo):
     """The projection and the batch norms, or everything, learn on images."""
 
     def __init__(
-        self, config: FinetuneConfig, embedder: Embedder, split: Split, run: Run, device: torch.device
+        self,
+        setup: Setup[FinetuneConfig],
+        embedder: Embedder,
+        split: Split,
+        run: Run,
+        device: torch.device,
     ) -> None:
-        super().__init__(config, embedder, split, run, device)
+        super().__init__(setup, embedder, split, run, device)
         self.open_set = OpenSet(split.val, workers=self.workers, bad_images=self.bad_images)
-        embedder.projection = self.first_projection(embedder).to(device)
-        freeze(embedder, widest(config.freeze))  # the optimizer holds all that trains at any time
-        self.model: nn.Module = embedder.to(memory_format=torch.channels_last)
-        self.transform = train_transform(embedder.preprocess, augment_of(config))
+        self.transform = setup.transform(embedder.preprocess)
         self.sampler = self.sampler_of(split.train.identity)
         self.steps_per_epoch = self.sampler.steps
+
+    def prepare(self) -> None:
+        """The projection that training starts from; PCA and LDA run the backbone over all images once."""
+        self.embedder.projection = self.first_projection(self.embedder).to(self.device)
+        freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
+        self.model: nn.Module = self.embedder.to(memory_format=torch.channels_last)
 
     def first_projection(self, embedder: Embedder) -> nn.Linear:
         """Where the projection starts; PCA and LDA need the features of the plain images, once."""
         config, index = self.config, self.split.train
         values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
         if config.projection_init in ("pca", "lda"):
-            cache = config.cache or config.out.parent / "features"
-            features = self.cached(index, cache, 1)
+            features = self.cached(index, 1)
             note_bad(self.bad_images, index, features.bad)
             rows = np.flatnonzero(features.valid)
             rows = rows[sample_for(config.projection_init, len(rows), config.seed)]
@@ -144,9 +150,9 @@ class OnImages(StageTwo):
 
     def train_mode(self, epoch: int) -> None:
         """Put into training mode what trains in this epoch; a frozen batch norm stays as it is."""
-        how = turn(self.config.freeze, self.config.freeze_epochs, epoch)
-        freeze(self.embedder, how)
-        training_mode(self.embedder, how)
+        mode = turn(self.config.freeze, self.config.freeze_epochs, epoch)
+        freeze(self.embedder, mode)
+        training_mode(self.embedder, mode)
 
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """Embed, mine, backward; in chunks with --microbatch."""

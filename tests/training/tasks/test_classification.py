@@ -19,7 +19,7 @@ from facemetric.evaluation.embed import embed_index
 from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
-from facemetric.training.stage import new_preprocess
+from facemetric.training.stage import check_training, new_preprocess
 from facemetric.training.tasks.classification import Classification, growing_sizes
 
 
@@ -30,7 +30,9 @@ def task_of(faces: Path, folder: Path, **options: Any) -> Classification:
     )
     run = Run(folder, config_toml="", resume=False)
     torch.manual_seed(config.seed)
-    return Classification(config, read_split(config), run, pick_device("cpu"))
+    task = Classification(check_training(config), read_split(config), run, pick_device("cpu"))
+    task.prepare()
+    return task
 
 
 @pytest.mark.parametrize("head", ["softmax", "arcface", "cosface"])

@@ -18,14 +18,18 @@ from facemetric.data.index import read_index
 from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
+from facemetric.training.stage import check_training
 from facemetric.training.tasks.on_features import OnFeatures
 
 
 def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:
-    """The task on features as run_finetune builds it."""
+    """The task on features as finetune builds it."""
     config = FinetuneConfig((str(faces),), weights=str(stage_one.weights), out=folder, **FAST | options)
     run = Run(folder, config_toml="", resume=False)
-    return OnFeatures(config, load_embedder(stage_one.weights), read_split(config), run, pick_device("cpu"))
+    embedder = load_embedder(stage_one.weights)
+    task = OnFeatures(check_training(config), embedder, read_split(config), run, pick_device("cpu"))
+    task.prepare()
+    return task
 
 
 def test_it_starts_exactly_at_stage_one(stage_one: Trained, faces: Path, tmp_path: Path) -> None:

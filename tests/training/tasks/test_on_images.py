@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric import finetune
-from facemetric.mining.triplets import semihard
+from facemetric.mining.miners import semihard
 from facemetric.training.optim import Amp
 from facemetric.training.run import Trained
 from facemetric.training.tasks.on_images import OnImages, backward_in_chunks, even_chunks

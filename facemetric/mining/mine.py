@@ -1,0 +1,304 @@
+"""What all miners share: the checks, the sorting, the record, and a gradient that is known before backward.
+
+Shapes: B rows of a batch, M anchors, D embedding, T triplets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.mining.kernels.common import FAR_AWAY, Operands, Rule, TripletSums, on_a_grid, operands
+from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
+from facemetric.mining.kernels.weighed import Select, active_triplets, anchor_sums
+from facemetric.mining.order import Order, order_against, order_whole
+from facemetric.mining.record import Details, Mined, reciprocal
+from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype, row_distance
+
+Margin = float | Literal["soft"]
+Anchors = slice | tuple[Tensor, Tensor] | None
+
+
+class Kernel(NamedTuple):
+    """How one miner adds up: in tiles, and all at once for a small batch."""
+
+    in_tiles: Callable[[Operands, Order, Rule, float], TripletSums]
+    in_one_matrix: Callable[[Tensor, Tensor, Rule], TripletSums | None] | None = (
+        None  # None: tiles are to do it
+    )
+    ties_count: bool = False  # the loss is divided by a count that a tie changes
+    ties_choose: bool = False  # a tie changes what is chosen
+    select: Select | None = None  # the weights, where every triplet is weighed by them
+
+
+DISTANCES = ("squared", "euclidean", "cosine")
+
+# Three buffers of 4 MiB each: what the cache of two cores holds with room for the operands.
+CPU_MINING_MIB = 12.0
+
+
+def make_rule(margin: Margin, distance: str) -> Rule:
+    """What a triplet costs. Raises ConfigError for another margin or distance than there is."""
+    if not isinstance(distance, str):
+        raise ConfigError(
+            f"distance is a {type(distance).__name__}, it must be one of {', '.join(DISTANCES)}: for a distance of "
+            "your own, map the embeddings so that one of these is it, or mine with distances and take "
+            "mined.triplets for your own loss"
+        )
+    distance = str(distance)
+    if distance not in DISTANCES:
+        raise ConfigError(f"unknown distance {distance!r}{did_you_mean(distance, DISTANCES)}")
+    if isinstance(margin, str):
+        if margin != "soft":
+            raise ConfigError(f"margin is {str(margin)!r}, it must be a number or 'soft'")
+        return Rule(0.0, True, distance == "euclidean")
+    try:
+        number = float(margin)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"margin is a {type(margin).__name__}, it must be a number or 'soft': 0.2 suits unit rows"
+        ) from error
+    if not math.isfinite(number):
+        raise ConfigError(f"margin is {number}, it must be a finite number or 'soft': 0.2 suits unit rows")
+    return Rule(number, False, distance == "euclidean")
+
+
+class Batch(NamedTuple):
+    """What is mined: rows in the dtype of the computation, cosine's brought to one length."""
+
+    rows_BD: Tensor
+    labels_B: Tensor
+    anchors: Anchors
+    rule: Rule
+    kernel: Kernel
+    budget_mib: float | None
+
+    def sorted(self) -> tuple[Operands, Order]:
+        """The rows in runs of one label."""
+        rows_BD, labels_B, anchors = self.rows_BD, self.labels_B, self.anchors
+        if isinstance(anchors, tuple):
+            order = order_against(anchors[1].to(labels_B.device), labels_B, None)
+            return operands(anchors[0], rows_BD, order), order
+        if isinstance(anchors, slice):
+            order = order_against(labels_B[anchors], labels_B, self.own())
+            return operands(rows_BD[anchors], rows_BD, order), order
+        order = order_whole(labels_B)
+        return operands(rows_BD, None, order), order
+
+    def own(self) -> Tensor:
+        """The batch's row of each anchor, where the anchors are rows of it."""
+        rows_B = torch.arange(len(self.labels_B), device=self.labels_B.device)
+        return rows_B[self.anchors] if isinstance(self.anchors, slice) else rows_B
+
+    def budget(self) -> float:
+        """MiB for tiles."""
+        if self.budget_mib is not None:
+            return self.budget_mib
+        return CPU_MINING_MIB if self.rows_BD.device.type == "cpu" else CUDA_BUDGET_MIB
+
+
+def mine(
+    embeddings_BD: Tensor,
+    labels_B: Tensor,
+    kernel: Kernel,
+    margin: Margin,
+    distance: str,
+    anchors: Anchors,
+    budget_mib: float | None,
+) -> Mined:
+    """Checks, orders, hands over to the kernel, and divides."""
+    kind = embeddings_BD.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    rule = make_rule(margin, distance)
+    if budget_mib is not None:
+        budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
+    _check_shapes(embeddings_BD, labels_B, "embeddings")
+    labels_B = labels_B.to(embeddings_BD.device)
+    dtype = compute_dtype(embeddings_BD.dtype)
+    if dtype == torch.float32 and _ties_matter(embeddings_BD, kernel, rule, distance):
+        embeddings_BD = embeddings_BD.double()
+        if isinstance(anchors, tuple):
+            anchors = anchors[0].double(), anchors[1]
+    y_BD = compute_rows(embeddings_BD, distance)
+    x_MD: Tensor | None = None
+    if isinstance(anchors, tuple):
+        _check_shapes(*anchors, "anchors")
+        if anchors[0].shape[1] != embeddings_BD.shape[1]:
+            raise DataError(
+                f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
+            )
+        x_MD = compute_rows(anchors[0], distance)
+        check_rows(x_MD, "anchors")
+        anchors = x_MD.detach(), anchors[1]
+    with torch.no_grad():
+        batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib)
+        sums = _add_up(batch)
+        loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
+        if isinstance(weight, Tensor):
+            scale = reciprocal(weight)
+            loss = loss * scale
+            for grad in (sums.grad_ND,) if grad_MD is None else (sums.grad_ND, grad_MD):
+                grad.mul_(scale)
+        if loss.dtype != dtype:
+            loss = loss.to(dtype)
+    loss = _Attach.apply((loss, sums.grad_ND, grad_MD), y_BD, x_MD)
+    return Mined(loss, sums.valid, weight, sums.lazy_parts, _Triplets(batch, sums.chosen))
+
+
+def _add_up(batch: Batch) -> TripletSums:
+    """All at once where the batch is small, else in tiles; the gradient in the order of the rows handed in."""
+    roomy = batch.budget_mib is None or batch.budget_mib >= SMALL_MIB
+    at_once = batch.kernel.in_one_matrix
+    if batch.anchors is None and at_once is not None and roomy and 0 < len(batch.labels_B) <= SMALL_ROWS:
+        sums = at_once(batch.rows_BD, batch.labels_B, batch.rule)
+        if sums is not None:
+            return sums
+    check_rows(batch.rows_BD, "embeddings")
+    ops, order = batch.sorted()
+    sums = batch.kernel.in_tiles(ops, order, batch.rule, batch.budget())
+    grad_BD = torch.empty_like(sums.grad_ND).index_copy_(0, order.reference_N, sums.grad_ND)
+    if order.whole:
+        return sums._replace(grad_MD=grad_BD, grad_ND=grad_BD)
+    grad_MD = torch.empty_like(sums.grad_MD).index_copy_(0, order.anchors_M, sums.grad_MD)
+    if isinstance(batch.anchors, slice):
+        grad_BD[batch.anchors] += grad_MD
+    return sums._replace(grad_MD=grad_MD, grad_ND=grad_BD)
+
+
+@dataclass(frozen=True)
+class _Triplets(Details):
+    batch: Batch
+    chosen: Callable[[], Tensor] | None  # (T, 3); None where every triplet was weighed
+
+    @torch.no_grad()
+    def triplets(self) -> Tensor:
+        if self.chosen is not None:
+            triplets_T3 = self.chosen()
+        else:
+            ops, order = self.batch.sorted()
+            select = self.batch.kernel.select
+            triplets_T3 = active_triplets(ops, order, self.batch.rule, select, self.batch.budget())
+        if isinstance(self.batch.anchors, slice):
+            triplets_T3 = torch.cat([self.batch.own()[triplets_T3[:, :1]], triplets_T3[:, 1:]], 1)
+        return triplets_T3
+
+    @torch.no_grad()
+    def anchor_losses(self) -> Tensor:
+        rows_BD, anchors, rule = self.batch.rows_BD, self.batch.anchors, self.batch.rule
+        if self.chosen is None:
+            ops, order = self.batch.sorted()
+            sums_M = anchor_sums(ops, order, rule, self.batch.kernel.select, self.batch.budget())
+            return torch.empty_like(sums_M).index_copy_(0, order.anchors_M, sums_M)
+        anchor_T, positive_T, negative_T = self.chosen().unbind(1)
+        x_MD = rows_BD if anchors is None else anchors[0] if isinstance(anchors, tuple) else rows_BD[anchors]
+        loss_M = x_MD.new_zeros(len(x_MD), dtype=torch.float64)
+        step = max(budget_bytes(self.batch.budget()) // (4 * max(x_MD.shape[1], 1) * x_MD.element_size()), 1)
+        for a, p, n in zip(anchor_T.split(step), positive_T.split(step), negative_T.split(step), strict=True):
+            d_ap, d_an = (rule.distance(row_distance(x_MD[a], rows_BD[at])) for at in (p, n))
+            loss_M.index_add_(0, a, rule.loss_and_slope(d_ap - d_an)[0].double())
+        return loss_M
+
+
+class _Attach(torch.autograd.Function):
+    """A loss that is already known, with its gradient for the embeddings and for anchors apart from them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, known: tuple[Tensor, Tensor, Tensor | None], y_BD: Tensor, x_MD: Tensor | None
+    ) -> Tensor:
+        loss, grad_BD, grad_x_MD = known
+        ctx.save_for_backward(grad_BD, grad_x_MD, y_BD, x_MD)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_BD, grad_x_MD, y_BD, x_MD = ctx.saved_tensors
+        grads: tuple[Tensor | None, ...] = (
+            grad_BD * grad_loss,
+            None if grad_x_MD is None else grad_x_MD * grad_loss,
+        )
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for
+            grads = tuple(g if g is None else DifferentiatedOnce.apply(g, y_BD, x_MD) for g in grads)
+        return None, *grads
+
+
+class DifferentiatedOnce(torch.autograd.Function):
+    """A gradient known as numbers: to differentiate it again would silently take it for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, y_BD: Tensor, x_MD: Tensor | None) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError("a loss of the miners can be differentiated once, not twice")
+
+
+def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> bool:
+    """Whether rows in float32 can tie where it counts, so that float64 is to tell ties from rounding."""
+    if kernel.ties_count and rule.has_ties(rows_BD.detach()):
+        return True
+    # rows on a grid are on it no longer when they are brought to unit length
+    return distance == "cosine" and (kernel.ties_count or kernel.ties_choose) and on_a_grid(rows_BD.detach())
+
+
+def _check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+    if rows_BD.dim() != 2 or labels_B.dim() != 1 or len(labels_B) != len(rows_BD):
+        raise DataError(
+            f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"
+        )
+
+
+def check_rows(rows_BD: Tensor, what: str) -> None:
+    """DataError for a row that is not finite, or too long for squared distances in its dtype."""
+    if not rows_BD.numel():
+        return
+    rows_BD = rows_BD.detach()
+    low, high = (float(v) for v in rows_BD.aminmax())  # one pass; NaN comes through
+    most = math.sqrt(FAR_AWAY[rows_BD.dtype] / 40)  # of a length: 40 for twice as long, and ten times nearer
+    if max(-low, high) <= most / math.sqrt(rows_BD.shape[1]):
+        return
+    bad = (~torch.isfinite(rows_BD).all(1)).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(
+            f"{len(bad)} of {len(rows_BD)} {what} are NaN or infinite, the first is row {int(bad[0])}: "
+            "look at that image, or lower the learning rate"
+        )
+    length_B = rows_BD.double().div(max(-low, high)).norm(dim=1) * max(-low, high)
+    bad = (length_B > most).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(
+            f"{len(bad)} of {len(rows_BD)} {what} are longer than {most:.0e}, the first is row {int(bad[0])} of length "
+            f"{float(length_B[bad[0]]):.1e}: their squared distances do not fit {rows_BD.dtype}; normalise them, or "
+            "take distance='cosine'"
+        )
+
+
+def compute_rows(rows_BD: Tensor, distance: str) -> Tensor:
+    """Rows in float32 or float64; for cosine of length sqrt(1/2), which makes |x - y|^2 = 1 - cos; a zero row stays.
+
+    Zero rows have no direction: they lie at distance 1/2 from all others, and have no gradient.
+    """
+    if rows_BD.dtype not in (torch.float32, torch.float64):
+        rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
+    if distance != "cosine" or not rows_BD.numel():
+        return rows_BD
+    largest_B1 = rows_BD.detach().abs().amax(1, keepdim=True)
+    # a power of two changes no digit: squares of rows of 1e-30 or 1e30 would leave the range
+    rows_BD = rows_BD * _power_of_two(-torch.frexp(largest_B1).exponent, rows_BD.dtype)
+    length_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
+    return rows_BD / length_B1.masked_fill(length_B1 == 0, torch.inf) * 0.5**0.5
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^exponent by its bits, held inside the range of normal numbers."""
+    integer, bias, digits = (torch.int32, 127, 23) if dtype == torch.float32 else (torch.int64, 1023, 52)
+    return (exponent.clamp(1 - bias, bias).to(integer) + bias).bitwise_left_shift(digits).view(dtype)

@@ -1,0 +1,80 @@
+"""`facemetric export`: the file, its record, and what goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from facemetric.commands import export
+from facemetric.config import ExportConfig
+from facemetric.errors import ConfigError
+
+
+def test_a_file_its_record_and_its_accuracy(
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path
+) -> None:
+    found = export.run_export(
+        ExportConfig(
+            str(untrained), out=tmp_path / "out", side=32, int8=True, data=(str(faces),), pairs=pairs
+        )
+    )
+    plain, small = found.files
+    assert plain.largest_difference < 1e-5
+    assert plain.accuracy == pytest.approx(found.accuracy, abs=1e-4)
+    assert small.megabytes < plain.megabytes
+    assert small.accuracy is not None
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["files"][0]["file"] == "model.onnx"
+    text = export.export_text(found)
+    assert "model.onnx" in text
+    assert "accuracy" in text.splitlines()[-1]
+
+
+def test_without_data_drawn_faces_compare(untrained: Path, tmp_path: Path) -> None:
+    found = export.run_export(ExportConfig(str(untrained), out=tmp_path / "out", side=32))
+    assert (found.source, found.images) == ("drawn faces", export.PARITY_IMAGES)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.onnx"]
+
+
+def test_a_file_that_does_not_agree_is_an_error(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        export.OnnxEmbedder, "embed", lambda self, crops: 0.5 * export.np.ones((len(crops), 256), "f")
+    )
+    monkeypatch.setattr(
+        export, "torch_embed", lambda *_, **__: lambda crops: export.np.ones((len(crops), 256), "f")
+    )
+    with pytest.raises(ConfigError, match=r"model\.onnx differs from torch by 0\.5 .* do not use it"):
+        export.run_export(ExportConfig(str(untrained), out=tmp_path / "out", side=32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": ""}, "no weights were given"),
+        ({"side": 4}, "--side is 4; needed are 8"),
+        ({"int8": True}, "--int8 needs crops"),
+        ({"int8": True, "to": "openvino", "data": ("x",)}, "--int8 is for --to onnx, not openvino"),
+        ({"pairs": Path("p.csv")}, "--pairs needs its images"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export.run_export(ExportConfig(**{"weights": "faces-96"} | options))
+
+
+def test_openvino_where_it_is_installed(untrained: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("openvino") is None:
+        with pytest.raises(ConfigError, match="the package openvino is missing; pip install openvino"):
+            export.run_export(ExportConfig(str(untrained), to="openvino", out=tmp_path / "out", side=32))
+        return
+    found = export.run_export(ExportConfig(str(untrained), to="openvino", out=tmp_path / "out", side=32))
+    assert found.files[0].largest_difference < 1e-4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "export.json",
+        "model.bin",
+        "model.xml",
+    ]
