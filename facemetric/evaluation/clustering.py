@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import unit_rows
@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
     it 1. `nmi`: mutual information over the mean of both entropies. `ari`: Rand index, 0 by chance.
     B-cubed, mean over images: `precision` is the share of the image's cluster that is its identity,
     `recall` the share of its identity that is in the cluster, `f` their harmonic mean. The intervals draw
-    people anew and leave the clusters as they are.
+    people again and leave the clusters as they are.
     """
 
     purity: float
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) -> Agreement:
-    """Figures of clusters (N,) against identities (N,), whatever values name them.
+    """Figures of clusters (N,) against identities (N,), under any names.
 
     Sources: Bagga and Baldwin 1998 for B-cubed; Hubert and Arabie 1985 for ARI.
     Raises DataError where shapes differ, or fewer than two identities are there.
@@ -71,7 +71,7 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
     who_N = np.unique(np.asarray(identity), return_inverse=True)[1]
     people, clusters = int(who_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
     if people < 2:
-        raise DataError(f"{people} identity; clusters are measured against two or more")
+        raise DataError(f"{plural(people, 'identity')}; clusters are measured against two or more")
     cell_S, cell_N, shared_S = np.unique(
         cluster_N * people + who_N, return_inverse=True, return_counts=True
     )  # identities as a pair of numbers: C x people may be far more than N
@@ -302,7 +302,7 @@ METHODS = {"components": _components, "dbscan": _dbscan, "agglomerative": _agglo
 
 
 def _largest_first(label_N: Ints) -> Ints:
-    """Labels numbered anew: the largest cluster is 0, ties by the first image."""
+    """Labels, renumbered: the largest cluster is 0, ties by the first image."""
     _, first, number, size = np.unique(label_N, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -size))
     rank = np.empty(len(order), np.int64)

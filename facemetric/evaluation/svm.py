@@ -28,7 +28,7 @@ class SvmAccuracy(NamedTuple):
 
     `people_left_out` have fewer images than folds; `people_not_drawn` and `images_not_drawn` (of those drawn)
     would have made it take too long. `folds` 0: it learned from a gallery, without a deviation (0);
-    `people_left_out` are not in it. `interval`: of the share of images that are right, people drawn anew;
+    `people_left_out` are not in it. `interval`: of the share of images that are right, people resampled;
     None where all are of one person.
     """
 

@@ -47,7 +47,7 @@ WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
 
 
-TWICE = -1  # in the place of the row of a path that stands on several
+TWICE = -1  # in the place of the row of a path that is on several rows
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class EmbeddingTable:
         return len(self.embeddings)
 
     def find(self, name: str) -> int | None:
-        """Row of a path; None where there is none, or more than one. With `name`, enough for `pairs.resolve`."""
+        """Row of a path; None where no row has it, or several do. With `name`, enough for `pairs.resolve`."""
         row = self._rows.get(name)
         return None if row == TWICE else row
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import ConfigError, DataError, plural
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
     MANY,
@@ -307,7 +307,7 @@ def fold_accuracy(
     names = np.unique(fold_P)
     if len(names) < 2:
         raise DataError(
-            f"{len(names)} fold; the threshold is chosen on the other folds, so needed two or more"
+            f"{plural(len(names), 'fold')}; the threshold is chosen on the other folds, so needed two or more"
         )
     order = np.argsort(-score_P, kind="stable")
     falling_P, same_falling_P, fold_falling_P = score_P[order], same_P[order], fold_P[order]
