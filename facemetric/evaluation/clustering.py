@@ -116,7 +116,7 @@ BUDGET_MIB = 8.0
 SLACK = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clusters:
     """Cluster of each image, and how far the image lies from its centre.
 
@@ -131,6 +131,10 @@ class Clusters:
     threshold: float
     links: int
     noise: int = 0
+
+    def __repr__(self) -> str:
+        images, clusters = plural(len(self.number), "image"), plural(len(self.sizes()), "cluster")
+        return f"Clusters({images} in {clusters}, {self.method} at cosine {self.threshold:.4f})"
 
     def sizes(self) -> Ints:
         """Images (C,) of each cluster, falling."""
