@@ -175,7 +175,11 @@ def _upright(image: Image.Image) -> Image.Image:
     if method is None:
         return image
     turned = image.transpose(method)
-    for name in ("exif", "xmp", "XML:com.adobe.xmp"):  # else it would be turned once more, by whoever asks again
+    for name in (
+        "exif",
+        "xmp",
+        "XML:com.adobe.xmp",
+    ):  # else it would be turned once more, by whoever asks again
         turned.info.pop(name, None)
     return turned
 
