@@ -47,8 +47,8 @@ KINDS: dict[str, Any] = {
     "data check": CheckConfig,
 }
 RUNNERS = {
-    "pretrain": "facemetric.training.pretrain.run_pretrain",
-    "finetune": "facemetric.training.finetune.run_finetune",
+    "pretrain": "facemetric.training.pretrain.pretrain",
+    "finetune": "facemetric.training.finetune.finetune",
     "eval": "facemetric.commands.eval.run_evaluate",
     "visualize": "facemetric.commands.visualize.run_visualize",
     "calibrate": "facemetric.commands.calibrate.run_calibrate",

@@ -132,6 +132,17 @@ class PretrainConfig(StageConfig):
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 0
     """Size of a projection trained with the backbone; 0 takes what --weights have, or else the plain features."""
 
+    teacher: Annotated[tuple[str, ...], DATA] = ()
+    """Embeddings (.npz) of DATA's images by another model, which the student's then follow; NAME=PATH for NAME=DATA."""
+    unlabelled: Annotated[tuple[str, ...], DATA] = ()
+    """Images that only the teacher knows, without identities. NAME=PATH names a source."""
+    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
+
     head: Annotated[Head, MODEL] = "softmax"
     """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""
     margin: Annotated[float, MODEL, AT_LEAST_0] = 0.2
@@ -173,6 +184,8 @@ class FinetuneConfig(StageConfig):
     """Numbers in an embedding; with --projection-init identity the weights decide."""
     projection_init: Annotated[Init, MODEL] = "identity"
     """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
+    loss: Annotated[str, COMMON] = "triplet"
+    """triplet (with --miner, --margin and --distance), or a function of your own as package.module:function."""
     miner: Annotated[str, COMMON] = "semihard"
     """all, semihard, hard, distance-weighted, or your own as package.module:function."""
     margin: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.2
@@ -234,10 +247,32 @@ def check_stage(config: StageConfig) -> None:
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
     )
+    if isinstance(config, PretrainConfig):
+        check_teacher(config)
     if isinstance(config, FinetuneConfig):
+        require(
+            config.loss == "triplet" or config.memory == 0,
+            f"--memory mines triplets against past batches, and --loss is {config.loss}; leave out one of the two",
+        )
         check_freeze(config)
         check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+
+
+def check_teacher(config: PretrainConfig) -> None:
+    """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
+    for name in ("teacher_weight", "relation_weight", "label_weight"):
+        value = getattr(config, name)
+        require(
+            0 <= value < float("inf"),
+            f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
+        )
+    if not config.teacher:
+        require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
+        require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
+        require(config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it")
+    weights = config.teacher_weight + config.relation_weight + config.label_weight
+    require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
 def check_batch(config: FinetuneConfig) -> None:

@@ -58,7 +58,7 @@ class ImageIndex:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        return f"<ImageIndex: {plural(len(self), 'image')} of {plural(len(self.identities), 'identity')}>"
+        return f"<ImageIndex: {plural(len(self), 'image')} of {plural(len(self.identities), 'identity', 'identities')}>"
 
     def name(self, i: int) -> str:
         """`identity/image.jpg`, or the path as the csv has it; with the source's prefix where there is one.

@@ -84,7 +84,7 @@ def read_merges(path: str | Path) -> list[tuple[str, ...]]:
     for number, group in zip(numbers, groups, strict=True):
         if len(group) < 2:
             raise DataError(
-                f"{path} line {number}: names {plural(len(group), 'identity')}, a merge needs two: write a,b"
+                f"{path} line {number}: names {plural(len(group), 'identity', 'identities')}, a merge needs two: write a,b"
             )
     return groups
 
@@ -117,7 +117,7 @@ def merge_identities(
     if missing and not skip_unknown:
         first = next(iter(missing))
         raise DataError(
-            f"{plural(len(missing), 'identity')} to merge not in the data, first {first!r}"
+            f"{plural(len(missing), 'identity', 'identities')} to merge not in the data, first {first!r}"
             f"{did_you_mean(first, index.identities)}"
         )
     roots = np.array([root(i) for i in range(len(parent))])
@@ -166,12 +166,12 @@ def apply_lists(
         merged = merge_identities(index, read_merges(merge), skip_unknown=True)
         index = merged.joined
         notes = largest_note(merged.largest) + unknown_note(merged.unknown, merge)
-        say(f"merged {plural(merged.merged, 'identity')} into others{notes}")
+        say(f"merged {plural(merged.merged, 'identity', 'identities')} into others{notes}")
     if leave_out:
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
         say(
-            f"left out {plural(len(parted.picked.identities), 'identity')}{unknown_note(parted.unknown, leave_out)}"
+            f"left out {plural(len(parted.picked.identities), 'identity', 'identities')}{unknown_note(parted.unknown, leave_out)}"
         )
     return index
 
@@ -217,8 +217,8 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
     if len(index.identities) < least:
         found = f" ({', '.join(map(repr, index.identities))})" if index.identities else ""
         raise DataError(
-            f"{plural(len(index.identities), 'identity')} with images{found}, {least} are needed; the layout"
-            " is identity/image.jpg, one folder for each identity, without a folder around them all"
+            f"{plural(len(index.identities), 'identity', 'identities')} with images{found}, {least} are needed; "
+            "the layout is identity/image.jpg, one folder for each identity, without a folder around them all"
         )
     if allow_case_twins:
         return

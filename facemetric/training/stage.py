@@ -13,8 +13,10 @@ from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check
 from facemetric.data.images import Preprocess
 from facemetric.data.transforms import Augment, Transform, train_transform
 from facemetric.errors import ConfigError
-from facemetric.mining.miners import resolve_miner
+from facemetric.mining.losses import Loss, LossOptions, resolve_loss
+from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
+from facemetric.model.heads import check_head
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import provenance
 from facemetric.training import distributed
@@ -36,6 +38,7 @@ class Setup(Generic[Config]):
     settings: Settings
     augment: Augment
     arch_args: dict[str, Any]  # of a new network
+    loss: Loss | None = None  # of stage two
 
     def transform(self, preprocess: Preprocess) -> Transform:
         """The training transform for pictures of this kind."""
@@ -51,12 +54,15 @@ def check_training(config: Config) -> Setup[Config]:
     augment = augment_of(config)
     train_transform(Preprocess(crop=config.crop), augment)  # timm reads the policy of --auto-augment
     arch_args: dict[str, Any] = {}
+    loss = None
     if isinstance(config, PretrainConfig):
+        check_head(config.head)
         arch_args = parse_arch_args(config.arch_args)
         check_arch(config.arch)
     else:
-        resolve_miner(config.miner)
-    return Setup(config, settings_of(config), augment, arch_args)
+        margin: Margin = "soft" if config.soft_margin else config.margin
+        loss = resolve_loss(config.loss, LossOptions(config.miner, margin, config.distance, config.seed))
+    return Setup(config, settings_of(config), augment, arch_args, loss)
 
 
 def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from child_processes import in_processes
 from torch.nn import functional
 
+from facemetric.config import FinetuneConfig
 from facemetric.training import distributed
-from facemetric.training.tasks.triplets import TripletObjective
+from facemetric.training.stage import check_training
+from facemetric.training.tasks.triplets import Objective
 
 D = 8
 
@@ -38,16 +41,22 @@ def parts(count: int, world: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def objective(miner: str, memory: int) -> TripletObjective:
-    return TripletObjective(
-        miner,
-        margin=0.5,
-        soft=False,
-        distance="squared",
-        memory=memory,
-        seed=0,
-        run=Silent(),  # type: ignore[arg-type]
-    )
+OWN = f"{__name__}:contrast"
+
+
+def contrast(emb_BD: torch.Tensor, labels_B: torch.Tensor) -> Any:
+    """A loss of one's own, over all pairs of the batch, with a figure."""
+    same = labels_B[:, None] == labels_B[None, :]
+    loss = torch.where(same, -1.0, 1.0).to(emb_BD).mul(emb_BD @ emb_BD.T).mean()
+    return SimpleNamespace(loss=loss, figures={"pairs": float(same.sum())})
+
+
+def objective(miner: str, memory: int) -> Objective:
+    options = {"loss": OWN} if miner == "own" else {"miner": miner}
+    config = FinetuneConfig(("x",), margin=0.5, memory=memory, **options)  # type: ignore[arg-type]
+    loss = check_training(config).loss
+    assert loss is not None
+    return Objective(config, loss, Silent())  # type: ignore[arg-type]
 
 
 def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, Any]:
@@ -72,7 +81,13 @@ def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, An
     return found
 
 
-CASES = [("all", False, 0), ("semihard", True, 0), ("hard", True, 0), ("semihard", True, 16)]
+CASES = [
+    ("all", False, 0),
+    ("semihard", True, 0),
+    ("hard", True, 0),
+    ("semihard", True, 16),
+    ("own", True, 0),
+]
 
 
 @pytest.mark.parametrize("world", [2, 3])

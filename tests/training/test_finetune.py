@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,8 +204,50 @@ def test_only_identities_with_one_image(stage_one: Trained, some_single: Path, t
     for folder in some_single.iterdir():
         for image in sorted(folder.iterdir())[1:]:
             image.unlink()
-    with pytest.raises(DataError, match="0 identities with images"):
+    with pytest.raises(
+        DataError, match="of 6 identities to train on 0 have two images or more; a triplet needs"
+    ):
         finetune(str(some_single), weights=str(stage_one.run), val_fraction=0.0, out=tmp_path / "run")
+
+
+def spread_out(emb_BD: torch.Tensor, labels_B: torch.Tensor) -> SimpleNamespace:
+    """A loss of one's own: positives near, all others far, and how many pairs of a batch are positive."""
+    same = labels_B[:, None] == labels_B[None, :]
+    loss = torch.where(same, -1.0, 1.0).to(emb_BD).mul(emb_BD @ emb_BD.T).mean()
+    return SimpleNamespace(loss=loss, figures={"positive_pairs": float(same.sum())})
+
+
+OWN = f"{__name__}:spread_out"
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "none"])
+def test_a_loss_of_ones_own_trains_logs_its_figures_and_resumes(
+    stage_one: Trained, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: str
+) -> None:
+    options = FAST | {"epochs": 2, "freeze": freeze, "microbatch": 12, "loss": OWN, "lr": 0.01}
+    options |= {"weights": str(stage_one.run)}
+    whole = finetune(str(faces), **options, out=tmp_path / "whole")
+    lines = log_of(whole, "train")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["positive_pairs"] == 8 * 4 * 4  # 8 identities of 4 images
+    assert "fraction_positive" not in lines[0]
+    assert {"val_loss", "val_positive_pairs"} <= log_of(whole, "validation")[-1].keys()
+    parts = finetune(str(faces), **options, max_steps=4, out=tmp_path / "parts")
+    assert log_of(parts, "stopped")[-1]["step"] == 4
+    finetune(str(faces), **options, out=tmp_path / "parts", resume=True)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+    with pytest.raises(ConfigError, match="--memory mines triplets against past batches"):
+        finetune(str(faces), **options, memory=64, out=tmp_path / "other")
+
+
+def test_a_batch_that_is_no_multiple_says_what_it_trains_on(
+    stage_one: Trained, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(str(faces), weights=str(stage_one.run), **FAST | {"batch_size": 30}, out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "batches of 28 images, 7 identities x 4: --batch-size 30 is no multiple of" in said
+    assert f"in {tmp_path / 'features'}, which stays for the next run" in said
 
 
 TURNS = ["batchnorm", "none"]

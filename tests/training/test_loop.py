@@ -33,7 +33,14 @@ def train(
     """fit() a task as the stages do; `options` are those of stage one."""
     config = PretrainConfig(**({"epochs": 3, "lr": 0.05, "optimizer": "sgd"} | options))
     settings = Settings(
-        config.epochs, config.clip_grad, ema, config.amp, config.seed, minutes, config.validate_every
+        config.epochs,
+        config.clip_grad,
+        ema,
+        config.amp,
+        config.seed,
+        minutes,
+        config.validate_every,
+        config.max_steps,
     )
     run = Run(folder, config_toml=f"epochs = {config.epochs}\n", resume=resume)
     try:
@@ -393,3 +400,46 @@ def test_a_thread_leaves_the_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, True)]
+
+
+@pytest.mark.parametrize("steps", [8, 10])
+def test_max_steps_ends_a_training_early_and_more_of_them_go_on(
+    toy: Any, tmp_path: Path, how: dict[str, Any], steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = toy()
+    train(whole, tmp_path / "whole", **how)
+    capsys.readouterr()
+    first = toy()
+    at = train(first, tmp_path / "parts", max_steps=steps, **how)
+    assert len(first.seen) == steps
+    assert (at.epoch, at.step) == divmod(steps, 5)
+    assert f"--max-steps: {steps} of 15 steps are done; the rest would take about" in capsys.readouterr().out
+    assert len(first.validated) == 2  # after the first epoch, and at the end
+    rest = toy()
+    train(rest, tmp_path / "parts", resume=True, **how)
+    assert rest.seen[0] == divmod(steps, 5)
+    ends = [state_of(tmp_path / name) for name in ("whole", "parts")]
+    for part in ("model", "ema", "optimizer"):
+        assert same(ends[0][part], ends[1][part])
+
+
+def test_without_validation_an_epoch_says_what_it_trained(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(toy, "validate", lambda self, model: {})
+    train(toy(), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 3
+    assert all(" train loss " in line and "*" not in line for line in lines)
+
+
+def test_another_seed_is_refused_by_its_name(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", config_toml="seed = 0\n", resume=False)
+    run.log("train", 1, loss=1.0)
+    run.close()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"a run")
+    with pytest.raises(
+        ConfigError, match="--seed is 1, before 0; resume with the seed that it was started with"
+    ):
+        Run(tmp_path / "run", config_toml="seed = 1\n", resume=True)
+    Run(tmp_path / "run", config_toml="seed = 0\nmax_steps = 0\n", resume=True).close()

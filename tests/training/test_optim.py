@@ -53,6 +53,17 @@ def test_the_schedule_follows_the_length_of_the_run(name: str, expected: list[fl
     assert found == pytest.approx(expected)
 
 
+def test_multistep_falls_at_its_milestone_and_not_a_step_early() -> None:
+    config = PretrainConfig(scheduler="multistep", epochs=12, warmup_epochs=0, lr=0.5)
+    optimizer = make_optimizer(config, [(torch.nn.Linear(2, 2), config.lr)])
+    scheduler = make_scheduler(config, optimizer, 7)
+    found = []
+    for step in range(12 * 7):
+        scheduler.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"] / config.lr)
+    assert found == pytest.approx([1.0] * 42 + [0.1] * 21 + [0.01] * 21)
+
+
 def test_which_precision_a_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [Amp(cpu, name).enabled for name in ("auto", "off", "bfloat16", "float16")] == [0, 0, 1, 1]

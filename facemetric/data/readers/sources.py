@@ -140,7 +140,7 @@ def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:
         below = min(name for name in rows.folders if name.startswith(people[0] + "/"))
         shown = ", ".join(name[len(prefix) :] for name in people[:3]) + (", ..." if len(people) > 3 else "")
         rows.notes.append(
-            f"{path}: all images of its {plural(len(people), 'identity')} ({shown}) lie in folders further down, "
-            f"such as {below[len(prefix) :]!r}; if these are the identities, name the folders above "
+            f"{path}: all images of its {plural(len(people), 'identity', 'identities')} ({shown}) lie in folders "
+            f"further down, such as {below[len(prefix) :]!r}; if these are the identities, name the folders above "
             "them, or each as a source"
         )

@@ -44,7 +44,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> logits (B, C)."""
-        return self.head(self.embedder.project(self.embedder.features(images)))
+        return self.head(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> embeddings (B, D) before they are put on the unit sphere."""
+        return self.embedder.project(self.embedder.features(images))
 
 
 def growing_sizes(first: int, last: int, epochs: int) -> list[int]:
@@ -100,36 +104,50 @@ class Classification:
         self.rows = np.flatnonzero(~held)
         closed = split.train.select(held) if held.any() else None
         self.closed = split.val if config.val_by == "images" else closed
-        head = make_head(
-            config.head,
-            embedder.embedding_size,
-            len(split.train.identities),
-            scale=config.scale,
-            margin=config.margin,
-        )
-        self.model = Classifier(embedder, head).to(device).to(memory_format=torch.channels_last)
+        self.model = self.make_model(embedder).to(device).to(memory_format=torch.channels_last)
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
             if config.random_erasing
             else None
         )
-        labels = split.train.identity[self.rows]
-        batch_size = min(config.batch_size, len(self.rows))
-        self.sampler = ShuffledBatches(
+        self.sampler = self.make_sampler()
+        self.steps_per_epoch = self.sampler.steps
+
+    def make_model(self, embedder: Embedder) -> Classifier:
+        """What trains."""
+        return Classifier(embedder, self.make_head(embedder))
+
+    def make_head(self, embedder: Embedder) -> Head:
+        """A new head for the training identities."""
+        return make_head(
+            self.config.head,
+            embedder.embedding_size,
+            len(self.split.train.identities),
+            scale=self.config.scale,
+            margin=self.config.margin,
+        )
+
+    def make_sampler(self) -> ShuffledBatches:
+        """Shuffled batches of the rows that are trained on."""
+        return self.sampler_of(self.split.train.identity[self.rows])
+
+    def sampler_of(self, labels: np.ndarray) -> ShuffledBatches:
+        """Shuffled batches of rows of these identities, at most --max-per-identity of each in an epoch."""
+        return ShuffledBatches(
             labels,
-            batch_size,
-            config.seed,
-            cap=config.max_per_identity,
+            min(self.config.batch_size, len(labels)),
+            self.config.seed,
+            cap=self.config.max_per_identity,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        self.steps_per_epoch = self.sampler.steps
 
     def prepare(self) -> None:
         """A margin head on trained weights starts from the means of its identities, which embeds them once."""
         head = self.model.head
         if self.config.weights and isinstance(head, MarginHead) and not self.run.resume:
-            index = self.split.train.select(self.rows)
+            train = self.split.train
+            index = train.select(self.rows[self.rows < len(train)])
             mean_CD = identity_means(self.model.embedder, index, self.sizes[0], self.workers)
             with torch.no_grad():
                 head.weight.copy_(mean_CD)
@@ -163,8 +181,9 @@ class Classification:
             images = self.erase(images)
         labels = batch.labels.to(self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        logits = self.model(images).float()
-        harder = self.model.head.with_margin(logits, labels, strength)
+        emb_BD = self.model.embed(images)
+        logits = self.model.head(emb_BD).float()
+        harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
         share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
         backward(loss * share)

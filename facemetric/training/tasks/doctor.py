@@ -1,11 +1,11 @@
 """The doctor: names the illness of a triplet run while it trains, its cause and its remedy, in one line.
 
-Each finding comes from means over WINDOW steps, so that one odd batch does not raise it, and is said once in
-a run. The thresholds:
+Each finding comes from means over WINDOW steps, so that one odd batch does not raise it, and is reported once in a
+run. The thresholds:
 
 collapse        The spread of unit embeddings is 1 - |mean|^2: 0 where all are one point, near 1 where they
                 cover the sphere. Below 0.05 the mean angle to the mean is under 13 degrees, and identities
-                cannot stand apart by a margin of 0.2.
+                cannot be apart by a margin of 0.2.
 stuck           A hinge loss equal to its margin (within 2 %), or a soft margin's equal to log 2, with d_ap and
                 d_an equal within 5 %, and at least two fifths of the triplets violating the margin: positives and
                 negatives are told apart no better than by chance. Where few violate it, the means are of those
@@ -13,27 +13,29 @@ stuck           A hinge loss equal to its margin (within 2 %), or a soft margin'
 dead miner      No triplet with a loss in a whole window: nothing is learned any more.
 one class       Batches without a triplet at all: one identity, or no identity with two images.
 
-A loss that is not finite is the loop's to stop (loop.py), before it reaches the weights.
+Of a loss of the user's own, which names no triplets, only the collapse can be seen. A loss that is not finite is the
+loop's to stop (loop.py), before it reaches the weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from facemetric.training.validation import COLLAPSED
+
 WINDOW = 20  # steps
-COLLAPSED = 0.05  # spread
 NEAR_MARGIN = 0.02  # share of the margin
 NEAR_EQUAL = 0.05  # share of d_an
 AS_BY_CHANCE = 0.4  # share of triplets; where nothing is known, a margin is violated with a chance above 1/2
 
 
 class Seen(NamedTuple):
-    """What the doctor looks at in a step."""
+    """What the doctor looks at in a step; -1 triplets looked at where the loss names none."""
 
     loss: float
     active: float
@@ -75,6 +77,8 @@ class Doctor:
     def findings(self) -> list[tuple[str, str]]:
         """(name, cause and remedy) of everything that the window shows."""
         mean = Seen(*(sum(column) / len(self.window) for column in zip(*self.window, strict=True)))
+        if mean.valid < 0:
+            return [self.collapse(mean.spread)] if mean.spread < COLLAPSED else []
         if mean.valid == 0:
             return [
                 (
@@ -86,19 +90,13 @@ class Doctor:
             ]
         found = []
         if mean.spread < COLLAPSED:
-            found.append(
-                (
-                    "collapse",
-                    f"the embeddings have collapsed to nearly one point (spread {mean.spread:.3f} < {COLLAPSED}); "
-                    f"lower --lr, or mine with {self.milder} in place of {self.miner}, and start again",
-                )
-            )
+            found.append(self.collapse(mean.spread))
         elif self.stuck(mean):
             target = "log 2" if self.soft else f"the margin {self.margin:g}"
             found.append(
                 (
                     "stuck",
-                    f"the loss stands at {target} ({mean.loss:.4f}), with d_ap {mean.d_ap:.3f} and d_an "
+                    f"the loss stays at {target} ({mean.loss:.4f}), with d_ap {mean.d_ap:.3f} and d_an "
                     f"{mean.d_an:.3f} alike: identities are not told apart; start from pretrained weights, lower "
                     f"--lr, or mine with {self.milder}",
                 )
@@ -113,8 +111,17 @@ class Doctor:
             )
         return found
 
+    def collapse(self, spread: float) -> tuple[str, str]:
+        """The finding of embeddings that are nearly one point."""
+        other = f", or mine with {self.milder} in place of {self.miner}" if self.miner else ""
+        return (
+            "collapse",
+            f"the embeddings have collapsed to nearly one point (spread {spread:.3f} < {COLLAPSED}); lower --lr"
+            f"{other}, and start again",
+        )
+
     def stuck(self, mean: Seen) -> bool:
-        """Whether the loss stands where embeddings that know nothing put it."""
+        """Whether the loss is where embeddings that know nothing put it."""
         target = math.log(2) if self.soft else self.margin
         at_target = abs(mean.loss - target) <= NEAR_MARGIN * target
         alike = abs(mean.d_ap - mean.d_an) <= NEAR_EQUAL * max(mean.d_an, 1e-6)
@@ -126,8 +133,10 @@ def spread(emb_BD: Tensor) -> float:
     return 1.0 - float(emb_BD.detach().float().mean(0).square().sum())
 
 
-def see(emb_BD: Tensor, figures: dict[str, float], valid: int) -> Seen:
-    """A step's figures for the doctor."""
+def see(emb_BD: Tensor, figures: Mapping[str, float], valid: int | None) -> Seen:
+    """A step's figures for the doctor; `valid` None where the loss names no triplets."""
+    if valid is None:
+        return Seen(figures["loss"], 0.0, -1, 0.0, 0.0, spread(emb_BD))
     return Seen(
         loss=figures["loss"],
         active=figures["fraction_positive"] * valid,

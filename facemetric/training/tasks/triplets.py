@@ -18,8 +18,10 @@ from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
+from facemetric.mining.losses import Loss, LossRecord
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS
+from facemetric.mining.record import Mined
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -32,18 +34,20 @@ from facemetric.training.tasks.feature_cache import Features, cached_features, s
 from facemetric.training.validation import open_set_figures
 
 
-class TripletObjective:
-    """The loss of a batch and its figures. `memory` is the number of past embeddings to mine against, 0 for none."""
+class Objective:
+    """The loss of a batch and its figures by name, over all processes.
 
-    def __init__(
-        self, miner: str, *, margin: float, soft: bool, distance: str, memory: int, seed: int, run: Run
-    ) -> None:
-        self.options: dict[str, Any] = {"margin": "soft" if soft else margin, "distance": distance}
-        self.mine = resolve_miner(miner)
-        self.seeded, self.seed, self.calls = miner in SEEDED_MINERS, seed, 0
-        self.run = run
-        self.doctor = Doctor(margin=margin, soft=soft, miner=miner, say=self.report)
-        self.miner, self.size = miner, memory
+    A loss that is no miner's is handed the batch of all processes, and each takes its share of what it returns."""
+
+    def __init__(self, config: FinetuneConfig, loss: Loss, run: Run) -> None:
+        self.config, self.loss, self.run = config, loss, run
+        self.calls = 0
+        self.doctor = Doctor(
+            margin=config.margin,
+            soft=config.soft_margin,
+            miner=config.miner if config.loss == "triplet" else "",
+            say=self.report,
+        )
         self.memory: CrossBatchMemory | None = None
 
     def report(self, name: str, text: str) -> None:
@@ -56,17 +60,23 @@ class TripletObjective:
 
         The parts of all processes add up to the loss of one process with the whole batch."""
         self.calls += 1
-        options = dict(self.options)
-        if self.seeded:
-            options["seed"] = self.seed * 1_000_003 + self.calls
+        seed = self.config.seed * 1_000_003 + self.calls
         emb_AD, labels_A, own = distributed.gather_rows(emb_BD, labels_B)
-        if self.size:
-            mined = self.remembering(emb_AD)(emb_AD, labels_A, rows=own, **options)
+        if self.config.memory:
+            mined = self.mine_with_memory(emb_AD, labels_A, own, seed)
+            found = LossRecord(mined.loss, mined.weight, mined.figures, mined)
         else:
             anchors = own if distributed.together() else None
-            mined = self.mine(emb_AD, labels_A, anchors=anchors, **options)
-        loss = mined.loss
-        weight = mined.weight
+            found = self.loss(emb_AD, labels_A, anchors=anchors, seed=seed)
+        loss, figures, valid = self.of_all(found) if found.mined is not None else self.shared(found)
+        self.doctor.watch(see(emb_AD, figures, valid))
+        return loss, figures
+
+    def of_all(self, found: LossRecord) -> tuple[Tensor, dict[str, float], int]:
+        """This process's part of a miner's mean over the triplets of all, and the figures of all of them."""
+        mined = found.mined
+        assert mined is not None
+        weight, loss = mined.weight, found.loss
         sums = torch.stack([weight, mined.active, weight * mined.d_ap, weight * mined.d_an]).double()
         counts = distributed.total(torch.cat([sums, sums.new_tensor([mined.valid])]))
         total, active, d_ap, d_an, valid = counts.tolist()
@@ -78,26 +88,45 @@ class TripletObjective:
             "mean_d_ap": d_ap / total if total else 0.0,
             "mean_d_an": d_an / total if total else 0.0,
         }
-        self.doctor.watch(see(emb_AD, figures, int(valid)))
-        return loss, figures
+        return loss, figures, int(valid)
+
+    def shared(self, found: LossRecord) -> tuple[Tensor, dict[str, float], None]:
+        """The share of this process of a loss that every process computed from the whole batch."""
+        figures = {name: float(value) for name, value in found.figures.items()}
+        return found.loss / distributed.world_size(), {"loss": float(found.loss.detach())} | figures, None
+
+    def mine_with_memory(self, emb_AD: Tensor, labels_A: Tensor, own: slice, seed: int) -> Mined:
+        """The batch mined against itself and the embeddings of past batches."""
+        config = self.config
+        options: dict[str, Any] = {"seed": seed} if config.miner in SEEDED_MINERS else {}
+        margin = "soft" if config.soft_margin else config.margin
+        memory = self.remembering(emb_AD)
+        return memory(emb_AD, labels_A, rows=own, margin=margin, distance=config.distance, **options)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """The mean loss of validation batches (B, D), (B,), and the share of their triplets that violate the margin.
+        """The means over validation batches (B, D), (B,) of the loss and its figures, as `val_loss` and so on; of
+        triplets, the share of all of them that violate the margin.
 
         In this process alone, and without the memory."""
-        losses, active, valid = [], 0.0, 0
+        sums: dict[str, list[float]] = {}
+        active, valid = 0.0, 0
         for emb_BD, labels_B in batches:
-            options = self.options | ({"seed": self.seed} if self.seeded else {})
-            mined = self.mine(emb_BD, labels_B, **options)
-            losses.append(float(mined.loss))
-            active, valid = active + float(mined.active), valid + int(mined.valid)
-        return {"val_loss": float(np.mean(losses)), "val_fraction_positive": active / valid if valid else 0.0}
+            found = self.loss(emb_BD, labels_B, seed=self.config.seed)
+            figures = {"loss": found.loss} | ({} if found.mined is not None else dict(found.figures))
+            for name, value in figures.items():
+                sums.setdefault(f"val_{name}", []).append(float(value))
+            if found.mined is not None:
+                active, valid = active + float(found.mined.active), valid + int(found.mined.valid)
+        means = {name: float(np.mean(values)) for name, values in sums.items()}
+        if self.config.loss == "triplet":
+            means["val_fraction_positive"] = active / valid if valid else 0.0
+        return means
 
     def remembering(self, emb_AD: Tensor) -> CrossBatchMemory:
         """The memory, made when the first batch tells its dimension and device."""
         if self.memory is None:
-            self.memory = CrossBatchMemory(self.size, dim=emb_AD.shape[1], miner=self.miner).to(emb_AD.device)
+            self.memory = new_memory(self.config, emb_AD.shape[1], emb_AD.device)
         return self.memory
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,12 +142,17 @@ class TripletObjective:
         if state["memory"] is None:
             return
         size, dim = state["memory"]["embeddings"].shape
-        if size != self.size:
-            raise ConfigError(f"the checkpoint has --memory {size}, this run {self.size}; resume with {size}")
-        self.memory = CrossBatchMemory(size, dim=dim, miner=self.miner).to(
-            state["memory"]["embeddings"].device
-        )
+        if size != self.config.memory:
+            raise ConfigError(
+                f"the checkpoint has --memory {size}, this run {self.config.memory}; resume with {size}"
+            )
+        self.memory = new_memory(self.config, dim, state["memory"]["embeddings"].device)
         self.memory.load_state_dict(state["memory"])
+
+
+def new_memory(config: FinetuneConfig, dim: int, device: torch.device) -> CrossBatchMemory:
+    """An empty memory of --memory embeddings."""
+    return CrossBatchMemory(config.memory, dim=dim, miner=config.miner).to(device)
 
 
 class StageTwo:
@@ -141,15 +175,8 @@ class StageTwo:
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.original = copy.deepcopy(embedder)  # stage one's embedder: kept where stage two does not help
         self.embedder = embedder
-        self.objective = TripletObjective(
-            config.miner,
-            margin=config.margin,
-            soft=config.soft_margin,
-            distance=config.distance,
-            memory=config.memory,
-            seed=config.seed,
-            run=run,
-        )
+        assert setup.loss is not None
+        self.objective = Objective(config, setup.loss, run)
 
     def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
         """P x K batches over labels (N,). Says where they are smaller than --batch-size."""
@@ -173,10 +200,10 @@ class StageTwo:
             world_size=distributed.world_size(),
         )
 
-    def with_triplets(self, emb_ND: np.ndarray, who_N: np.ndarray) -> dict[str, float]:
+    def with_triplets(self, emb_ND: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
         """The open-set figures of validation embeddings, and the loss and the share of triplets that violate it."""
-        figures = open_set_figures(emb_ND, who_N)
-        labels = np.unique(who_N, return_inverse=True)[1]
+        figures = open_set_figures(emb_ND, label_N)
+        labels = np.unique(label_N, return_inverse=True)[1]
         kept = np.flatnonzero(np.bincount(labels)[labels] >= 2)
         k = self.config.images_per_identity
         per_batch = min(self.config.batch_size // k, len(np.unique(labels[kept])))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from facemetric.config import FinetuneConfig
 from facemetric.errors import DataError
+from facemetric.training.stage import check_training
 from facemetric.training.tasks.doctor import WINDOW, Doctor, Seen, spread
-from facemetric.training.tasks.triplets import TripletObjective
+from facemetric.training.tasks.triplets import Objective
 
 
 class Log:
@@ -25,19 +28,18 @@ class Log:
         assert "\n" not in values["text"]
 
 
+def objective_of(config: FinetuneConfig, log: Log) -> Objective:
+    loss = check_training(config).loss
+    assert loss is not None
+    return Objective(config, loss, log)  # type: ignore[arg-type]
+
+
 def train(
     emb_of: Any, labels: torch.Tensor, *, miner: str = "semihard", margin: float = 0.2, soft: bool = False
 ) -> list[str]:
     log = Log()
-    objective = TripletObjective(
-        miner,
-        margin=margin,
-        soft=soft,
-        distance="squared",
-        memory=0,
-        seed=0,
-        run=log,  # type: ignore[arg-type]
-    )
+    config = FinetuneConfig(("x",), miner=miner, margin=margin, soft_margin=soft)
+    objective = objective_of(config, log)
     for step in range(WINDOW + 5):
         torch.manual_seed(step)
         objective(functional.normalize(emb_of(), dim=1), labels)
@@ -116,10 +118,9 @@ def test_spread() -> None:
 def test_a_resumed_run_hears_what_an_unbroken_one_hears() -> None:
     """The window and what was said go through a checkpoint: nothing comes later, and nothing twice."""
 
-    def objective() -> tuple[TripletObjective, Log]:
+    def objective() -> tuple[Objective, Log]:
         log = Log()
-        kept: dict[str, Any] = {"margin": 0.2, "soft": False, "distance": "squared", "memory": 0, "seed": 0}
-        return TripletObjective("semihard", run=log, **kept), log  # type: ignore[arg-type]
+        return objective_of(FinetuneConfig(("x",)), log), log
 
     point, labels = functional.normalize(torch.ones(8, 4), dim=1), torch.arange(4).repeat(2)
     whole, heard = objective()
@@ -138,3 +139,19 @@ def test_a_resumed_run_hears_what_an_unbroken_one_hears() -> None:
     again.load_state_dict(rest.state_dict())
     again(point, labels)
     assert heard.findings == []
+
+
+def mean_of_squares(emb_BD: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """A loss of one's own, which names no triplets."""
+    return emb_BD.square().mean()
+
+
+def test_of_a_loss_of_ones_own_only_the_collapse_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}:mean_of_squares"
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    for emb_of, findings in ((healthy, []), (lambda: torch.ones(32, 16), ["collapse"])):
+        log = Log()
+        objective = objective_of(FinetuneConfig(("x",), loss=name), log)
+        for _ in range(WINDOW):
+            objective(functional.normalize(emb_of(), dim=1), LABELS)
+        assert log.findings == findings

@@ -1,0 +1,192 @@
+"""The task of stage one with a teacher: a backbone follows its embeddings, beside or in place of the labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facemetric.config import PretrainConfig, require
+from facemetric.data.bad_images import note_bad
+from facemetric.data.batches import ShuffledBatches
+from facemetric.data.images import normalise
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import apply_lists
+from facemetric.data.loader import Batch, load_batches
+from facemetric.data.transforms import eval_transform
+from facemetric.errors import DataError, plural
+from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.heads import Head
+from facemetric.model.teacher import Student, direction_loss, relation_loss, ridge_map
+from facemetric.training import distributed
+from facemetric.training.distributed import say
+from facemetric.training.run import Run
+from facemetric.training.split import Split
+from facemetric.training.stage import Setup, same_origin
+from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification, Rows
+from facemetric.training.tasks.teacher_rows import Joined, teacher_rows
+
+FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
+
+
+class Distillation(Classification):
+    """The task of stage one with --teacher (see task.Task)."""
+
+    model: Student  # type: ignore[assignment]
+
+    def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
+        self.images = Joined(split.train, read_unlabelled(setup.config))
+        self.teacher = torch.from_numpy(teacher_rows(setup.config.teacher, self.images))
+        super().__init__(setup, split, run, device)
+
+    def make_model(self, embedder: Embedder) -> Student:  # type: ignore[override]
+        """The embedder, a head where labels count, and the layer to the teacher's embedding. With no size of its own
+        asked for, the embedding is the teacher's."""
+        config, size = self.config, self.teacher.shape[1]
+        to_teacher: nn.Module = nn.Identity()
+        if config.embedding_size == 0:
+            embedder.projection, embedder.neck = nn.Linear(embedder.num_features, size), nn.Identity()
+        else:
+            to_teacher = nn.Linear(embedder.embedding_size, size)
+        head = self.make_head(embedder) if config.label_weight else None
+        if head is None:
+            self.closed = None
+            self.rows = np.arange(len(self.split.train))
+        return Student(embedder, to_teacher, head)
+
+    def prepare(self) -> None:
+        """Fit the layer to the teacher's embedding to what trained weights see at first; then a margin head's
+        means."""
+        if self.config.weights and not self.run.resume:
+            embedder = self.model.embedder
+            seen_NF, rows = self.first_features(embedder)
+            if self.config.embedding_size == 0:
+                fitted = ridge_map(seen_NF, self.teacher[rows].to(seen_NF))
+                embedder.projection = fitted.to(self.device)
+            else:
+                with torch.no_grad():
+                    seen_ND = functional.normalize(embedder.eval().project(seen_NF), dim=1)
+                self.model.to_teacher = ridge_map(seen_ND, self.teacher[rows].to(seen_ND)).to(self.device)
+        if self.model.head is not None:
+            super().prepare()
+
+    def first_features(self, embedder: Embedder) -> tuple[Tensor, np.ndarray]:
+        """The backbone's features (N, F) of some images as they are, drawn from the seed, and their rows."""
+        count = min(FIRST_LOOK, len(self.images))
+        rows = np.sort(np.random.default_rng([self.config.seed, 17]).permutation(len(self.images))[:count])
+        side = self.sizes[0]
+        preprocess = replace(embedder.preprocess, size=(side, side))
+        steps = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        embedder.eval()
+        features, seen = [], []
+        batches = load_batches(self.index, steps, eval_transform(preprocess), workers=self.workers)
+        for batch in batches:
+            note_bad(self.bad_images, self.index, batch.bad)
+            if len(batch.rows):
+                features.append(
+                    in_pieces(embedder.features, normalise(batch.images, preprocess, self.device))
+                )
+                seen.append(batch.rows.numpy())
+        require(bool(features), "no image of the training can be read; see bad_images.csv")
+        return torch.cat(features).clone(), np.concatenate(seen)
+
+    @property
+    def index(self) -> ImageIndex:
+        """All images that are trained on, for the loader."""
+        return cast(ImageIndex, self.images)
+
+    def make_sampler(self) -> ShuffledBatches:
+        """Labelled and unlabelled images, shuffled; each unlabelled one counts as a person of its own."""
+        others = np.arange(len(self.split.train), len(self.images))
+        labels = self.split.train.identity[self.rows]
+        first = len(self.split.train.identities)
+        self.rows = np.concatenate([self.rows, others])
+        labels = np.concatenate([labels, first + np.arange(len(others))])
+        return self.sampler_of(labels)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Shuffled batches of all images, of the epoch's size."""
+        size = (self.sizes[epoch], self.sizes[epoch])
+        preprocess = replace(self.model.embedder.preprocess, size=size)
+        return load_batches(
+            self.index,
+            Rows(self.sampler.epoch(epoch), self.rows),
+            self.setup.transform(preprocess),
+            seed=self.config.seed,
+            epoch=epoch,
+            workers=self.workers,
+            start=start,
+        )
+
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """The teacher's terms on every image, the cross-entropy on those with a label."""
+        note_bad(self.bad_images, self.index, batch.bad)
+        if len(batch.rows) < 2:
+            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
+        config, model = self.config, self.model
+        images = normalise(batch.images, model.embedder.preprocess, self.device)
+        if self.erase:
+            images = self.erase(images)
+        teacher_BT = self.teacher[batch.rows].to(self.device)
+        emb_BD = model.embed(images).float()
+        share = len(emb_BD) / distributed.total(emb_BD.new_tensor(len(emb_BD)))  # of the global batch
+        parts = {"direction": direction_loss(model.to_teacher(emb_BD), teacher_BT) * share}
+        loss = config.teacher_weight * parts["direction"]
+        if config.relation_weight:
+            labels = batch.labels.to(self.device)
+            student_BD = functional.normalize(emb_BD, dim=1)
+            student_AD, _, _ = distributed.gather_rows(student_BD, labels)
+            teacher_AT, _, _ = distributed.gather_rows(teacher_BT, labels)
+            parts["relation"] = relation_loss(student_BD, student_AD, teacher_BT, teacher_AT) * share
+            loss = loss + config.relation_weight * parts["relation"]
+        if model.head is not None:
+            labelled = self.label_terms(emb_BD, batch.labels.to(self.device), progress)
+            loss = loss + config.label_weight * labelled["cross_entropy"]
+            parts |= labelled
+        backward(loss)
+        figures = torch.stack([loss.detach(), *(part.detach() for part in parts.values())])
+        return dict(zip(["loss", *parts], distributed.total(figures).tolist(), strict=True))
+
+    def label_terms(self, emb_BD: Tensor, labels_B: Tensor, progress: float) -> dict[str, Tensor]:
+        """This process's part of the mean cross-entropy and of the accuracy over the batch's labelled images."""
+        head = cast(Head, self.model.head)
+        known = labels_B >= 0
+        count = distributed.total(known.sum()).clamp_min(1)
+        logits = head(emb_BD[known]).float()
+        strength = min(1.0, progress / MARGIN_GROWTH)
+        harder = head.with_margin(logits, labels_B[known], strength, emb_BD=emb_BD[known])
+        loss = functional.cross_entropy(
+            harder, labels_B[known], label_smoothing=self.config.label_smoothing, reduction="sum"
+        )
+        right = (logits.detach().argmax(1) == labels_B[known]).float().sum()
+        return {"cross_entropy": loss / count, "accuracy": right / count}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Which data, pictures and teacher the run began with."""
+        taught = hashlib.sha256(self.teacher.numpy().tobytes())
+        for part in self.images.parts[1:]:
+            taught.update(part.fingerprint.encode())
+        return super().origin | {"teacher": taught.hexdigest()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError for other data or another teacher."""
+        same_origin(self.run, state, self.origin)
+
+
+def read_unlabelled(config: PretrainConfig) -> ImageIndex | None:
+    """The images of --unlabelled, without those of --leave-out-images."""
+    if not config.unlabelled:
+        return None
+    index = read_index(config.unlabelled, loose=True)
+    for note in index.notes:
+        say(note)
+    index = apply_lists(index, None, None, config.leave_out_images, say)
+    say(f"learning from {plural(len(index), 'unlabelled image')} as well")
+    return index

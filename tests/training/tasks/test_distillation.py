@@ -1,0 +1,223 @@
+"""Stage one with a teacher: what the student follows, what labels and unlabelled images do, resume to the bit."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_trainings import same
+from torch.nn import functional
+
+from facemetric import load_embedder, pretrain
+from facemetric.config import PretrainConfig
+from facemetric.data.index import read_index
+from facemetric.errors import ConfigError, TrainingError
+from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.table import EmbeddingTable
+from facemetric.machine import pick_device
+from facemetric.training.run import Run, Trained
+from facemetric.training.split import read_split
+from facemetric.training.stage import check_training
+from facemetric.training.tasks.distillation import Distillation
+
+SIZE = 12
+
+
+@pytest.fixture(scope="module")
+def tables(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A teacher of the drawn faces: a cone around one direction, an own direction for each identity."""
+    folder = tmp_path_factory.mktemp("teacher")
+    index = read_index([str(faces)])
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(len(index.identities), SIZE))[index.identity]
+    rows = 2 * np.ones(SIZE) + own + 0.1 * rng.normal(size=(len(index), SIZE))
+    names = np.array([index.name(i) for i in range(len(index))])
+    EmbeddingTable(rows, np.array(["x"] * len(index)), names).save(folder / "faces.npz")
+    others = np.array([f"more/{name}" for name in names])
+    EmbeddingTable(rows, np.array(["x"] * len(index)), others).save(folder / "more.npz")
+    return {"faces": str(folder / "faces.npz"), "more": str(folder / "more.npz")}
+
+
+def task_of(faces: Path, folder: Path, **options: Any) -> Distillation:
+    """The task as run_pretrain builds it."""
+    plain = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0, "batch_size": 16}
+    config = PretrainConfig((str(faces),), **(plain | options))
+    run = Run(folder, config_toml="", resume=False)
+    torch.manual_seed(config.seed)
+    task = Distillation(check_training(config), read_split(config), run, pick_device("cpu"))
+    task.prepare()
+    return task
+
+
+def test_a_student_learns_to_follow(faces: Path, tables: dict[str, str], tmp_path: Path) -> None:
+    task = task_of(faces, tmp_path / "run", teacher=(tables["faces"],), relation_weight=4.0)
+    assert task.model.head is None
+    assert task.model.embedder.embedding_size == SIZE  # the teacher's, where no other is asked for
+    assert len(task.rows) == len(task.split.train)  # none is held back for a classifier that is not there
+    optimizer = torch.optim.AdamW(task.model.parameters(), 1e-3)
+    batch = next(task.batches(0, 0))
+    task.train_mode(0)
+    figures = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        figures.append(task.step(batch, 1.0, lambda loss: loss.backward()))
+        optimizer.step()
+    assert set(figures[0]) == {"loss", "direction", "relation"}
+    assert figures[0]["loss"] == pytest.approx(figures[0]["direction"] + 4 * figures[0]["relation"])
+    for name in ("direction", "relation"):
+        assert figures[-1][name] < 0.3 * figures[0][name]
+
+
+def test_the_teachers_row_is_that_of_the_image(faces: Path, tables: dict[str, str], tmp_path: Path) -> None:
+    task = task_of(faces, tmp_path / "run", teacher=(tables["faces"],), val_fraction=0.5)
+    table = EmbeddingTable.load(tables["faces"])
+    for row in (0, 17, len(task.images) - 1):
+        wanted = table.embeddings[table.find(task.images.name(row))]
+        np.testing.assert_allclose(task.teacher[row], wanted / np.linalg.norm(wanted), rtol=1e-6)
+
+
+def test_unlabelled_images_are_never_in_the_softmax(
+    faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    options = {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "label_weight": 1.0,
+    }
+    task = task_of(faces, tmp_path / "run", **options)
+    assert task.model.head is not None
+    assert task.model.head.weight.shape[0] == len(task.split.train.identities)
+    seen = [batch for batch in task.batches(0, 0)]
+    labels = torch.cat([batch.labels for batch in seen])
+    names = [task.images.name(int(row)) for batch in seen for row in batch.rows]
+    for label, name in zip(labels.tolist(), names, strict=True):
+        assert (label == -1) == name.startswith("more/")
+        if label >= 0:
+            assert task.split.train.identities[label] == name.split("/")[0]
+    assert (labels == -1).sum() > 60  # 96, less what does not fill a batch
+    batch = next(batch for batch in seen if (batch.labels == -1).any() and (batch.labels >= 0).any())
+    task.model.eval()
+    given: list[torch.Tensor] = []
+    found = task.step(batch, 1.0, given.append)
+    images = task.model.embedder.preprocess
+    with torch.no_grad():
+        pixels = (batch.images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        assert images.mean == (0.5, 0.5, 0.5)
+        logits = task.model(pixels)
+    known = batch.labels >= 0
+    wanted = functional.cross_entropy(logits[known], batch.labels[known])
+    assert found["cross_entropy"] == pytest.approx(float(wanted), rel=1e-4)
+    right = (logits[known].argmax(1) == batch.labels[known]).float().mean()
+    assert found["accuracy"] == pytest.approx(float(right))
+    assert found["loss"] == pytest.approx(found["direction"] + found["cross_entropy"])
+    assert float(given[0].detach()) == pytest.approx(found["loss"])
+
+
+def test_a_batch_without_a_label_teaches_all_the_same(
+    faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    options = {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "label_weight": 1.0,
+    }
+    task = task_of(faces, tmp_path / "run", **options)
+    batch = next(task.batches(0, 0))
+    batch = batch._replace(labels=torch.full_like(batch.labels, -1))
+    found = task.step(batch, 1.0, lambda loss: loss.backward())
+    assert found["cross_entropy"] == 0
+    assert found["loss"] == pytest.approx(found["direction"])
+
+
+def test_weights_begin_where_least_squares_lead(
+    stage_one: Trained, faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    direct = task_of(faces, tmp_path / "direct", teacher=(tables["faces"],), weights=str(stage_one.run))
+    table = EmbeddingTable.load(tables["faces"])
+
+    def cosine(emb: np.ndarray) -> float:
+        rows = [table.find(name) for name in paths]
+        return float(
+            functional.cosine_similarity(torch.tensor(emb), torch.tensor(table.embeddings[rows])).mean()
+        )
+
+    embedded = embed_index(direct.model.embedder, direct.split.train).table
+    paths = embedded.paths.tolist()
+    mean = cosine(np.repeat(table.embeddings.mean(0)[None], len(paths), 0))
+    assert cosine(embedded.embeddings) > mean + 0.5 * (1 - mean)  # the best single answer is the mean
+    backbone = load_embedder(stage_one.run).backbone.state_dict()
+    assert all(
+        torch.equal(direct.model.embedder.backbone.state_dict()[name], backbone[name]) for name in backbone
+    )
+
+
+def test_another_size_goes_through_a_layer_that_is_thrown_away(
+    stage_one: Trained, faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    options = {"teacher": (tables["faces"],), "weights": str(stage_one.run), "embedding_size": 96}
+    task = task_of(faces, tmp_path / "run", **options)
+    start = load_embedder(stage_one.run)
+    own, loaded = start.state_dict(), task.model.embedder.state_dict()
+    assert all(torch.equal(loaded[name], own[name]) for name in own)  # the embedding of the weights itself
+    assert task.model.to_teacher.weight.shape == (SIZE, 96)
+    task.save(task.model, {})
+    assert load_embedder(tmp_path / "run").embedding_size == 96
+
+
+def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
+    faces: Path,
+    tables: dict[str, str],
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = small | {"epochs": 2, "ema": 0.9, "optimizer": "adamw", "lr": 1e-3, "relation_weight": 2.0}
+    options |= {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "dropout": 0.1,
+    }
+    whole = pretrain(str(faces), **options, out=tmp_path / "whole")
+    assert {"val_eer", "closed_set_accuracy"} <= set(whole.metrics)
+    step, count = Distillation.step, [0]
+
+    def stopping(self: Distillation, batch: Any, progress: float, backward: Any) -> dict[str, float]:
+        count[0] += 1
+        if count[0] == 13:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, progress, backward)
+
+    monkeypatch.setattr(Distillation, "step", stopping)
+    with pytest.raises(TrainingError, match="with --resume goes on"):
+        pretrain(str(faces), **options, out=tmp_path / "parts")
+    parts = pretrain(str(faces), **options, out=tmp_path / "parts", resume=True)
+    assert parts.metrics == whole.metrics
+    states = [torch.load(run.run / "checkpoint.pt", weights_only=True) for run in (whole, parts)]
+    assert same(states[0]["model"], states[1]["model"])
+    assert same(states[0]["ema"], states[1]["ema"])
+    with pytest.raises(ConfigError, match="the teacher of this run changed"):
+        swapped = EmbeddingTable.load(tables["faces"])
+        table = EmbeddingTable(-swapped.embeddings, swapped.identities, swapped.paths)
+        table.save(tmp_path / "other.npz")
+        other = options | {"teacher": (str(tmp_path / "other.npz"), tables["more"])}
+        pretrain(str(faces), **other, out=tmp_path / "parts", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"unlabelled": ("x",)}, "--unlabelled needs --teacher"),
+        ({"label_weight": 0.0}, "--label-weight is 0, and no --teacher"),
+        ({"relation_weight": 1.0}, "--relation-weight needs --teacher"),
+        ({"teacher": ("t.npz",), "teacher_weight": 0.0, "label_weight": 0.0}, "nothing to learn from"),
+        ({"teacher": ("t.npz",), "teacher_weight": -1.0}, "--teacher-weight is -1"),
+        ({"teacher": ("t.npz",), "label_weight": float("nan")}, "--label-weight is nan"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(faces: Path, tmp_path: Path, options: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pretrain(str(faces), **options, out=tmp_path / "run")

@@ -1,0 +1,88 @@
+"""A teacher's rows are matched to the images by name, whatever their order; what does not match is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.errors import DataError
+from facemetric.evaluation.table import EmbeddingTable
+from facemetric.training.tasks.teacher_rows import UNLABELLED, Joined, named, teacher_rows
+
+
+def table_of(
+    index: ImageIndex, file: Path, *, prefix: str = "", size: int = 4, seed: int = 0
+) -> EmbeddingTable:
+    """A table of random rows for the images of an index, in another order, saved; `prefix` is taken off its names."""
+    order = np.random.default_rng(seed).permutation(len(index))
+    rows = np.random.default_rng(seed + 1).integers(-120, 120, (len(index), size)).astype(np.int8)
+    names = [index.name(i).removeprefix(prefix) for i in order]
+    table = EmbeddingTable(rows, np.array(["x"] * len(index)), np.array(names))
+    table.save(file)
+    return table
+
+
+def test_rows_follow_the_names_and_are_unit_vectors(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = read_index([f"a={faces}"])
+    table = table_of(index, tmp_path / "t.npz", prefix="a/")
+    found = teacher_rows([f"a={tmp_path / 't.npz'}"], Joined(index, None))
+    assert found.shape == (96, 4)
+    assert found.dtype == np.float32
+    by_name = dict(zip(table.paths.tolist(), table.embeddings, strict=True))
+    for i in range(len(index)):
+        row = by_name[index.name(i).removeprefix("a/")]
+        np.testing.assert_allclose(found[i], row / np.linalg.norm(row), rtol=1e-6)
+    assert "96 of its 96 rows matched" in capsys.readouterr().out
+
+
+def test_labelled_and_unlabelled_come_from_several_tables(faces: Path, tmp_path: Path) -> None:
+    labelled, others = read_index([f"a={faces}"]), read_index([f"b={faces}"]).select(np.arange(7))
+    table_of(labelled, tmp_path / "a.npz", prefix="a/")
+    table_of(others, tmp_path / "b.npz", seed=5)  # names with the source in front match as they are
+    images = Joined(labelled, others)
+    assert len(images) == 103
+    assert images.identity[:96].tolist() == labelled.identity.tolist()
+    assert images.identity[96:].tolist() == [UNLABELLED] * 7
+    assert images.name(96) == others.name(0)
+    assert images.read(97) == others.read(1)
+    assert images.location(98) == others.location(2)
+    found = teacher_rows([f"a={tmp_path / 'a.npz'}", str(tmp_path / "b.npz")], images)
+    first = teacher_rows([str(tmp_path / "b.npz")], Joined(others, None))
+    np.testing.assert_array_equal(found[96:], first)
+
+
+def test_an_image_without_a_row_is_refused(faces: Path, tmp_path: Path) -> None:
+    index = read_index([str(faces)])
+    table_of(index.select(np.arange(90)), tmp_path / "t.npz")
+    with pytest.raises(
+        DataError, match=r"6 of 96 training images have no row in --teacher, first '"
+    ) as caught:
+        teacher_rows([str(tmp_path / "t.npz")], Joined(index, None))
+    assert index.name(90) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_rows_of_one_image_and_two_teachers_are_refused(faces: Path, tmp_path: Path) -> None:
+    index = read_index([str(faces)])
+    table_of(index, tmp_path / "t.npz")
+    again = str(tmp_path / "again.npz")
+    table_of(index.select(np.arange(3, 4)), Path(again))
+    with pytest.raises(DataError, match="a second row for") as caught:
+        teacher_rows([str(tmp_path / "t.npz"), again], Joined(index, None))
+    assert index.name(3) in str(caught.value)
+    table_of(index.select(np.arange(3, 4)), Path(again), size=5)
+    with pytest.raises(DataError, match="embeddings of 5 numbers, the table before it 4"):
+        teacher_rows([str(tmp_path / "t.npz"), again], Joined(index, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("fiw=a/b.npz", ("fiw", "a/b.npz")), ("a/b=c.npz", ("", "a/b=c.npz")), ("t.npz", ("", "t.npz"))],
+)
+def test_a_name_stands_before_the_path(text: str, found: tuple[str, str]) -> None:
+    assert named(text) == found
