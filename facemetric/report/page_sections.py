@@ -156,9 +156,9 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
 
 def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:
     """The model's curve with its band, and the second model's."""
-    if found.verified is None:
+    if found.verification is None:
         return ()
-    drawn = [curve_of(name, found.verified.verification, found.verified.band)]
+    drawn = [curve_of(name, found.verification, found.band)]
     second = found.comparison
     if second is not None and second.verification is not None:
         drawn.append(curve_of(second.name, second.verification, None))
