@@ -55,7 +55,6 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
-
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -78,7 +77,6 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
-
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -96,12 +94,11 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
+    method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
-
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -126,14 +123,13 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
-
 @overload
 def export(config: ExportConfig, /) -> Exported: ...
 @overload
 def export(
     weights: str | Path = ...,
     *,
-    to: Literal['onnx', 'openvino'] = ...,
+    to: Literal["onnx", "openvino"] = ...,
     out: str | Path = ...,
     side: int = ...,
     flip: bool = ...,
@@ -141,7 +137,6 @@ def export(
     data: str | Path | Sequence[str | Path] = ...,
     pairs: str | Path | None = ...,
 ) -> Exported: ...
-
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -150,7 +145,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -164,7 +159,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -183,15 +178,16 @@ def finetune(
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
+    freeze: Literal["backbone", "batchnorm", "none"]
+    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
+    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
     loss: str = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
+    distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -201,7 +197,6 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -210,7 +205,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -224,7 +219,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -253,7 +248,7 @@ def pretrain(
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
-    head: Literal['softmax', 'arcface', 'cosface'] = ...,
+    head: Literal["softmax", "arcface", "cosface"] = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
@@ -265,7 +260,6 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -277,7 +271,6 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
-
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -290,7 +283,6 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
-
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload

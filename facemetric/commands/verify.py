@@ -74,7 +74,7 @@ class Verifier:
     @property
     def threshold(self) -> float:
         """The cosine from which two pictures count as one person."""
-        return self.stored.threshold.threshold.value
+        return self.stored.threshold.cosine
 
     @property
     def far(self) -> float:
