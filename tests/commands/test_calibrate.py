@@ -156,7 +156,6 @@ def test_training_data_are_called_so(trained: Path, faces: Path, tmp_path: Path)
     assert chosen_on(faces) == said
 
 
-<<<<<<< HEAD
 def test_shipped_weights_are_copied_and_stay_as_they_are(
     own_weights: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,54 +175,6 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     (found.weights / "config.json").write_text(json.dumps(config | {"sha256": "other"}))
     with pytest.raises(WeightsError, match=r"holds other weights than .*; name another --out"):
         calibrate(str(faces), far=0.1, **options)
-=======
-# Verify
-
-
-@pytest.fixture
-def calibrated(own_weights: Path, faces: Path, tmp_path: Path) -> Path:
-    calibrate(str(faces), weights=own_weights, far=[0.2, 0.01], out=tmp_path / "out", **FAST)
-    return own_weights
-
-
-def images_in(faces: Path) -> list[Path]:
-    return sorted(path for path in faces.rglob("*") if path.is_file())
-
-
-def test_every_pair_gets_the_verdict_of_its_score(calibrated: Path, faces: Path, tmp_path: Path) -> None:
-    table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
-    images = images_in(faces)
-    seen = set()
-    for other in (*images[1:12], images[-1]):
-        found = verify(images[0], other, weights=calibrated, far=0.2, device="cpu")
-        row_a, row_b = (table.find(f"{path.parent.name}/{path.name}") for path in (images[0], other))
-        assert row_a is not None
-        assert row_b is not None
-        cosine = float(table.embeddings[row_a] @ table.embeddings[row_b])
-        assert found.score == pytest.approx(cosine, abs=1e-4)
-        assert found.same is (found.score >= found.stored.threshold.cosine)
-        assert found.notes == ()
-        seen.add(found.same)
-    assert seen == {True, False}
-
-
-def test_what_is_printed_and_the_json(
-    calibrated: Path, faces: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one, two = images_in(faces)[:2]
-    capsys.readouterr()
-    found = verify(one, one, weights=calibrated, far=0.01, device="cpu")
-    said = capsys.readouterr().out
-    threshold = found.stored.threshold
-    assert said.startswith(f"same person: cosine 1.0000 >= threshold {threshold.cosine:.4f} [")
-    assert f"at FAR 0.01 [{threshold.far.low:.2g}, {threshold.far.high:.2g}]" in said
-    assert "chosen on 96 images of 16 people" in said
-    found = verify(one, two, weights=calibrated, far=0.01, json=True, device="cpu")
-    record = json.loads(capsys.readouterr().out)
-    assert record == found.to_dict()
-    assert record["same"] is found.same
-    assert record["threshold"] == config_of(calibrated)["facemetric"]["thresholds"]["0.01"]["threshold"]
->>>>>>> evaluation
 
 
 def test_a_threshold_cannot_be_taken_over_by_other_weights(
