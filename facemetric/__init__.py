@@ -1,56 +1,83 @@
 """facemetric: from a folder of faces to a verified identity embedding.
 
-from facemetric import pretrain, finetune, evaluate, calibrate, verify, cluster, visualize, run, load_embedder
+    import facemetric as fm
+
+    embedder = fm.load_embedder("faces-112")
+    vectors = embedder.embed(["a.jpg", "b.jpg"])       # (2, 256) float32, unit length
+    fm.similarity(vectors, vectors)                    # cosine, (2, 2)
+    fm.Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg").same
+
+    fm.pretrain("faces", arch="lcnet_050", out="runs/one")
+    fm.evaluate("runs/one", pairs="pairs.csv")
+
+`dir(facemetric)` lists what is public. Nothing is printed but by the command line; `show_progress()` changes that.
+Types and signatures for editors and type checkers are in `__init__.pyi`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from importlib import metadata
+from typing import Any
 
-__version__ = "0.1.0"
-__all__ = [
-    "calibrate",
-    "check_data",
-    "cluster",
-    "evaluate",
-    "finetune",
-    "load_embedder",
-    "pretrain",
-    "run",
-    "verify",
-    "visualize",
-]
-
-if TYPE_CHECKING:
-    from facemetric.commands.calibrate import calibrate
-    from facemetric.commands.check import check_data
-    from facemetric.commands.cluster import cluster
-    from facemetric.commands.eval import evaluate
-    from facemetric.commands.run import run
-    from facemetric.commands.verify import verify
-    from facemetric.commands.visualize import visualize
-    from facemetric.model.weights import load_weights as load_embedder
-    from facemetric.training.finetune import finetune
-    from facemetric.training.pretrain import pretrain
-
+# Where each public name is; torch is imported when the first that needs it is used, not by `import facemetric`.
 HOMES = {
+    # commands
     "calibrate": "facemetric.commands.calibrate",
     "check_data": "facemetric.commands.check",
     "cluster": "facemetric.commands.cluster",
     "evaluate": "facemetric.commands.eval",
     "finetune": "facemetric.training.finetune",
-    "load_embedder": "facemetric.model.weights",
     "pretrain": "facemetric.training.pretrain",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
+    # models
+    "Embedder": "facemetric.model.embedder",
+    "Verifier": "facemetric.commands.verify",
+    "load_embedder": "facemetric.model.weights:load_weights",
+    "similarity": "facemetric.model.embedder",
+    # what commands return
+    "Calibrated": "facemetric.commands.calibrate",
+    "Checked": "facemetric.commands.check",
+    "Clustered": "facemetric.commands.cluster",
+    "EmbeddingTable": "facemetric.evaluation.table",
+    "Evaluation": "facemetric.report.record",
+    "Trained": "facemetric.training.run",
+    "Verdict": "facemetric.commands.verify",
+    # options
+    "CalibrateConfig": "facemetric.config",
+    "CheckConfig": "facemetric.config",
+    "ClusterConfig": "facemetric.config",
+    "EvalConfig": "facemetric.config",
+    "FinetuneConfig": "facemetric.config",
+    "PretrainConfig": "facemetric.config",
+    "RunConfig": "facemetric.config",
+    "VerifyConfig": "facemetric.config",
+    "VisualizeConfig": "facemetric.config",
+    # errors
+    "ConfigError": "facemetric.errors",
+    "DataError": "facemetric.errors",
+    "FacemetricError": "facemetric.errors",
+    "TrainingError": "facemetric.errors",
+    "WeightsError": "facemetric.errors",
+    # the terminal
+    "show_progress": "facemetric.machine",
 }
+__all__ = ["__version__", *HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported when the first of these is used, not by `import facemetric`.
-    if name not in HOMES:
+    if name == "__version__":
+        value: Any = metadata.version("facemetric")
+    elif name in HOMES:
+        module, _, own_name = HOMES[name].partition(":")
+        value = getattr(importlib.import_module(module), own_name or name)
+    else:
         raise AttributeError(f"module 'facemetric' has no attribute {name!r}")
-    home = importlib.import_module(HOMES[name])
-    return getattr(home, "load_weights" if name == "load_embedder" else name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -40,19 +40,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def plural(n: int, one: str, several: str = "") -> str:
-    """A number and its noun: `plural(1, "identity", "identities")` is "1 identity", `plural(2000, "pair")` 2,000 pairs.
+    """A number and its noun: `plural(1, "identity")` is "1 identity", `plural(2000, "pair")` is "2,000 pairs".
 
-    `several` is the noun's plural, by default `one` and an s."""
-    return f"{n:,} {one if n == 1 else several or one + 's'}"
+    `several` is the noun's plural where it is not an s, or "ies" for a y."""
+    if not several:
+        several = one[:-1] + "ies" if one.endswith("y") and one[-2] not in "aeiou" else one + "s"
+    return f"{n:,} {one if n == 1 else several}"
 
 
 def first_few(names: Iterable[object], n: int = 3) -> str:
     """The first `n` of some names for a message: "a, b, c and 4 more"; "none" where there are none."""
-    names = [str(name) for name in names]
-    if not names:
+    texts = [str(name) for name in names]
+    if not texts:
         return "none"
-    more = len(names) - n
-    return ", ".join(names[:n]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(texts) - n
+    return ", ".join(texts[:n]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

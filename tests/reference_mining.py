@@ -31,6 +31,11 @@ def pay(d_ap, d_an, margin):
     return torch.clamp(d_ap - d_an + margin, min=0)
 
 
+def is_active(d_ap, d_an, margin):
+    """Whether a triplet has a loss above 0, to more than rounding."""
+    return margin == "soft" or bool(pay(d_ap, d_an, margin) > TIE * (d_ap + d_an))
+
+
 def groups(labels, anchor_labels=None, own=None):
     """(anchor, positives, negatives) for every anchor that has both."""
     labels = labels.tolist()
@@ -52,7 +57,8 @@ def triplets(kind, x, y, labels, asked, own, margin, distance, select):
             yield max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), 1.0
         for dp in d_p if kind != "hard" else ():
             if kind == "semihard":
-                farther = [dn for dn in d_n if dn > dp + TIE * (dp + dn)]
+                rounding = 1e-14 if distance == "cosine" else 0  # 1 - cos of one direction is not quite 0
+                farther = [dn for dn in d_n if dn > dp + TIE * (dp + dn) + rounding]
                 nearest = min(farther, key=torch.Tensor.item) if farther else None
                 yield dp, max(d_n, key=torch.Tensor.item) if nearest is None else nearest, 1.0
                 continue
@@ -60,7 +66,7 @@ def triplets(kind, x, y, labels, asked, own, margin, distance, select):
                 yield (
                     dp,
                     dn,
-                    float(pay(dp, dn, margin) > TIE * (dp + dn))
+                    float(is_active(dp, dn, margin))
                     if kind == "all"
                     else float(select(dp.detach(), dn.detach())),
                 )
@@ -80,7 +86,7 @@ def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, 
     total = math.fsum(weights)
     kept = [t * w / total for t, w in zip(terms, weights, strict=True) if w] if total else []
     loss = torch.stack(kept).sum() if kept else y.sum() * 0
-    active = sum(1 for t, (dp, dn, w) in zip(terms, found, strict=True) if w and t > TIE * (dp + dn))
+    active = sum(1 for dp, dn, w in found if w and is_active(dp, dn, margin))
     wanted = [y] if not isinstance(anchors, tuple) else [y, x]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     grads = [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, grads, strict=True)]
@@ -93,3 +99,44 @@ def means(kind, embeddings, labels, margin=0.2, distance="squared", select=None)
     found = list(triplets(kind, y, y, labels, None, None, margin, distance, select))
     total = math.fsum(w for _, _, w in found)
     return total, *(math.fsum(float(t[i]) * t[2] for t in found) / max(total, 1e-30) for i in (0, 1))
+
+
+def cube(kind, embeddings, labels, margin=0.2, distance="squared", select=None):
+    """`twin` of a whole batch as masks of a (B, B, B) cube: a hundred times faster, for small batches."""
+    y = embeddings.double().detach().requires_grad_()
+    rows = y
+    if distance == "cosine":
+        length = y.norm(dim=1, keepdim=True)
+        rows = y / torch.where(length > 0, length, math.inf) * 0.5**0.5
+    square = (rows[:, None] - rows[None]).square().sum(2)
+    dist = torch.where(square > 0, square, 1.0).sqrt() * (square > 0) if distance == "euclidean" else square
+    same = labels[:, None] == labels[None]
+    other = ~same
+    pair = same & ~torch.eye(len(y), dtype=torch.bool) & other.any(1, keepdim=True)
+    d = dist.detach()
+    a, p = pair.nonzero(as_tuple=True)
+    if kind == "semihard":
+        farther = other[a] & (d[a] > (d[a, p] + TIE * (d[a, p] + d[a].amax(1)))[:, None])
+        nearest = torch.where(farther, d[a], math.inf).argmin(1)
+        n = torch.where(farther.any(1), nearest, torch.where(other[a], d[a], -math.inf).argmax(1))
+        weight = torch.ones(len(a), dtype=torch.float64)
+    elif kind == "hard":
+        a = pair.any(1).nonzero()[:, 0]
+        p = torch.where(pair[a], d[a], -math.inf).argmax(1)
+        n = torch.where(other[a], d[a], math.inf).argmin(1)
+        weight = torch.ones(len(a), dtype=torch.float64)
+    else:
+        i, n = other[a].nonzero(as_tuple=True)
+        a, p = a[i], p[i]
+        tie = TIE * (d[a, p] + d[a, n])
+        weight = (
+            select(d[a, p], d[a, n]).double()
+            if kind == "select"
+            else (torch.ones(len(a)) if margin == "soft" else d[a, p] - d[a, n] + margin > tie).double()
+        )
+    gap = dist[a, p] - dist[a, n]
+    value = torch.logaddexp(gap, gap * 0) if margin == "soft" else (gap + margin).clamp(min=0)
+    loss = (value * weight).sum() / weight.sum() if weight.sum() else y.sum() * 0
+    (grad,) = torch.autograd.grad(loss, y)
+    active = int(((value > TIE * (dist[a, p] + dist[a, n]) * (margin != "soft")) & (weight != 0)).sum())
+    return loss.detach(), active, len(a), [grad]

@@ -265,9 +265,9 @@ def test_layouts_that_cannot_be_trained_on(command: Callable[..., Ran], people: 
     assert "holds no image of an identity; needed is identity/image.jpg" in fault(tmp_path / "empty")
     one = sorted(people.iterdir())[0]
     shutil.copytree(one, tmp_path / "one" / one.name)
-    assert "1 identities with images" in fault(tmp_path / "one")
+    assert "1 identity with images" in fault(tmp_path / "one")
     shutil.copytree(one, people / one.name.swapcase())
-    assert "1 identities differ in letter case alone" in fault(people)
+    assert "1 pair of identities that differ in letter case alone" in fault(people)
     (tmp_path / "a.txt").write_text("x")
     assert "unknown kind of data" in fault(tmp_path / "a.txt")
     (tmp_path / "columns.csv").write_text("file,person\na.jpg,b\n")
@@ -428,7 +428,7 @@ def test_a_bug_keeps_its_traceback(faces: Path, monkeypatch: pytest.MonkeyPatch)
         def fail(config: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(room, "run_pretrain", fail)
+        monkeypatch.setattr(room, "pretrain", fail)
         with pytest.raises(type(error), match="a bug"):
             cli.main(["pretrain", str(faces)])
 
@@ -448,7 +448,7 @@ def test_a_full_disk_in_a_thread_is_left_to_the_main_one(
             thread.start()
             thread.join()
 
-    monkeypatch.setattr(room, "run_pretrain", fail)
+    monkeypatch.setattr(room, "pretrain", fail)
     before = threading.excepthook
     ran = command("pretrain", faces)
     assert threading.excepthook is before
@@ -465,7 +465,7 @@ def test_a_message_of_many_lines_is_one_line(
     def fail(config: Any) -> None:
         raise DataError("first\n  second\n\nthird")
 
-    monkeypatch.setattr(room, "run_pretrain", fail)
+    monkeypatch.setattr(room, "pretrain", fail)
     assert command("pretrain", faces).fault == "facemetric: first second third"
 
 

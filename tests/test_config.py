@@ -47,14 +47,14 @@ KINDS: dict[str, Any] = {
     "data check": CheckConfig,
 }
 RUNNERS = {
-    "pretrain": "facemetric.training.pretrain.run_pretrain",
-    "finetune": "facemetric.training.finetune.run_finetune",
+    "pretrain": "facemetric.training.pretrain.pretrain",
+    "finetune": "facemetric.training.finetune.finetune",
     "eval": "facemetric.commands.eval.run_evaluate",
     "visualize": "facemetric.commands.visualize.run_visualize",
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
     "cluster": "facemetric.commands.cluster.run_cluster",
-    "run": "facemetric.commands.run.run_recipe",
+    "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.check.run_check",
 }

@@ -29,3 +29,20 @@ def test_the_first_few_names() -> None:
 def test_a_misspelt_name_gets_the_nearest_or_the_choices() -> None:
     assert did_you_mean("semi", ["semihard", "hard"]) == ": did you mean 'semihard'?"
     assert did_you_mean("xyz", ["semihard", "hard"]) == ": choose from semihard, hard"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (1, ("identity",), "1 identity"),
+        (0, ("identity",), "0 identities"),
+        (2, ("identity",), "2 identities"),
+        (1, ("image",), "1 image"),
+        (3, ("image",), "3 images"),
+        (2, ("day",), "2 days"),
+        (1, ("pipe or device", "pipes and devices"), "1 pipe or device"),
+        (2, ("pipe or device", "pipes and devices"), "2 pipes and devices"),
+    ],
+)
+def test_a_noun_has_its_plural(count: int, noun: tuple[str, ...], text: str) -> None:
+    assert plural(count, *noun) == text

@@ -37,7 +37,6 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import os
 import resource
 import statistics
 import tarfile
@@ -50,6 +49,8 @@ from PIL import Image
 
 from facemetric.data.batches import IdentityBatches, ShuffledBatches
 from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.readers.reader import Row
+from facemetric.data.readers.tar import TarReader
 from facemetric.data.store import Rows, SourceFile, Store
 
 TARS, P, K, STEPS = 5, 32, 4, 200
@@ -94,16 +95,15 @@ def memory() -> float:
 
 def named_often(folder: str, images: int, identities: int) -> ImageIndex:
     """An index of `images` images which are the byte ranges of a few, in the order that a scan finds them."""
-    rows, few = Rows(), read_index(folder)
-    places = [few.location(i) for i in range(len(few))]
+    rows, source = Rows(), read_index(folder)
+    places = [source.location(i) for i in range(len(source))]
     for n, path in enumerate(sorted({place.file for place in places})):
-        state = os.stat(path)
-        rows.files.append(SourceFile(path, True, "", state.st_size, state.st_mtime_ns))
+        rows.files.append(SourceFile(TarReader(path), ""))
         here = [place for place in places if place.file == path]
         for i in range(images * n // TARS, images * (n + 1) // TARS):
             _, offset, size = here[i % len(here)]
             person = f"p{i % identities:07d}"
-            rows.add(person, f"{person}/{i:08d}.jpg", offset, size, 0)
+            rows.add(Row(person, f"{person}/{i:08d}.jpg", size, offset))
     rows.bar.close()
     identity = np.array(rows.identity, np.int32)
     order = np.argsort(identity, kind="stable")
@@ -171,8 +171,8 @@ def main() -> None:
             people = min(given.identities, images // 5 if given.warm else images)
             write_tars(Path(folder), FEW if given.warm else images, P if given.warm else people)
             queue: multiprocessing.SimpleQueue[dict[str, float]] = context.SimpleQueue()
-            how, more = (measure_warm, (images, people)) if given.warm else (measure, ())
-            process = context.Process(target=how, args=(folder, *more, queue))
+            target, more = (measure_warm, (images, people)) if given.warm else (measure, ())
+            process = context.Process(target=target, args=(folder, *more, queue))
             process.start()
             found = queue.get()
             process.join()

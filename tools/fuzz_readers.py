@@ -98,21 +98,21 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.randint(1, 4)):
         at = chance.randint(0, len(data))
         end = min(len(data), at + chance.choice([1, 1, 2, 4, 16, 64, 512]))
-        how = chance.randrange(8)
-        if how == 0 and data:
+        change = chance.randrange(8)
+        if change == 0 and data:
             at = min(at, len(data) - 1)
             data = data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
-        elif how == 1:
+        elif change == 1:
             data = data[:at] + chance.randbytes(end - at) + data[end:]
-        elif how == 2:
+        elif change == 2:
             data = data[:at] + data[end:]
-        elif how == 3:
+        elif change == 3:
             data = data[:at] + data[at:end] * chance.choice([2, 2, 50]) + data[end:]
-        elif how == 4:
+        elif change == 4:
             data = data[:at]
-        elif how == 5:
+        elif change == 5:
             data = data[:at] + chance.choice(WORDS) + data[at:]
-        elif how == 6:
+        elif change == 6:
             data = data[:at] + chance.choice(WORDS) + data[end:]
         else:
             place = chance.randint(0, len(data))
@@ -243,19 +243,19 @@ def run_case(reader: Reader, data: bytes, folder: Path) -> str:
     before = set(folder.parent.iterdir())
     try:
         reader.read(path)
-        said = "read"
+        outcome = "read"
     except (FacemetricError, BadImage) as error:
-        said = type(error).__name__
+        outcome = type(error).__name__
         if "\n" in str(error).strip() and not isinstance(error, BadImage):
-            said = f"{said} of several lines"
+            outcome = f"{outcome} of several lines"
     except Exception:
-        said = f"WRONG {traceback.format_exc()}"
+        outcome = f"WRONG {traceback.format_exc()}"
     if set(folder.parent.iterdir()) != before:
-        said = f"WRONG wrote outside its folder: {set(folder.parent.iterdir()) - before}"
+        outcome = f"WRONG wrote outside its folder: {set(folder.parent.iterdir()) - before}"
     for left in folder.iterdir():
         left.unlink()
     folder.rmdir()
-    return said
+    return outcome
 
 
 def main() -> None:
@@ -274,20 +274,20 @@ def main() -> None:
     counts: dict[str, Counter[str]] = {name: Counter() for name in found}
     wrong: dict[str, str] = {}
     began = time.monotonic()
-    # Weights are built anew in each case, and take a hundred times as long: they get a tenth.
+    # Weights are built again in each case, and take a hundred times as long: they get a tenth.
     names = [name for name in found for _ in range(2 if name == "config.json" else 20)]
     chance = random.Random(given.seed)
     for case in range(given.cases):
         name = names[case % len(names)]
         data = mutate(found[name].whole, chance)
-        said = run_case(found[name], data, work / "case")
-        counts[name][said.split()[0]] += 1
-        if said.startswith("WRONG"):
-            key = said.strip().splitlines()[-1][:60] + name
+        outcome = run_case(found[name], data, work / "case")
+        counts[name][outcome.split()[0]] += 1
+        if outcome.startswith("WRONG"):
+            key = outcome.strip().splitlines()[-1][:60] + name
             if key not in wrong:
                 (work / f"wrong{len(wrong)}{found[name].ending}").write_bytes(data[:10_000_000])
-                wrong[key] = said
-                print(f"{name}, case {case}: {said}", flush=True)
+                wrong[key] = outcome
+                print(f"{name}, case {case}: {outcome}", flush=True)
     for name, count in counts.items():
         print(f"{name:16} {dict(count)}")
     print(f"{given.cases:,} cases, {time.monotonic() - began:.0f} s; {len(wrong)} kinds of wrong; {work}")

@@ -80,11 +80,11 @@ def of_idx(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
         if (folder / zipped).is_file():
             data = (folder / zipped).read_bytes()
             if hashlib.md5(data).hexdigest() != md5:
-                print(f"{zipped} is not the file as published (MD5 {md5}); it may have been zipped anew")
+                print(f"{zipped} is not the file as published (MD5 {md5}); it may have been zipped again")
             try:
                 (raw / plain).write_bytes(gzip.decompress(data))
             except (OSError, EOFError) as error:
-                raise DataError(f"{folder / zipped} does not unzip ({error}); copy it anew") from error
+                raise DataError(f"{folder / zipped} does not unzip ({error}); copy it again") from error
         elif (folder / plain).is_file():
             shutil.copyfile(folder / plain, raw / plain)
         else:
@@ -104,7 +104,7 @@ def of_archive(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
         )
     archive = folder / kind.filename
     if hashlib.md5(archive.read_bytes()).hexdigest() != kind.tgz_md5:
-        raise DataError(f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it anew")
+        raise DataError(f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it again")
     extract_archive(str(archive), str(root))
     return of_torchvision(
         kind, root, download=False

@@ -31,7 +31,7 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.curves import FarPoint
+from facemetric.evaluation.curves import OperatingPoint
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
@@ -126,7 +126,7 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
     return figures | {"val_relatives_far_at_far_0.01": relatives(table, found.points[0])}
 
 
-def relatives(table: EmbeddingTable, point: FarPoint) -> float:
+def relatives(table: EmbeddingTable, point: OperatingPoint) -> float:
     """Share of pairs of two members of one family that pass at a threshold for strangers."""
     families: dict[str, list[int]] = {}
     for row, name in enumerate(table.identities.tolist()):

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from facemetric.commands.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files, read_index
-from facemetric.data.pair_images import resolve
+from facemetric.data.pair_images import distinct_pairs, resolve
 from facemetric.data.pairs import Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.verification import check_folds
 from facemetric.machine import pick_device
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights
@@ -36,9 +37,11 @@ def read_tables(config: EvalConfig, pairs: Pairs | None) -> Tables:
     for name in (config.weights, config.compare):
         if name and not is_stored(name):
             find_weights(name)
+    if pairs is not None and pairs.fold is not None:
+        check_folds(pairs.same, pairs.fold)
     images = read_images(config, pairs)
     if pairs is not None and images is not None:
-        resolve(pairs, images, missing_list=config.out / "missing_images.txt")
+        distinct_pairs(pairs, *resolve(pairs, images, missing_list=config.out / "missing_images.txt"))
     gallery_images = None
     if config.gallery and not is_stored(config.gallery[0]):
         require(bool(config.weights), "--gallery of images needs --weights; beside --embeddings give an .npz")
@@ -70,7 +73,10 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
         return None
     if pairs.holds_images:
         return announced(read_index(pairs.source))
-    return index_files(pairs.paths(), Path(pairs.source).parent)
+    try:
+        return index_files(pairs.paths(), Path(pairs.source).parent)
+    except DataError as error:
+        raise DataError(f"{error}; or say with --data which images the pairs name") from None
 
 
 def embed(

@@ -1,97 +1,139 @@
-"""What `facemetric verify` does: two images, one person or two, by a threshold that the weights hold."""
+"""One person or two on two images, by a threshold that the weights hold: `facemetric verify` and `Verifier`."""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemetric.config import VerifyConfig, make_config, require
-from facemetric.data.images import decode
-from facemetric.data.index import ImageIndex, index_files
-from facemetric.errors import DataError
-from facemetric.evaluation.embed import embed_index
+import numpy as np
+from PIL import Image
+
+from facemetric.config import VerifyConfig, check_ranges, require
+from facemetric.config.calls import takes_options
 from facemetric.evaluation.thresholds import Stored, stored_threshold
-from facemetric.evaluation.verification import pair_scores
 from facemetric.machine import pick_device
+from facemetric.model.embedder import similarity
+from facemetric.model.pictures import Picture, picture_size, read_picture
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights
 
-UNLIKE = 1.5  # times larger or smaller, or times as wide for its height as half of that
+UNLIKE = 1.5  # times larger or smaller than the images that the threshold was chosen on
+FLAT = 4.0  # standard deviation of grey values of 0..255, below which a crop shows nothing
+
+NO_FACE_CHECK = (
+    "whether the pictures show a face was not checked: two skies, or two walls, can pass as one person too"
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`same` is `score >= stored.threshold.threshold.value`, the score a cosine, -1..1; `notes` are sentences."""
+    """`same` is `score >= threshold`, both cosines, -1..1; `far` is the FAR that the threshold was chosen for.
+
+    `stored`: the threshold's record, with intervals and what it was chosen on; `notes`: sentences for the user."""
 
     same: bool
     score: float
-    stored: Stored
-    notes: tuple[str, ...]
+    threshold: float
+    far: float
+    notes: tuple[str, ...] = field(repr=False)
+    stored: Stored = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values under plain names: the verdict, and the threshold's record as config.json has it."""
+        """The verdict, and the threshold's record as config.json has it, in plain values for JSON."""
         return {"same": self.same, "score": self.score, "notes": list(self.notes)} | {
             name: value for name, value in self.stored.to_dict().items() if name != "score"
         }
 
+    def text(self) -> str:
+        """The answer first, then what it rests on."""
+        found, compared = self.stored.threshold, ">=" if self.same else "<"
+        threshold = found.threshold
+        lines = [
+            f"{'same person' if self.same else 'different people'}: cosine {self.score:.4f} {compared} "
+            f"threshold {threshold.value:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]",
+            f"at FAR {found.wanted_far:g} [{found.far.low:.2g}, {found.far.high:.2g}]: this share of pairs of two "
+            f"people is taken for one; TAR {found.tar.value:.3f} [{found.tar.low:.3f}, {found.tar.high:.3f}]: this "
+            "share of pairs of one person is recognised",
+            f"chosen on {found.images:,} images of {found.identities:,} people: {self.stored.chosen_on}",
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
-def verify(image1: str | Path = "", image2: str | Path = "", **options: Any) -> Verdict:
+
+class Verifier:
+    """Says whether two pictures show one person; weights and threshold are loaded once.
+
+    `Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg")` is a `Verdict`. Raises WeightsError where there are no such
+    weights, or where they hold no threshold for `far`, ConfigError for an unknown device."""
+
+    def __init__(self, weights: str | Path, *, far: float = 1e-3, device: str = "auto") -> None:
+        self.weights = find_weights(weights)
+        self.stored = stored_threshold(self.weights, far)
+        self.embedder = load_weights(self.weights, pick_device(device))
+
+    @property
+    def threshold(self) -> float:
+        """The cosine from which two pictures count as one person."""
+        return self.stored.threshold.threshold.value
+
+    @property
+    def far(self) -> float:
+        """The FAR that the threshold was chosen for."""
+        return self.stored.threshold.wanted_far
+
+    def __repr__(self) -> str:
+        return f"Verifier({str(self.weights)!r}, far={self.far:g}, threshold={self.threshold:.4f})"
+
+    def __call__(self, a: Picture, b: Picture) -> Verdict:
+        """Compare two pictures: paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W).
+
+        Raises DataError for a picture that is missing, broken or of another type."""
+        crops = [self.crop_of(picture, name) for picture, name in ((a, "the first"), (b, "the second"))]
+        emb_2D = self.embedder.embed([image for image, _ in crops], flip=self.stored.flip)
+        score = float(similarity(emb_2D[0], emb_2D[1])[0, 0])
+        notes = (NO_FACE_CHECK, *(note for _, found in crops for note in found))
+        return Verdict(score >= self.threshold, score, self.threshold, self.far, notes, self.stored)
+
+    def crop_of(self, picture: Picture, name: str) -> tuple[Image.Image, list[str]]:
+        """The face crop of a picture, and notes on it. The one place where a photograph becomes a crop: it is taken
+        as one already, and no face is looked for."""
+        name = str(picture) if isinstance(picture, (str, Path)) else f"{name} picture"
+        image = read_picture(picture, name, enough=self.embedder.transform.enough)
+        notes = [size_note(picture_size(picture), name, self.stored.image_size)]
+        if np.asarray(image.convert("L"), np.float32).std() < FLAT:
+            notes.append(f"{name} is nearly of one colour: it shows no face, and the answer means nothing")
+        return image, [note for note in notes if note]
+
+
+@takes_options(VerifyConfig)
+def verify(config: VerifyConfig) -> Verdict:
     """Whether two images show one person; the options are those of VerifyConfig.
 
     `verify("a.jpg", "b.jpg", weights="runs/finetune", far=1e-3)` is
-    `facemetric verify a.jpg b.jpg --weights runs/finetune --far 1e-3`.
+    `facemetric verify a.jpg b.jpg --weights runs/finetune --far 1e-3`. For many pairs use `Verifier`.
     Raises ConfigError, DataError or WeightsError, each with what to change."""
-    return run_verify(make_config(VerifyConfig, image1=image1, image2=image2, **options))
+    return run_verify(config)
 
 
 def run_verify(config: VerifyConfig) -> Verdict:
     """verify, from a config."""
-    images = (config.image1, config.image2)
-    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    folder = find_weights(config.weights)
-    stored = stored_threshold(folder, config.far)
-    for path in images:
-        if not os.path.isfile(path):
-            raise DataError(f"{path}: no such file; give an image")
-    index = index_files(images)
-    embedded = embed_index(load_weights(folder, pick_device(config.device)), index, flip=stored.flip)
-    for row, reason in embedded.bad:
-        raise DataError(f"{index.name(row)} cannot be read: {reason}; give an image")
-    row_a, row_b = (embedded.table.paths.tolist().index(path) for path in images)
-    score = float(pair_scores(embedded.table.embeddings, [row_a], [row_b])[0])
-    verdict = Verdict(score >= stored.threshold.threshold.value, score, stored, notes_on(index, stored))
-    print(json.dumps(verdict.to_dict()) if config.json else text_of(verdict))
-    return verdict
+    require(
+        bool(config.image1 and config.image2),
+        "verify needs two images: facemetric verify A.jpg B.jpg --weights W",
+    )
+    check_ranges(config)
+    return Verifier(config.weights, far=config.far, device=config.device)(config.image1, config.image2)
 
 
-def notes_on(index: ImageIndex, stored: Stored) -> tuple[str, ...]:
-    """A sentence for each image whose size or shape is unlike that of the faces the threshold was chosen on."""
-    width, height = stored.image_size
-    notes = []
-    for row in range(len(index)) if width and height else ():
-        own = decode(index.read(row)).size
-        wide, high = own[0] / width, own[1] / height
-        if max(wide / high, high / wide) > 1.1 or not 1 / UNLIKE < wide < UNLIKE:
-            notes.append(
-                f"{index.name(row)} is {own[0]} x {own[1]} pixels, the threshold was chosen on images of "
-                f"{width} x {height}: cut and align the face as those are (tools/align_faces.py)"
-            )
-    return tuple(notes)
-
-
-def text_of(verdict: Verdict) -> str:
-    """The answer first, then what it rests on."""
-    found, compared = verdict.stored.threshold, ">=" if verdict.same else "<"
-    threshold = found.threshold
-    lines = [
-        f"{'same person' if verdict.same else 'different people'}: cosine {verdict.score:.4f} {compared} "
-        f"threshold {threshold.value:.4f} [{threshold.low:.4f}, {threshold.high:.4f}]",
-        f"at FAR {found.wanted_far:g} [{found.far.low:.2g}, {found.far.high:.2g}]: this share of pairs of two people "
-        f"is taken for one; TAR {found.tar.value:.3f} [{found.tar.low:.3f}, {found.tar.high:.3f}]: this share of "
-        "pairs of one person is recognised",
-        f"chosen on {found.images:,} images of {found.identities:,} people: {verdict.stored.chosen_on}",
-    ]
-    return "\n".join(lines + [f"note: {note}" for note in verdict.notes])
+def size_note(size: tuple[int, int], name: str, chosen_on: tuple[int, int]) -> str:
+    """A sentence where size or shape is unlike that of the images that the threshold was chosen on, else ""."""
+    width, height = chosen_on
+    if not (width and height):
+        return ""
+    wide, high = size[0] / width, size[1] / height
+    if max(wide / high, high / wide) <= 1.1 and 1 / UNLIKE < wide < UNLIKE:
+        return ""
+    return (
+        f"{name} is {size[0]} x {size[1]} pixels, the threshold was chosen on images of {width} x {height}: "
+        "cut and align the face as those are (tools/align_faces.py)"
+    )

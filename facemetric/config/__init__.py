@@ -24,6 +24,7 @@ from facemetric.config.commands import (
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.fields import check_ranges
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
@@ -45,6 +46,7 @@ __all__ = [
     "VerifyConfig",
     "VisualizeConfig",
     "check_least",
+    "check_ranges",
     "check_stage",
     "config_command",
     "config_dict",

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from facemetric.config.fields import check_ranges
 from facemetric.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
@@ -49,7 +50,9 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     hints = get_type_hints(kind)
     for name, value in values.items():
         check_type(name, hints[name], value)
-    return kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+    config = kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
+    check_ranges(config)
+    return config
 
 
 def check_type(name: str, hint: Any, value: Any) -> None:
@@ -107,7 +110,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def config_toml(config: Any) -> str:
-    """The options as TOML that `--config` reads back, without `resume`: it starts the same run anew."""
+    """The options as TOML that `--config` reads back, without `resume`: it starts the same run again."""
     import json  # TOML's strings, numbers, booleans and flat lists are written as JSON's
 
     options = config_dict(config)

@@ -40,7 +40,7 @@ def options_signature(kind: type, returns: Any = inspect.Signature.empty) -> ins
     """The signature of a function that takes the options of a config: those before KW_ONLY also by position."""
     hints = get_type_hints(kind)
     parameters = []
-    for field in sorted(fields(kind), key=lambda field: field.kw_only):
+    for field in sorted(fields(kind), key=lambda field: bool(field.kw_only)):
         assert field.default is not MISSING, f"{kind.__name__}.{field.name} needs a default"
         parameters.append(
             inspect.Parameter(

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from facemetric.config.fields import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    AT_LEAST_2,
+    POSITIVE_SHARE,
+    SEED,
+    SHARE,
+    WORKERS,
+    Range,
+)
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
@@ -29,7 +40,7 @@ class EvalConfig:
     """Embeddings in place of weights: .npz or .parquet with embeddings, identities and paths."""
     compare: str = ""
     """A second model on the same images: weights, or embeddings as .npz or .parquet."""
-    fars: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are said."""
     svm: bool = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
@@ -39,17 +50,17 @@ class EvalConfig:
     """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
     flip: bool = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
-    folds: int = 10
+    folds: Annotated[int, AT_LEAST_2] = 10
     """Folds of the accuracy where the pairs do not name theirs."""
-    max_bad: float = 0.0
+    max_bad: Annotated[float, SHARE] = 0.0
     """Share of unreadable images above which the job stops, 0..1, of `data` and of `gallery`; a pair's always does."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images embedded at once."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = -1
+    workers: Annotated[int, WORKERS] = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
 
@@ -66,15 +77,15 @@ class DataConfig:
     """Folder for embeddings.npz and bad_images.csv."""
     flip: bool = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
-    max_bad: float = 0.0
+    max_bad: Annotated[float, SHARE] = 0.0
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images embedded at once."""
-    seed: int = 0
-    """Seed of the people that are drawn anew for the intervals."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the resamples behind the confidence intervals."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int = -1
+    workers: Annotated[int, WORKERS] = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
 
@@ -83,7 +94,7 @@ class CalibrateConfig(DataConfig):
     """A threshold for a wanted FAR, from identities that the weights were not trained on."""
 
     _: KW_ONLY
-    far: tuple[float, ...] = (1e-3,)
+    far: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-3,)
     """Wanted share of pairs of two people that are taken for one, above 0; a threshold is stored for each."""
     identities: Path | None = None
     """Text file of the identities of DATA to take, one a line; all where none is named."""
@@ -121,17 +132,17 @@ class ClusterConfig(DataConfig):
     _: KW_ONLY
     embeddings: Path | None = None
     """Embeddings to group in place of DATA's, such as an earlier run's embeddings.npz; DATA is for the sheets."""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Range(-1, 1)] = None
     """Cosine similarity from which two images count as alike, -1..1; where none is given, that of --far."""
     far: float = 1e-3
     """FAR of the stored threshold to group by; `facemetric calibrate` stores them."""
     method: Method = "agglomerative"
     """Join by average similarity, by chains of alike images (components), or by chains of crowded ones (dbscan)."""
-    min_images: int = 3
+    min_images: Annotated[int, AT_LEAST_1] = 3
     """Images alike to one, itself counted, that make it part of a chain of dbscan."""
     labels: bool = True
     """Whether folders, or the csv's identities, are people to measure the clusters against."""
-    sheets: int = 50
+    sheets: Annotated[int, AT_LEAST_0] = 50
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
     out: Path = Path("runs/cluster")
     """Folder for clusters.csv, clusters.json, sheets/, embeddings.npz and bad_images.csv."""
@@ -154,15 +165,15 @@ class CheckConfig(DataConfig):
     """Text file of images to leave out, as for pretrain."""
     out: Path = Path("runs/check")
     """Folder for findings.csv, the lists made of it, check.json and the picture sheets."""
-    chance: float = 0.01
+    chance: Annotated[float, SHARE] = 0.01
     """Pairs of identities listed by chance for each identity, 0..1; more of them, and more of the true ones."""
-    mislabelled: float = 0.2
+    mislabelled: Annotated[float, SHARE] = 0.2
     """Images are listed that more than this share of the other identities are nearer to than the rest of their own."""
-    sheets: int = 5
+    sheets: Annotated[int, AT_LEAST_0] = 5
     """Picture sheets of each kind of finding, at most; 0 draws none."""
-    max_bad: float = 0.01
+    max_bad: Annotated[float, SHARE] = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the samples that thresholds are taken from."""
 
 
@@ -175,9 +186,9 @@ class VisualizeConfig(DataConfig):
     _: KW_ONLY
     embeddings: Path | None = None
     """Embeddings to show in place of weights, as eval writes them; DATA then only lends the pictures."""
-    images: int = 5000
+    images: Annotated[int, AT_LEAST_2] = 5000
     """Most images in the projector: people are drawn, those with two images first, 30 of one unless people are few."""
-    map_images: int = 2000
+    map_images: Annotated[int, AT_LEAST_2] = 2000
     """Most images in a t-SNE picture, drawn in the same way."""
     out: Path = Path("runs/visualize")
     """Folder for the projector's files and the png; give it to tensorboard --logdir."""

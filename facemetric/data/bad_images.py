@@ -1,8 +1,4 @@
-"""Batches of pixels from row numbers, made by worker processes or in place; and the list of bad images.
-
-An image's augmentation depends on (seed, epoch, step, row) alone, so the pixels are the same for any number
-of workers and ranks, and after a restart in the middle of an epoch. Shapes: B batch, H height, W width.
-"""
+"""The list of images that cannot be used: every job leaves one beside its results, and goes on."""
 
 from __future__ import annotations
 
@@ -26,8 +22,8 @@ class BadImageLog:
     """Keeps `path`, a csv with the columns name and reason.
 
     `total` images are in the job; more than `max_bad` (a share, 0..1) of them bad is a DataError. A line is
-    written in one piece, so a killed job leaves whole lines but for the last, which is then taken out; a job
-    that goes on counts those that stand there.
+    written in one piece, so of a killed job only the last line may be cut: it is removed when the job resumes, and
+    the others count.
     """
 
     def __init__(self, path: str | Path, total: int, max_bad: float) -> None:
@@ -39,7 +35,7 @@ class BadImageLog:
         return len(self.reasons)
 
     def add(self, name: str, reason: str) -> None:
-        """Notes an image; one noted before is not written again."""
+        """List an image, once. DataError above the share that is allowed."""
         if name in self.reasons:
             return
         if not self.reasons:
@@ -49,7 +45,7 @@ class BadImageLog:
         if len(self) > self.max_bad * self.total:
             raise DataError(
                 f"{len(self)} of {self.total} images are bad, above the share of {self.max_bad:g} allowed;"
-                f" the last is {name} ({reason}), all are in {self.path}: mend them or raise --max-bad"
+                f" the last is {name} ({reason}), all are in {self.path}: repair them or raise --max-bad"
             )
 
     def _read(self) -> None:
@@ -60,7 +56,7 @@ class BadImageLog:
         try:
             lines = list(csv.reader(io.StringIO(whole, newline="")))
         except csv.Error as error:
-            raise DataError(f"{self.path}: is damaged ({error}); remove it, it is made anew") from None
+            raise DataError(f"{self.path}: is damaged ({error}); remove it, a new one is made") from None
         self.reasons = {line[0]: line[1] for line in lines[1:] if len(line) == 2}
         if whole != text:
             lines = [["name", "reason"], *map(list, self.reasons.items())]
@@ -70,6 +66,6 @@ class BadImageLog:
 def _write(path: Path, mode: str, lines: Iterable[Sequence[str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(lines)
-    # Names that are no UTF-8 are written with escapes.
+    # Names that are not UTF-8 are written with escapes.
     with open(path, mode + "b", buffering=0) as file:
         file.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -51,7 +51,8 @@ def chunks(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -
 
 
 class ShuffledBatches:
-    """Every row once an epoch, shuffled anew each epoch; or at most `cap` rows of each label, drawn anew.
+    """Every row once an epoch, in another order each time; or at most `cap` rows of each label, drawn again
+    each time.
 
     `labels` (N,) are the rows' identities; `cap` 0 takes all. `batch_size` is that of all ranks together. With
     `drop_last` the rows that do not fill a batch wait for another epoch, as batch statistics of a few images

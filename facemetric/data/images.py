@@ -1,4 +1,4 @@
-"""Bytes to pixels: decode whatever image came, then cut, augment and scale it to the network's size.
+"""Bytes to pixels: decode an image of any kind; the network's preprocessing, and normalised batches.
 
 Shapes: B batch, H height, W width. Pixels are uint8 RGB until `normalise`, once a batch, on the device.
 """
@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from facemetric.errors import ConfigError, did_you_mean
 
-MAX_PIXELS = 64_000_000  # a 64-megapixel camera; below PIL's own bomb warning
+MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB; below PIL's own warning of a bomb
+MAX_JPEG_PIXELS = 256_000_000  # of a JPEG that is decoded smaller: above the 200 megapixels of phones
+JPEG_START = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # no EPS or PDF: those start other programs
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -103,29 +106,57 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
     """An upright RGB picture of the first frame.
 
     Transparency is laid over white, as a viewer shows it; 16-bit grey keeps its upper 8 bits; CMYK and
-    palettes are converted; EXIF rotation is applied. `enough` > 0 lets a JPEG be decoded at 1/2, 1/4 or 1/8
-    where its shorter side stays at least so many pixels. BadImage where it is empty, no image, cut short, or
-    larger than `max_pixels`. Damage inside a JPEG that libjpeg bridges with grey is not noticed.
+    palettes are converted; EXIF rotation is applied. A JPEG is decoded at 1/2, 1/4 or 1/8 where it has more than
+    `max_pixels`, and with `enough` > 0 where its shorter side stays at least so many pixels. BadImage where it is
+    empty, no image, cut short, or too large: other formats above `max_pixels`, a JPEG above MAX_JPEG_PIXELS. Damage
+    inside a JPEG that libjpeg bridges with grey is not noticed.
     """
     if not data:
         raise BadImage("zero bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise BadImage(f"{image.width} x {image.height} pixels, at most {max_pixels} are decoded")
-        if enough and image.format == "JPEG" and min(image.size) >= 2 * enough:
-            scale = enough / min(image.size)
-            image.draft(None, (int(image.width * scale), int(image.height * scale)))  # never below this size
+        if data.startswith(JPEG_START):
+            image = _jpeg(data, max_pixels, enough)
+        else:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_pixels(image, max_pixels, "save it smaller, or as a JPEG")
         image.load()
         return _rgb(_upright(image))
     except BadImage:
         raise
     except MemoryError:
         raise BadImage("needs more memory than there is") from None
-    except (
-        Exception
-    ) as error:  # PIL's readers raise whatever they meet: OSError, SyntaxError, struct.error ...
+    except Exception as error:  # PIL's readers raise what they meet: OSError, SyntaxError, struct.error ...
         raise BadImage(_reason(error)) from None
+
+
+def _jpeg(data: bytes, max_pixels: int, enough: int) -> Image.Image:
+    """A JPEG, not yet decoded, at the scale that `decode` promises.
+
+    Not by Image.open, which refuses or warns at the size that is stated: what matters is the size that comes out.
+    """
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+    except SyntaxError:
+        raise BadImage("no image of a known kind") from None
+    _check_pixels(image, MAX_JPEG_PIXELS, "save it smaller")
+    width, height = image.size
+    wanted = [image.size]  # sizes that the picture may shrink to, but not below
+    if min(image.size) >= 2 * enough > 0:
+        scale = enough / min(image.size)
+        wanted.append((int(width * scale), int(height * scale)))
+    divisor = 1
+    while divisor < 8 and -(-width // divisor) * -(-height // divisor) > max_pixels:
+        divisor *= 2
+        wanted.append((max(1, width // divisor), max(1, height // divisor)))
+    if len(wanted) > 1:
+        image.draft(None, min(wanted))
+    _check_pixels(image, max_pixels, "save it smaller")
+    return image
+
+
+def _check_pixels(image: Image.Image, most: int, remedy: str) -> None:
+    if image.width * image.height > most:
+        raise BadImage(f"{image.width} x {image.height} pixels, at most {most} are decoded; {remedy}")
 
 
 def _reason(error: Exception) -> str:
@@ -160,6 +191,17 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", over.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, over).convert("RGB")
     return image.convert("RGB")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An open picture as `decode` gives it: turned upright as EXIF says, in RGB. Raises BadImage as `decode` does."""
+    try:
+        image.load()
+        return _rgb(_upright(image))
+    except BadImage:
+        raise
+    except Exception as error:  # as in decode
+        raise BadImage(_reason(error)) from None
 
 
 def normalise(images_BHWC: torch.Tensor, pre: Preprocess, device: torch.device | str) -> torch.Tensor:

@@ -1,12 +1,11 @@
 """The index: which images there are, of whom, and where their bytes lie.
 
-An image is a byte range of a file, so a folder's image and a tar's member are read in the same way, in any
-order. A source is `PATH` or `NAME=PATH`; the path is a folder (`identity/**/image.jpg`), a csv with the
-columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members are
-`identity/image.jpg`, or a folder of such tars. Hidden folders (`.thumbnails`) are passed over. Identities of a named
-source are prefixed with `NAME/`; where several sources are given, an unnamed one is prefixed with its folder's name or
-its file's stem, so that `001` in two sources stays two people. Sources given the same name on purpose
-(`a=x.tar a=y.tar`) share their identities.
+A source is `PATH` or `NAME=PATH`; readers/ has a reader for each kind: a folder (`identity/**/image.jpg`), a csv with
+the columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members
+are `identity/image.jpg`, a folder of such tars, InsightFace's `.bin`. Identities of a named source are prefixed with
+`NAME/`; where several sources are given, an unnamed one is prefixed with its folder's name or its file's stem, so that
+`001` in two sources stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their
+identities.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.data.readers.csv import scan_files
+from facemetric.data.readers import skips as kinds
+from facemetric.data.readers.csv import FileList
 from facemetric.data.readers.sources import Source, parse_source, prefixes, scan
-from facemetric.data.store import EXAMPLES, MOST_VALUES, Location, Rows, Store, composed
-from facemetric.errors import DataError, did_you_mean
+from facemetric.data.store import MOST_VALUES, Location, Rows, Store, composed
+from facemetric.errors import DataError, did_you_mean, plural
 
 __all__ = ["ImageIndex", "Location", "Source", "Split", "index_files", "parse_source", "read_index"]
 
@@ -37,10 +37,10 @@ class Split(NamedTuple):
 
 
 class ImageIndex:
-    """N images of some identities, in the order of (identity, name), whatever the file system's order was.
+    """N images of some identities, in the order of (identity, name), not in the file system's.
 
     `identity` (N,) int32 points into `identities`, sorted names. `aliases` maps a merged name to the one
-    kept. `notes` says in sentences what was passed over, `ignored` how many files that were.
+    kept. `notes` says in sentences what was skipped, `ignored` how many files and folders that were.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ImageIndex:
         self._store = store
         self._rows = rows  # (N,) int64, rows of the store
         self.identity = identity
-        self.identities = tuple(identities)
+        self.identities = tuple(map(str, identities))  # numpy's texts read `np.str_('anna')` in messages
         self.aliases: Mapping[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.ignored = 0
@@ -58,7 +58,7 @@ class ImageIndex:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        return f"<ImageIndex: {len(self)} images of {len(self.identities)} identities>"
+        return f"<ImageIndex: {plural(len(self), 'image')} of {plural(len(self.identities), 'identity', 'identities')}>"
 
     def name(self, i: int) -> str:
         """`identity/image.jpg`, or the path as the csv has it; with the source's prefix where there is one.
@@ -104,6 +104,10 @@ class ImageIndex:
         """(identities,) int64: images of each identity."""
         return np.bincount(self.identity, minlength=len(self.identities))
 
+    def size(self, i: int) -> int:
+        """Bytes of image i."""
+        return int(self._store.size[self._rows[i]])
+
     def sizes(self) -> np.ndarray:
         """(N,) int64: bytes of each image."""
         return self._store.size[self._rows]
@@ -124,7 +128,7 @@ class ImageIndex:
     def select(self, rows: np.ndarray) -> ImageIndex:
         """The images of a boolean mask (N,) or of row numbers, in that order.
 
-        Identities are numbered anew among those present, names still sorted; the storage is shared.
+        Identities are numbered again among those present, names still sorted; the storage is shared.
         """
         present, identity = np.unique(self.identity[rows], return_inverse=True)
         names = [self.identities[i] for i in present]
@@ -149,7 +153,7 @@ class ImageIndex:
         numbers, unknown = self.identity_numbers(names)
         if unknown and not skip_unknown:
             raise DataError(
-                f"{len(unknown)} listed identities are not in the data, first {unknown[0]!r}"
+                f"{plural(len(unknown), 'listed identity', 'listed identities')} not in the data, first {unknown[0]!r}"
                 f"{did_you_mean(unknown[0], self.identities)}"
             )
         wanted = np.zeros(len(self.identities), bool)
@@ -160,13 +164,13 @@ class ImageIndex:
     def identity_numbers(self, names: Sequence[str]) -> tuple[list[int], list[str]]:
         """Numbers of the identities of these names (through merges), and the names that are unknown.
 
-        A letter and its accent may be one character or two; where the index has both, the name as it stands counts.
+        A letter and its accent may be one character or two; where the index has both, the name as it is written counts.
         """
         exact = {name: i for i, name in enumerate(self.identities)}
         exact |= {old: exact[name] for old, name in self.aliases.items() if name in exact}
         number = {composed(name): i for name, i in exact.items()} | exact
         found = [number.get(name, number.get(composed(name))) for name in names]
-        unknown = [name for name, i in zip(names, found, strict=True) if i is None]
+        unknown = [str(name) for name, i in zip(names, found, strict=True) if i is None]
         return [i for i in found if i is not None], unknown
 
     @cached_property
@@ -194,8 +198,8 @@ class ImageIndex:
         digest = hashlib.sha256(self.fingerprint.encode())
         digest.update(self._store.mtime[self._rows].tobytes())
         for i in np.unique(self._store.file[self._rows]):
-            file = self._store.files[i]
-            digest.update(f"{file.size} {file.mtime}".encode() if file.is_tar else b"-")
+            stamp = self._store.files[i].reader.stamp
+            digest.update(f"{stamp.size} {stamp.mtime}".encode() if stamp else b"-")
         return digest.hexdigest()
 
     def _like(self, rows: np.ndarray, identity: np.ndarray, identities: Sequence[str]) -> ImageIndex:
@@ -207,9 +211,9 @@ class ImageIndex:
 def read_index(data: str | Path | Sequence[str | Path], *, loose: bool = False) -> ImageIndex:
     """Reads one or several sources (see the top of the module) into one index.
 
-    With `loose`, images that belong to no identity are taken too: see `sources.is_loose`.
-    What is passed over (files that are no images, broken links) is counted in `ignored` and said in `notes`.
-    DataError where a source is missing, empty, damaged, or one image is listed for two identities.
+    With `loose`, images that belong to no identity are taken too: see `sources.is_loose`. What is skipped (files that
+    are no images, thumbnails, broken links: readers/skips.py) is counted in `ignored` and told in `notes`. DataError
+    where a source is missing, empty, damaged, or one image is listed for two identities.
     """
     texts = [data] if isinstance(data, str | Path) else list(data)
     if not texts:
@@ -227,7 +231,7 @@ def index_files(paths: Sequence[str | Path], root: str | Path = "") -> ImageInde
     DataError that names those that do not exist.
     """
     rows = Rows()
-    scan_files(rows, str(root) or ".", [(os.fspath(path), None, {}) for path in paths])
+    rows.add_source(FileList(str(root) or ".", [os.fspath(path) for path in paths]), "")
     return _in_order(rows)
 
 
@@ -251,24 +255,20 @@ def _in_order(rows: Rows) -> ImageIndex:
     index = ImageIndex(store, order.astype(np.int64), identity, names)
     if not keep.all():
         index = index.select(keep)
-    index.notes = tuple(
-        f"{count} {why} passed over: {', '.join(rows.ignored[why])}{', ...' if count > EXAMPLES else ''}"
-        for why, count in rows.ignored_counts.items()
-    )
-    index.notes += tuple(rows.notes)
+    index.notes = (*rows.skips.notes(), *rows.notes)
     index.notes += tuple(
-        f"column {name!r} has over {MOST_VALUES:,} values: it is no group"
+        f"column {name!r} has over {MOST_VALUES:,} values: it is not used as a group"
         for name, column in rows.groups.items()
         if column.many
     )
-    index.ignored = sum(rows.ignored_counts.values())
+    index.ignored = sum(rows.skips.counts.values())
     return index
 
 
 def _without_doubles(
     rows: Rows, store: Store, order: np.ndarray, identity: np.ndarray, hashes: np.ndarray
 ) -> np.ndarray:
-    """(N,) bool: of a name met twice in one file the last stands, as in tar; across files: DataError."""
+    """(N,) bool: of a name met twice in one file the last counts, as in tar; across files: DataError."""
     keep = np.ones(len(order), bool)
     by_hash = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[by_hash][1:] == hashes[by_hash][:-1])
@@ -276,10 +276,10 @@ def _without_doubles(
         name = store.name(order[i])
         if name != store.name(order[j]):
             continue
-        one, other = (store.files[store.file[order[k]]].path for k in (i, j))
+        one, other = (store.files[store.file[order[k]]].reader.path for k in (i, j))
         if one != other:
             raise DataError(
-                f"{name!r} stands in both {one} and {other}; name the sources apart, as A=PATH B=PATH"
+                f"{name!r} is in both {one} and {other}; name the sources apart, as A=PATH B=PATH"
             )
         if identity[i] != identity[j]:
             people = sorted(rows.identities)
@@ -287,5 +287,5 @@ def _without_doubles(
                 f"{name!r} is listed for both {people[identity[i]]!r} and {people[identity[j]]!r}; keep one"
             )
         keep[i] = False
-        rows.ignore("images listed twice (the last stands)", name)
+        rows.skips.add(kinds.TWICE, name)
     return keep

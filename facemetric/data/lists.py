@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from facemetric.data.index import ImageIndex
 from facemetric.data.store import composed
-from facemetric.errors import DataError, did_you_mean
+from facemetric.errors import DataError, did_you_mean, plural
 
 CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
 
@@ -65,7 +65,7 @@ def list_line(name: str) -> str:
 def read_merges(path: str | Path) -> list[tuple[str, ...]]:
     """Groups of names of one person: lines `a,b[,c...]`, or a csv with the columns identity_a and identity_b.
 
-    Other columns of the csv (a distance) are passed over. DataError where a line names fewer than two.
+    Other columns of the csv (a distance) are skipped. DataError where a line names fewer than two.
     """
     # A quoted name may span lines, so comments are emptied and not taken out: the reader counts them.
     lines = ["" if line.lstrip().startswith("#") else line.strip() for line in _lines(path)]
@@ -84,7 +84,7 @@ def read_merges(path: str | Path) -> list[tuple[str, ...]]:
     for number, group in zip(numbers, groups, strict=True):
         if len(group) < 2:
             raise DataError(
-                f"{path} line {number}: names {len(group)} identity, a merge needs two: write a,b"
+                f"{path} line {number}: names {plural(len(group), 'identity', 'identities')}, a merge needs two: write a,b"
             )
     return groups
 
@@ -117,7 +117,7 @@ def merge_identities(
     if missing and not skip_unknown:
         first = next(iter(missing))
         raise DataError(
-            f"{len(missing)} identities to merge are not in the data, first {first!r}"
+            f"{plural(len(missing), 'identity', 'identities')} to merge not in the data, first {first!r}"
             f"{did_you_mean(first, index.identities)}"
         )
     roots = np.array([root(i) for i in range(len(parent))])
@@ -145,8 +145,8 @@ def without_images(index: ImageIndex, names: Sequence[str]) -> tuple[ImageIndex,
     keep = np.ones(len(index), bool)
     keep[[row for row in rows if row is not None]] = False
     if not keep.any():
-        raise DataError(f"all {len(index)} images are listed to be left out; shorten the list")
-    unknown = tuple(name for name, row in zip(names, rows, strict=True) if row is None)
+        raise DataError(f"the list leaves out all {plural(len(index), 'image')}; shorten it")
+    unknown = tuple(str(name) for name, row in zip(names, rows, strict=True) if row is None)
     return (index if keep.all() else index.select(keep)), unknown
 
 
@@ -161,16 +161,18 @@ def apply_lists(
     if leave_out_images:
         before = len(index)
         index, unknown = without_images(index, read_identity_list(leave_out_images))
-        say(f"left out {before - len(index)} images{unknown_note(unknown, leave_out_images)}")
+        say(f"left out {plural(before - len(index), 'image')}{unknown_note(unknown, leave_out_images)}")
     if merge:
         merged = merge_identities(index, read_merges(merge), skip_unknown=True)
         index = merged.joined
         notes = largest_note(merged.largest) + unknown_note(merged.unknown, merge)
-        say(f"merged {merged.merged} identities into others{notes}")
+        say(f"merged {plural(merged.merged, 'identity', 'identities')} into others{notes}")
     if leave_out:
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
-        say(f"left out {len(parted.picked.identities)} identities{unknown_note(parted.unknown, leave_out)}")
+        say(
+            f"left out {plural(len(parted.picked.identities), 'identity', 'identities')}{unknown_note(parted.unknown, leave_out)}"
+        )
     return index
 
 
@@ -188,7 +190,11 @@ def largest_note(largest: Largest) -> str:
 def unknown_note(unknown: Iterable[str], path: Path) -> str:
     """The end of a sentence that says how many listed names the data does not have."""
     unknown = list(unknown)
-    return f" ({len(unknown)} names of {path} are not in the data, first {unknown[0]!r})" if unknown else ""
+    return (
+        f" ({plural(len(unknown), 'name')} of {path} not in the data, first {unknown[0]!r})"
+        if unknown
+        else ""
+    )
 
 
 def with_at_least(index: ImageIndex, images: int) -> Enough:
@@ -209,10 +215,10 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
     `allow_case_twins`. Unicode's composed and decomposed forms of a letter count as the same.
     """
     if len(index.identities) < least:
-        found = ", ".join(map(repr, index.identities))
+        found = f" ({', '.join(map(repr, index.identities))})" if index.identities else ""
         raise DataError(
-            f"{len(index.identities)} identities with images ({found}), {least} are needed; the layout"
-            " is identity/image.jpg, one folder for each identity, without a folder around them all"
+            f"{plural(len(index.identities), 'identity', 'identities')} with images{found}, {least} are needed; "
+            "the layout is identity/image.jpg, one folder for each identity, without a folder around them all"
         )
     if allow_case_twins:
         return
@@ -225,8 +231,8 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
     if twins:
         shown = ", ".join(twins[:5]) + (", ..." if len(twins) > 5 else "")
         raise DataError(
-            f"{len(twins)} identities differ in letter case alone: {shown}; merge them (--merge), or where they "
-            "are different people, say so with --case-twins"
+            f"{plural(len(twins), 'pair')} of identities that differ in letter case alone: {shown}; merge "
+            "them (--merge), or where they are different people, say so with --case-twins"
         )
 
 

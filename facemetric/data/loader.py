@@ -1,4 +1,4 @@
-"""Batches of pixels from row numbers, made by worker processes or in place; and the list of bad images.
+"""Batches of pixels from row numbers, made by worker processes or in place.
 
 An image's augmentation depends on (seed, epoch, step, row) alone, so the pixels are the same for any number
 of workers and ranks, and after a restart in the middle of an epoch. Shapes: B batch, H height, W width.
@@ -26,14 +26,8 @@ from facemetric.data.transforms import Transform
 from facemetric.errors import DataError
 
 MAX_BYTES = 256 << 20  # of one image file
-
-
-DRAWING = threading.Lock()  # the global generators are one at a time's
-
-
-GOLDEN = 0x9E3779B97F4A7C15
-
-
+DRAWING = threading.Lock()  # held by the one thread that draws from the global generators
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64
 MASK = (1 << 64) - 1
 
 
@@ -126,7 +120,7 @@ class _Batches(Dataset[Batch]):
 
     def _decode(self, row: int) -> Any:
         try:
-            size = self.index.location(row).size
+            size = self.index.size(row)
             if size > MAX_BYTES:
                 raise BadImage(f"{size} bytes, at most {MAX_BYTES} are read")
             return decode(self.index.read(row), enough=self.transform.enough)

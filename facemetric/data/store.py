@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import unicodedata
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-OPEN_FILES = 64  # tars kept open at once, beside those being read
+from facemetric.data.readers.reader import Reader, Row
+from facemetric.data.readers.skips import Skips
+
 TICK = 4096  # images between two steps of the progress bar
 MOST_VALUES = 1000  # of a group's column
-EXAMPLES = 5  # of what is passed over, named
 
 
 def composed(text: str) -> str:
@@ -25,17 +23,14 @@ def composed(text: str) -> str:
 
 
 class SourceFile(NamedTuple):
-    """A tar, or the root below which images lie as files of their own."""
+    """A file or folder that holds images, and what their names have in front of the path in it."""
 
-    path: str
-    is_tar: bool
-    prefix: str  # what names have in front of the path below the root
-    size: int
-    mtime: int  # ns
+    reader: Reader
+    prefix: str
 
 
 class Location(NamedTuple):
-    """The bytes [offset, offset + size) of a file."""
+    """The file that holds an image; its bytes are [offset, offset + size) where it is a byte range of it."""
 
     file: str
     offset: int
@@ -88,23 +83,21 @@ class Rows:
     groups: dict[str, Column] = field(default_factory=dict)  # columns of a csv beside path and identity
     leaf: bytearray = field(default_factory=bytearray)
     leaf_end: array = field(default_factory=lambda: array("q"))
-    ignored: dict[str, list[str]] = field(default_factory=dict)  # why -> EXAMPLES of them
-    ignored_counts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what else is to be said of the sources
+    skips: Skips = field(default_factory=Skips)
+    notes: list[str] = field(default_factory=list)  # what else the user should know of the sources
     bar: tqdm = field(
         default_factory=lambda: tqdm(desc="reading the index", unit=" images", delay=2, leave=False)
     )
 
-    def add(
-        self,
-        identity: str,
-        path: str,
-        offset: int,
-        size: int,
-        mtime: int,
-        groups: Mapping[str, str] | None = None,
-    ) -> None:
-        """An image of the last file of `files`; `path` is below its root, `groups` its group in each column."""
+    def add_source(self, reader: Reader, prefix: str, *, loose: bool = False) -> None:
+        """All images that a reader finds."""
+        self.files.append(SourceFile(reader, prefix))
+        for row in reader.scan(self.skips, loose=loose):
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """An image of the last file of `files`."""
+        identity, path, size, offset, mtime, groups = row
         prefix = self.files[-1].prefix
         head, _, tail = path.rpartition("/")
         folder = (prefix + head) if head else prefix[:-1]
@@ -117,16 +110,10 @@ class Rows:
         self.mtime.append(mtime)
         self.leaf += leaf.encode("utf-8", "surrogateescape")
         self.leaf_end.append(len(self.leaf))
-        for name, text in (groups or {}).items():
+        for name, text in groups.items():
             self.groups.setdefault(name, Column()).set(len(self.identity) - 1, text)
         if len(self.leaf_end) % TICK == 0:
             self.bar.update(TICK)
-
-    def ignore(self, why: str, what: str) -> None:
-        self.ignored_counts[why] = self.ignored_counts.get(why, 0) + 1
-        examples = self.ignored.setdefault(why, [])
-        if len(examples) < EXAMPLES:
-            examples.append(what)
 
 
 class Store:
@@ -143,7 +130,6 @@ class Store:
         folders = [name.encode("utf-8", "surrogateescape") for name in rows.folders]
         self.folders = Packed(b"".join(folders), np.cumsum([len(name) for name in folders], dtype=np.int64))
         self.groups = {name: self._column(column) for name, column in rows.groups.items() if not column.many}
-        self._open: dict[int, OpenTar] = {}
 
     def _column(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
         """Different texts, and which of them each row has (N,)."""
@@ -156,56 +142,36 @@ class Store:
         return f"{folder}/{self.leaves[row]}" if folder else self.leaves[row]
 
     def location(self, row: int) -> Location:
-        file = self.files[self.file[row]]
-        if file.is_tar:
-            return Location(file.path, int(self.offset[row]), int(self.size[row]))
-        return Location(os.path.join(file.path, self.name(row)[len(file.prefix) :]), 0, int(self.size[row]))
+        stored = StoreRow(self, row)
+        return Location(self.files[self.file[row]].reader.file_of(stored), stored.offset, stored.size)
 
     def read(self, row: int) -> bytes:
-        """The bytes of a row. OSError where they are gone, or the file was written to since it was indexed."""
-        which = int(self.file[row])
-        size = int(self.size[row])
-        source = self.files[which]
-        if not source.is_tar:
-            with open(self.location(row).file, "rb") as file:
-                _same_file(file.fileno(), "it", size, int(self.mtime[row]))
-                return file.read()
-        tar = self._tar(which)
-        _same_file(tar.descriptor, source.path, source.size, source.mtime)
-        data = os.pread(tar.descriptor, size, int(self.offset[row]))
-        if len(data) < size:
-            raise OSError(errno.EIO, f"{source.path} was cut short since it was indexed")
-        return data
-
-    def _tar(self, which: int) -> OpenTar:
-        """A file of `files`, open while the caller holds it. Without a lock, which a fork could find taken."""
-        tar = self._open.get(which)
-        if tar is None:
-            for oldest in list(self._open)[: max(0, len(self._open) + 1 - OPEN_FILES)]:
-                self._open.pop(oldest, None)
-            tar = self._open[which] = OpenTar(self.files[which].path)
-        return tar
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in another process
+        """The bytes of a row. OSError where they are gone, or the file was changed since it was indexed."""
+        return self.files[self.file[row]].reader.open(StoreRow(self, row))
 
 
-class OpenTar:
-    """A file open for reading, closed when the last thread that reads it has let go: a number that is closed
-    earlier may be another file's by the time it is read."""
+class StoreRow:
+    """A row of a store, whose values are looked up when a reader asks for them."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    __slots__ = ("_row", "_store")
 
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+    def __init__(self, store: Store, row: int) -> None:
+        self._store, self._row = store, row
 
+    @property
+    def name(self) -> str:
+        """The path in the source, without its prefix."""
+        store = self._store
+        return store.name(self._row)[len(store.files[store.file[self._row]].prefix) :]
 
-def _same_file(descriptor: int, what: str, size: int, mtime: int) -> None:
-    """OSError unless an open file has the size and time of change that it was indexed with."""
-    state = os.fstat(descriptor)
-    if state.st_size < size:
-        raise OSError(errno.EIO, f"{what} was cut short since it was indexed")
-    if state.st_size != size or state.st_mtime_ns != mtime:
-        raise OSError(errno.EIO, f"{what} was changed since it was indexed")
+    @property
+    def size(self) -> int:
+        return int(self._store.size[self._row])
+
+    @property
+    def offset(self) -> int:
+        return int(self._store.offset[self._row])
+
+    @property
+    def mtime(self) -> int:
+        return int(self._store.mtime[self._row])

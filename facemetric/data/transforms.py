@@ -7,7 +7,6 @@ results uint8 (H, W, 3).
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from facemetric.data.images import INTERPOLATIONS, Preprocess
 from facemetric.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
+CROP_RATIO = (0.9, 1.1)  # width / height of a random crop, against the picture's own
 Box = tuple[float, float, float, float]
 
 
@@ -35,25 +35,20 @@ class Augment:
     """How training images are varied. Chances are 0..1; 0 turns a step off, as does an empty policy."""
 
     crop_scale: tuple[float, float] = (0.8, 1.0)  # share of the area; (1, 1) is no crop
-    crop_ratio: tuple[float, float] = (0.9, 1.1)  # width / height, against the picture's own
     hflip: float = 0.5
     color_jitter: float = 0.0  # brightness, contrast, saturation up to this share up or down
     auto_augment: str = ""  # a timm policy, such as rand-m9-mstd0.5 or augmix-m3 or 3a
     grayscale: float = 0.0
     blur: float = 0.0
     low_resolution: float = 0.0  # scaled down to 1/4..3/4 and up again
-    jpeg: float = 0.0  # packed again with quality 20..80
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "grayscale", "blur", "low_resolution", "jpeg"):
+        for name in ("hflip", "grayscale", "blur", "low_resolution"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a chance of 0..1 is needed")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale is {self.crop_scale}; 0 < smallest <= largest <= 1 is needed")
-        low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise ConfigError(f"crop_ratio is {self.crop_ratio}; 0 < smallest <= largest is needed")
         if self.color_jitter < 0:
             raise ConfigError(f"color_jitter is {self.color_jitter}; 0 or more is needed")
 
@@ -134,7 +129,7 @@ class TrainTransform(Transform):
         if any(self.crop):
             image = image.crop((left, top, right, bottom))
         own = image.width / image.height
-        ratio = [own * share for share in self.augment.crop_ratio]
+        ratio = [own * share for share in CROP_RATIO]
         y, x, height, width = RandomResizedCropAndInterpolation.get_params(
             image, self.augment.crop_scale, ratio
         )
@@ -168,8 +163,6 @@ def _steps(pre: Preprocess, augment: Augment) -> list[Draw]:
         steps.append(partial(sometimes, augment.grayscale, lambda: grayscale))
     if augment.blur:
         steps.append(partial(sometimes, augment.blur, blur))
-    if augment.jpeg:
-        steps.append(partial(sometimes, augment.jpeg, jpeg))
     return steps
 
 
@@ -234,17 +227,5 @@ def low_resolution() -> Step:
     def step(image: Image.Image) -> Image.Image:
         small = (max(1, round(image.width * share)), max(1, round(image.height * share)))
         return image.resize(small, down).resize(image.size, up)
-
-    return step
-
-
-def jpeg() -> Step:
-    """Packed and unpacked as a JPEG of quality 20..80."""
-    quality = random.randint(20, 80)
-
-    def step(image: Image.Image) -> Image.Image:
-        packed = io.BytesIO()
-        image.save(packed, "JPEG", quality=quality)
-        return Image.open(packed, formats=("JPEG",)).convert("RGB")
 
     return step

@@ -15,7 +15,17 @@ import torch
 from tqdm import tqdm
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import Ints, Scores, auc, check_counts, eer, histogram, roc, tar_at_far
+from facemetric.evaluation.curves import (
+    CURVE_POINTS,
+    Ints,
+    Scores,
+    auc,
+    check_counts,
+    eer,
+    histogram,
+    roc,
+    tar_at_far,
+)
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import FARS, HARDEST, Hardest, HardPairs, Verification
 from facemetric.mining.tiles import Tile, triangle_in_threads
@@ -127,9 +137,6 @@ TILE_MIB = 1.0  # of each thread: a tile that stays in a core's own cache
 
 
 KEEP = 1 << 20  # highest scores of each kind kept one by one: 4 to 8 MiB
-
-
-CURVE_POINTS = 1000
 
 
 def verify_all_pairs(

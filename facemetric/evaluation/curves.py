@@ -19,6 +19,8 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 CHUNK = 1 << 20  # scores looked up at once
 HISTOGRAM_BINS = 256
+MANY = 20_000  # listed pairs, beyond which a curve is thinned and draws weight counts, not pairs
+CURVE_POINTS = 1000  # of a thinned curve, about a third of them
 
 
 class Roc(NamedTuple):
@@ -40,7 +42,7 @@ class Histogram(NamedTuple):
     impostor: Ints
 
 
-class FarPoint(NamedTuple):
+class OperatingPoint(NamedTuple):
     """What a threshold for one wanted FAR gives.
 
     `threshold`: the lowest score that may be accepted with `far <= wanted`; inf where nothing may be.
@@ -199,7 +201,7 @@ def allowed_errors(far: float, n_impostor: int) -> int:
     return k
 
 
-def tar_at_far(genuine: Scores, impostor: Scores, far: float) -> FarPoint:
+def tar_at_far(genuine: Scores, impostor: Scores, far: float) -> OperatingPoint:
     """TAR at the lowest threshold whose FAR is at most `far`, 0..1. Never interpolated.
 
     Below `exact_from` the lowest edge is taken: FAR and TAR are true, but a little lower than they could be.
@@ -208,7 +210,7 @@ def tar_at_far(genuine: Scores, impostor: Scores, far: float) -> FarPoint:
         raise ConfigError(f"a FAR of {far}; needed a share above 0, at most 1, such as 1e-3")
     allowed = allowed_errors(far, impostor.total)
     if allowed == 0:
-        return FarPoint(far, float("nan"), float("nan"), float("nan"), 0, False)
+        return OperatingPoint(far, float("nan"), float("nan"), float("nan"), 0, False)
     start, edge = _exact_from(genuine, impostor)
     if allowed < len(impostor.kept) - impostor.place(start):
         # The best impostor that must stay outside takes its ties with it: the next score up is the threshold.
@@ -228,4 +230,4 @@ def tar_at_far(genuine: Scores, impostor: Scores, far: float) -> FarPoint:
     at = np.array([threshold])
     accepted = int(impostor.at_least(at)[0])
     tar = int(genuine.at_least(at)[0]) / genuine.total
-    return FarPoint(far, accepted / impostor.total, tar, threshold, accepted, True)
+    return OperatingPoint(far, accepted / impostor.total, tar, threshold, accepted, True)

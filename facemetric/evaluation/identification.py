@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import FarPoint, Floats, Ints, Scores, tar_at_far
+from facemetric.evaluation.curves import Floats, Ints, OperatingPoint, Scores, tar_at_far
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import Ranked, tar_at
 from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals, tpir_name
@@ -34,7 +34,7 @@ class Identification:
     """
 
     rank_1: float
-    points: tuple[FarPoint, ...]
+    points: tuple[OperatingPoint, ...]
     known: int
     unknown: int
     best: Ints = field(compare=False, repr=False)
@@ -66,6 +66,8 @@ def identify(
     fpirs: Sequence[float] = (1e-1, 1e-2),
 ) -> Identification:
     """TPIR at FPIR of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are known ones.
+
+    No probe may be in the gallery itself: leave such out (see `retrieval.same_images`), it would be found with 1.
 
     Source of the terms: ISO/IEC 19795-1. Raises DataError where known or unknown probes lack.
     """
@@ -125,16 +127,15 @@ def identification_intervals(
     probe_labels: npt.ArrayLike,
     *,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) drawn anew, the gallery stays."""
     who_Q, known = np.asarray(probe_labels), found.is_known
-    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], draws=draws, level=level, seed=seed)
+    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], draws=draws, seed=seed)
     points = [p for p in found.points if p.supported]
     drawn_BK = _drawn_tpir(found, who_Q, [p.wanted for p in points], draws, seed)
     values = {tpir_name(p.wanted): p.tar for p in points}
-    return rank_1 | figure_intervals(values, drawn_BK, level)
+    return rank_1 | figure_intervals(values, drawn_BK)
 
 
 def _drawn_tpir(

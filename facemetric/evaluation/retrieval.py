@@ -28,6 +28,15 @@ BUDGET_MIB = 8.0  # the tile of each thread
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
 
 
+MOST_CELLS = 1 << 21  # queries x neighbours that are looked at together
+
+
+EQUAL = 1e-6  # 1 - cosine of two embeddings of one image
+
+
+MOST_COPIES = 8  # of one image in a gallery
+
+
 MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
 
 
@@ -48,6 +57,11 @@ def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbour
     """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
     query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
     check_k([k], len(gallery_ND))
+    return _nearest(query_QD, gallery_ND, k)
+
+
+def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], k: int) -> Neighbours:
+    """`nearest` of unit rows."""
     best_QK = np.full((len(query_QD), k), NOBODY)
     parts = min(torch.get_num_threads(), -(-len(query_QD) // LEAST_A_THREAD))
     ends = [len(query_QD) * part // parts for part in range(parts + 1)]
@@ -132,7 +146,36 @@ def check_k(ks: Sequence[int], n: int) -> None:
             raise ConfigError(f"k = {k} neighbours of {n} images; needed 1 to {n}")
 
 
-ROWS_BUDGET_MIB = 8.0  # rows x all N columns of float32: at N = 100,000 still 20 rows a product
+class Overlap(NamedTuple):
+    """Images that are in both sets: rows of the probes (M,) and of the gallery (M,)."""
+
+    probes: Ints
+    rows: Ints
+
+    def images(self) -> int:
+        """How many probes are in the gallery."""
+        return len(np.unique(self.probes))
+
+
+NO_OVERLAP = Overlap(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def same_images(probe: npt.ArrayLike, gallery: npt.ArrayLike) -> Overlap:
+    """Probes (Q, D) that are in the gallery (N, D): the embeddings of one file, or of its copy, are equal.
+
+    Equal is a cosine within 1e-6 of 1, which a network's rounding leaves and two photographs do not reach. Where
+    MOST_COPIES of the gallery are equal to one probe the embeddings tell no images apart, and nothing is found.
+    """
+    probe_QD, gallery_ND = unit_rows(probe), unit_rows(gallery)
+    found = _nearest(probe_QD, gallery_ND, min(MOST_COPIES, len(gallery_ND)))
+    probes, place = np.nonzero(found.score >= 1 - 4 * EQUAL)  # float32 products round by some 1e-6
+    rows = found.rows[probes, place]
+    difference = probe_QD[probes].astype(np.float64) - gallery_ND[rows]
+    equal = np.einsum("md,md->m", difference, difference) / 2 <= EQUAL  # 1 - cosine, without cancellation
+    probes, rows = probes[equal], rows[equal]
+    if len(probes) and np.bincount(probes).max() >= MOST_COPIES:
+        return NO_OVERLAP
+    return Overlap(probes, rows)
 
 
 class Queries(NamedTuple):
@@ -176,13 +219,6 @@ class Retrieval:
         }
 
 
-def _first_of_rows(row: Ints, score: npt.NDArray[np.float32], col: Ints, k: int) -> Ints:
-    """Places of the k best entries of each row, row by row: higher scores first, then lower columns."""
-    order = np.lexsort((col, -score, row))
-    place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-    return order[place < k]
-
-
 def leave_one_out(
     embeddings: npt.ArrayLike,
     labels: npt.ArrayLike,
@@ -196,9 +232,9 @@ def leave_one_out(
     Sources: Musgrave et al. 2020, arXiv:2003.08505, for R-precision and MAP@R.
     """
     emb_ND, who_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
-    query = np.flatnonzero(np.bincount(who_N)[who_N] > 1)
-    images = _Images(emb_ND, who_N)
-    return _retrieve(images, images, query, knn, recall, alone=True)
+    images, itself = _Images(emb_ND, who_N), np.arange(len(who_N))
+    lacking = "no image has another of its person to find; kNN needs persons with two images or more"
+    return _retrieve(images, images, knn, recall, Overlap(itself, itself), lacking)
 
 
 def gallery_probe(
@@ -209,15 +245,20 @@ def gallery_probe(
     *,
     knn: Sequence[int] = (1, 5),
     recall: Sequence[int] = (1, 5, 10),
+    itself: Overlap = NO_OVERLAP,
 ) -> Retrieval:
-    """Every probe (Q, D) looks for its person in the gallery (N, D); where it is not there it is left out."""
+    """Every probe (Q, D) looks for its person in the gallery (N, D); where nobody is there to find it is left out.
+
+    `itself` (see `same_images`): probes that are in the gallery, which then do not find themselves.
+    """
     gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
     both = np.concatenate([np.asarray(gallery_labels), np.asarray(probe_labels)])
     who = _numbered(both, len(gallery_ND) + len(probe_QD))
     who_N, who_Q = who[: len(gallery_ND)], who[len(gallery_ND) :]
     gallery_images, probe_images = _Images(gallery_ND, who_N), _Images(probe_QD, who_Q)
-    known = np.flatnonzero(np.isin(who_Q, who_N))
-    return _retrieve(probe_images, gallery_images, known, knn, recall, alone=False)
+    beside = " beside itself" if len(itself.probes) else ""
+    lacking = f"none of {len(who_Q)} probes is of a person in the gallery{beside}; do their identities have one name?"
+    return _retrieve(probe_images, gallery_images, knn, recall, itself, lacking)
 
 
 def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
@@ -225,42 +266,6 @@ def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
     if label_N.shape != (n,):
         raise DataError(f"labels of shape {label_N.shape}; {n} embeddings need ({n},)")
     return np.unique(label_N, return_inverse=True)[1].astype(np.int64)
-
-
-def _score_rows(
-    query_QD: npt.NDArray, gallery_ND: npt.NDArray
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    walk = product_tiles(
-        torch.from_numpy(query_QD), torch.from_numpy(gallery_ND), budget_mib=ROWS_BUDGET_MIB, whole_rows=True
-    )
-    for rows, _, values in walk:
-        yield rows, values.numpy()
-
-
-def _best(score_RN: npt.NDArray[np.float32], k: int) -> tuple[Ints, npt.NDArray[np.float32]]:
-    """Columns (R, k) and scores (R, k) of the k highest in each row, ties by the lower column."""
-    height = len(score_RN)
-    if k == 1:
-        best = score_RN.argmax(1)[:, None]
-        return best, np.take_along_axis(score_RN, best, 1)
-    row, col = np.divmod(np.flatnonzero(score_RN >= _bound(score_RN, k)), score_RN.shape[1])
-    score = score_RN[row, col]
-    keep = _first_of_rows(row, score, col, k)
-    return col[keep].reshape(height, k), score[keep].reshape(height, k)
-
-
-def _bound(score_RN: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
-    """A value (R, 1) that at least k scores of the row reach, and few more: the k-th best of group maxima.
-
-    The last columns, which fill no group, are left out of it: the bound holds all the same.
-    """
-    n = score_RN.shape[1]
-    groups = max(256, 8 * k)
-    if 2 * groups > n:
-        return np.partition(score_RN, n - k, axis=1)[:, n - k : n - k + 1]
-    depth = n // groups
-    best_RG = score_RN[:, : depth * groups].reshape(-1, depth, groups).max(1)
-    return np.partition(best_RG, groups - k, axis=1)[:, groups - k : groups - k + 1]
 
 
 class _Images(NamedTuple):
@@ -271,46 +276,44 @@ class _Images(NamedTuple):
 def _retrieve(
     probes: _Images,
     gallery: _Images,
-    rows_Q: Ints,
     knn: Sequence[int],
     recall: Sequence[int],
-    *,
-    alone: bool,
+    itself: Overlap,
+    lacking: str,
 ) -> Retrieval:
-    """The probes of `rows_Q` look in the gallery. `alone`: both are the same images, and none finds itself."""
-    query_QD, who_Q = probes.emb_ND[rows_Q], probes.who_N[rows_Q]
-    who_N = gallery.who_N
-    n_others = len(who_N) - alone
-    if not len(who_Q):
-        raise DataError(
-            "no image has another of its person to find; kNN needs persons with two images or more"
-            if alone
-            else f"none of {len(probes.who_N)} probes is of a person in the gallery; do their identities have one name?"
-        )
+    """The probes look in the gallery, and none finds itself. DataError `lacking` where nobody is there to find."""
+    who_N, n_probes = gallery.who_N, len(probes.who_N)
+    total_P = np.bincount(who_N, minlength=int(probes.who_N.max()) + 1)[probes.who_N]
+    own = who_N[itself.rows] == probes.who_N[itself.probes]
+    total_P = total_P - np.bincount(itself.probes[own], minlength=n_probes)
+    rows_Q = np.flatnonzero(total_P > 0)
+    if not len(rows_Q):
+        raise DataError(lacking)
+    query_QD, who_Q, total_Q = probes.emb_ND[rows_Q], probes.who_N[rows_Q], total_P[rows_Q]
+    most_copies = int(np.bincount(itself.probes, minlength=n_probes)[rows_Q].max())
+    n_others = len(who_N) - most_copies
     ks = [k for k in (*knn, *recall) if k <= n_others]
     check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
-    total_Q = np.bincount(who_N, minlength=who_Q.max() + 1)[who_Q] - alone
     n = len(who_Q)
     votes = {k: np.empty(n) for k in knn if k <= n_others}
     hits = {k: np.empty(n) for k in recall if k <= n_others}
     precision_Q, mean_precision_Q = np.empty(n), np.empty(n)
     nearest_Q, score_Q = np.empty(n, np.int64), np.empty(n, np.float32)
-    for rows, score_RN in _score_rows(query_QD, gallery.emb_ND):
-        if alone:
-            score_RN[np.arange(len(score_RN)), rows_Q[rows]] = -np.inf
-        total_R = total_Q[rows]
-        cols, score = _best(score_RN, max(*ks, int(total_R.max())))
-        nearest_Q[rows], score_Q[rows] = cols[:, 0], score[:, 0]
-        who_RK = who_N[cols]
-        right = who_RK == who_Q[rows, None]
+    for part in _parts_of(total_Q):
+        total_R, who_R = total_Q[part], who_Q[part]
+        most = min(max(*ks, int(total_R.max())) + most_copies, len(who_N))
+        found = _nearest(query_QD[part], gallery.emb_ND, most)
+        found, who_RK = _without_own(found, who_N, rows_Q[part], itself)
+        nearest_Q[part], score_Q[part] = found.rows[:, 0], found.score[:, 0]
+        right = who_RK == who_R[:, None]
         for k in votes:
-            votes[k][rows] = _vote(who_RK[:, :k], score[:, :k]) == who_Q[rows]
+            votes[k][part] = _vote(who_RK[:, :k], found.score[:, :k]) == who_R
         for k in hits:
-            hits[k][rows] = right[:, :k].any(1)
+            hits[k][part] = right[:, :k].any(1)
         ranks = np.arange(1, right.shape[1] + 1)
         counted = right & (ranks <= total_R[:, None])
-        precision_Q[rows] = counted.sum(1) / total_R
-        mean_precision_Q[rows] = (counted * counted.cumsum(1) / ranks).sum(1) / total_R
+        precision_Q[part] = counted.sum(1) / total_R
+        mean_precision_Q[part] = (counted * counted.cumsum(1) / ranks).sum(1) / total_R
     figures = {f"knn_accuracy_{k}": v for k, v in votes.items()}
     figures |= {f"recall_at_{k}": v for k, v in hits.items()}
     figures |= {"r_precision": precision_Q, "map_at_r": mean_precision_Q}
@@ -320,9 +323,35 @@ def _retrieve(
         float(precision_Q.mean()),
         float(mean_precision_Q.mean()),
         n,
-        len(probes.who_N) - n,
+        n_probes - n,
         Queries(rows_Q, nearest_Q, score_Q, figures),
     )
+
+
+def _parts_of(total_Q: Ints) -> Iterator[Ints]:
+    """Queries in parts whose people have about as many images: R-precision looks at as many neighbours."""
+    order = np.argsort(total_Q, kind="stable")
+    at = 0
+    while at < len(order):
+        size = max(LEAST_A_THREAD, MOST_CELLS // int(total_Q[order[at]]))
+        part = order[at : at + size]
+        # Where the numbers rise steeply, fewer: nobody pays for the largest person.
+        part = part[
+            : max(LEAST_A_THREAD, int(np.searchsorted(total_Q[part], 2 * total_Q[part[0]], side="right")))
+        ]
+        yield part
+        at += len(part)
+
+
+def _without_own(found: Neighbours, who_N: Ints, queries: Ints, itself: Overlap) -> tuple[Neighbours, Ints]:
+    """The neighbours of these queries and whose they are: the query's own image comes last, and is nobody's (-1)."""
+    if not len(itself.probes):
+        return found, who_N[found.rows]
+    n = len(who_N)
+    own = np.isin(queries[:, None] * n + found.rows, itself.probes * n + itself.rows)
+    order = np.argsort(own, axis=1, kind="stable")
+    rows, score, own = (np.take_along_axis(column, order, 1) for column in (*found, own))
+    return Neighbours(rows, score), np.where(own, -1, who_N[rows])
 
 
 def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import FarPoint, Floats, Ints
-from facemetric.evaluation.intervals.all_pairs import EXACT, DrawnRates, count_by_person
-from facemetric.evaluation.intervals.draws import DRAWS, pair_weights, person_weights
+from facemetric.evaluation.curves import MANY, Floats, Ints, OperatingPoint
+from facemetric.evaluation.intervals.all_pairs import EXACT, count_by_person
+from facemetric.evaluation.intervals.counts import DrawnRates, ListedCells, PersonCounts
+from facemetric.evaluation.intervals.draws import DRAWS, numbered_persons, pair_weights, person_weights
 from facemetric.evaluation.intervals.records import Interval, newcombe, percentiles, wilson
 
 LEAST_PAIRS, LEAST_PEOPLE = 30, 10  # of each kind, below which a group's rates say nothing
@@ -149,11 +150,10 @@ def slice_pairs(
     score: npt.ArrayLike,
     same: npt.ArrayLike,
     persons: tuple[npt.ArrayLike, npt.ArrayLike],
-    points: Sequence[FarPoint],
+    points: Sequence[OperatingPoint],
     columns: Mapping[str, npt.ArrayLike],
     *,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Slicing, ...]:
     """Slices of listed pairs: scores, `same` and both persons (P,), and the groups (P,) of each column.
@@ -162,27 +162,72 @@ def slice_pairs(
     "" are in none, those of the group ACROSS in no gap. Intervals as `verification_intervals`; a share of none
     or all has Wilson's, and a gap of such a share Newcombe's.
     """
-    score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
-    person_2P = np.array([np.asarray(p) for p in persons])
-    used = _usable(points)
-    threshold_K = np.array([p.threshold for p in used])
-    slicings = []
+    listed = _Listed(
+        np.asarray(score), np.asarray(same, dtype=bool), numbered_persons(persons, np.asarray(same, bool))
+    )
+    (a_P, b_P), _ = listed.persons
+    used, slicings = _usable(points), []
     for column, values in columns.items():
         names, note = _names(np.asarray(values))
-        groups: list[tuple[Group, _Members | None]] = []
+        groups: list[tuple[Group, Ints]] = []
         for name in names.tolist():
-            inside = np.asarray(values) == name
-            rows = np.flatnonzero(inside & same_P), np.flatnonzero(inside & ~same_P)
-            group = sized_group(name, len(rows[0]), len(rows[1]), len(np.unique(person_2P[:, inside])))
-            large = used and not group.too_small
-            groups.append((group, _Members(rows, score_P, threshold_K) if large else None))
-        drawing = [members for _, members in groups if members is not None]
-        for weight_BP in pair_weights(score_P, same_P, persons, draws, seed) if drawing else ():
-            for members in drawing:
-                members.draw(weight_BP)
-        found = [(group, members.counted() if members else None) for group, members in groups]
-        slicings.append(_slicing(column, found, used, level, note, no_gap=ACROSS))
+            rows = np.flatnonzero(np.asarray(values) == name)
+            n_genuine = int(listed.same_P[rows].sum())
+            people = len(np.unique(np.concatenate([a_P[rows], b_P[rows]])))
+            groups.append((sized_group(name, n_genuine, len(rows) - n_genuine, people), rows))
+        measure = _count_groups if len(listed.same_P) > MANY else _weigh_groups
+        found = measure(groups, listed, used, draws, seed)
+        slicings.append(_slicing(column, found, used, note, no_gap=ACROSS))
     return tuple(slicings)
+
+
+class _Listed(NamedTuple):
+    """Scores and `same` (P,) of listed pairs; both persons as numbers (P,), and how many these are."""
+
+    score_P: Floats
+    same_P: npt.NDArray[np.bool_]
+    persons: tuple[tuple[Ints, Ints], int]
+
+
+def _weigh_groups(
+    groups: list[tuple[Group, Ints]], listed: _Listed, used: list[OperatingPoint], draws: int, seed: int
+) -> Counts:
+    """The groups, of which each has its rows, by draws that weight every pair."""
+    threshold_K = np.array([p.threshold for p in used])
+    members: list[_Members | None] = []
+    for group, rows in groups:
+        same = listed.same_P[rows]
+        large = used and not group.too_small
+        kinds = rows[same], rows[~same]
+        members.append(_Members(kinds, listed.score_P, threshold_K) if large else None)
+    drawing = [m for m in members if m is not None]
+    arguments = listed.score_P, listed.same_P, listed.persons[0]
+    for weight_BP in pair_weights(*arguments, draws, seed) if drawing else ():
+        for m in drawing:
+            m.draw(weight_BP)
+    return [(group, m.counted() if m else None) for (group, _), m in zip(groups, members, strict=True)]
+
+
+def _count_groups(
+    groups: list[tuple[Group, Ints]], listed: _Listed, used: list[OperatingPoint], draws: int, seed: int
+) -> Counts:
+    """The same by draws that weight the counts of each person, for very many pairs."""
+    (a_P, b_P), number = listed.persons
+    threshold_T, place_K = np.unique([p.threshold for p in used], return_inverse=True)
+    found: Counts = []
+    for group, rows in groups:
+        if group.too_small or not used:
+            found.append((group, None))
+            continue
+        present, who = np.unique(np.concatenate([a_P[rows], b_P[rows]]), return_inverse=True)
+        both = who[: len(rows)], who[len(rows) :]
+        same = listed.same_P[rows]
+        counts = ListedCells(listed.score_P[rows], same, both, len(present), threshold_T).counts()
+        weights = (w_BW[:, present] for w_BW in person_weights(number, draws, seed))
+        accepted_T2, drawn_BT2 = _draw([counts], weights)
+        total_2 = np.array([same.sum(), (~same).sum()])
+        found.append((group, _Counted(accepted_T2[place_K], total_2, drawn_BT2[:, place_K])))
+    return found
 
 
 class _Members:
@@ -211,11 +256,10 @@ class _Members:
 def slice_all_pairs(
     embeddings: npt.ArrayLike,
     labels: npt.ArrayLike,
-    points: Sequence[FarPoint],
+    points: Sequence[OperatingPoint],
     columns: Mapping[str, npt.ArrayLike],
     *,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Slicing, ...]:
     """Slices of all pairs of images: embeddings (N, D), persons (N,) and the groups (N,) of each column.
@@ -239,21 +283,20 @@ def slice_all_pairs(
             group, counted = sized_group(name, n_genuine, n_impostor, len(present)), None
             if used and not group.too_small:
                 weights = (w_BW[:, present] for w_BW in person_weights(int(who_N.max()) + 1, draws, seed))
-                accepted_T2, drawn_BT2 = _walked(emb_ND[rows], who_N[rows], threshold_T, weights)
+                # Thresholds that are scores lie on no grid: so many at once can be counted.
+                parts = [threshold_T[at : at + EXACT] for at in range(0, len(threshold_T), EXACT)]
+                counts = [count_by_person(emb_ND[rows], who_N[rows], part) for part in parts]
+                accepted_T2, drawn_BT2 = _draw(counts, weights)
                 total_2 = np.array([n_genuine, n_impostor])
                 counted = _Counted(accepted_T2[place_K], total_2, drawn_BT2[:, place_K])
             found.append((group, counted))
-        slicings.append(_slicing(column, found, used, level, note))
+        slicings.append(_slicing(column, found, used, note))
     return tuple(slicings)
 
 
-def _walked(
-    emb_ND: npt.NDArray, who_N: Ints, threshold_T: Floats, weights: Iterable[Floats]
-) -> tuple[Ints, Floats]:
-    """Accepted pairs (T, 2) of a group's images, and shares (B, T, 2) with weights (B, W) of its people."""
-    # Thresholds that are scores lie on no grid: so many at once can be counted.
-    parts = [threshold_T[at : at + EXACT] for at in range(0, len(threshold_T), EXACT)]
-    counts = [count_by_person(emb_ND, who_N, part) for part in parts]
+def _draw(counts: list[PersonCounts], weights: Iterable[Floats]) -> tuple[Ints, Floats]:
+    """Accepted pairs (T, 2) of a group, and shares (B, T, 2) with weights (B, W) of its people, at the thresholds of
+    all the counts."""
     accepted = [np.stack([c.genuine.sum(0), c.impostor.sum(0) // 2], -1) for c in counts]
     rates = [DrawnRates(c) for c in counts]
     drawn = []
@@ -263,7 +306,7 @@ def _walked(
     return np.concatenate(accepted), np.concatenate(drawn)
 
 
-def _usable(points: Sequence[FarPoint]) -> list[FarPoint]:
+def _usable(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
     return [p for p in points if p.supported and np.isfinite(p.threshold)]
 
 
@@ -274,34 +317,29 @@ def _names(values: npt.NDArray) -> tuple[npt.NDArray, str]:
     return names, ""
 
 
-def _slicing(
-    column: str, found: Counts, used: list[FarPoint], level: float, note: str, no_gap: str = ""
-) -> Slicing:
+def _slicing(column: str, found: Counts, used: list[OperatingPoint], note: str, no_gap: str = "") -> Slicing:
     """The record of a column. The group of the name `no_gap` is part of no gap."""
     groups, told_apart = [], []
     for group, counted in found:
         if counted is None:
             groups.append(group)
             continue
-        rates = (
-            Rates(p.wanted, _share(counted, k, 1, level), _share(counted, k, 0, level))
-            for k, p in enumerate(used)
-        )
+        rates = (Rates(p.wanted, _share(counted, k, 1), _share(counted, k, 0)) for k, p in enumerate(used))
         rated = replace(group, rates=tuple(rates))
         groups.append(rated)
         if group.name != no_gap:
             told_apart.append((rated, counted))
-    return Slicing(column, tuple(groups), tuple(_gaps(told_apart, used, level)), note)
+    return Slicing(column, tuple(groups), tuple(_gaps(told_apart, used)), note)
 
 
-def _share(counted: _Counted, k: int, kind: int, level: float) -> Interval:
+def _share(counted: _Counted, k: int, kind: int) -> Interval:
     accepted, total = int(counted.accepted[k, kind]), int(counted.total[kind])
     if accepted in (0, total):  # every draw says the same
-        return wilson(accepted, total, level)
-    return percentiles(accepted / total, counted.drawn[:, k, kind], level)
+        return wilson(accepted, total)
+    return percentiles(accepted / total, counted.drawn[:, k, kind])
 
 
-def _gaps(told_apart: list[tuple[Group, _Counted]], used: list[FarPoint], level: float) -> Iterator[Gap]:
+def _gaps(told_apart: list[tuple[Group, _Counted]], used: list[OperatingPoint]) -> Iterator[Gap]:
     if len(told_apart) < 2:
         return
     for k, point in enumerate(used):
@@ -313,5 +351,5 @@ def _gaps(told_apart: list[tuple[Group, _Counted]], used: list[FarPoint], level:
                 difference = newcombe(high, low)
             else:
                 drawn_B = of_high.drawn[:, k, kind] - of_low.drawn[:, k, kind]
-                difference = percentiles(high.value - low.value, drawn_B, level)
+                difference = percentiles(high.value - low.value, drawn_B)
             yield Gap(point.wanted, rate, low_name, high_name, difference)

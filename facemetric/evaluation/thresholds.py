@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError, WeightsError
 from facemetric.evaluation.all_pairs import STEPS, verify_all_pairs
-from facemetric.evaluation.curves import FarPoint, Floats, allowed_errors
-from facemetric.evaluation.intervals.all_pairs import DrawnRates, count_by_person, curve_thresholds
+from facemetric.evaluation.curves import Floats, OperatingPoint, allowed_errors
+from facemetric.evaluation.intervals.all_pairs import count_by_person, curve_thresholds
+from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.verification import SCORE, Verification
@@ -64,7 +65,7 @@ class Threshold:
 
         def interval(name: str) -> Interval:
             low, high = record[f"{name}_interval_95"]
-            return Interval(float(record[name]), float(low), float(high), 0.95)
+            return Interval(float(record[name]), float(low), float(high))
 
         return cls(
             float(record["wanted_far"]),
@@ -113,7 +114,7 @@ def supported_fars(labels: npt.ArrayLike, fars: Sequence[float]) -> list[float]:
     return [far for far in fars if n_impostor and allowed_errors(far, n_impostor)]
 
 
-def check_supported(point: FarPoint, n_impostor: int) -> None:
+def check_supported(point: OperatingPoint, n_impostor: int) -> None:
     """Raise DataError where so many impostor pairs cannot give the FAR."""
     if not point.supported:
         raise DataError(
@@ -136,7 +137,7 @@ def _levels(found: Verification) -> Floats:
 
 
 def _intervals(
-    point: FarPoint, threshold_T: Floats, tar_BT: Floats, far_BT: Floats
+    point: OperatingPoint, threshold_T: Floats, tar_BT: Floats, far_BT: Floats
 ) -> tuple[Interval, Interval, Interval]:
     """Threshold, FAR and TAR of a wanted FAR, from the rates of the draws at rising thresholds."""
     at = int(np.searchsorted(threshold_T, point.threshold))

@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import (
-    FarPoint,
+    CURVE_POINTS,
+    MANY,
     Floats,
     Histogram,
     Ints,
+    OperatingPoint,
     Roc,
     auc,
     eer,
@@ -89,7 +91,7 @@ class Verification:
     auc: float
     eer: float
     eer_threshold: float
-    points: tuple[FarPoint, ...]
+    points: tuple[OperatingPoint, ...]
     roc: Roc
     histogram: Histogram
     accuracy: FoldAccuracy | None = None
@@ -314,7 +316,7 @@ def verify_pairs(
         rate,
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc(genuine, impostor),
+        roc(genuine, impostor, CURVE_POINTS if genuine.total + impostor.total > MANY else None),
         histogram(genuine, impostor),
         fold_accuracy(score, same, fold_P, drawn=fold is None),
     )

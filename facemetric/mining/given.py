@@ -12,11 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.mining.kernels.common import Rule, add_rows
-from facemetric.mining.mine import CPU_MINING_MIB, Margin, check_rows, compute_rows, make_rule
+from facemetric.mining.mine import (
+    CPU_MINING_MIB,
+    DifferentiatedOnce,
+    Margin,
+    check_rows,
+    compute_rows,
+    make_rule,
+)
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, MIB, row_distance
 from facemetric.mining.uncompiled import uncompiled
 
@@ -85,18 +91,25 @@ class _Distances(torch.autograd.Function):
         return rule.distance(torch.cat(squared))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
         rows_BD, pairs_P2 = ctx.saved_tensors
-        grad_BD, top = torch.zeros_like(rows_BD), 0
-        for a, b in _some(rows_BD, pairs_P2):
-            away_nD = rows_BD[a] - rows_BD[b]
-            squared_n = torch.linalg.vecdot(away_nD, away_nD)
-            away_nD *= ctx.rule.gradient_weight(grad_P[top : top + len(a)], squared_n)[:, None]
-            add_rows(grad_BD, a, away_nD)
-            add_rows(grad_BD, b, away_nD.neg_())
-            top += len(a)
+        with torch.no_grad():
+            grad_BD = _gradient(rows_BD, pairs_P2, grad_P, ctx.rule)
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for
+            grad_BD = DifferentiatedOnce.apply(grad_BD, rows_BD, None)
         return grad_BD, None, None
+
+
+def _gradient(rows_BD: Tensor, pairs_P2: Tensor, grad_P: Tensor, rule: Rule) -> Tensor:
+    grad_BD, top = torch.zeros_like(rows_BD), 0
+    for a, b in _some(rows_BD, pairs_P2):
+        away_nD = rows_BD[a] - rows_BD[b]
+        squared_n = torch.linalg.vecdot(away_nD, away_nD)
+        away_nD *= rule.gradient_weight(grad_P[top : top + len(a)], squared_n)[:, None]
+        add_rows(grad_BD, a, away_nD)
+        add_rows(grad_BD, b, away_nD.neg_())
+        top += len(a)
+    return grad_BD
 
 
 def _some(rows_BD: Tensor, pairs_P2: Tensor) -> list[tuple[Tensor, ...]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.kernels.common import FAR_AWAY, Operands, Rule, TripletSums, on_a_grid, operands
-from facemetric.mining.kernels.every_triplet import Select, active_triplets, anchor_sums
 from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
+from facemetric.mining.kernels.weighed import Select, active_triplets, anchor_sums
 from facemetric.mining.order import Order, order_against, order_whole
 from facemetric.mining.record import Details, Mined, reciprocal
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype, row_distance
@@ -226,11 +226,11 @@ class _Attach(torch.autograd.Function):
             None if grad_x_MD is None else grad_x_MD * grad_loss,
         )
         if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            grads = tuple(g if g is None else _Last.apply(g, y_BD, x_MD) for g in grads)
+            grads = tuple(g if g is None else DifferentiatedOnce.apply(g, y_BD, x_MD) for g in grads)
         return None, *grads
 
 
-class _Last(torch.autograd.Function):
+class DifferentiatedOnce(torch.autograd.Function):
     """A gradient known as numbers: to differentiate it again would silently take it for a constant."""
 
     @staticmethod
@@ -239,7 +239,7 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError("the loss of a miner can be differentiated once, not twice")
+        raise RuntimeError("a loss of the miners can be differentiated once, not twice")
 
 
 def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> bool:

@@ -5,7 +5,11 @@
 
 No B x B x B tensor is formed: distances come in tiles inside `budget_mib`, and the gradient is made while
 they are there, so that memory grows as B and time as B^2. d is the squared Euclidean distance (0..4 on the
-unit sphere), or "euclidean" (0..2), or "cosine", 1 - cos (0..2; rows are brought to unit length first).
+unit sphere), or "euclidean" (0..2), or "cosine", 1 - cos (0..2; rows of any length but 0, which has no direction: it
+lies at 1/2 from all others).
+
+A tie is a tie: equal rows have equal distances, a negative as far as the positive is not farther, and a triplet that
+just reaches the margin is not active. In a function that torch.compile compiles, a miner is one graph break.
 
 Shapes: B rows of a batch, M anchors, D embedding.
 """
@@ -22,7 +26,7 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums
-from facemetric.mining.kernels.every_triplet import Select, batch_all_sums, weighted_sums
+from facemetric.mining.kernels.every_triplet import batch_all_sums
 from facemetric.mining.kernels.one_negative import (
     Pick,
     pick_by_distance,
@@ -31,6 +35,7 @@ from facemetric.mining.kernels.one_negative import (
     sparse_sums,
 )
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
+from facemetric.mining.kernels.weighed import Select, weighted_sums
 from facemetric.mining.mine import Anchors, Kernel, Margin, mine
 from facemetric.mining.order import Order
 from facemetric.mining.record import Mined
@@ -72,10 +77,10 @@ def batch_all(
     rows each. margin "soft" takes log1p(exp(d_ap - d_an)), of which all triplets are active. `anchors`: None
     for every row; a slice for those rows against all of them (one rank of a global batch, or the batch before
     a memory); (embeddings (M, D), labels (M,)) for rows apart. A batch without a triplet has loss 0 and
-    gradient 0.
-    Errors: DataError for shapes that do not meet or embeddings that are not finite, ConfigError for options.
+    gradient 0. The gradient of a "euclidean" distance is 0 at distance 0 (in float32 below 1e-22).
+    Errors: DataError for shapes that do not meet, embeddings that are not finite, or longer than 5e17 in float32;
+    ConfigError for options.
     """
-
     return mine(embeddings_BD, labels_B, _ALL, margin, distance, anchors, budget_mib)
 
 

@@ -9,15 +9,23 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.data.images import Preprocess
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.data.images import Preprocess, normalise
+from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.model.pictures import ImageTransform, batches_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from facemetric.model.pictures import Picture
 
 # Images in a network at once on the CPU. Activations beyond the 32 MiB that glibc keeps for itself are pages that
 # the kernel hands out anew, zeroed, in every layer: at 256 images of 96 pixels that is half of the time.
@@ -63,6 +71,42 @@ class Embedder(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
+    @property
+    def transform(self) -> ImageTransform:
+        """What turns a PIL image into the tensor (3, H, W) that `forward` takes a batch of."""
+        return ImageTransform(self.preprocess)
+
+    def __repr__(self) -> str:
+        height, width = self.preprocess.size
+        return f"Embedder({self.arch}, {width} x {height} pixels -> {self.embedding_size} numbers, on {self.device})"
+
+    def embed(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        flip: bool = False,
+        batch_size: int = PIECE,
+    ) -> npt.NDArray[np.float32]:
+        """Unit embeddings (N, D), float32, of N face crops, in their order.
+
+        `images`: paths, PIL images, uint8 arrays (H, W, 3) and uint8 tensors (3, H, W), pixels RGB of 0..255, mixed
+        as they come, in a list or from a generator; or one of them; or a batch (N, H, W, 3), a tensor (N, 3, H, W).
+        Crops are framed as those that the weights were trained on. `flip` averages with the mirror image, at twice
+        the cost. Memory holds `batch_size` images at once. The embedder stays on its device, and in its mode.
+        Raises DataError for anything else, for a file that cannot be read and where there is no image."""
+        emb_BD = []
+        was_training = self.training
+        self.eval()
+        try:
+            for pixels_BHWC in batches_of(images, self.transform, batch_size):
+                batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
+                emb_BD.append(embed_batch(self, batch, flip=flip).cpu().numpy())
+        finally:
+            self.train(was_training)
+        if not emb_BD:
+            raise DataError("no images came; needed is one or more")
+        return np.concatenate(emb_BD)
+
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""
         return self.backbone(images)
@@ -72,7 +116,14 @@ class Embedder(nn.Module):
         return self.neck(self.projection(self.dropout(features_BF)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> unit embeddings (B, D), float32."""
+        """Normalised images (B, 3, H, W) -> unit embeddings (B, D), float32; pictures go to `embed`.
+
+        Raises DataError for a tensor of another shape, or of whole numbers."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise DataError(
+                f"the images are a {images.dtype} tensor of shape {tuple(images.shape)}; needed are normalised images "
+                "(B, 3, H, W) in floating point: embedder.embed(pictures) takes pixels, embedder.transform normalises"
+            )
         return functional.normalize(self.project(self.features(images)).float(), dim=1)
 
     def folded_projection(self) -> nn.Module:
@@ -99,6 +150,41 @@ def in_pieces(work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if images.device.type != "cpu" or len(images) <= PIECE:
             return work(images)
         return torch.cat([work(piece) for piece in images.split(PIECE)])
+
+
+def embed_batch(embedder: Embedder, images: Tensor, *, flip: bool = False) -> Tensor:
+    """Normalised images (B, 3, H, W) -> unit embeddings (B, D), without gradients; `flip` averages with the mirror
+    image's."""
+    emb_BD = in_pieces(embedder, images)
+    if flip:
+        emb_BD = functional.normalize(emb_BD + in_pieces(embedder, images.flip(3)), dim=1)
+    return emb_BD.float()
+
+
+def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Cosine of every embedding in `a` (N, D) with every one in `b` (M, D): (N, M), float32, -1..1.
+
+    One embedding (D,) counts as (1, D). Lengths do not matter. Raises DataError where sizes differ, where a number is
+    not finite, or where an embedding is all zeros and has no direction."""
+    a_ND, b_MD = _unit(a, "a"), _unit(b, "b")
+    if a_ND.shape[1] != b_MD.shape[1]:
+        raise DataError(
+            f"embeddings have {a_ND.shape[1]} and {b_MD.shape[1]} numbers; both must be of one model"
+        )
+    return np.clip(a_ND @ b_MD.T, -1, 1)
+
+
+def _unit(rows: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
+    """Rows (N, D) at length 1. Raises DataError for a row without a direction."""
+    rows_ND = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+    if rows_ND.ndim != 2:
+        raise DataError(f"{name} is of shape {rows_ND.shape}; needed are embeddings (N, D), or one (D,)")
+    largest_N1 = np.abs(rows_ND).max(axis=1, keepdims=True, initial=0.0)  # else the square of 1e200 overflows
+    wrong = np.flatnonzero(~(np.isfinite(largest_N1) & (largest_N1 > 0)))
+    if len(wrong):
+        raise DataError(f"embedding {wrong[0]} of {name} is all zeros or not finite: leave it out")
+    rows_ND = rows_ND / largest_N1
+    return (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(np.float32)
 
 
 def feature_count(backbone: nn.Module) -> int:

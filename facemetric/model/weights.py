@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-import facemetric
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, writing
 from facemetric.files import sync
@@ -98,7 +98,7 @@ def describe(embedder: Embedder, classifier: str) -> dict[str, Any]:
         },
         "facemetric": {
             "format": FORMAT,
-            "version": facemetric.__version__,
+            "version": metadata.version("facemetric"),
             "embedding_size": embedder.embedding_size,
             "projection": classifier if isinstance(embedder.projection, nn.Linear) else None,
             "preprocess": pre.to_dict(),

@@ -12,9 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import facemetric
 from facemetric.errors import WeightsError, did_you_mean
 from facemetric.files import sync, write_text_whole
+
+FORMAT = 1
+CONFIG, MODEL = "config.json", "model.safetensors"
+BEST = "best"  # the weights folder inside a run folder
+OLD = ".old"  # ends the name of a folder that is being replaced
+PACKAGE = Path(__file__).parents[1]
+SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
 def provenance(
@@ -31,14 +37,14 @@ def provenance(
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
-        "facemetric": facemetric.__version__,
+        "facemetric": metadata.version("facemetric"),
         "options": options,
     }
 
 
 def git_commit() -> str | None:
     """The commit of the source checkout, with `+` where it has changes; None outside one."""
-    root = Path(facemetric.__file__).parent.parent
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     try:
@@ -56,24 +62,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
-
-
-FORMAT = 1
-
-
-CONFIG, MODEL = "config.json", "model.safetensors"
-
-
-BEST = "best"  # the weights folder inside a run folder
-
-
-OLD = ".old"  # ends the name of a folder that is being replaced
-
-
-PACKAGE = Path(facemetric.__file__).parent
-
-
-SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
 def find_weights(name: str | Path) -> Path:

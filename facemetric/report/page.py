@@ -11,13 +11,13 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import facemetric
 from facemetric.files import write_whole
 
 
@@ -204,7 +204,7 @@ def render(page: Page) -> str:
         style=Markup(style),
         script=Markup(script),
         data=Markup(script_data(page)),
-        version=facemetric.__version__,
+        version=metadata.version("facemetric"),
     )
 
 

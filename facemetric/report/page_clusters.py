@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
-from facemetric.evaluation.curves import FarPoint, Ints
+from facemetric.evaluation.curves import Ints, OperatingPoint
 from facemetric.report.figures import HEAD, figure
 from facemetric.report.page import Case, Cell, Gallery, Grid, Picture
 from facemetric.report.pictures import Pictures
@@ -43,7 +43,7 @@ def groups_of(
     return grid, Gallery("Largest clusters", lead, tuple(cases), "strips")
 
 
-def lowest_point(found: Evaluation) -> FarPoint | None:
+def lowest_point(found: Evaluation) -> OperatingPoint | None:
     """The lowest FAR of the verification that has a threshold."""
     points = found.verification.points if found.verification is not None else ()
     usable = [p for p in points if p.supported and math.isfinite(p.threshold)]

@@ -59,7 +59,7 @@ def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Pa
     found = calibrate(str(faces), far=0.1, merge=tmp_path / "one.csv", **options, **FAST)
     assert (found.thresholds[0].identities, found.thresholds[0].images) == (4, 30)
     (tmp_path / "some.txt").write_text("nobody\n")
-    with pytest.raises(DataError, match="1 listed identities are not in the data"):
+    with pytest.raises(DataError, match="1 listed identity not in the data"):
         calibrate(str(faces), far=0.1, **options, **FAST)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from facemetric import evaluate
 from facemetric.commands.eval_inputs import aligned
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
@@ -49,3 +52,21 @@ def test_images_without_a_second_embedding_are_named() -> None:
         DataError, match=r"6 of 7 images have no embedding of .*: b, c, d, e, f, \.\.\.; both"
     ):
         aligned(table("abcdefg", "xxxxxxx"), table("a", "x"))
+
+
+def test_paths_of_pairs_that_are_below_another_folder(untrained: Path, faces: Path, tmp_path: Path) -> None:
+    images = sorted(faces.glob("*/*"))[:4]
+    names = [str(image.relative_to(faces)) for image in images]
+    file = tmp_path / "pairs.csv"
+    file.write_text(f"image1_path,image2_path,label\n{names[0]},{names[1]},1\n{names[2]},{names[3]},0\n")
+    with pytest.raises(
+        DataError, match=r"4 paths are no files below .*; or say with --data which images the pairs"
+    ):
+        evaluate(untrained, pairs=file, out=tmp_path / "out", report=False)
+
+
+def test_pairs_that_cannot_be_scored_are_told_before_images_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("path_a,path_b,same,fold\na,b,1,1\na,c,1,1\na,d,0,2\n")
+    with pytest.raises(DataError, match="fold 1 of 2 holds all 2 genuine pairs"):
+        evaluate("faces-96", pairs=file, out=tmp_path / "out", report=False)

@@ -161,13 +161,91 @@ def test_a_gallery_of_images_and_strangers_only(
     found = evaluate(
         untrained, data=tmp_path / "gallery", gallery=tmp_path / "gallery", out=tmp_path / "a", **OPTIONS
     )
-    assert found.gallery.knn[1] == 1  # every image finds itself
+    printed = capsys.readouterr().out
+    assert found.gallery.to_dict() == found.neighbours.to_dict()  # no image finds itself
     assert found.identification is None
-    assert "every image is of a person in the gallery" in capsys.readouterr().out
+    assert "18 of 18 images are in the gallery too: none finds itself there" in printed
+    assert "every image is of a person in the gallery" in printed
     with pytest.raises(DataError, match="none of 18 probes is of a person in the gallery"):
         evaluate(
             untrained, data=tmp_path / "others", gallery=tmp_path / "gallery", out=tmp_path / "b", **OPTIONS
         )
+
+
+def test_a_gallery_that_holds_some_of_the_images(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of ten enrolled people one image each is among the probes too: it is no probe of anything."""
+    t = EmbeddingTable.load(table)
+    first = np.unique(t.identities, return_index=True)[1]
+    enrolled = t.rows(np.sort(np.concatenate([first[:10], first[:10] + 1])))
+    renamed = EmbeddingTable(3 * enrolled.embeddings, enrolled.identities, np.char.add("x/", enrolled.paths))
+    gallery = renamed.save(tmp_path / "gallery.npz")
+    rest = np.setdiff1d(np.arange(96), first[:10] + 1)
+    apart = t.rows(np.setdiff1d(rest, first[:10])).save(tmp_path / "apart.npz")
+    some = t.rows(rest).save(tmp_path / "some.npz")
+    options = {"gallery": gallery, "svm": True, "report": False}
+    one, other = (evaluate(embeddings=e, out=tmp_path / e.stem, **options) for e in (apart, some))
+    assert "10 of 86 images are in the gallery too: none finds itself there" in capsys.readouterr().out
+    assert one.identification.to_dict() == other.identification.to_dict()
+    assert one.svm.to_dict() == other.svm.to_dict()
+    assert (
+        other.gallery.queries == one.gallery.queries + 10
+    )  # each still looks for the other image of its person
+    extra = (
+        other.gallery.each.figures["knn_accuracy_1"].sum() - one.gallery.each.figures["knn_accuracy_1"].sum()
+    )
+    unit = t.embeddings / np.linalg.norm(t.embeddings, axis=1, keepdims=True)
+    rows = np.sort(np.concatenate([first[:10], first[:10] + 1]))
+    cosine = unit[first[:10]] @ unit[rows].T
+    cosine[cosine > 1 - 1e-6] = -1
+    assert extra == (t.identities[rows][cosine.argmax(1)] == t.identities[first[:10]]).sum()
+
+
+def test_odd_pairs_are_said_and_counted_once(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = EmbeddingTable.load(table)
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(96, size=(2, 200))
+    apart = a != b
+    key = np.minimum(a, b) * 96 + np.maximum(a, b)
+    keep = np.isin(np.arange(200), np.unique(key, return_index=True)[1]) & apart
+    a, b = a[keep], b[keep]
+    fold = np.arange(len(a)) % 3
+
+    def written(name: str, rows: list[int], swapped: bool = False) -> Path:
+        lines = [f"{t.name(a[i])},{t.name(b[i])}" for i in range(len(a))]
+        extra = [(b[i], a[i]) if swapped else (a[i], b[i]) for i in rows]
+        lines += [f"{t.name(i)},{t.name(j)}" for i, j in extra]
+        both = [*zip(a.tolist(), b.tolist(), strict=True), *extra]
+        same = [int(t.identities[i] == t.identities[j]) for i, j in both]
+        folds = [*fold.tolist(), *((fold[rows] + 1) % 3).tolist()] if rows else fold.tolist()
+        file = tmp_path / name
+        file.write_text(
+            "path_a,path_b,same,fold\n"
+            + "".join(f"{line},{y},{f}\n" for line, y, f in zip(lines, same, folds, strict=True))
+            + (f"{t.name(3)},{t.name(3)},1,0\n" * 5 if rows else "")
+        )
+        return file
+
+    records = []
+    for name, rows, swapped in (("clean.csv", [], False), ("odd.csv", [1, 4, 4, 7], True)):
+        file = written(name, rows, swapped)
+        evaluate(embeddings=table, pairs=file, out=tmp_path / name[:-4], report=False)
+        records.append(metrics(tmp_path / name[:-4]))
+    printed = capsys.readouterr().out
+    listed = len(a) + 9
+    assert f"5 of {listed} listed pairs hold an image with itself: left out" in printed
+    assert (
+        f"4 of {listed} listed pairs repeat one before, as it is or the other way round, 4 of them in"
+        in printed
+    )
+    for record in records:
+        record["verification"].pop("pairs")
+    assert records[0]["verification"] == records[1]["verification"]
+    assert "notes" not in records[0]
+    assert len(records[1]["notes"]) == 2
 
 
 def test_groups_of_the_pairs(
@@ -250,14 +328,20 @@ def test_an_svm(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_an_svm_learns_from_the_gallery(
     faces: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same embeddings on both sides: what it learned by heart it knows."""
-    options = {"embeddings": table, "gallery": str(table), "svm": True, "out": tmp_path}
+    """Nearly the same embeddings on both sides: what it learned by heart it knows. Of the same it judges none."""
+    t = EmbeddingTable.load(table)
+    noise = 0.003 * np.random.default_rng(0).normal(size=t.embeddings.shape)
+    again = EmbeddingTable(t.embeddings + noise, t.identities, t.paths).save(tmp_path / "again.npz")
+    options = {"embeddings": table, "gallery": str(again), "svm": True, "out": tmp_path}
     record = evaluate(**options).to_dict()["svm"]
     assert (record["people"], record["images"], record["folds"]) == (16, 96, 0)
     folds = evaluate(embeddings=table, svm=True, out=tmp_path, report=False).svm
     assert record["accuracy"] > folds.mean
     assert "learned from the gallery" in capsys.readouterr().out
     assert "16 people, learned from the gallery" in (tmp_path / "report.html").read_text()
+    itself = evaluate(embeddings=table, gallery=str(table), svm=True, out=tmp_path, report=False)
+    assert itself.svm is None
+    assert itself.notes[-1] == "no linear SVM: every image is in the gallery that it learns from"
 
 
 def test_a_gallery_of_another_model(table: Path, tmp_path: Path) -> None:

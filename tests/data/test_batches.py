@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 
 import numpy as np
 import pytest
@@ -206,16 +205,38 @@ def test_faults() -> None:
         ShuffledBatches(labels[:0], 1, 0, drop_last=False)
 
 
-def test_a_million_identities() -> None:
-    """Starts in seconds; a step's cost has nothing to do with the size of the index."""
-    labels = np.repeat(np.arange(1_000_000, dtype=np.int32), 2)
-    before = time.process_time()
-    steps = IdentityBatches(labels, 64, 2, 0).epoch(0)
-    assert time.process_time() - before < 10
-    before = time.process_time()
-    for step in range(200):
-        assert len(steps[step * 70]) == 128
-    assert (time.process_time() - before) / 200 < 2e-3
+class Counted:
+    """An array that counts what is taken from it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.taken = array, 0
+
+    def __getitem__(self, key: object) -> np.ndarray:
+        found = self.array[key]  # type: ignore[index]
+        self.taken += np.size(found)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+
+@pytest.mark.parametrize("identities", [1_000, 1_000_000])
+def test_a_step_reads_as_much_of_a_large_index_as_of_a_small_one(identities: int) -> None:
+    """What it takes in time: tools/bench_index.py."""
+    steps = IdentityBatches(np.repeat(np.arange(identities, dtype=np.int32), 2), 64, 2, 0).epoch(0)
+    parts = {name: Counted(getattr(steps, name)) for name in ("order", "rounds", "starts", "counts")}
+    for name, part in parts.items():
+        setattr(steps, name, part)
+    for step in range(0, len(steps), max(1, len(steps) // 10)):
+        for part in parts.values():
+            part.taken = 0
+        assert len(steps[step]) == 128
+        assert {name: part.taken for name, part in parts.items()} == {
+            "order": 128,
+            "rounds": 64,
+            "starts": 64,
+            "counts": 64,
+        }
 
 
 def test_steps_travel_to_another_process() -> None:

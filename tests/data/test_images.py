@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from facemetric.data import images
 from facemetric.data.images import BadImage, Preprocess, decode, normalise
 from facemetric.errors import ConfigError
 
@@ -187,11 +188,58 @@ def png_of(width: int, height: int) -> bytes:
 def test_too_many_pixels() -> None:
     assert reason(png_of(30_000, 30_000)) == "a decompression bomb"
     with pytest.warns(Image.DecompressionBombWarning):
-        assert reason(png_of(10_000, 10_000)) == "10000 x 10000 pixels, at most 64000000 are decoded"
-    for form in ("PNG", "JPEG"):
-        data = packed(noise(64, 48), form)
-        assert reason(data, max_pixels=64 * 48 - 1) == "64 x 48 pixels, at most 3071 are decoded"
-        assert seen(data, max_pixels=64 * 48).shape == (48, 64, 3)
+        assert reason(png_of(10_000, 10_000)) == (
+            "10000 x 10000 pixels, at most 64000000 are decoded; save it smaller, or as a JPEG"
+        )
+    data = packed(noise(64, 48), "PNG")
+    assert reason(data, max_pixels=64 * 48 - 1).startswith(
+        "64 x 48 pixels, at most 3071 are decoded; save it"
+    )
+    assert seen(data, max_pixels=64 * 48).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "enough", "shape"),
+    [
+        (64 * 48, 0, (48, 64)),
+        (64 * 48 - 1, 0, (24, 32)),
+        (32 * 24 - 1, 0, (12, 16)),
+        (16 * 12 - 1, 0, (6, 8)),
+        (64 * 48 - 1, 40, (24, 32)),  # the limit is stronger than what would be enough
+        (64 * 48 - 1, 12, (12, 16)),
+    ],
+)
+def test_a_jpeg_above_the_limit_is_decoded_smaller(pixels: int, enough: int, shape: tuple[int, int]) -> None:
+    small = seen(packed(noise(), "JPEG", quality=95), max_pixels=pixels, enough=enough)
+    assert small.shape == (*shape, 3)
+    expected = np.asarray(noise().resize(shape[::-1], Image.Resampling.BOX)).astype(int)
+    assert np.abs(small.astype(int) - expected).mean() < 8
+
+
+def test_a_jpeg_that_is_too_large_at_an_eighth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = packed(noise(), "JPEG")
+    assert reason(data, max_pixels=8 * 6 - 1) == "8 x 6 pixels, at most 47 are decoded; save it smaller"
+    monkeypatch.setattr(images, "MAX_JPEG_PIXELS", 64 * 48 - 1)
+    assert reason(data) == "64 x 48 pixels, at most 3071 are decoded; save it smaller"
+
+
+@pytest.mark.filterwarnings("error")  # PIL warns of a bomb above 89 megapixels, and refuses 179
+@pytest.mark.parametrize("size", [(10_400, 7_800), (16_320, 12_240)])
+def test_photographs_of_81_and_200_megapixels(size: tuple[int, int]) -> None:
+    data = packed(Image.new("RGB", size, RED), "JPEG")
+    image = decode(data, enough=300)
+    assert image.size == (-(-size[0] // 8), -(-size[1] // 8))
+    assert np.abs(np.asarray(image)[500, 500].astype(int) - RED).max() < 3
+    whole = decode(data)
+    assert whole.width * whole.height <= images.MAX_PIXELS < 4 * whole.width * whole.height
+
+
+def test_the_first_picture_of_a_phones_several() -> None:
+    """MPO: a JPEG with further ones behind it, as phones write portraits."""
+    data = packed(corners().resize((80, 60)), "MPO", save_all=True, append_images=[noise(80, 60)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert np.abs(seen(data)[10, 10].astype(int) - RED).max() < 9
+    assert seen(data, enough=25).shape == (30, 40, 3)
 
 
 def test_extreme_shapes() -> None:

@@ -127,10 +127,7 @@ def test_steps_do_what_they_say() -> None:
     assert (grey[..., 0] == grey[..., 2]).all()
     assert spread(after(blur=1.0)) < spread(plain)
     assert spread(after(low_resolution=1.0)) < 0.6 * spread(plain)
-    packed = after(jpeg=1.0)
-    assert packed.shape == plain.shape
-    assert not np.array_equal(packed, plain)
-    for step in ("grayscale", "blur", "low_resolution", "jpeg"):
+    for step in ("grayscale", "blur", "low_resolution"):
         np.testing.assert_array_equal(after(**{step: 0.0}), plain)
 
 
@@ -157,7 +154,6 @@ def test_timm_policies(policy: str) -> None:
         {"grayscale": -0.1},
         {"crop_scale": (0.0, 1.0)},
         {"crop_scale": (0.9, 0.8)},
-        {"crop_ratio": (0.0, 1.0)},
         {"color_jitter": -1.0},
     ],
 )

@@ -87,7 +87,7 @@ def test_identification_intervals_hold_and_count_people():
     # At FPIR = 1 every right match is accepted and no wrong one: rank 1, in the draws as well.
     whole = identify(emb[gallery], labels[gallery], emb[probes], labels[probes], fpirs=(1.0,))
     assert whole.rank_1 < 1
-    at_all = identification_intervals(whole, labels[probes], level=0.8, draws=500)
+    at_all = identification_intervals(whole, labels[probes], draws=2000)
     assert at_all["tpir_at_fpir_1"].value == whole.points[0].tar == whole.rank_1
     for side in ("low", "high"):  # other draws, of weights, of the same figure
         one, other = (getattr(at_all[name], side) for name in ("tpir_at_fpir_1", "rank_1"))

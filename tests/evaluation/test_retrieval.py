@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation import retrieval as nearest_module
-from facemetric.evaluation.retrieval import gallery_probe, leave_one_out, nearest
+from facemetric.evaluation.retrieval import gallery_probe, leave_one_out, nearest, same_images
 from facemetric.evaluation.table import unit_rows
 
 CORNERS = hnp.arrays(
@@ -232,3 +232,58 @@ def test_k_that_the_gallery_cannot_give():
     for k in (0, 4):
         with pytest.raises(ConfigError, match=f"k = {k} neighbours of 3"):
             nearest(np.eye(3), np.eye(3), k)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_images_that_are_in_the_gallery_do_not_find_themselves(seed):
+    """Some probes are in the gallery, one of them three times, under any length; some people nowhere else."""
+    rng = np.random.default_rng(seed)
+    emb, labels = people(80, 18, seed=seed)
+    probe, rest = emb[:50], emb[50:]
+    rows = np.concatenate([rng.choice(50, 20, replace=False), [7, 7]])
+    gallery = np.concatenate([rest, 3 * probe[rows]])
+    gallery_labels = np.concatenate([labels[50:], labels[rows]])
+    order = rng.permutation(len(gallery))
+    gallery, gallery_labels = gallery[order], gallery_labels[order]
+    itself = same_images(probe, gallery)
+    place = np.argsort(order)[30:]
+    assert sorted(zip(itself.probes, itself.rows, strict=True)) == sorted(zip(rows, place, strict=True))
+    ours = gallery_probe(
+        gallery, gallery_labels, probe, labels[:50], knn=(1, 5), recall=(1, 5), itself=itself
+    )
+    hits, left_out = {1: [], 5: []}, 0
+    for q in range(50):
+        beside = np.setdiff1d(np.arange(len(gallery)), itself.rows[itself.probes == q])
+        if labels[q] not in gallery_labels[beside]:
+            left_out += 1
+            continue
+        ranked = [beside[i] for i, _ in slow.ranking(probe[q], gallery[beside])]
+        for k, right in hits.items():
+            right.append(any(gallery_labels[i] == labels[q] for i in ranked[:k]))
+    assert (ours.queries, ours.left_out) == (50 - left_out, left_out)
+    assert ours.recall == {k: pytest.approx(np.mean(right)) for k, right in hits.items()}
+    one = gallery_probe(emb, labels, emb, labels, itself=same_images(emb, emb))
+    assert one.to_dict() == leave_one_out(emb, labels).to_dict()
+
+
+def test_nobody_is_left_to_find_beside_itself():
+    emb = np.eye(4, dtype=np.float32)
+    with pytest.raises(DataError, match="none of 4 probes is of a person in the gallery beside itself"):
+        gallery_probe(emb, range(4), emb, range(4), knn=(1,), recall=(1,), itself=same_images(emb, emb))
+
+
+def test_embeddings_that_are_all_one_name_no_image():
+    emb = np.ones((20, 4)) + 1e-5 * np.random.default_rng(0).normal(size=(20, 4))
+    assert same_images(emb, emb).images() == 0
+    assert same_images(emb[:7], emb[:7]).images() == 7  # fewer than so many copies are copies
+
+
+def test_a_person_with_the_whole_gallery_beside_copies():
+    """One probe is not in a gallery of three images of its person, another is: all three count for the first."""
+    gallery = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2]], np.float32)
+    probe = np.array([[0.5, 0.5], [1, 0]], np.float32)
+    found = gallery_probe(
+        gallery, [0] * 3, probe, [0, 0], knn=(1,), recall=(1,), itself=same_images(probe, gallery)
+    )
+    assert (found.r_precision, found.map_at_r, found.queries) == (1, 1, 2)
+    assert found.each.nearest.tolist() == [2, 1]

@@ -36,8 +36,8 @@ def readers() -> dict[str, fuzz_readers.Reader]:
 def test_whole_files_are_read(readers: dict[str, fuzz_readers.Reader], tmp_path: Path) -> None:
     """So that what is damaged below is nearly right."""
     for name, reader in readers.items():
-        said = fuzz_readers.run_case(reader, reader.whole, tmp_path / "case")
-        assert said == "read", name
+        outcome = fuzz_readers.run_case(reader, reader.whole, tmp_path / "case")
+        assert outcome == "read", name
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -48,9 +48,9 @@ def test_damaged_files(readers: dict[str, fuzz_readers.Reader], tmp_path: Path, 
     for name, reader in readers.items():
         for _ in range(2 if name == "config.json" else 25):
             data = fuzz_readers.mutate(reader.whole, chance)
-            said = fuzz_readers.run_case(reader, data, tmp_path / "case")
-            assert not said.startswith("WRONG"), (name, data[:2000], said)
-            assert "several lines" not in said, name
+            outcome = fuzz_readers.run_case(reader, data, tmp_path / "case")
+            assert not outcome.startswith("WRONG"), (name, data[:2000], outcome)
+            assert "several lines" not in outcome, name
 
 
 LONG, DEEP, MANY = b"A" * 140_000, b"[" * 100_000, b"9" * 5000
@@ -68,9 +68,9 @@ def npz_of(header: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("read", "name", "data", "kind", "message"),
     [
-        (read_merges, "m.csv", b'a,b\n"c,d\ne",f\n"g\n', DataError, "line 4: names 1 identity"),
+        (read_merges, "m.csv", b'a,b\n"c,d\ne",f\n"g\n', DataError, "line 4: names 1 identity,"),
         (read_merges, "m.csv", b"a," + LONG + b"\n", DataError, "line 1: is no csv"),
-        (read_merges, "m.csv", b"a,b\n,,\n", DataError, "line 2: names 0 identity"),
+        (read_merges, "m.csv", b"a,b\n,,\n", DataError, "line 2: names 0 identities"),
         (read_pairs, "p.csv", b"image1_path,image2_path,label\na,b," + LONG, DataError, "line 2: is no csv"),
         (read_pairs, "p.csv", b",,\n,,\n", DataError, "no column image1_path"),
         (read_pairs, "p.txt", MANY + b"\na 1 2\n", DataError, "number of over 18 digits"),
@@ -86,7 +86,7 @@ def npz_of(header: bytes) -> bytes:
             "b.csv",
             LONG + b"\n",
             DataError,
-            "remove it, it is made anew",
+            "remove it, a new one is made",
         ),
         (EmbeddingTable.load, "e.npz", npz_of(b"{'shape': ("), DataError, "not a readable .npz"),
         (EmbeddingTable.load, "e.npz", b"PK\x03\x04" + bytes(60), DataError, "not a readable .npz"),
@@ -139,4 +139,4 @@ def test_pictures_of_no_size_of_one_line_and_of_another_kind() -> None:
         assert decode(data).size == size
     with pytest.raises(BadImage, match=r"bomb|at most 64000000 are decoded"):
         decode(b"P6 100000 100000 255\n" + bytes(100))
-    assert decode(fuzz_readers.picture("WEBP")).size == (7, 9)  # whatever its name ends with
+    assert decode(fuzz_readers.picture("WEBP")).size == (7, 9)  # its name does not matter

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from mined_batches import DISTANCES, OPTIONS, TRIO, apart_or_equal, batch, batches, folded, run, window
 from reference_mining import twin
 
 from facemetric.errors import ConfigError, DataError
@@ -20,56 +21,6 @@ from facemetric.mining import (
     distance_weighted,
     resolve_miner,
     semihard,
-)
-from facemetric.mining import mine as engine
-from facemetric.mining.kernels import every_triplet as dense
-from facemetric.mining.kernels import one_negative as sparse
-from facemetric.mining.kernels import small_batch as small
-from facemetric.mining.kernels.one_negative import argmin_columns, argmin_rows
-from facemetric.mining.tiles import MIB
-
-DISTANCES = ("squared", "euclidean", "cosine")
-TRIO = ("all", "semihard", "hard")
-
-
-def window(d_ap, d_an):
-    return (d_an > d_ap) & (d_an < d_ap + 0.5)
-
-
-def batch(rows, classes, *, dim=4, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    emb = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=dtype))
-    return emb, torch.randint(classes, (rows,), generator=generator)
-
-
-def run(kind, emb, labels, **options):
-    emb = emb.clone().requires_grad_()
-    if kind == "select":
-        mined = batch_select(emb, labels, select=window, **options)
-    else:
-        mined = MINERS[kind](emb, labels, **options)
-    mined.loss.backward()
-    return mined, emb.grad
-
-
-@st.composite
-def batches(draw):
-    """Uneven classes, and rows repeated under the same and under another label."""
-    rows = draw(st.integers(1, 22))
-    emb, labels = batch(
-        rows, draw(st.integers(1, 6)), dim=draw(st.integers(2, 5)), seed=draw(st.integers(0, 10**6))
-    )
-    if rows > 3 and draw(st.booleans()):
-        emb[1], labels[1] = emb[0], labels[0]  # a duplicate image
-    return emb, labels
-
-
-OPTIONS = st.fixed_dictionaries(
-    {
-        "margin": st.sampled_from([0.0, 0.2, 0.9, -0.3, "soft"]),
-        "distance": st.sampled_from(DISTANCES),
-        "budget_mib": st.sampled_from([8 * 30 / MIB, 8 * 700 / MIB, 1.0, None]),
-    }
 )
 
 
@@ -87,19 +38,6 @@ def test_equals_the_slow_twin(kind, data, options):
         options["margin"] in (0.0, "soft")
     )  # 0 or rounding: both are true
     torch.testing.assert_close(folded(grad, emb), folded(expected, emb), atol=2e-12, rtol=0)
-
-
-def apart_or_equal(x, y):
-    """1 / d of a tile's d has an error of about 1e-16 / d^2: 1e-12 is for rows not nearer than 0.05."""
-    dist = (x[:, None] - y[None]).detach().norm(dim=2)
-    return bool(((dist == 0) | (dist > 0.05)).all())
-
-
-def folded(grad, emb):
-    """Which of two equal rows takes the gradient is open: their sum is compared."""
-    return (
-        torch.cat([grad[:1] + grad[1:2], grad[2:]]) if len(emb) > 1 and torch.equal(emb[0], emb[1]) else grad
-    )
 
 
 @pytest.mark.parametrize("kind", [*TRIO, "select"])
@@ -169,197 +107,6 @@ def test_float32_is_near_float64_in_many_tiles(kind, distance, budget_mib):
     assert mined.d_an.item() == pytest.approx(exact.d_an.item(), abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=batches(), options=OPTIONS)
-def test_hard_without_masks_equals_the_slow_twin(data, options):
-    """How some hundred rows are mined: anchors without a positive among them."""
-    emb, labels = data
-    assume(options["distance"] != "euclidean" or apart_or_equal(emb, emb))
-    options = options | {"budget_mib": None}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, "MASK_ROWS", 0)
-        mined, grad = run("hard", emb, labels, **options)
-    loss, active, valid, (expected,) = twin("hard", emb, labels, options["margin"], options["distance"])
-    assert mined.loss.item() == pytest.approx(loss.item(), abs=1e-12)
-    assert mined.valid == valid
-    assert mined.active.item() == pytest.approx(active, abs=options["margin"] in (0.0, "soft"))
-    torch.testing.assert_close(folded(grad, emb), folded(expected, emb), atol=2e-12, rtol=0)
-
-
-@pytest.mark.parametrize("many", [1, 2, 5, 8])
-@settings(max_examples=40, deadline=None)
-@given(data=batches(), options=OPTIONS, whole=st.booleans())
-def test_bounds_searched_equal_bounds_compared(many, data, options, whole):
-    """Anchors with few and with many positives in one batch, ties with a duplicate among them."""
-    emb, labels = data
-    assume(options["distance"] != "euclidean" or apart_or_equal(emb, emb))
-    anchors = None if whole else slice(0, len(emb) // 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "SMALL_ROWS", 0)
-        compared, grad_compared = run("all", emb, labels, anchors=anchors, **options)
-        patch.setattr(dense, "MANY_POSITIVES", many)
-        patch.setattr(dense, "SEARCH_BLOCK", 30)
-        searched, grad = run("all", emb, labels, anchors=anchors, **options)
-    assert searched.active == compared.active
-    assert searched.loss.item() == pytest.approx(compared.loss.item(), abs=1e-13)
-    torch.testing.assert_close(grad, grad_compared, atol=1e-13, rtol=0)
-
-
-@pytest.mark.parametrize("kind", TRIO)
-def test_long_uneven_runs(kind):
-    """Classes from 1 to 150 rows: both ways to mark one's own class, in tiles cut anywhere."""
-    emb, _ = batch(260, 1, dim=3, seed=8)
-    labels = torch.repeat_interleave(torch.arange(6), torch.tensor([1, 150, 2, 70, 30, 7]))
-    labels = labels[torch.randperm(260, generator=torch.Generator().manual_seed(0))]
-    one_tile, grad = run(kind, emb, labels)
-    tiles, grad_tiles = run(kind, emb, labels, budget_mib=8 * 9000 / MIB)
-    direct = twin_by_tensors(kind, emb, labels)
-    assert one_tile.loss.item() == pytest.approx(direct, abs=1e-12)
-    assert tiles.loss.item() == pytest.approx(direct, abs=1e-12)
-    torch.testing.assert_close(grad, grad_tiles, atol=1e-12, rtol=0)
-
-
-def twin_by_tensors(kind, emb, labels, margin=0.2):
-    dist = (emb[:, None] - emb[None]).square().sum(2)
-    same = labels[:, None] == labels
-    losses = []
-    for a in range(len(emb)):
-        d_p, d_n = dist[a][same[a] & (torch.arange(len(emb)) != a)], dist[a][~same[a]]
-        if not len(d_p) or not len(d_n):
-            continue
-        if kind == "all":
-            gap = d_p[:, None] - d_n + margin
-            losses.append(gap[gap > 0])
-        elif kind == "hard":
-            losses.append((d_p.max() - d_n.min() + margin).clamp(min=0)[None])
-        else:
-            farther = torch.where(d_n > d_p[:, None], d_n, torch.inf).amin(1)
-            losses.append((d_p - torch.where(farther.isinf(), d_n.max(), farther) + margin).clamp(min=0))
-    return torch.cat(losses).mean().item()
-
-
-@pytest.mark.parametrize("kind", [*TRIO, "select", "distance-weighted"])
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("margin", [0.2, "soft"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_corners_have_finite_answers(kind, distance, margin, dtype):
-    unit = torch.nn.functional.normalize(torch.arange(1.0, 5.0, dtype=dtype), dim=0)
-    same_rows = unit.repeat(6, 1)
-    spread = batch(6, 1, seed=2, dtype=dtype)[0]
-    duplicates = spread[[0, 0, 0, 1, 1, 1]]
-    cases = {
-        "all equal": (same_rows, [0, 0, 1, 1, 2, 2]),
-        "duplicates": (duplicates, [0, 0, 1, 1, 2, 2]),
-        "one class": (spread, [4] * 6),
-        "singletons": (spread, [0, 1, 2, 3, 4, 5]),
-        "one pair": (spread, [0, 0, 1, 2, 3, 4]),
-        "one row": (spread[:1], [0]),
-        "no row": (spread[:0], []),
-        "zeros": (torch.zeros_like(spread), [0, 0, 1, 1, 2, 2]),
-    }
-    for name, (emb, labels) in cases.items():
-        options = {"seed": 1} if kind == "distance-weighted" else {}
-        mined, grad = run(kind, emb, torch.tensor(labels), margin=margin, distance=distance, **options)
-        assert torch.isfinite(mined.loss), name
-        assert torch.isfinite(grad).all(), name
-        assert all(torch.isfinite(v) for v in (mined.d_ap, mined.d_an, mined.fraction_positive)), name
-        if name in ("one class", "singletons", "one row", "no row"):
-            assert (mined.loss.item(), mined.valid, mined.active.item()) == (0, 0, 0), name
-            assert (grad == 0).all(), name
-        if name == "all equal" and kind in TRIO:
-            assert mined.loss.item() == pytest.approx(math.log(2) if margin == "soft" else 0.2, abs=1e-5)
-            assert grad.abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("kind", ["all", "hard"])
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), distance=st.sampled_from(DISTANCES))
-def test_one_image_under_two_labels(kind, seed, distance):
-    """Only the loss: at a tie the gradient is any of several."""
-    emb, labels = batch(14, 4, seed=seed)
-    emb[7:] = emb[:7]
-    mined, grad = run(kind, emb, labels, distance=distance)
-    # the square root turns rounding of 1e-16 into 1e-8
-    expected = twin(kind, emb, labels, 0.2, distance)[0].item()
-    assert mined.loss.item() == pytest.approx(expected, abs=1e-7 if distance == "euclidean" else 1e-12)
-    assert torch.isfinite(grad).all()
-
-
-@pytest.mark.parametrize("kind", TRIO)
-@pytest.mark.parametrize("budget_mib", [None, 0.01])
-def test_gradients_of_near_duplicates_stay_small(kind, budget_mib):
-    """1 / d of rows 1e-6 apart is noise in float32: no row is pushed harder than its triplets allow."""
-    emb, labels = batch(60, 12, dim=16, seed=3, dtype=torch.float32)
-    emb[30:] = emb[:30] + 1e-6 * torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
-    mined, grad = run(kind, emb, labels, distance="euclidean", budget_mib=budget_mib)
-    assert torch.isfinite(mined.loss)
-    # every triplet pulls with unit vectors: 2 on its anchor, 1 on each of the others
-    assert grad.norm(dim=1).sum() < 4
-
-
-@pytest.mark.parametrize("kind", TRIO)
-@pytest.mark.parametrize("budget_mib", [None, 0.001])
-def test_duplicates_do_not_spoil_the_digits_of_others(kind, budget_mib):
-    emb, labels = batch(24, 4, dim=3, seed=12)
-    emb[8:16] = emb[:8]
-    labels[8:16] = labels[:8]
-    _, grad = run(kind, emb, labels, margin=1.5, distance="euclidean", budget_mib=budget_mib)
-    expected = twin(kind, emb, labels, 1.5, "euclidean")[3][0]
-    pairs, expected_pairs = grad[:8] + grad[8:16], expected[:8] + expected[8:16]
-    torch.testing.assert_close(pairs, expected_pairs, atol=2e-12, rtol=0)
-    torch.testing.assert_close(grad[16:], expected[16:], atol=2e-12, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [1, 127, 128, 131, 160, 300])
-@pytest.mark.parametrize("cols", [1, 129, 200])
-@pytest.mark.parametrize("numpy_entries", [0, 10**6])
-def test_minimum_in_two_levels(rows, cols, numpy_entries, monkeypatch):
-    monkeypatch.setattr(sparse, "NUMPY_ENTRIES", numpy_entries)
-    bits = torch.randint(-(10**9), 10**9, (rows, cols), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(argmin_rows(bits), bits.argmin(1))
-    assert torch.equal(argmin_columns(bits), bits.argmin(0))
-
-
-@pytest.mark.parametrize("kind", TRIO)
-def test_label_dtypes_and_values_do_not_matter(kind):
-    emb, labels = batch(12, 2, seed=4)
-    expected, grad = run(kind, emb, labels)
-    wide = labels.to(torch.int64) * 2**62 - 5
-    kinds = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.bool, torch.float16, torch.float64)
-    for other in (wide, *(labels.to(kind_) for kind_ in kinds)):
-        mined, other_grad = run(kind, emb, other)
-        assert mined.loss == expected.loss, other.dtype
-        assert torch.equal(grad, other_grad)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", TRIO)
-def test_half_precision_is_mined_in_float32(kind, dtype):
-    emb, labels = batch(16, 4, seed=6, dtype=torch.float32)
-    emb = emb.to(dtype)
-    expected, grad = run(kind, emb.float(), labels)
-    mined, half_grad = run(kind, emb, labels)
-    assert mined.loss.dtype == torch.float32
-    assert mined.loss == expected.loss
-    assert torch.equal(half_grad, grad.to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast, _ = run(kind, emb.float(), labels)
-    assert under_autocast.loss == expected.loss
-
-
-@pytest.mark.parametrize("kind", TRIO)
-def test_same_bits_twice_and_in_any_row_order(kind):
-    emb, labels = batch(200, 40, dim=16, seed=7, dtype=torch.float32)
-    first, grad = run(kind, emb, labels)
-    again, grad_again = run(kind, emb, labels)
-    assert torch.equal(first.loss, again.loss)
-    assert torch.equal(grad, grad_again)
-    shuffle = torch.randperm(200, generator=torch.Generator().manual_seed(1))
-    mixed, grad_mixed = run(kind, emb[shuffle], labels[shuffle])
-    assert mixed.loss.item() == pytest.approx(first.loss.item(), abs=1e-6)
-    torch.testing.assert_close(grad_mixed, grad[shuffle], atol=1e-6, rtol=0)
-
-
 def test_four_points_by_hand():
     """On a line: a at 0, p at 1, negatives at 1.2 and 3; squared 1, 1.44, 9 from a and .04, 4 from p."""
     emb = torch.tensor([[0.0], [1.0], [1.2], [3.0]], dtype=torch.float64)
@@ -383,40 +130,6 @@ def test_semihard_needs_a_strictly_farther_negative_and_falls_back_to_the_farthe
     assert mined.d_an.item() == 1.5**2
     near = torch.tensor([[0.0], [5.0], [1.0], [2.0]], dtype=torch.float64)
     assert semihard(near, labels, anchors=slice(0, 1)).d_an.item() == 4.0
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_embeddings_that_are_not_finite_are_an_error_that_names_the_row(bad):
-    emb, labels = batch(6, 2)
-    emb[4, 1] = bad
-    for miner in (batch_all, semihard, batch_hard):
-        with pytest.raises(DataError, match=r"1 of 6 embeddings .* row 4"):
-            miner(emb, labels)
-
-
-@pytest.mark.parametrize("kind", TRIO)
-@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 1e30), (torch.float64, 1e155)])
-@pytest.mark.parametrize("anchors", [None, slice(0, 6)])
-def test_numbers_too_large_to_square_are_refused_with_the_row(kind, dtype, length, anchors):
-    emb, labels = batch(6, 2, dtype=dtype)
-    emb[3] *= length
-    with pytest.raises(
-        DataError, match=r"1 of 6 embeddings are longer than .*, the first is row 3 of length 1.0e"
-    ):
-        run(kind, emb, labels, anchors=anchors)
-    assert run(kind, emb, labels, distance="cosine")[0].loss.isfinite()
-
-
-@pytest.mark.parametrize("kind", TRIO)
-def test_a_second_derivative_is_refused_and_a_graph_is_not(kind):
-    """The gradient is known as numbers: differentiated again it would silently count as a constant."""
-    emb, labels = batch(12, 3, seed=11)
-    rows = emb.clone().requires_grad_()
-    loss = MINERS[kind](rows, labels, margin=0.5).loss
-    (grad,) = torch.autograd.grad(loss, rows, create_graph=True)
-    torch.testing.assert_close(grad.detach(), run(kind, emb, labels, margin=0.5)[1])
-    with pytest.raises(RuntimeError, match="once, not twice"):
-        (grad.square().sum() + rows.sum()).backward()
 
 
 def test_errors_say_what_to_change():
@@ -483,24 +196,6 @@ def test_distance_weighted_draws_by_inverse_density():
         assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / draws)
     first, second = (distance_weighted(emb, labels, seed=3) for _ in range(2))
     assert first.loss == second.loss
-
-
-def test_module_counts_its_draws_and_keeps_the_record():
-    emb, labels = batch(40, 8, seed=9)
-    loss = TripletLoss("distance-weighted", seed=5)
-    first, second = loss(emb, labels), loss(emb, labels)
-    assert first == distance_weighted(emb, labels, seed=5).loss
-    assert second == distance_weighted(emb, labels, seed=6).loss
-    other = TripletLoss("distance-weighted", seed=5)
-    other.load_state_dict(loss.state_dict())
-    assert other(emb, labels) == distance_weighted(emb, labels, seed=7).loss
-    module = TripletLoss("hard", margin="soft", distance="cosine")
-    assert repr(module) == "TripletLoss(hard, margin=soft, distance=cosine)"
-    value = module(emb.requires_grad_(), labels)
-    value.backward()
-    assert module.mined is not None
-    assert not module.mined.loss.requires_grad
-    assert value == batch_hard(emb, labels, margin="soft", distance="cosine").loss
 
 
 def test_loss_scales_with_the_incoming_gradient():

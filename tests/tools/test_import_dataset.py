@@ -96,7 +96,7 @@ def test_cifar_comes_from_its_archive(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
     with pytest.raises(
-        import_dataset.DataError, match=r"tar\.gz is not CIFAR10's as published \(MD5 .*copy it anew"
+        import_dataset.DataError, match=r"tar\.gz is not CIFAR10's as published \(MD5 .*copy it again"
     ):
         import_dataset.import_dataset("cifar10", tmp_path / "damaged", source=tmp_path)
     assert archive.read_bytes() == damaged

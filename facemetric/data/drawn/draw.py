@@ -1,7 +1,7 @@
 """Faces drawn from parameters: the demo's embedded default and the tests' data. No photograph, no network.
 
 A picture depends on four numbers only: the seed, the identity's number, the picture's number and the size.
-The same four give the same picture whatever else is drawn, in whatever order and by however many processes.
+The same four give the same picture in any order of drawing, by any number of processes.
 Shapes: N pictures, H = W = size in pixels.
 """
 

@@ -80,7 +80,7 @@ def draw_brows(pen: Pen, face: Identity, scene: Nuisance) -> None:
 
 
 def draw_nose(pen: Pen, face: Identity) -> None:
-    """Bridge, tip, wings and nostrils; the tip stands off the face, so it moves most when the head turns."""
+    """Bridge, tip, wings and nostrils; the tip is in front of the face, so it moves most when the head turns."""
     skin = skin_colour(face)
     top, bottom = face.eye_height + 0.02, face.eye_height + face.nose_length
     wide = face.nose_width

@@ -90,7 +90,7 @@ def draw_head(pen: Pen, face: Identity) -> np.ndarray:
         pen.fill(pen.flat(oval(x, y, size * 0.42 + face.ear_out * 0.4, size)), paint(skin, 0.88))
         pen.fill(pen.flat(oval(x, y, size * 0.2, size * 0.65)), paint(skin, 0.72))
     outline = head_outline(face)
-    forward = 0.3 * np.maximum(outline[:, 1] - 0.3, 0)  # the chin stands in front of the ears
+    forward = 0.3 * np.maximum(outline[:, 1] - 0.3, 0)  # the chin is in front of the ears
     pen.fill(pen.flat(outline, forward), paint(skin))
     return pen.flat(outline * 1.02, forward)
 

@@ -1,33 +1,42 @@
-"""InsightFace's verification sets (`lfw.bin`, `agedb_30.bin`, ...): where their images lie and who is one person.
+"""InsightFace's verification sets (`lfw.bin`, `agedb_30.bin`, ...): where their images lie, and who is one person.
 
-Such a file is a Python pickle of (images, same), images 2i and 2i + 1 being pair i. It is not run: `pickle_layout.py`
-says where its images lie.
+Such a file is a Python pickle of (images, same), images 2i and 2i + 1 being pair i. It is not run: `pickletools`
+names its opcodes one by one, and a stack of plain values follows the harmless ones of them. Images stay where they
+are, as byte ranges.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
-import struct
-from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+import pickletools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from facemetric.errors import DataError
+from facemetric.data.readers.reader import RangeReader, Row
+from facemetric.data.readers.skips import Skips
+from facemetric.errors import DataError, plural
 
-MOST_STEPS = 4_000_000  # instructions: about three an image, so a million images; real sets have 14,000
-
-
-MOST_TEXT = 128  # bytes of a text or number that is looked into
+MOST_STEPS = 4_000_000  # opcodes: about three an image, so a million images; real sets have 14,000
+SHORT = 128  # bytes that are kept of what is no image: names, single numbers
 
 
 class Range(NamedTuple):
-    """Bytes [offset, offset + size) of the file; `coded`: Python 3 wrote them as text (protocol 2)."""
+    """Bytes [offset, offset + size) of the file; `short` holds them where they are few."""
 
     offset: int
     size: int
-    coded: bool = False
+    short: bytes = b""
+
+
+class Text(NamedTuple):
+    """A text; `encoded` where it stands for bytes, as protocol 2 of Python 3 writes them."""
+
+    text: str
+    encoded: bool = False
 
 
 class Name(NamedTuple):
@@ -42,23 +51,13 @@ class Dtype(NamedTuple):
 
 
 class Array:
-    """A numpy array in the making."""
+    """A flat numpy array of single bytes, once its state has come."""
 
-    code = ""
-    shape: tuple[int, ...] = ()
-    data: Any = None
-
-
-class Mark:
-    pass
+    def __init__(self, code: str = "", data: Range | Text | None = None) -> None:
+        self.code, self.data = code, data
 
 
-MARK = Mark()
-
-
-STOP = b"."
-
-
+MARK = object()
 KNOWN = {
     ("_codecs", "encode"),
     ("numpy", "dtype"),
@@ -70,215 +69,173 @@ KNOWN = {
     ),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
+VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": MARK}
+BYTES = {"BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+TEXTS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+NUMBERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1"}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+PUTS, GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
 
 
-class Machine:
-    """A stack, a memo, and the harmless instructions. What an instruction makes is a value of this module."""
+class Unknown(Exception):  # noqa: N818 (becomes a DataError with the file's name)
+    """A name that no list of images needs."""
 
-    def __init__(self, where: str, file: BinaryIO, total: int) -> None:
-        self.where, self.file, self.total, self.at = where, file, total, 0
-        self.stack: list[Any] = []
+
+class Stack:
+    """The values that the opcodes leave, and a memo. `end` is where the opcode's argument ends in the file."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
-        """The value that the pickle stands for."""
-        for _ in range(MOST_STEPS):
-            place = self.at
-            code = self.take(1)
-            step = STEPS.get(code)
-            if step is None and code != STOP:
-                raise DataError(
-                    f"{self.where}: instruction {code!r} at byte {place} is none that a list of images needs; "
-                    "it is not run, and the file not read"
-                )
-            try:
-                if step is None:
-                    return self.pop()
-                step(self)
-            except DataError:
-                raise
-            except (IndexError, TypeError, ValueError, KeyError, AttributeError, struct.error):
-                raise DataError(
-                    f"{self.where}: damaged at byte {place}; needed a verification set of InsightFace"
-                ) from None
-        raise DataError(
-            f"{self.where}: more than {MOST_STEPS:,} instructions; no list of images needs so many"
-        )
-
-    def take(self, size: int) -> bytes:
-        """The next bytes, few of them."""
-        if size > MOST_TEXT:
-            raise ValueError
-        data = self.file.read(size)
-        if len(data) < size:
-            raise DataError(f"{self.where}: cut short at byte {self.total}; copy it again")
-        self.at += size
-        return data
-
-    def number(self, form: str) -> int:
-        return int(struct.unpack("<" + form, self.take(struct.calcsize(form)))[0])
-
-    def skip(self, size: int, coded: bool = False) -> Range:
-        """Leave bytes where they are."""
-        if size < 0 or self.at + size > self.total:
-            raise DataError(f"{self.where}: cut short at byte {self.total}; copy it again")
-        place = Range(self.at, size, coded)
-        self.at += size
-        self.file.seek(self.at)
-        return place
-
-    def line(self) -> str:
-        data = self.file.readline(MOST_TEXT)
-        if not data.endswith(b"\n"):
-            raise ValueError
-        self.at += len(data)
-        return data[:-1].decode("ascii")
+    def step(self, code: str, argument: Any, end: int) -> None:
+        """Follow an opcode. ValueError, IndexError, ... where it does not fit; DataError where it is refused."""
+        if code in VALUES:
+            self.values.append(VALUES[code])
+        elif code in NUMBERS:
+            self.values.append(argument)
+        elif code in BYTES:
+            size = len(argument)
+            short = argument if size <= SHORT else b""
+            raw = short.encode("latin-1") if isinstance(short, str) else bytes(short)
+            self.values.append(Range(end - size, size, raw))
+        elif code in TEXTS:
+            self.values.append(Text(argument))
+        elif code in TUPLES:
+            self.values.append(tuple(reversed([self.pop() for _ in range(TUPLES[code])])))
+        elif code in PUTS:
+            self.memo[argument] = self.values[-1]
+        elif code in GETS:
+            self.values.append(self.memo[argument])
+        else:
+            STEPS[code](self, argument)
 
     def pop(self) -> Any:
-        value = self.stack.pop()
+        value = self.values.pop()
         if value is MARK:
             raise ValueError
         return value
 
-    def since_mark(self) -> list[Any]:
-        at = len(self.stack) - 1
-        while self.stack[at] is not MARK:
-            at -= 1
-            if at < 0:
-                raise ValueError
-        values = self.stack[at + 1 :]
-        del self.stack[at:]
-        return values
+    def above_mark(self) -> list[Any]:
+        """Take the values above the topmost mark, and the mark."""
+        at = len(self.values) - 1 - self.values[::-1].index(MARK)
+        found = self.values[at + 1 :]
+        del self.values[at:]
+        return found
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def extend(self, values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+    def extend(self, found: list[Any]) -> None:
+        if not isinstance(self.values[-1], list):
             raise ValueError
-        self.stack[-1].extend(values)
-
-    def tuple_of(self, size: int) -> None:
-        values = [self.pop() for _ in range(size)]
-        self.push(tuple(reversed(values)))
-
-    def text(self, value: Any) -> str:
-        """A short text, or short bytes, which are Python 2's texts."""
-        if not isinstance(value, Range) or value.size > MOST_TEXT:
-            raise ValueError
-        self.file.seek(value.offset)
-        raw = self.file.read(value.size)
-        self.file.seek(self.at)
-        return raw.decode("utf-8" if value.coded else "latin-1")
+        self.values[-1].extend(found)
 
     def name(self, module: str, name: str) -> None:
         if (module, name) not in KNOWN:
-            raise DataError(
-                f"{self.where}: names {module}.{name}, which no list of images needs; "
-                "it is not run, and the file not read"
-            )
-        self.push(Name(module, name))
+            raise Unknown(f"{module}.{name}")
+        self.values.append(Name(module, name))
 
     def reduce(self) -> None:
-        """A call, of one of the known names."""
+        """A call of one of the known names."""
         arguments, called = self.pop(), self.pop()
         if not isinstance(called, Name) or not isinstance(arguments, tuple):
             raise ValueError
         if called.name == "encode":
-            self.push(arguments[0]._replace(coded=True))
+            self.values.append(arguments[0]._replace(encoded=True))
         elif called.name == "dtype":
-            self.push(Dtype(self.text(arguments[0])))
+            self.values.append(Dtype(_short(arguments[0]).decode("ascii")))
         elif called.name == "scalar":
-            code, raw = arguments[0].code, self.text(arguments[1]).encode("latin-1")
+            code, raw = arguments[0].code, _short(arguments[1])
             if code not in ("b1", "i1", "u1", "i8", "i4") or len(raw) != int(code[1]):
                 raise ValueError
-            self.push(int.from_bytes(raw, "little"))
+            self.values.append(int.from_bytes(raw, "little"))
         elif called.name == "_reconstruct":
-            self.push(Array())
+            self.values.append(Array())
         elif called.name == "_frombuffer":
-            self.push(_array(arguments[1].code, arguments[2], arguments[0]))
+            data, dtype, shape, *_ = arguments
+            self.values.append(_array(dtype.code, shape, data))
         else:
             raise ValueError
 
     def build(self) -> None:
-        """The state of an array; that of a dtype says nothing new."""
-        state, value = self.pop(), self.stack[-1]
+        """The state of an array; that of a dtype (byte order) does not matter for single bytes."""
+        state, value = self.pop(), self.values[-1]
         if isinstance(value, Array):
             _, shape, dtype, _, data = state
             made = _array(dtype.code, shape, data)
-            value.code, value.shape, value.data = made.code, made.shape, made.data
+            value.code, value.data = made.code, made.data
         elif not isinstance(value, Dtype):
             raise ValueError
 
 
+STEPS: dict[str, Callable[[Stack, Any], object]] = {
+    "PROTO": lambda stack, version: None,
+    "FRAME": lambda stack, size: None,
+    "POP": lambda stack, _: stack.pop(),
+    "EMPTY_LIST": lambda stack, _: stack.values.append([]),
+    "LIST": lambda stack, _: stack.values.append(stack.above_mark()),
+    "TUPLE": lambda stack, _: stack.values.append(tuple(stack.above_mark())),
+    "APPEND": lambda stack, _: stack.extend([stack.pop()]),
+    "APPENDS": lambda stack, _: stack.extend(stack.above_mark()),
+    "MEMOIZE": lambda stack, _: stack.memo.update({len(stack.memo): stack.values[-1]}),
+    "GLOBAL": lambda stack, names: stack.name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda stack, _: stack.name(*reversed([stack.pop().text, stack.pop().text])),
+    "REDUCE": lambda stack, _: stack.reduce(),
+    "BUILD": lambda stack, _: stack.build(),
+}
+FOLLOWED = {"STOP", *VALUES, *NUMBERS, *BYTES, *TEXTS, *TUPLES, *PUTS, *GETS, *STEPS}
+
+
+def _short(value: Range | Text) -> bytes:
+    """A short text or short bytes, which are Python 2's texts."""
+    raw = value.text.encode("latin-1") if isinstance(value, Text) else value.short
+    if not raw or len(raw) > SHORT:
+        raise ValueError
+    return raw
+
+
 def _array(code: str, shape: Any, data: Any) -> Array:
     """A flat array of single bytes whose data lie in the file."""
-    made = Array()
-    made.code, made.shape, made.data = code, shape, data
-    coded = isinstance(data, Range) and data.coded  # then its size is not known
-    if code not in ("b1", "u1", "i1") or len(shape) != 1 or not (coded or data.size == shape[0]):
+    size = data.size if isinstance(data, Range) else len(data.text)
+    if code not in ("b1", "u1", "i1") or len(shape) != 1 or size != shape[0]:
         raise ValueError
-    return made
+    return Array(code, data)
 
 
-def _memoize(machine: Machine, key: int) -> None:
-    machine.memo[key] = machine.stack[-1]
+def read_value(where: str, file: mmap.mmap) -> Any:
+    """What a pickle holds, images as ranges. DataError, with the place, where it is damaged or asks for more."""
+    stack, opcodes = Stack(), pickletools.genops(file)
+    for _ in range(MOST_STEPS):
+        at = file.tell()
+        try:
+            opcode, argument, _ = next(opcodes)
+        except (ValueError, IndexError):
+            if file.tell() == len(file):
+                raise _cut_short(where, len(file)) from None
+            raise _damaged(where, at) from None
+        if opcode.name not in FOLLOWED:
+            raise _refused(where, f"has the pickle opcode {opcode.name} at byte {at}")
+        try:
+            if opcode.name == "STOP":
+                return stack.pop()
+            stack.step(opcode.name, argument, file.tell())
+        except Unknown as name:
+            raise _refused(where, f"names {name}") from None
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise _damaged(where, at) from None
+    raise _refused(where, f"has more than {MOST_STEPS:,} instructions")
 
 
-def _stack_global(machine: Machine) -> None:
-    name, module = machine.text(machine.pop()), machine.text(machine.pop())
-    machine.name(module, name)
+def _refused(where: str, reason: str) -> DataError:
+    return DataError(
+        f"{where}: {reason}, which no list of images needs; it is not run, and the file is refused"
+    )
 
 
-def _decimal(machine: Machine) -> None:
-    line = machine.line()
-    machine.push({"00": False, "01": True}[line] if line in ("00", "01") else int(line.rstrip("L")))
+def _damaged(where: str, at: int) -> DataError:
+    return DataError(f"{where}: damaged at byte {at}; needed a verification set of InsightFace")
 
 
-STEPS: dict[bytes, Callable[[Machine], object]] = {
-    b"\x80": lambda m: m.take(1),  # protocol
-    b"\x95": lambda m: m.take(8),  # frame
-    b"(": lambda m: m.push(MARK),
-    b"0": lambda m: m.pop(),
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"I": _decimal,
-    b"L": _decimal,
-    b"J": lambda m: m.push(m.number("i")),
-    b"K": lambda m: m.push(m.number("B")),
-    b"M": lambda m: m.push(m.number("H")),
-    b"\x8a": lambda m: m.push(int.from_bytes(m.take(m.number("B")), "little", signed=True)),
-    b"T": lambda m: m.push(m.skip(m.number("i"))),
-    b"U": lambda m: m.push(m.skip(m.number("B"))),
-    b"B": lambda m: m.push(m.skip(m.number("I"))),
-    b"C": lambda m: m.push(m.skip(m.number("B"))),
-    b"\x8e": lambda m: m.push(m.skip(m.number("Q"))),
-    b"\x96": lambda m: m.push(m.skip(m.number("Q"))),
-    b"X": lambda m: m.push(m.skip(m.number("I"), coded=True)),
-    b"\x8c": lambda m: m.push(m.skip(m.number("B"), coded=True)),
-    b"\x8d": lambda m: m.push(m.skip(m.number("Q"), coded=True)),
-    b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.since_mark()),
-    b"a": lambda m: m.extend([m.pop()]),
-    b"e": lambda m: m.extend(m.since_mark()),
-    b")": lambda m: m.push(()),
-    b"t": lambda m: m.push(tuple(m.since_mark())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"q": lambda m: _memoize(m, m.number("B")),
-    b"r": lambda m: _memoize(m, m.number("I")),
-    b"p": lambda m: _memoize(m, int(m.line())),
-    b"\x94": lambda m: _memoize(m, len(m.memo)),
-    b"h": lambda m: m.push(m.memo[m.number("B")]),
-    b"j": lambda m: m.push(m.memo[m.number("I")]),
-    b"g": lambda m: m.push(m.memo[int(m.line())]),
-    b"c": lambda m: m.name(m.line(), m.line()),
-    b"\x93": _stack_global,
-    b"R": lambda m: m.reduce(),
-    b"b": lambda m: m.build(),
-}
+def _cut_short(where: str, size: int) -> DataError:
+    return DataError(f"{where}: cut short at byte {size}; copy it again")
 
 
 class BinPairs(NamedTuple):
@@ -300,72 +257,84 @@ class BinPairs(NamedTuple):
         return [f"{person[row]:06d}/{row:06d}" for row in range(count)]
 
 
+class BinReader(RangeReader):
+    """The images are byte ranges of the pickle, named `person/image`."""
+
+    identity_folders = False
+
+    def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
+        found = read_bin(self.path)
+        for name, image in zip(found.names(), found.images, strict=True):
+            yield Row(name.partition("/")[0], name, image.size, image.offset)
+
+
 def read_bin(path: str | os.PathLike[str]) -> BinPairs:
     """The images and pairs of a `.bin`; images whose bytes are equal are one. DataError for anything else."""
     where = os.fspath(path)
     try:
-        with open(where, "rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            found = Machine(where, file, total).run()
-            images, same = _checked(where, file, found)
-            rows, unique = _without_doubles(file, images)
+        with open(where, "rb") as opened:
+            if not os.fstat(opened.fileno()).st_size:  # which cannot be mapped
+                raise _cut_short(where, 0)
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
+                images, same = _checked(where, file, read_value(where, file))
+                rows, unique = _unique(file, images)
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from None
     return BinPairs(unique, rows[::2], rows[1::2], np.array(same, dtype=bool))
 
 
-def _checked(where: str, file: BinaryIO, found: Any) -> tuple[list[Range], list[bool]]:
+def _checked(where: str, file: mmap.mmap, found: Any) -> tuple[list[Range], list[bool]]:
     if not (isinstance(found, tuple | list) and len(found) == 2):
         raise DataError(f"{where}: is no pair of (images, same); needed a verification set of InsightFace")
-    images, same = ([*_items(part)] for part in found)
+    images, same = (_items(file, part) for part in found)
     if len(images) != 2 * len(same) or not same:
         raise DataError(
-            f"{where}: {len(images)} images for {len(same)} pairs; needed two a pair, of one or more"
+            f"{where}: {plural(len(images), 'image')} for {plural(len(same), 'pair')}; needed two for each pair, and "
+            "one pair or more"
         )
-    flags = [_flag(where, file, value) for value in same]
-    ranges = []
-    for number, image in enumerate(images):
-        place = image.data if isinstance(image, Array) and image.code in ("u1", "i1") else image
-        if not isinstance(place, Range):
-            raise DataError(f"{where}: image {number} is no bytes; needed encoded pictures (JPEG, PNG)")
-        if place.coded:
-            raise DataError(
-                f"{where}: image {number} is written as text (protocol 2 of Python 3); "
-                "write the file again with pickle's protocol 3 or higher"
-            )
-        ranges.append(place)
-    return ranges, flags
+    return [_image(where, number, image) for number, image in enumerate(images)], [
+        _flag(where, value) for value in same
+    ]
 
 
-def _items(part: Any) -> list[Any]:
+def _items(file: mmap.mmap, part: Any) -> list[Any]:
     """The entries of a list, a tuple or a flat array of bools."""
-    if isinstance(part, Array) and part.code == "b1" and isinstance(part.data, Range):
-        return [Range(part.data.offset + i, 1, part.data.coded) for i in range(part.data.size)]
+    if isinstance(part, Array) and part.code == "b1":
+        data = part.data
+        if isinstance(data, Text):
+            return [ord(letter) for letter in data.text]
+        return list(file[data.offset : data.offset + data.size]) if data else []
     return list(part) if isinstance(part, tuple | list) else []
 
 
-def _flag(where: str, file: BinaryIO, value: Any) -> bool:
+def _image(where: str, number: int, image: Any) -> Range:
+    place = image.data if isinstance(image, Array) and image.code in ("u1", "i1") else image
+    if isinstance(place, Text):
+        raise DataError(
+            f"{where}: image {number} is written as text (protocol 2 of Python 3); "
+            "write the file again with pickle's protocol 3 or higher"
+        )
+    if not isinstance(place, Range):
+        raise DataError(f"{where}: image {number} is not bytes; needed encoded pictures (JPEG, PNG)")
+    return place
+
+
+def _flag(where: str, value: Any) -> bool:
     if isinstance(value, Range) and value.size == 1:
-        value = _raw(file, value)[0]
+        value = value.short[0]
     if value not in (0, 1) or not isinstance(value, int):
         raise DataError(f"{where}: a pair is neither same nor different; needed True or False for each")
     return bool(value)
 
 
-def _raw(file: BinaryIO, place: Range) -> bytes:
-    file.seek(place.offset)
-    raw = file.read(place.size)
-    return raw.decode("utf-8", "replace").encode("latin-1", "replace") if place.coded else raw
-
-
-def _without_doubles(file: BinaryIO, images: list[Range]) -> tuple[np.ndarray, list[Range]]:
-    """The row of each image among the different ones: sets name an image anew in every pair it is in."""
+def _unique(file: mmap.mmap, images: list[Range]) -> tuple[np.ndarray, list[Range]]:
+    """The row of each image among the different ones: sets repeat an image in every pair it is in."""
     row_of: dict[bytes, int] = {}
     rows: list[int] = []
     unique: list[Range] = []
     for place in images:
-        key = hashlib.blake2b(_raw(file, place), digest_size=16).digest()
-        row = row_of.setdefault(key, len(unique))
+        data = file[place.offset : place.offset + place.size]
+        row = row_of.setdefault(hashlib.blake2b(data, digest_size=16).digest(), len(unique))
         if row == len(unique):
             unique.append(place)
         rows.append(row)

@@ -1,4 +1,4 @@
-"""A csv as people, Excel and other programs write it: the one reader of the lists of images and of pairs."""
+"""A csv as people, Excel and other programs write it: lists of images, and (in data/pairs.py) of pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-from facemetric.data.store import Rows, SourceFile
-from facemetric.errors import DataError, did_you_mean
+from facemetric.data.readers import skips as kinds
+from facemetric.data.readers.reader import NO_GROUPS, FileReader, Row
+from facemetric.data.readers.skips import Skips, skipped_folder
+from facemetric.errors import DataError, did_you_mean, plural
+
+Listed = tuple[str, str | None, Mapping[str, str]]  # path, identity, groups
 
 
 class Table:
@@ -35,7 +39,7 @@ class Table:
         self.header = next(self._cells(), [])
         named = [name.lower() for name in self.header if name]
         if len(set(named)) < len(named):
-            raise DataError(f"{path}: a column stands twice in {', '.join(self.header)!r}; rename one")
+            raise DataError(f"{path}: a column is there twice in {', '.join(self.header)!r}; rename one")
         self.columns = {name.lower(): i for i, name in enumerate(self.header) if name}
 
     @property
@@ -66,31 +70,61 @@ class Table:
             ) from None
 
 
-def scan_files(
-    rows: Rows,
-    root: str,
-    listed: Iterable[tuple[str, str | None, Mapping[str, str]]],
-    *,
-    prefix: str = "",
-    said: str = "the list",
-) -> None:
-    """Adds files by (path below root, identity or None for the file's folder, groups); a path that is not there
-    is tried with `/` for `\\`, as Windows writes it. DataError that names those that do not exist."""
-    rows.files.append(SourceFile(root, False, prefix, 0, 0))
+class FileList(FileReader):
+    """Listed files below the folder `root`, the folder of each its identity; nothing is skipped."""
+
+    identity_folders = False
+
+    def __init__(self, root: str, names: Iterable[str]) -> None:
+        super().__init__(root)
+        self.names = names
+
+    def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
+        listed = ((name, None, NO_GROUPS) for name in self.names)
+        return _listed_rows(self.path, listed, source="the list")
+
+
+class CsvReader(FileReader):
+    """The columns `path` (below the csv's folder, or absolute) and `identity`; every other column is a group."""
+
+    identity_folders = False
+
+    def __init__(self, path: str) -> None:
+        super().__init__(os.path.dirname(os.path.abspath(path)))
+        self.table = path
+
+    def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
+        return _listed_rows(self.path, self._photographs(skips, loose), source=self.table)
+
+    def _photographs(self, skips: Skips, loose: bool) -> Iterator[Listed]:
+        """The lines without those that a `find` took from folders of thumbnails. Hidden folders stay: a list may
+        lie in one, and names them on purpose."""
+        for listed in csv_lines(self.table, loose):
+            found = skipped_folder(listed[0].replace("\\", "/"))
+            if found and found[1] is kinds.SYSTEM:
+                skips.add_folder(found[1], found[0])
+            else:
+                yield listed
+
+
+def _listed_rows(root: str, listed: Iterable[Listed], *, source: str) -> Iterator[Row]:
+    """The rows of listed files below `root`; a path that is not there is tried with `/` for `\\`, as Windows writes
+    it. DataError that names those that do not exist."""
     missing: list[str] = []
     for image, identity, groups in listed:
         for name in dict.fromkeys((image, image.replace("\\", "/"))):
             state = _file_state(os.path.join(root, name))
             if state:
-                who = os.path.dirname(name) or "." if identity is None else identity
-                rows.add(who, name, 0, state.st_size, state.st_mtime_ns, groups)
+                label = os.path.dirname(name) or "." if identity is None else identity
+                yield Row(label, name, state.st_size, 0, state.st_mtime_ns, groups)
                 break
         else:
             missing.append(image)
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{said}: {len(missing)} paths are no files below {root}: {shown}; mend or take out those lines"
+            f"{source}: {plural(len(missing), 'path')} without a file below {root}: {shown}; correct or remove "
+            "those lines"
         )
 
 
@@ -102,7 +136,7 @@ def _file_state(path: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def csv_lines(path: str, loose: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
+def csv_lines(path: str, loose: bool) -> Iterator[Listed]:
     """(path, identity, groups) of each line: every other column that has a name is a group.
 
     With `loose` the identity may be empty."""

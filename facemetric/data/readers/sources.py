@@ -1,4 +1,4 @@
-"""From what the user named (a folder, a csv, a tar) to rows of a store: who, where, how long."""
+"""From what the user named (`PATH` or `NAME=PATH`) to the rows of an index, by the reader of its kind."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from facemetric.data.readers.bin import read_bin
-from facemetric.data.readers.csv import csv_lines, scan_files
-from facemetric.data.readers.folder import (
-    _entries,
-    _is_dir,
-    _is_image,
-    _no_image,
-    _scan_folder,
-    hidden_folder,
-)
-from facemetric.data.readers.tar import walk_tar
-from facemetric.data.store import Rows, SourceFile
-from facemetric.errors import DataError
+from facemetric.data.readers import READERS
+from facemetric.data.readers.folder import FolderReader, entries, is_folder
+from facemetric.data.readers.reader import Reader
+from facemetric.data.readers.skips import why_skip_file, why_skip_folder
+from facemetric.data.store import Rows
+from facemetric.errors import DataError, plural
 
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
@@ -44,14 +37,16 @@ def parse_source(text: str | Path) -> Source:
             raise DataError(f"{text!r}: a name without a path; write NAME=PATH")
         return Source(name, _from_home(path), True)
     if not text:
-        raise DataError("an empty path as data; give a folder, a csv or a .tar")
+        raise DataError(
+            f"an empty path as data; give a folder of identities, or a file ({', '.join(READERS)})"
+        )
     given = _from_home(text)
     whole = Path(os.path.abspath(given))
     return Source(whole.name if given.is_dir() else whole.stem, given, False)
 
 
 def _from_home(path: str) -> Path:
-    """`~/faces` below the home folder, as a shell has it; in TOML and Python there is none."""
+    """`~/faces` below the home folder, as a shell reads it: nobody does in TOML and Python."""
     return Path(path if os.path.lexists(path) else os.path.expanduser(path))
 
 
@@ -71,7 +66,7 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
 
 
 def is_loose(identity: str) -> bool:
-    """Whether an index's identity is none: that of images read with `loose` outside an identity's folder."""
+    """Whether an identity of the index means that there is none: an image read with `loose`, outside a folder."""
     return not identity or identity.endswith("/")
 
 
@@ -82,89 +77,70 @@ def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> Non
     """
     path = str(source.path)
     before = len(rows.identity)
-    if os.path.isdir(path):
-        shards = _shards(path, loose)
-        if shards:
-            for shard in shards:
-                _scan_tar(rows, shard, prefix, loose)
-        else:
-            _scan_folder(rows, path, prefix, loose)
-    elif not os.path.isfile(path):
-        raise DataError(
-            f"{path}: no such file or folder; give a folder of identities, a csv (path,identity) or a .tar"
-        )
-    elif path.lower().endswith(PACKED_ENDINGS):
-        raise DataError(
-            f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
-        )
-    elif path.lower().endswith(".csv"):
-        scan_files(
-            rows, os.path.dirname(os.path.abspath(path)), csv_lines(path, loose), prefix=prefix, said=path
-        )
-    elif path.lower().endswith(".tar"):
-        _scan_tar(rows, path, prefix, loose)
-    elif path.lower().endswith(".bin"):
-        _scan_bin(rows, path, prefix)
-    else:
-        raise DataError(
-            f"{path}: unknown kind of data; give a folder of identities, a .csv (path,identity) or a .tar"
-        )
+    readers = _readers_of(path, loose)
+    for reader in readers:
+        rows.add_source(reader, prefix, loose=loose)
     if len(rows.identity) == before:
         what, needed = ("image", "image.jpg") if loose else ("image of an identity", "identity/image.jpg")
-        raise DataError(f"{path}: holds no {what}{_instead(rows)}; needed is {needed}")
-    if not path.lower().endswith((".csv", ".bin")):
+        skipped = ", ".join(rows.skips.phrases())
+        raise DataError(
+            f"{path}: holds no {what}{f' (skipped {skipped})' if skipped else ''}; needed is {needed}"
+        )
+    if readers[0].identity_folders:
         _note_folders_alone(rows, path, prefix)
 
 
+def _readers_of(path: str, loose: bool) -> list[Reader]:
+    """One reader, or one for each shard of a folder. DataError for what none reads."""
+    if os.path.isdir(path):
+        shards = _shards(path, loose)
+        return [READERS[_ending(shard)](shard) for shard in shards] or [FolderReader(path)]
+    known = ", ".join(READERS)
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file or folder; give a folder of identities, or a file ({known})")
+    ending = _ending(path)
+    if ending in READERS:
+        return [READERS[ending](path)]
+    if ending in PACKED_ENDINGS:
+        raise DataError(
+            f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
+        )
+    raise DataError(f"{path}: unknown kind of data; give a folder of identities, or a file ({known})")
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _shards(path: str, loose: bool) -> list[str]:
+    """The files of a folder that are a source together; [] for a folder of identities."""
+    found = [entry for entry in entries(path) if why_skip_folder(entry.name) is None]
+    shards = [
+        entry.path
+        for entry in found
+        if (kind := READERS.get(_ending(entry.name))) and kind.may_be_shard and os.path.isfile(entry.path)
+    ]
+    if not shards:
+        return []
+    if len(endings := {_ending(shard) for shard in shards}) > 1:
+        raise DataError(
+            f"{path}: holds files of several kinds ({', '.join(sorted(endings))}); put them apart"
+        )
+    images = loose and any(why_skip_file(entry.name) is None for entry in found)
+    if images or any(is_folder(entry) for entry in found):
+        what = "images" if images else "folders"
+        raise DataError(f"{path}: holds both {endings.pop()} shards and {what}; put them apart and name both")
+    return shards
+
+
 def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:
-    """Says where no identity has an image of its own: the folder above `train/` and `test/` looks like two people."""
+    """Notes where no identity has an image of its own: the folder above `train/` and `test/` looks like two people."""
     people = [name for name in rows.identities if name.startswith(prefix) and not is_loose(name)]
     if people and not any(name in rows.folders for name in people):
         below = min(name for name in rows.folders if name.startswith(people[0] + "/"))
         shown = ", ".join(name[len(prefix) :] for name in people[:3]) + (", ..." if len(people) > 3 else "")
         rows.notes.append(
-            f"{path}: none of its {len(people)} identities ({shown}) has an image of its own, only folders as "
-            f"{below[len(prefix) :]!r}; if these are the identities, name the folders above them, or each as a source"
+            f"{path}: all images of its {plural(len(people), 'identity', 'identities')} ({shown}) lie in folders "
+            f"further down, such as {below[len(prefix) :]!r}; if these are the identities, name the folders above "
+            "them, or each as a source"
         )
-
-
-def _instead(rows: Rows) -> str:
-    found = [f"{n} {why.rstrip(',')}" for why, n in rows.ignored_counts.items()]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def _shards(path: str, loose: bool) -> list[str]:
-    found = [entry for entry in _entries(path) if not entry.name.startswith(".")]
-    shards = [
-        entry.path for entry in found if entry.name.lower().endswith(".tar") and os.path.isfile(entry.path)
-    ]
-    for what, there in (("folders", _is_dir), ("images", lambda entry: loose and _is_image(entry.name))):
-        if shards and any(there(entry) for entry in found):
-            raise DataError(f"{path}: holds both .tar shards and {what}; put them apart and name both")
-    return shards
-
-
-def _scan_tar(rows: Rows, path: str, prefix: str, loose: bool) -> None:
-    state = os.stat(path)
-    rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
-    hidden: set[str] = set()
-    for name, offset, size in walk_tar(path):
-        identity, slash, _ = name.partition("/")
-        if folder := hidden_folder(name):
-            if folder not in hidden:
-                rows.ignore("hidden folders", folder)
-            hidden.add(folder)
-        elif why := _no_image(name.rpartition("/")[2]):
-            rows.ignore(why, name)
-        elif slash or loose:
-            rows.add(identity if slash else "", name, offset, size, 0)
-        else:
-            rows.ignore("images outside an identity's folder", name)
-
-
-def _scan_bin(rows: Rows, path: str, prefix: str) -> None:
-    state = os.stat(path)
-    rows.files.append(SourceFile(path, True, prefix, state.st_size, state.st_mtime_ns))
-    found = read_bin(path)
-    for name, image in zip(found.names(), found.images, strict=True):
-        rows.add(name.partition("/")[0], name, image.offset, image.size, 0)

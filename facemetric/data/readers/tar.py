@@ -1,17 +1,17 @@
-"""Where the members of a plain tar lie: a walk over its headers that unpacks nothing.
+"""A plain tar of `identity/image.jpg`: a walk over its headers that unpacks nothing.
 
-Reads ustar, GNU long names and pax. Python's tarfile keeps an object a member and takes about three times as
-long; this keeps nothing. Source of the layout: POSIX.1-2001 pax, and "Basic Tar Format" of the GNU tar
-manual.
+Reads ustar, GNU long names and pax. Python's tarfile keeps an object for each member and takes about three times as
+long; this keeps nothing. Source of the layout: POSIX.1-2001 pax, and "Basic Tar Format" of the GNU tar manual.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from facemetric.errors import DataError
+from facemetric.data.readers.reader import Member, RangeReader, Row, images_of
+from facemetric.data.readers.skips import Skips
+from facemetric.errors import DataError, plural
 
 BLOCK = 512
 META_LIMIT = 1 << 20  # bytes of a long name or pax header: real ones are a few hundred
@@ -33,16 +33,19 @@ COMPRESSED = {
 }
 
 
-class Member(NamedTuple):
-    """A plain file of the tar: its bytes are [offset, offset + size) of the tar itself."""
+class TarReader(RangeReader):
+    """The members of a tar are byte ranges of it; several tars in a folder are one source."""
 
-    name: str
-    offset: int
-    size: int
+    may_be_shard = True
+
+    def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
+        return images_of(walk_tar(self.path), skips, loose=loose)
 
 
 def walk_tar(path: str) -> Iterator[Member]:
-    """The plain files of a tar, in its order. `./` and doubled slashes are taken out of the names.
+    """The plain files of a tar, in its order: the bytes of each are [offset, offset + size) of the tar.
+
+    `./` and doubled slashes are taken out of the names.
 
     DataError where the tar is compressed, cut short (which byte, how many members were whole), damaged, goes
     on behind its end marker, or has members that are links, devices, sparse, absolute or climb with `..`.
@@ -75,7 +78,7 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
         if kind in META:
             if size > META_LIMIT:
                 raise DataError(
-                    f"{path}: a {size}-byte name at byte {at}, at most {META_LIMIT} are read; make it anew"
+                    f"{path}: a {size}-byte name at byte {at}, at most {META_LIMIT} are read; make the tar again"
                 )
             payload = os.pread(fd, size, data)
             if len(payload) < size:
@@ -94,16 +97,15 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
             if data + size > total:
                 raise _cut(path, total, whole)
             whole += 1
-            fault = _fault(name, kind)
-            if fault:
+            if fault := _fault(name, kind):
                 refused.append(f"{name} ({fault})")
             elif kind not in FOLDER and not name.endswith("/"):
-                yield Member(_tidy(name), data, size)
+                yield Member(_tidy(name), size, data)
         at = data + (size + BLOCK - 1) // BLOCK * BLOCK
     if refused:
         shown = ", ".join(refused[:5]) + (", ..." if len(refused) > 5 else "")
         raise DataError(
-            f"{path}: {len(refused)} members are no plain files below it: {shown}; make it again without them"
+            f"{path}: {plural(len(refused), 'member')} refused: {shown}; make it again of plain files by relative paths"
         )
 
 
@@ -116,7 +118,7 @@ def _parse(path: str, header: bytes, at: int, whole: int) -> tuple[str, int, byt
             raise ValueError
         size = _number(header[124:136])
     except ValueError:
-        what = "is no tar" if at == 0 else f"is damaged at byte {at}, after {whole} whole members"
+        what = "is no tar" if at == 0 else f"is damaged at byte {at}, after {plural(whole, 'whole member')}"
         raise DataError(f"{path}: {what}: make it again with `tar -cf`, uncompressed") from None
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
@@ -175,7 +177,9 @@ def _tidy(name: str) -> str:
 
 
 def _cut(path: str, total: int, whole: int) -> DataError:
-    return DataError(f"{path}: cut short at byte {total}, {whole} members are whole: copy or make it again")
+    return DataError(
+        f"{path}: cut short at byte {total}, after {plural(whole, 'whole member')}: copy or make it again"
+    )
 
 
 def _nothing_behind(path: str, fd: int, at: int, total: int) -> None:

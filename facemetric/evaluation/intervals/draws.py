@@ -1,4 +1,4 @@
-"""Persons drawn anew: the draws that every interval is made of.
+"""Bootstrap weights over identities: the draws that every interval is made of.
 
 Shapes: P pairs, W persons, B draws, N images, K figures.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
@@ -70,7 +71,8 @@ class FoldDraws:
 
 
 def centred(draws_B1: Floats, value: float) -> Floats:
-    """Draws about the figure itself: choosing on a draw costs a little accuracy a second time."""
+    """Draws (B, 1) moved so that their mean is the figure. The figure was measured at thresholds chosen on other
+    folds; a draw chooses them again, on repeated persons, and so is a little lower in the mean."""
     return draws_B1 + (value - draws_B1.mean())
 
 
@@ -102,9 +104,11 @@ def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
     size = max(1, min(PER_CHUNK, BUDGET // (8 * max(pairs, 1))))
-    for at in range(0, draws, size):
-        w_BW = rng.standard_exponential((min(size, draws - at), n))
-        yield w_BW / w_BW.mean(1, keepdims=True)
+    with tqdm(total=draws, desc="intervals", unit="draw", delay=2, leave=False, disable=None) as bar:
+        for at in range(0, draws, size):
+            w_BW = rng.standard_exponential((min(size, draws - at), n))
+            yield w_BW / w_BW.mean(1, keepdims=True)
+            bar.update(len(w_BW))
 
 
 def pair_weights(
@@ -116,6 +120,19 @@ def pair_weights(
 ) -> Iterator[Floats]:
     """Weights (B, P) of listed pairs as `verification_intervals` says, a chunk of draws at a time."""
     score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
+    (a_P, b_P), n = numbered_persons(persons, same_P)
+    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
+    for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
+        u_BW = 1 + scale * (w_BW - 1)
+        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
+
+
+def numbered_persons(
+    persons: tuple[npt.ArrayLike, npt.ArrayLike], same_P: npt.NDArray[np.bool_]
+) -> tuple[tuple[Ints, Ints], int]:
+    """Both persons (P,) of listed pairs as numbers from 0, and how many persons there are.
+
+    Raises DataError where they do not fit `same`."""
     both = [np.asarray(p) for p in persons]
     if any(p.shape != same_P.shape for p in both):
         raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
@@ -127,11 +144,7 @@ def pair_weights(
             f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
             "give the persons of the pairs, or `persons_of_pairs`"
         )
-    n = int(who.max()) + 1
-    scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
-    for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
-        u_BW = 1 + scale * (w_BW - 1)
-        yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
+    return (a_P, b_P), int(who.max()) + 1
 
 
 def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:

@@ -1,39 +1,64 @@
-"""Intervals: how far the figures would move with other people in front of the camera.
+"""Confidence intervals of listed pairs, by resampling identities.
 
-Persons are drawn anew, not pairs: pairs that share a person rise and fall together.
+Identities are resampled, not pairs: pairs that share a person rise and fall together. Up to MANY pairs each draw
+weights every pair; beyond, it weights the counts of each person (`counts.py`).
 Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.evaluation.curves import FarPoint, Floats, auc, eer, split_scores, tar_at_far
-from facemetric.evaluation.intervals.draws import DRAWS, FoldDraws, centred, pair_weights
+from facemetric.evaluation.curves import (
+    CURVE_POINTS,
+    MANY,
+    Floats,
+    OperatingPoint,
+    auc,
+    eer,
+    roc,
+    split_scores,
+    tar_at_far,
+)
+from facemetric.evaluation.intervals.counts import (
+    CountedFigures,
+    CountedFolds,
+    ListedCells,
+    Measured,
+    band_fars,
+    thinned,
+    thresholds_at,
+    watched_fars,
+)
+from facemetric.evaluation.intervals.draws import DRAWS, FoldDraws, centred, numbered_persons, pair_weights
 from facemetric.evaluation.intervals.records import (
     Band,
     Bounds,
     Interval,
+    at_least_wilson,
     figure_intervals,
     quantiles,
     tar_name,
+    wilson,
 )
-from facemetric.evaluation.verification import FARS
+from facemetric.evaluation.verification import FARS, fold_accuracy
+
+Persons = tuple[npt.ArrayLike, npt.ArrayLike]
 
 
 def verification_intervals(
     score: npt.ArrayLike,
     same: npt.ArrayLike,
-    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    persons: Persons,
     *,
     fars: Sequence[float] = FARS,
     fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Bounds:
     """Intervals of the figures of listed pairs: scores, `same` and both persons (P,).
@@ -43,35 +68,54 @@ def verification_intervals(
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     With `fold` (P,) also `accuracy`, the mean over folds, whose thresholds each draw chooses again.
+    Shares with few errors, or none, have an interval no narrower than Wilson's of as many independent pairs.
     """
     figures = _Figures(score, same, fars)
-    folds = [FoldDraws(score, same, fold)] if fold is not None else []
-    weights = pair_weights(score, same, persons, draws, seed)
-    drawn = [np.concatenate([*(f.weighted(w) for f in folds), figures.weighted(w)], 1) for w in weights]
-    draws_BF, values = np.concatenate(drawn), figures.values()
-    for accuracy in folds:
-        draws_BF[:, :1] = centred(draws_BF[:, :1], accuracy.value)
-        values = {"accuracy": accuracy.value} | values
-    low, high = quantiles(draws_BF[:, len(values) :], level)
-    band = Band(figures.band_fars, figures.band_tar(), low, high)
-    return Bounds(figure_intervals(values, draws_BF[:, : len(values)], level), band)
+    if len(figures.same) > MANY:
+        drawn = _count(figures, persons, fold, draws, seed)
+    else:
+        drawn = _weigh(figures, persons, fold, draws, seed)
+    values = figures.values()
+    low, high = quantiles(drawn.figures_BF[:, len(values) :])
+    found = figure_intervals(values, drawn.figures_BF[:, : len(values)])
+    if fold is not None:
+        accuracy = fold_accuracy(score, same, fold).mean
+        around_B1 = centred(drawn.accuracy_B1, accuracy).clip(0, 1)
+        found = figure_intervals({"accuracy": accuracy}, around_B1) | found
+    return _widened(found, Band(figures.band_fars, figures.band_tar(), low, high), figures)
 
 
-def band_fars(n_impostor: int) -> Floats:
-    """Eight FARs a decade, rising, from the lowest that so many impostor pairs support up to 1."""
-    steps = np.arange(math.ceil(-8 * math.log10(n_impostor)), 0)
-    return np.unique([1 / n_impostor, *10 ** (steps / 8), 1.0])
+def _widened(found: dict[str, Interval], band: Band, figures: _Figures) -> Bounds:
+    """Wilson's intervals where there are few errors. The AUC is no share of pairs: only where it is 1 (or 0), where
+    no draw moves it, it gets that of as many pairs as the rarer kind has."""
+    genuine, impostor = figures.genuine.total, figures.impostor.total
+    totals = {"accuracy": genuine + impostor, "eer": min(genuine, impostor)}
+    wide = {
+        name: at_least_wilson(interval, totals.get(name, genuine))
+        for name, interval in found.items()
+        if name != "auc"
+    }
+    if found["auc"].value in (0, 1):
+        wide["auc"] = wilson(found["auc"].value * totals["eer"], totals["eer"])
+    at = [
+        at_least_wilson(Interval(*row), genuine)
+        for row in zip(band.tar.tolist(), band.low.tolist(), band.high.tolist(), strict=True)
+    ]
+    low, high = (np.array([getattr(interval, side) for interval in at]) for side in ("low", "high"))
+    return Bounds(
+        {name: wide.get(name, interval) for name, interval in found.items()},
+        band._replace(low=low, high=high),
+    )
 
 
 def paired_differences(
     scores: tuple[npt.ArrayLike, npt.ArrayLike],
     same: npt.ArrayLike,
-    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    persons: Persons,
     *,
     fars: Sequence[float] = FARS,
     fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Second model minus first on the same pairs (P,): the same persons are drawn for both.
@@ -79,20 +123,67 @@ def paired_differences(
     An interval that leaves out 0 tells the models apart. Otherwise as `verification_intervals`.
     """
     first, second = (_Figures(score, same, fars) for score in scores)
-    # One factor s for both, from the first, so that both see the same weights.
-    folds = [[FoldDraws(score, same, fold) for score in scores]] if fold is not None else []
-    drawn = [
-        np.concatenate(
-            [*(b.weighted(w) - a.weighted(w) for a, b in folds), second.weighted(w) - first.weighted(w)], 1
-        )
-        for w in pair_weights(scores[0], same, persons, draws, seed)
-    ]
-    draws_BF = np.concatenate(drawn)
-    values = {name: value - first.values()[name] for name, value in second.values().items()}
-    for a, b in folds:
-        draws_BF[:, :1] = centred(draws_BF[:, :1], b.value - a.value)
-        values = {"accuracy": b.value - a.value} | values
-    return figure_intervals(values, draws_BF[:, : len(values)], level)
+    if len(first.same) > MANY:
+        one, other = (_count(figures, persons, fold, draws, seed) for figures in (first, second))
+    else:
+        one, other = _weigh_both(first, second, persons, fold, draws, seed)
+    before = first.values()
+    values = {name: value - before[name] for name, value in second.values().items()}
+    found = figure_intervals(values, (other.figures_BF - one.figures_BF)[:, : len(values)])
+    if fold is None:
+        return found
+    means = [fold_accuracy(score, same, fold).mean for score in scores]
+    value = means[1] - means[0]
+    around_B1 = centred(other.accuracy_B1 - one.accuracy_B1, value).clip(-1, 1)
+    return figure_intervals({"accuracy": value}, around_B1) | found
+
+
+class _Drawn(NamedTuple):
+    """Draws of the figures and of the TAR of the band (B, figures + K), and of the accuracy (B, 1), not centred."""
+
+    figures_BF: Floats
+    accuracy_B1: Floats
+
+
+def _weigh(figures: _Figures, persons: Persons, fold: npt.ArrayLike | None, draws: int, seed: int) -> _Drawn:
+    """Draws that weight every pair."""
+    return _weigh_both(figures, None, persons, fold, draws, seed)[0]
+
+
+def _weigh_both(
+    first: _Figures,
+    second: _Figures | None,
+    persons: Persons,
+    fold: npt.ArrayLike | None,
+    draws: int,
+    seed: int,
+) -> list[_Drawn]:
+    """The same draws for two models (or one): one factor s for both, from the first, so that both see the same
+    weights."""
+    models = [first] if second is None else [first, second]
+    folds = [FoldDraws(m.score, m.same, fold) if fold is not None else None for m in models]
+    parts: list[tuple[list[Floats], list[Floats]]] = [([], []) for _ in models]
+    for w_BP in pair_weights(first.score, first.same, persons, draws, seed):
+        for model, of_folds, (drawn, accuracy) in zip(models, folds, parts, strict=True):
+            drawn.append(model.weighted(w_BP))
+            accuracy.append(of_folds.weighted(w_BP) if of_folds is not None else np.zeros((len(w_BP), 0)))
+    return [_Drawn(np.concatenate(drawn), np.concatenate(accuracy)) for drawn, accuracy in parts]
+
+
+def _count(figures: _Figures, persons: Persons, fold: npt.ArrayLike | None, draws: int, seed: int) -> _Drawn:
+    """Draws that weight the counts of each person at some thresholds."""
+    who, number = numbered_persons(persons, figures.same)
+    curve = roc(figures.genuine, figures.impostor, CURVE_POINTS)
+    threshold_T = thinned(thresholds_at(curve, watched_fars(curve, figures.impostor.total)), number)
+    cells = ListedCells(figures.score, figures.same, who, number, threshold_T)
+    measured = Measured(
+        figures.values(), np.array([p.wanted for p in figures.points]), figures.band_fars, figures.band_tar()
+    )
+    counted = CountedFigures(measured, cells.counts())
+    accuracy_B1 = np.zeros((draws, 0))
+    if fold is not None:
+        accuracy_B1 = CountedFolds(cells, fold, counted.rates).draws(draws, seed)
+    return _Drawn(counted.draws(draws, seed), accuracy_B1)
 
 
 class Ranked:
@@ -102,7 +193,7 @@ class Ranked:
         score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
         order = np.argsort(-score_P, kind="stable")
         ends = np.append(np.flatnonzero(np.diff(score_P[order])), len(order) - 1)
-        # Where each kind stands after each different score; -1 before the first of a kind.
+        # How many of each kind there are down to each different score.
         self.rows = [order[same_P[order] == kind] for kind in (True, False)]
         self.ends = [np.cumsum(same_P[order] == kind)[ends] for kind in (True, False)]
 
@@ -131,10 +222,14 @@ class _Figures:
 
     def __init__(self, score: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float]) -> None:
         self.genuine, self.impostor = split_scores(score, same)
+        self.score, self.same = np.asarray(score), np.asarray(same, dtype=bool)
         points = [tar_at_far(self.genuine, self.impostor, far) for far in fars]
-        self.points: list[FarPoint] = [p for p in points if p.supported]
+        self.points: list[OperatingPoint] = [p for p in points if p.supported]
         self.band_fars = band_fars(self.impostor.total)
-        self.ranked = Ranked(score, same)
+
+    @cached_property
+    def ranked(self) -> Ranked:
+        return Ranked(self.score, self.same)
 
     def values(self) -> dict[str, float]:
         named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}

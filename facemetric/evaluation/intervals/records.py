@@ -1,7 +1,6 @@
-"""Intervals: how far the figures would move with other people in front of the camera.
+"""What an interval is, and the intervals that have a formula.
 
-Persons are drawn anew, not pairs: pairs that share a person rise and fall together.
-Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
+Every interval is one of 95 %. Shapes: B draws, F figures, K FARs, N images.
 """
 
 from __future__ import annotations
@@ -14,9 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.intervals.draws import DRAWS, mean_draws
+
+LEVEL = 0.95
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+LEAST_ERRORS = 10  # that the draws need to know how errors vary
 
 
 class Interval(NamedTuple):
@@ -25,7 +28,7 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-    level: float
+    level: float = LEVEL
 
 
 class Band(NamedTuple):
@@ -44,16 +47,25 @@ class Bounds(NamedTuple):
     band: Band
 
 
-def wilson(successes: int, total: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, total: int) -> Interval:
     """A share of independent trials. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
     if not 0 <= successes <= total or not total:
         raise DataError(f"{successes} successes of {total} trials; needed 0 to {total}, of at least one")
-    z = NormalDist().inv_cdf(0.5 + _checked_level(level) / 2)
-    share, scale = successes / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    share, scale = successes / total, 1 + Z * Z / total
+    middle = (share + Z * Z / (2 * total)) / scale
+    half = Z / scale * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total))
     low = 0.0 if successes == 0 else middle - half
-    return Interval(share, low, 1.0 if successes == total else middle + half, level)
+    return Interval(share, low, 1.0 if successes == total else middle + half)
+
+
+def at_least_wilson(interval: Interval, total: int) -> Interval:
+    """The interval of a share of `total` pairs, no narrower than Wilson's where errors (or successes) are fewer than
+    LEAST_ERRORS: of three wrong pairs the draws cannot tell how many others would bring, and of none they say never."""
+    value = interval.value
+    if min(value, 1 - value) * total >= LEAST_ERRORS:
+        return interval
+    alone = wilson(value * total, total)
+    return interval._replace(low=min(interval.low, alone.low), high=max(interval.high, alone.high))
 
 
 def newcombe(high: Interval, low: Interval) -> Interval:
@@ -62,7 +74,7 @@ def newcombe(high: Interval, low: Interval) -> Interval:
     value = high.value - low.value
     down = math.hypot(high.value - high.low, low.high - low.value)
     up = math.hypot(high.high - high.value, low.value - low.low)
-    return Interval(value, value - down, value + up, high.level)
+    return Interval(value, value - down, value + up)
 
 
 def tar_name(far: float) -> str:
@@ -80,10 +92,9 @@ def mean_intervals(
     person: npt.ArrayLike,
     *,
     draws: int = DRAWS,
-    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) drawn anew.
+    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) resampled.
 
     One person alone has no intervals: there is nobody else to draw.
     """
@@ -92,29 +103,23 @@ def mean_intervals(
     if who_N.size and (who_N == who_N[0]).all():
         return {}
     drawn_BK = mean_draws(value_NK, who_N, draws=draws, seed=seed)
-    return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK, level)
+    return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK)
 
 
-def percentiles(value: float, draws_B: Floats, level: float = 0.95) -> Interval:
+def percentiles(value: float, draws_B: Floats) -> Interval:
     """A figure with the percentiles of its draws (B,)."""
-    return figure_intervals({"": value}, np.asarray(draws_B)[:, None], level)[""]
+    return figure_intervals({"": value}, np.asarray(draws_B)[:, None])[""]
 
 
-def figure_intervals(values: dict[str, float], draws_BF: Floats, level: float) -> dict[str, Interval]:
-    low, high = quantiles(draws_BF, level)
+def figure_intervals(values: dict[str, float], draws_BF: Floats) -> dict[str, Interval]:
+    """Named figures with the percentiles of their draws (B, F)."""
+    low, high = quantiles(draws_BF)
     return {
-        name: Interval(value, float(low[k]), float(high[k]), level)
-        for k, (name, value) in enumerate(values.items())
+        name: Interval(value, float(low[k]), float(high[k])) for k, (name, value) in enumerate(values.items())
     }
 
 
-def quantiles(draws_BF: Floats, level: float) -> Floats:
+def quantiles(draws_BF: Floats) -> Floats:
     """Low and high (2, F) of each column."""
-    tail = (1 - _checked_level(level)) / 2
+    tail = (1 - LEVEL) / 2
     return np.quantile(draws_BF, [tail, 1 - tail], axis=0)
-
-
-def _checked_level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ConfigError(f"a level of {level}; needed a share between 0 and 1, such as 0.95")
-    return level

@@ -123,9 +123,13 @@ class Rule(NamedTuple):
 
         With margin 0 that needs two equal rows; with another, rows and margin on one coarse grid, as whole numbers.
         """
-        if self.soft or rows_ND.dtype == torch.float64 or not len(rows_ND):
+        if not self.can_tie() or rows_ND.dtype == torch.float64 or not len(rows_ND):
             return False
-        return self.margin == 0 or (_is_coarse(self.margin) and on_a_grid(rows_ND))
+        return self.margin == 0 or on_a_grid(rows_ND)
+
+    def can_tie(self) -> bool:
+        """Whether the margin is 0 or a number of few bits, as 0.5 and 1 are, and 0.2 is not."""
+        return not self.soft and _is_coarse(self.margin)
 
 
 # Numbers of at most so many bits are what a user may have put on a grid.

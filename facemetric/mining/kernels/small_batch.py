@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels.argmin import INTEGER, argmin_rows
 from facemetric.mining.kernels.common import FAR_AWAY, NEAR, Rule, TripletSums, add_rows, slack
-from facemetric.mining.kernels.one_negative import INTEGER, UNSURE, UNSURE_NEAR, Doubt, argmin_rows, settle
+from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR, Doubt, settle
 from facemetric.mining.order import sortable
 
 # Above this many rows the sorted and tiled miners are as fast.
@@ -79,14 +80,18 @@ class _Pairwise(NamedTuple):
 
     centred_ND: Tensor  # for the sake of digits
     dist_NN: Tensor  # squared
-    slack_N: Tensor  # bound of their error
+    square_N: Tensor  # squared lengths of the centred rows
+
+    def slack(self) -> Tensor:
+        """Bound (N,) of the error of the distances."""
+        return slack(self.square_N, self.square_N, self.centred_ND.shape[1])
 
 
 def _pairwise(rows_ND: Tensor) -> _Pairwise:
     centred_ND = rows_ND - rows_ND.mean(0)
     square_N = torch.linalg.vecdot(centred_ND, centred_ND)
     dist_NN = torch.addmm(square_N, centred_ND, centred_ND.T, alpha=-2).add_(square_N[:, None])
-    return _Pairwise(centred_ND, dist_NN, slack(square_N, square_N, rows_ND.shape[1]))
+    return _Pairwise(centred_ND, dist_NN, square_N)
 
 
 def _squared_ap(rows_ND: Tensor, near: Positives) -> Tensor:
@@ -103,15 +108,16 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | No
     """`batch_all_sums` of a small batch; None where tiles are to do it, a soft margin among them."""
     if rule.soft or (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    centred_ND, dist_NN, slack_N = _pairwise(rows_ND)
+    pairwise = _pairwise(rows_ND)
+    centred_ND, dist_NN, _ = pairwise
     far_away = FAR_AWAY[rows_ND.dtype]
     _fill_same(dist_NN, near, far_away)
-    if rule.root and bool((dist_NN < NEAR * slack_N[:, None]).any()):
+    if rule.root and bool((dist_NN < NEAR * pairwise.slack()[:, None]).any()):
         return None
     squared_KN = _squared_ap(rows_ND, near)
     bound_KN = rule.squared_bound(squared_KN)
     if rows_ND.dtype == torch.float64:  # what is no nearer than rounding is a tie, and a tie is not active
-        bound_KN -= slack_N + 4 * torch.finfo(bound_KN.dtype).eps * bound_KN.abs()
+        bound_KN -= pairwise.slack() + 4 * torch.finfo(bound_KN.dtype).eps * bound_KN.abs()
     if near.absent_KN is not None:
         bound_KN.masked_fill_(near.absent_KN, -torch.inf)
     count_KN = torch.empty_like(bound_KN)
@@ -147,7 +153,8 @@ def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
     """`pick_semihard` and its loss, of a small batch."""
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    _, dist_NN, slack_N = _pairwise(rows_ND)
+    pairwise = _pairwise(rows_ND)
+    dist_NN, slack_N = pairwise.dist_NN, pairwise.slack()
     _fill_same(dist_NN, near, -torch.inf)
     squared_KN = _squared_ap(rows_ND, near)
     exact = rows_ND.dtype == torch.float64
@@ -168,7 +175,7 @@ def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
             doubt = Doubt(a, near.at_KN[k, a], n_KN[k, a], bound_KN[k, a], band_T, None, same_TK)
             n_KN[k, a] = settle(rows_ND, rows_ND, doubt, lambda some: dist_NN[a[some]], SMALL_MIB)
     ends = torch.cat([near.at_KN.view(-1), n_KN.view(-1)])
-    return _triplets(rows_ND, rule, ends, near.pairs, slack_N, near.absent_KN)
+    return _triplets(rows_ND, rule, ends, near.pairs, pairwise.square_N, near.absent_KN)
 
 
 def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
@@ -177,7 +184,8 @@ def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | N
         return _hard_by_masks(rows_ND, labels_N, rule)
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
-    _, dist_NN, slack_N = _pairwise(rows_ND)
+    pairwise = _pairwise(rows_ND)
+    dist_NN = pairwise.dist_NN
     found_NK = dist_NN.gather(1, near.at_KN.T)
     if near.absent_KN is not None:
         found_NK.masked_fill_(near.absent_KN.T, -torch.inf)
@@ -185,7 +193,7 @@ def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | N
     _fill_same(dist_NN, near, torch.inf)
     n_N = argmin_rows(dist_NN.view(INTEGER[dist_NN.dtype]))
     absent_N = None if near.absent_KN is None else near.absent_KN[0]
-    return _triplets(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, slack_N, absent_N)
+    return _triplets(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, pairwise.square_N, absent_N)
 
 
 def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
@@ -198,15 +206,13 @@ def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
     d_ap_N, p_N = torch.where(same_NN, dist_NN, -torch.inf).max(1)
     d_an_N, n_N = torch.where(same_NN, torch.inf, dist_NN).min(1)
     gap_N = d_ap_N - d_an_N  # |x|^2 is missing in both
-    value_N = gap_N + rule.margin
-    # one number a time would be one wait a time
-    total, hinge, most = torch.stack([gap_N.sum(), value_N.abs().amin(), square_N.amax()]).tolist()
-    if not math.isfinite(total):
+    if not math.isfinite(gap_N.sum()):
         return None
     ends = torch.cat([p_N, n_N])
-    least = 4 * most * (8 + math.sqrt(rows_ND.shape[1])) * torch.finfo(rows_ND.dtype).eps
-    if rule.root or hinge <= least:  # a root would turn an error of 1e-7 into 3e-4; at the hinge it decides
-        return _triplets(rows_ND, rule, ends, N, slack(square_N, square_N, rows_ND.shape[1]))
+    if (
+        rule.root or rule.can_tie()
+    ):  # a root would turn an error of 1e-7 into 3e-4; at the hinge it would decide
+        return _triplets(rows_ND, rule, ends, N, square_N)
     value_N, slope_N = rule.loss_and_slope(gap_N)
     away_2ND = rows_ND.index_select(0, ends).view(2, N, -1).sub_(rows_ND)
     grad_ND = _gradient(away_2ND, rule.gradient_weight(slope_N, square_N, 1 / N), ends)
@@ -219,7 +225,7 @@ def _mask_parts(value_N: Tensor, d_ap_N: Tensor, d_an_N: Tensor, square_N: Tenso
 
 
 def _triplets(
-    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, slack_N: Tensor, absent_T: Tensor | None = None
+    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, square_N: Tensor, absent_T: Tensor | None = None
 ) -> TripletSums | None:
     """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives.
 
@@ -230,7 +236,7 @@ def _triplets(
     away_2kND = rows_ND.index_select(0, ends).view(2, k, N, D).sub_(rows_ND)
     squared_2kN = torch.linalg.vecdot(away_2kND, away_2kND)
     if rule.root and rows_ND.dtype == torch.float32:
-        near_2kN = squared_2kN <= UNSURE_NEAR * slack_N
+        near_2kN = squared_2kN <= UNSURE_NEAR * slack(square_N, square_N, D)
         if bool((near_2kN if absent_T is None else near_2kN & ~absent_T.view(k, N)).any()):
             return None
     distance_2kN = rule.distance(squared_2kN)

@@ -7,12 +7,12 @@ from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.curves import split_scores, tar_at_far
 from facemetric.evaluation.intervals import all_pairs as person_counts
 from facemetric.evaluation.intervals.all_pairs import (
-    DrawnRates,
     all_pairs_differences,
     all_pairs_intervals,
     count_by_person,
     curve_thresholds,
 )
+from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import person_weights
 from facemetric.evaluation.intervals.listed import verification_intervals
 

@@ -6,8 +6,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.intervals import listed as listed_module
 from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
-from facemetric.evaluation.intervals.records import mean_intervals, newcombe, wilson
+from facemetric.evaluation.intervals.records import (
+    Interval,
+    at_least_wilson,
+    mean_intervals,
+    newcombe,
+    wilson,
+)
 from facemetric.evaluation.verification import draw_folds, fold_accuracy
 
 
@@ -46,11 +53,11 @@ def test_whole_weights_are_repetitions(rows):
     np.testing.assert_allclose(got[0], [*figures.values().values(), *figures.band_tar()], atol=1e-9)
 
 
-@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_as_scipy(total, share, level):
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_wilson_as_scipy(total, share):
     successes = round(share * total)
-    peer = binomtest(successes, total).proportion_ci(level, method="wilson")
-    ours = wilson(successes, total, level)
+    peer = binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    ours = wilson(successes, total)
     assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high), abs=1e-9)
     assert ours.value == successes / total
 
@@ -88,8 +95,6 @@ def test_seeded_and_around_the_value():
     ]  # 1e-3 needs 1000 impostor pairs
     for interval in first.values():
         assert interval.low < interval.value < interval.high
-    wide = verification_intervals(score, same, persons, seed=1, draws=200, level=0.99).figures
-    assert all(wide[k].low <= first[k].low and first[k].high <= wide[k].high for k in first)
 
 
 def test_the_band_is_the_interval_at_each_far():
@@ -202,7 +207,87 @@ def test_bad_input():
         verification_intervals(score, same, ([0, 1], [0, 1]))
     with pytest.raises(ConfigError, match="10 draws of 4 persons"):
         verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 3, 0]), draws=10)
-    with pytest.raises(ConfigError, match="a level of 95"):
-        wilson(1, 2, 95)
     with pytest.raises(DataError, match="3 successes of 2"):
         wilson(3, 2)
+
+
+def test_intervals_of_few_pairs_stay_where_the_figure_can_be():
+    """Fifty pairs of each kind, two of them wrong: percentiles about the figure would pass 1."""
+    rng = np.random.default_rng(1)
+    same = np.arange(100) < 50
+    score = np.where(same, 0.8, 0.1) + 0.1 * rng.normal(size=100)
+    score[[3, 60]] = 0.2, 0.75
+    who = np.arange(100), np.where(same, np.arange(100), np.arange(100) + 100)
+    found = verification_intervals(score, same, who, fold=draw_folds(same, 10), fars=(0.1,))
+    for interval in found.figures.values():
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert found.figures["accuracy"].high < 1  # two wrong of a hundred: not never
+    other = score + 0.3 * rng.normal(size=100)
+    change = paired_differences((other, score), same, who, fold=draw_folds(same, 10))["accuracy"]
+    assert -1 <= change.low < change.value < change.high <= 1
+
+
+def test_where_no_pair_is_wrong_the_intervals_are_wilsons():
+    """Draws of pairs that are all right never say wrong: of a hundred, chance shows none where one in 27 is wrong."""
+    rng = np.random.default_rng(0)
+    same = np.arange(100) < 40
+    score = np.where(same, rng.uniform(0.6, 1, 100), rng.uniform(-0.5, 0.2, 100))
+    who = np.arange(100), np.where(same, np.arange(100), np.arange(100) + 100)
+    found = verification_intervals(score, same, who, fold=draw_folds(same, 10), fars=(0.1,))
+    none, all_right = binomtest(0, 40), binomtest(100, 100)
+    low = all_right.proportion_ci(method="wilson").low
+    high = none.proportion_ci(method="wilson").high
+    expected = {
+        "accuracy": (1, low, 1),
+        "auc": (1, 1 - high, 1),
+        "eer": (0, 0, high),
+        "tar_at_far_0.1": (1, 1 - high, 1),
+    }
+    for name, interval in found.figures.items():
+        assert tuple(interval)[:3] == pytest.approx(expected[name], abs=1e-9), name
+    assert found.band.low == pytest.approx(1 - high)
+    turned = verification_intervals(-score, same, who, fars=(0.1,)).figures
+    assert tuple(turned["auc"])[:3] == pytest.approx((0, 0, high))
+
+
+def test_where_errors_are_many_the_draws_decide():
+    interval = Interval(0.9, 0.85, 0.92)
+    assert at_least_wilson(interval, 101) is interval  # over ten errors
+    wide = at_least_wilson(interval, 50)
+    assert (wide.low, wide.high) == pytest.approx((wilson(45, 50).low, wilson(45, 50).high))
+    assert at_least_wilson(Interval(0.9, 0.5, 0.99), 50) == (0.9, 0.5, 0.99, 0.95)
+
+
+def grid_of(people, trials, seed):
+    """Some enrolled people, one photograph each, against photographs of all: what speakers' protocols list."""
+    emb = population(people, seed)
+    rng = np.random.default_rng(seed)
+    enrolled = rng.choice(people, trials, replace=False)
+    a, b = np.repeat(enrolled, people), np.tile(np.arange(people), trials)
+    score = np.einsum("pd,pd->p", emb[a, 0], emb[b, 1])
+    return score, a == b, (a, b)
+
+
+@pytest.mark.parametrize("shape", ["grid", "pairs"])
+def test_counts_of_each_person_say_what_weights_of_every_pair_say(shape, monkeypatch):
+    """The two ways to draw, on the same pairs: intervals whose ends agree within a quarter of their width."""
+    score, same, who = grid_of(150, 60, 0) if shape == "grid" else pairs_of(population(300, 0), 3000, 0)
+    other = score + 0.05 * np.random.default_rng(0).normal(size=len(score))
+    fold = draw_folds(same, 5)
+    options = {"fars": (0.1, 0.01), "fold": fold}
+    found = []
+    for many in (len(score), len(score) - 1):
+        monkeypatch.setattr(listed_module, "MANY", many)
+        bounds = verification_intervals(score, same, who, **options)
+        change = paired_differences((score, other), same, who, **options)
+        found.append((bounds, {f"change of {name}": interval for name, interval in change.items()}))
+    (weighed, changes), (counted, others) = found
+    for exact, quick in ((weighed.figures, counted.figures), (changes, others)):
+        assert list(exact) == list(quick)
+        for name, interval in exact.items():
+            assert quick[name].value == interval.value, name
+            near = pytest.approx((interval.low, interval.high), abs=(interval.high - interval.low) / 4)
+            assert (quick[name].low, quick[name].high) == near, name
+    np.testing.assert_array_equal(weighed.band.tar, counted.band.tar)
+    assert (counted.band.low <= counted.band.tar + 1e-12).all()
+    assert (counted.band.tar <= counted.band.high + 1e-12).all()

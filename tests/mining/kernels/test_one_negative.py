@@ -80,7 +80,9 @@ def test_cosine_is_that_of_rows_of_any_length(length, dtype):
 def test_a_zero_row_has_no_direction():
     emb = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     mined = batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine")
-    assert batch_hard(emb, torch.tensor([0, 0, 1, 1]), distance="cosine", anchors=slice(0, 1)).d_ap.item() == pytest.approx(0.5)
+    assert batch_hard(
+        emb, torch.tensor([0, 0, 1, 1]), distance="cosine", anchors=slice(0, 1)
+    ).d_ap.item() == pytest.approx(0.5)
     mined.loss.backward()
     assert not emb.grad[0].any()
     assert emb.grad[1:].norm() > 0.1

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from mined_batches import OPTIONS, apart_or_equal, batches, folded, run
+from reference_mining import twin
 
+from facemetric.mining.kernels import small_batch as small
 from facemetric.mining.kernels.small_batch import (
     SMALL_MIB,
     SMALL_NUMBERS,
@@ -86,3 +89,20 @@ def test_the_same_whatever_numbers_name_the_people():
     first, other = (find_positives(torch.tensor(x), 2) for x in (labels, labels * 2.5))
     assert torch.equal(first.at_KN, other.at_KN)
     assert torch.equal(first.absent_KN, other.absent_KN)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=batches(), options=OPTIONS)
+def test_hard_without_masks_equals_the_slow_twin(data, options):
+    """How some hundred rows are mined: anchors without a positive among them."""
+    emb, labels = data
+    assume(options["distance"] != "euclidean" or apart_or_equal(emb, emb))
+    options = options | {"budget_mib": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "MASK_ROWS", 0)
+        mined, grad = run("hard", emb, labels, **options)
+    loss, active, valid, (expected,) = twin("hard", emb, labels, options["margin"], options["distance"])
+    assert mined.loss.item() == pytest.approx(loss.item(), abs=1e-12)
+    assert mined.valid == valid
+    assert mined.active.item() == pytest.approx(active, abs=options["margin"] in (0.0, "soft"))
+    torch.testing.assert_close(folded(grad, emb), folded(expected, emb), atol=2e-12, rtol=0)

@@ -43,7 +43,7 @@ def tables(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Distillation:
-    """The task as run_pretrain builds it."""
+    """The task as pretrain builds it."""
     plain = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0, "batch_size": 16}
     config = PretrainConfig((str(faces),), **(plain | options))
     run = Run(folder, config_toml="", resume=False)

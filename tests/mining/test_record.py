@@ -1,10 +1,14 @@
 """What a miner tells beside its loss, on every way there is to mine; its defaults; its work."""
 
+import gc
+
 import pytest
 import torch
-from reference_mining import means
+from reference_mining import means, pay
+from reference_mining import triplets as reference_triplets
 from torch.utils.flop_counter import FlopCounterMode
 
+from facemetric.errors import ConfigError
 from facemetric.mining import (
     MINERS,
     CrossBatchMemory,
@@ -13,7 +17,7 @@ from facemetric.mining import (
     distance_weighted,
     semihard,
 )
-from facemetric.mining.kernels import every_triplet as dense
+from facemetric.mining.kernels import ladder, weighed
 from facemetric.mining.kernels import small_batch as small
 from facemetric.mining.tiles import MIB
 
@@ -36,7 +40,7 @@ TILES = {"budget_mib": 8 * 200 / MIB}
 WAYS = {
     "all": ("all", {}, {}),
     "all in tiles": ("all", TILES, {}),
-    "all, bounds searched": ("all", TILES, {(dense, "MANY_POSITIVES"): 2}),
+    "all, bounds searched": ("all", TILES, {(ladder, "MANY_POSITIVES"): 2}),
     "all, soft": ("all", {"margin": "soft"}, {}),
     "semihard": ("semihard", {}, {}),
     "semihard in tiles": ("semihard", TILES, {}),
@@ -115,3 +119,78 @@ def test_distances_are_added_up_in_float64(kind):
     emb = torch.stack([step, 0 * step, -step, 0 * step] * 3)  # their mean is 0
     mined = MINERS[kind](emb, torch.arange(12) // 2, budget_mib=1.0)
     assert mined.d_ap.item() == pytest.approx(2**23 + 1, rel=1e-12)
+
+
+@pytest.mark.parametrize("anchors", [None, slice(3, 17), "apart"])
+@pytest.mark.parametrize("way", WAYS)
+def test_triplets_and_the_loss_of_each_anchor(way, anchors, monkeypatch):
+    kind, options, patches = WAYS[way]
+    for (module, name), value in patches.items():
+        monkeypatch.setattr(module, name, value)
+    emb, labels = batch()
+    emb[5], labels[5] = emb[4], labels[4]
+    own = torch.arange(26)[anchors] if isinstance(anchors, slice) else torch.arange(26)
+    rows, asked = emb[own], labels[own]
+    if anchors == "apart":
+        rows, asked = batch(9, seed=4)
+        anchors, own = (rows, asked), None
+    mine = MINERS.get(kind) or (lambda *args, **kw: batch_select(*args, select=graded, **kw))
+    mined = mine(emb, labels, anchors=anchors, **options)
+    margin = options.get("margin", 0.2)
+    expected, chosen = torch.zeros(len(rows), dtype=torch.float64), set()
+    for t, (a, p, n) in enumerate(mined.triplets.tolist()):
+        i = a if own is None else own.tolist().index(a)
+        assert asked[i] == labels[p] != labels[n]
+        assert own is None or p != a
+        d_ap, d_an = ((rows[i] - emb[j]).square().sum() for j in (p, n))
+        weight = graded(d_ap, d_an) if kind == "select" else 1
+        expected[i] += weight * pay(d_ap, d_an, margin)
+        chosen.add((a, p, n))
+        assert len(chosen) == t + 1
+    torch.testing.assert_close(mined.anchor_losses, expected, atol=1e-12, rtol=0)
+    assert (mined.anchor_losses.sum() / mined.weight).item() == pytest.approx(mined.loss.item(), abs=1e-12)
+    counted = mined.active if kind == "all" else mined.valid
+    assert len(chosen) == counted
+    if kind in ("semihard", "hard"):
+        own_rows = None if own is None or isinstance(anchors, tuple) else own.tolist()
+        found = list(reference_triplets(kind, rows, emb, labels, asked, own_rows, margin, "squared", None))
+        assert len(found) == len(chosen)
+        assert sum(float(dn) for _, dn, _ in found) / len(found) == pytest.approx(mined.d_an.item())
+    assert mined.triplets.shape == (len(chosen), 3)
+    assert mined.triplets.dtype == torch.int64
+
+
+def test_a_batch_without_triplets_has_none():
+    emb, _ = batch()
+    for kind, miner in MINERS.items():
+        options = {"seed": 0} if kind == "distance-weighted" else {}
+        for labels in (torch.zeros(26), torch.arange(26)):
+            mined = miner(emb, labels, **options)
+            assert mined.triplets.shape == (0, 3)
+            assert not mined.anchor_losses.any()
+            assert len(mined.anchor_losses) == 26
+
+
+def test_too_many_triplets_to_list_are_refused(monkeypatch):
+    monkeypatch.setattr(weighed, "MOST_TRIPLETS", 100)
+    emb, labels = batch()
+    with pytest.raises(
+        ConfigError, match=r"^more than 100 triplets count, too many to list: mine fewer anchors"
+    ):
+        MINERS["all"](emb, labels).triplets  # noqa: B018
+    assert len(MINERS["hard"](emb, labels).triplets) <= 26
+
+
+@pytest.mark.parametrize("kind", ["semihard", "hard"])
+@pytest.mark.parametrize("budget_mib", [None, 0.05])
+def test_chosen_triplets_are_no_more_than_the_rows(kind, budget_mib):
+    """What a record keeps of a batch grows as the batch: rows, labels, and one row of indices a triplet."""
+    emb, labels = batch(400, 100)
+    mined = MINERS[kind](emb, labels, budget_mib=budget_mib)
+    kept = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in gc.get_objects()
+        if isinstance(t, torch.Tensor) and t.numel() >= 400 * 400 // 8
+    }
+    assert sum(kept.values()) < 400 * 400 * 8
+    assert mined.triplets.shape[1] == 3

@@ -1,0 +1,71 @@
+"""What stands beside an option's type: the numbers that it may be, and its group in `--help`.
+
+val_fraction: Annotated[float, DATA, SHARE] = 0.1
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from facemetric.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest and largest value of a number, or of each number of a tuple; `above` leaves the smallest out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.low == 0 and self.high == 1:
+            return "it is a share above 0, such as 1e-3" if self.above else "it is a share, choose 0..1"
+        if self.above:
+            return f"it must be above {self.low:g}" + (", and finite" if self.high < math.inf else "")
+        return (
+            f"it must be at least {self.low:g}"
+            if self.high == math.inf
+            else f"choose {self.low:g}..{self.high:g}"
+        )
+
+
+SHARE = Range(0, 1)
+POSITIVE_SHARE = Range(0, 1, above=True)
+AT_LEAST_0, AT_LEAST_1, AT_LEAST_2 = Range(0), Range(1), Range(2)
+RATE = Range(0, 1.7e308, above=True)  # a learning rate
+SEED = Range(0, 2**32 - 1)  # it is multiplied by steps
+WORKERS = Range(-1)
+
+COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN = (
+    Parameter(group=Group(name, sort_key=number))
+    for number, name in enumerate(
+        ("Common", "Data", "Model", "Optimisation", "Augmentation", "Validation", "Run")
+    )
+)
+
+
+def ranges_of(kind: type) -> dict[str, Range]:
+    """The range of each option that has one."""
+    found = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Range):
+                found[name] = extra
+    return found
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ConfigError for the first option whose value is out of its range; None passes."""
+    for name, allowed in ranges_of(type(config)).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number not in allowed:
+                raise ConfigError(f"--{name.replace('_', '-')} is {number}; {allowed}")

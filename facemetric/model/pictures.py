@@ -1,0 +1,173 @@
+"""Pictures as users have them, turned into what the network sees.
+
+Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
+from facemetric.data.transforms import eval_transform
+from facemetric.errors import DataError
+
+if TYPE_CHECKING:
+    from facemetric.data.transforms import Transform
+
+Picture: TypeAlias = "str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor"
+"""A file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W) or (1, H, W)."""
+
+
+class ImageTransform:
+    """PIL image -> normalised float32 tensor (3, H, W): the pixels that evaluation and validation see.
+
+    Use it as any transform of torchvision, such as `ImageFolder(folder, transform=embedder.transform)`; pictures are
+    turned upright, cropped and scaled as `preprocess` says. `pixels` stops before the normalisation."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+        self._cut: Transform = eval_transform(preprocess)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels_1HWC = torch.from_numpy(self.pixels(image)[None])
+        return normalise(pixels_1HWC, self.preprocess, "cpu")[0]
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """The same as uint8 (H, W, 3), before the normalisation."""
+        return np.array(self._cut(upright_rgb(image)))
+
+    @property
+    def enough(self) -> int:
+        """The shorter side that a JPEG may be decoded at without a loss."""
+        return self._cut.enough
+
+    def __repr__(self) -> str:
+        height, width = self.preprocess.size
+        crop = f", crop={self.preprocess.crop}" if any(self.preprocess.crop) else ""
+        return f"ImageTransform({width} x {height} pixels{crop}, {self.preprocess.interpolation})"
+
+
+def pictures_in(pictures: Any) -> Iterable[Any]:
+    """One picture, a batch (array NHWC, tensor NCHW) or several pictures, as pictures to go through."""
+    if isinstance(pictures, (str, Path, Image.Image)):
+        return [pictures]
+    if isinstance(pictures, (np.ndarray, Tensor)):
+        if pictures.ndim == 4:
+            return pictures
+        if pictures.ndim in (2, 3):
+            return [pictures]
+        raise DataError(
+            f"pictures are {_in_words(pictures)}; needed is an array (N, H, W, 3) or (H, W, 3), or a tensor "
+            "(N, 3, H, W) or (3, H, W)"
+        )
+    if not isinstance(pictures, Iterable):
+        raise DataError(f"pictures are {_in_words(pictures)}; needed is a list of {KINDS}")
+    return pictures
+
+
+KINDS = "paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W)"
+
+
+def read_picture(picture: Any, name: str, *, enough: int = 0) -> Image.Image:
+    """A picture as an upright RGB image; `name` stands for it in messages, `enough` is as for `decode`.
+
+    Raises DataError where it is no picture: a file that is missing or broken, pixels of another type or shape."""
+    try:
+        if isinstance(picture, (str, Path)):
+            name = str(picture)
+            return decode(Path(picture).read_bytes(), enough=enough)
+        if isinstance(picture, Image.Image):
+            return upright_rgb(picture)
+        return Image.fromarray(_pixels_of(picture, name))
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file; give an image") from error
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{name} is a folder; give image files, or a list such as sorted(Path({name!r}).iterdir())"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}; give an image") from error
+    except (BadImage, ValueError) as error:  # a name with a zero byte is a ValueError
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name} cannot be read: {error}; give an image") from error
+
+
+def picture_size(picture: Any) -> tuple[int, int]:
+    """(width, height) of a picture that `read_picture` takes, upright; of a file only the header is read."""
+    if isinstance(picture, (str, Path)):
+        with Image.open(picture, formats=FORMATS) as image:
+            return picture_size(image)
+    if isinstance(picture, Image.Image):
+        turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return picture.size[::-1] if turned else picture.size
+    height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
+    return width, height
+
+
+def _pixels_of(picture: Any, name: str) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, 3) of an array (H, W, 3) or (H, W), or of a tensor (3, H, W) or (1, H, W)."""
+    if not isinstance(picture, (np.ndarray, Tensor)):
+        raise DataError(f"{name} is {_in_words(picture)}; needed are {KINDS}")
+    if str(picture.dtype).removeprefix("torch.") != "uint8":
+        raise DataError(
+            f"{name} is {_in_words(picture)}; needed are pixels of 0..255 as uint8{_remedy(picture)}"
+        )
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+            hint = "; permute(2, 0, 1) brings the colours first" if picture.shape[-1:] == (3,) else ""
+            raise DataError(f"{name} is {_in_words(picture)}; needed is (3, H, W){hint}")
+        array = picture.detach().cpu().permute(1, 2, 0).numpy()
+        array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    else:
+        array = np.stack([picture] * 3, axis=2) if picture.ndim == 2 else picture
+        if array.ndim != 3 or array.shape[2] != 3:
+            hint = "; transpose(1, 2, 0) brings the colours last" if array.shape[:1] == (3,) else ""
+            raise DataError(f"{name} is {_in_words(picture)}; needed is (H, W, 3){hint}")
+    if 0 in array.shape:
+        raise DataError(f"{name} is {_in_words(picture)}, which holds no pixel; give another")
+    return np.ascontiguousarray(array)
+
+
+def _remedy(picture: Any) -> str:
+    """How to make uint8 of pixels of another type."""
+    isfloat = "float" in str(picture.dtype)
+    cast = ".to(torch.uint8)" if isinstance(picture, Tensor) else ".astype('uint8')"
+    if isfloat and 0 not in picture.shape and float(picture.min()) >= 0 and float(picture.max()) <= 1:
+        return f": (255 * x).round(){cast} makes them of 0..1"
+    if isfloat:
+        return ", before any normalisation; a batch that is normalised already goes to embedder(batch)"
+    return f": {cast.removeprefix('.')} makes them"
+
+
+def _in_words(picture: Any) -> str:
+    """What came: a float32 tensor of shape (3, 4, 4) with values of 0..1."""
+    if not isinstance(picture, (np.ndarray, Tensor)):
+        return f"a {type(picture).__name__}"
+    kind = "tensor" if isinstance(picture, Tensor) else "array"
+    dtype = str(picture.dtype).removeprefix("torch.")
+    words = f"a {dtype} {kind} of shape {tuple(picture.shape)}"
+    if "float" in dtype and 0 not in picture.shape:
+        words += f" with values of {float(picture.min()):.3g}..{float(picture.max()):.3g}"
+    return words
+
+
+def batches_of(pictures: Any, transform: ImageTransform, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """uint8 (B, H, W, 3) at a time, so that memory holds `batch_size` pictures at the network's size and no more."""
+    batch = []
+    for number, picture in enumerate(pictures_in(pictures)):
+        image = read_picture(picture, f"picture {number}", enough=transform.enough)
+        batch.append(transform.pixels(image))
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)

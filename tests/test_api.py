@@ -1,0 +1,140 @@
+"""What Python users see: names, signatures, types; nothing is printed."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import facemetric as fm
+from facemetric.errors import ConfigError
+
+SCRIPT = """
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import facemetric as fm
+
+embedder = fm.load_embedder("faces-112", device="cpu")
+vectors = embedder.embed(["a.jpg", Path("b.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8)], flip=True)
+reveal_type(vectors)
+reveal_type(fm.similarity(vectors, vectors))
+reveal_type(embedder.transform(Image.new("RGB", (8, 8))))
+answer = fm.Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg")
+reveal_type(answer.same)
+reveal_type(answer.score)
+trained = fm.pretrain("faces", arch="lcnet_050", epochs=3, out=Path("runs/x"), head="arcface")
+reveal_type(trained.weights)
+reveal_type(fm.finetune(fm.FinetuneConfig(("faces",), weights="runs/x")))
+reveal_type(fm.evaluate("runs/x", pairs="pairs.csv", fars=[1e-2, 1e-3]))
+reveal_type(fm.run("recipe.toml"))
+fm.verify("a.jpg", "b.jpg", weights=trained.weights)
+try:
+    fm.calibrate(["faces", "more"], weights="runs/x", far=1e-3)
+except fm.FacemetricError as error:
+    print(error)
+"""
+WRONG = {
+    'fm.pretrain("faces", archh="x")': "archh",
+    'fm.pretrain("faces", epochs="many")': "epochs",
+    'fm.pretrain("faces", head="arcfase")': "head",
+    "fm.evaluate(fm.PretrainConfig())": "PretrainConfig",
+    'fm.load_embeder("faces-112")': "load_embeder",
+}
+
+
+def type_check(tmp_path: Path, script: str) -> tuple[int, str]:
+    """mypy's status and messages for a script of a user, who has facemetric installed."""
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n")
+    line = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        "mypy.ini",
+        "--cache-dir",
+        str(tmp_path),
+        "script.py",
+    ]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=child_environment())
+    return done.returncode, done.stdout
+
+
+def child_environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"MYPYPATH": str(Path(fm.__file__).parents[1])}
+
+
+def test_mypy_passes_on_a_script_and_finds_its_mistakes(tmp_path: Path) -> None:
+    status, said = type_check(tmp_path, SCRIPT + "\n".join(WRONG) + "\n")
+    revealed = [line.split('"')[1] for line in said.splitlines() if "Revealed type" in line]
+    assert [text.split("[")[0].rpartition(".")[2] for text in revealed] == [
+        *("ndarray", "ndarray", "Tensor", "bool", "float"),
+        *("Path", "Trained", "Evaluation", "DataFrame"),
+    ]
+    first = SCRIPT.count("\n") + 1
+    faults = [line for line in said.splitlines() if " error: " in line]
+    assert {int(line.split(":")[1]) for line in faults} == set(range(first, first + len(WRONG)))
+    for at, word in enumerate(WRONG.values()):
+        assert any(f"script.py:{first + at}:" in line and word in line for line in said.splitlines())
+    assert status == 1
+
+
+def test_the_stub_is_what_the_configs_say() -> None:
+    import make_api_stub
+
+    assert make_api_stub.STUB.read_text() == make_api_stub.stub(), "run python tools/make_api_stub.py"
+    assert make_api_stub.STUB.with_name("py.typed").is_file()
+
+
+def test_every_public_name_is_listed_and_there() -> None:
+    assert set(dir(fm)) == set(fm.__all__)
+    for name in dir(fm):
+        assert getattr(fm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'load_embeder'"):
+        _ = fm.load_embeder  # type: ignore[attr-defined]
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, facemetric\ndir(facemetric), facemetric.__version__, facemetric.PretrainConfig()\n"
+        "sys.exit(str({'torch', 'numpy', 'pandas', 'timm', 'PIL'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "") or done.returncode == 0, done.stderr
+
+
+def test_signatures_show_the_options() -> None:
+    shown = inspect.signature(fm.pretrain)
+    assert list(shown.parameters)[0] == "data"
+    assert shown.parameters["data"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert shown.parameters["arch"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert shown.parameters["arch"].default == "mobilenetv4_conv_small"
+    assert shown.return_annotation == "Trained"
+    assert list(inspect.signature(fm.verify).parameters)[:2] == ["image1", "image2"]
+
+
+def test_a_config_goes_in_place_of_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from facemetric.config.calls import takes_options
+
+    seen: list[Any] = []
+    call = takes_options(fm.PretrainConfig)(seen.append)
+    call(fm.PretrainConfig(("faces",), epochs=3))
+    call("faces", epochs=3)
+    call(fm.PretrainConfig("faces", epochs=3))  # type: ignore[arg-type]
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0].data == ("faces",)
+    with pytest.raises(ConfigError, match="options go into the PretrainConfig"):
+        call(fm.PretrainConfig(("faces",)), epochs=3)
+    with pytest.raises(ConfigError, match="only data go without a name"):
+        call("faces", "more")
+    with pytest.raises(ConfigError, match="--max-bad is 2; it is a share"):
+        call("faces", max_bad=2)
