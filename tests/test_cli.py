@@ -437,7 +437,7 @@ def test_a_bug_keeps_its_traceback(faces: Path, monkeypatch: pytest.MonkeyPatch)
         def fail(config: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(room, "run_pretrain", fail)
+        monkeypatch.setattr(room, "pretrain", fail)
         with pytest.raises(type(error), match="a bug"):
             cli.main(["pretrain", str(faces)])
 
@@ -457,7 +457,7 @@ def test_a_full_disk_in_a_thread_is_left_to_the_main_one(
             thread.start()
             thread.join()
 
-    monkeypatch.setattr(room, "run_pretrain", fail)
+    monkeypatch.setattr(room, "pretrain", fail)
     before = threading.excepthook
     ran = command("pretrain", faces)
     assert threading.excepthook is before
@@ -474,7 +474,7 @@ def test_a_message_of_many_lines_is_one_line(
     def fail(config: Any) -> None:
         raise DataError("first\n  second\n\nthird")
 
-    monkeypatch.setattr(room, "run_pretrain", fail)
+    monkeypatch.setattr(room, "pretrain", fail)
     assert command("pretrain", faces).fault == "facemetric: first second third"
 
 

@@ -25,9 +25,9 @@ class FolderReader(FileReader):
                     skips.add(kind, entry.name)
                     continue
                 found = False
-                for image in _scan_identity(entry.name, entry.path, above, skips):
+                for row in _scan_identity(entry.name, entry.path, above, skips):
                     found = True
-                    yield image
+                    yield row
                 if not found:
                     skips.add(kinds.EMPTY, entry.name)
             elif why_skip_file(entry.name) is None and not loose:
