@@ -74,7 +74,7 @@ def test_a_merge_says_what_it_did_and_whom_it_did_not_find(
     )
     said = capsys.readouterr().out
     assert f"merged 5 identities into others, at most 6 into one ({names[0]!r}; only 33% of the pairs" in said
-    assert "1 names of" in said
+    assert "1 name of" in said
     assert "first 'nobody'" in said
 
 
