@@ -86,6 +86,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 class Classification:
     """The task of stage one (see task.Task)."""
 
+    model: Any  # a Classifier; a Student where a teacher is followed
     judged_by = staticmethod(judged_by)
 
     def __init__(self, config: PretrainConfig, split: Split, run: Run, device: torch.device) -> None:
@@ -104,7 +105,8 @@ class Classification:
         self.rows = np.flatnonzero(~held)
         closed = split.train.select(held) if held.any() else None
         self.closed = split.val if config.val_by == "images" else closed
-        self.model = self.make_model(embedder, held).to(device).to(memory_format=torch.channels_last)
+        model = self.make_model(embedder, held)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.erase = (
             RandomErasing(config.random_erasing, mode="pixel", device=device)
             if config.random_erasing
