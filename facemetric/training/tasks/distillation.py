@@ -39,7 +39,7 @@ FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is f
 class Distillation(Classification):
     """The task of stage one with --teacher (see task.Task)."""
 
-    model: Student  # type: ignore[assignment]
+    model: Student
 
     def __init__(
         self,
