@@ -71,7 +71,7 @@ def test_verify_imports_no_compiler(faces: Path) -> None:
 
 def test_torch_compile_still_works_after_it() -> None:
     code = (
-        "from facemetric.machine import import_torchvision\nimport_torchvision()\n"
+        "from facemetric.machine import import_timm\nimport_timm()\n"
         "import torch, torchvision\nfrom torchvision.ops import roi_align\n"
         "assert torchvision.ops.roi_align is roi_align\n"
         "x = torch.arange(16.0).reshape(1, 1, 4, 4)\n"
