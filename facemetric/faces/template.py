@@ -67,6 +67,7 @@ def cut_out(image: Image.Image, map_23: np.ndarray, size: int) -> Image.Image:
     high = (-(-np.ceil(corners.max(0)).astype(int) // shrink) + 3) * shrink
     first, end = np.clip(low, 0, last - 1), np.clip(high, 1, last)
     near = image.crop((*first.tolist(), *end.tolist()))
+    near.info = {}  # a photograph's comment is none of the crop's
     pads = np.stack([first - low, high - end], 1)
     if pads.any():
         near = Image.fromarray(np.pad(np.asarray(near), (*pads[::-1], (0, 0)), mode="edge"))
