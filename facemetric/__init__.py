@@ -27,6 +27,7 @@ HOMES = {
     "check_data": "facemetric.commands.check",
     "cluster": "facemetric.commands.cluster",
     "evaluate": "facemetric.commands.eval",
+    "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
     "pretrain": "facemetric.training.pretrain",
     "run": "facemetric.commands.run",
@@ -43,6 +44,7 @@ HOMES = {
     "Clustered": "facemetric.commands.cluster",
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",
+    "Exported": "facemetric.commands.export",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -50,6 +52,7 @@ HOMES = {
     "CheckConfig": "facemetric.config",
     "ClusterConfig": "facemetric.config",
     "EvalConfig": "facemetric.config",
+    "ExportConfig": "facemetric.config",
     "FinetuneConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
     "RunConfig": "facemetric.config",

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
+
+from pandas import DataFrame
+
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
 from facemetric.config import EvalConfig as EvalConfig
+from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
 from facemetric.config import PretrainConfig as PretrainConfig
 from facemetric.config import RunConfig as RunConfig
@@ -26,12 +31,12 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights as load_embedder
+from facemetric.model.weights import load_weights
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
-from pandas import DataFrame
 
 __version__: str
+load_embedder = load_weights
 
 @overload
 def calibrate(config: CalibrateConfig, /) -> Calibrated: ...
@@ -52,7 +57,6 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
-
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -75,7 +79,6 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
-
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -93,12 +96,11 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
+    method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
-
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -123,7 +125,20 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
-
+@overload
+def export(config: ExportConfig, /) -> Exported: ...
+@overload
+def export(
+    weights: str | Path = ...,
+    *,
+    to: Literal["onnx", "openvino"] = ...,
+    out: str | Path = ...,
+    side: int = ...,
+    flip: bool = ...,
+    int8: bool = ...,
+    data: str | Path | Sequence[str | Path] = ...,
+    pairs: str | Path | None = ...,
+) -> Exported: ...
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -132,7 +147,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -146,7 +161,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -165,14 +180,16 @@ def finetune(
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
+    freeze: Literal["backbone", "batchnorm", "none"]
+    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
+    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
+    loss: str = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
+    distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -182,7 +199,6 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -191,7 +207,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -205,7 +221,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -229,7 +245,12 @@ def pretrain(
     pretrained: bool = ...,
     start_size: int = ...,
     embedding_size: int = ...,
-    head: Literal['softmax', 'arcface', 'cosface'] = ...,
+    teacher: str | Path | Sequence[str | Path] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
+    teacher_weight: float = ...,
+    relation_weight: float = ...,
+    label_weight: float = ...,
+    head: Literal["softmax", "arcface", "cosface"] = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
@@ -241,7 +262,6 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -253,7 +273,6 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
-
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -266,7 +285,6 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
-
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload

@@ -1,22 +1,26 @@
-"""The commands, and nothing else. torch is imported when a command runs, not to show help."""
+"""The words of the terminal: options in, text out. torch is imported when a command runs, not before.
+
+Slips that can be told from the words alone are told first (`check_words`)."""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
 
-import facemetric
 from facemetric.config import (
+    AlignConfig,
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
@@ -27,13 +31,74 @@ from facemetric.config import (
     PretrainConfig,
     RunConfig,
     RunsConfig,
+    StageConfig,
     VerifyConfig,
     VisualizeConfig,
+    check_ranges,
+    check_stage,
+    plan,
+    require,
 )
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import KINDS
-from facemetric.errors import ConfigError, FacemetricError
-from facemetric.machine import show_progress
+from facemetric.errors import ConfigError, DataError, FacemetricError
+from facemetric.machine import import_torchvision, show_progress
+from facemetric.model.weights_folder import find_weights
+
+# What other programs call an option, and the option here.
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--backbone": "--arch",
+    "--model": "--arch, or --weights for weights",
+    "--architecture": "--arch",
+    "--checkpoint": "--weights",
+    "--ckpt": "--weights",
+    "--pretrained-weights": "--weights",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--save-dir": "--out",
+    "--dataset": "--data",
+    "--data-dir": "--data",
+    "--images": "--data",
+    "--folder": "--data",
+    "--num-epochs": "--epochs",
+    "--batch": "--batch-size",
+    "--num-workers": "--workers",
+    "--img-size": "--image-size",
+    "--input-size": "--image-size",
+    "--size": "--image-size",
+    "--wd": "--weight-decay",
+    "--opt": "--optimizer",
+    "--sched": "--scheduler",
+    "--fp16": "--amp float16",
+    "--bf16": "--amp bfloat16",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--cpu": "--device cpu",
+    "--loss": "--head in pretrain, --miner in finetune",
+    "--dim": "--embedding-size",
+    "--embedding-dim": "--embedding-size",
+    "--fpr": "--far",
+    "--fmr": "--far",
+    "--eps": "--threshold",
+}
+
+# Where the words go of a command that takes fewer without a name.
+WORD_ORDER = {
+    "eval": "images go to --data, pairs to --pairs: facemetric eval --weights W --data FOLDER --pairs PAIRS.csv",
+    "verify": "the weights go to --weights: facemetric verify A.jpg B.jpg --weights W",
+    "run": "one recipe a run; options in its place go to --set: facemetric run RECIPE.toml --set lr=0.1",
+    "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
+    "demo": "one folder to write into: facemetric demo --out FOLDER",
+}
+
+
+def shown_default(value: Any) -> str:
+    """A default in --help; what is empty is not shown."""
+    if value is None or value in ((), ""):
+        return None  # type: ignore[return-value]
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
 
 app = App(
     name="facemetric",
@@ -41,15 +106,49 @@ app = App(
     "these from one recipe (run), use (calibrate, verify, cluster).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
-    version=facemetric.__version__,
-    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+    version=metadata.version("facemetric"),
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True, show_default=shown_default),
     suppress_keyboard_interrupt=False,  # main says what goes on
 )
+app.register_install_completion_command(help="Let the shell complete commands and options on Tab.")
+
+
+def check_words(config: Any) -> None:
+    """Raise the errors that need no torch: numbers out of range, and files, folders and weights that are not there."""
+    check_ranges(config)
+    if isinstance(config, StageConfig):
+        check_stage(config)
+    if isinstance(config, RunConfig):
+        plan(config)
+    if isinstance(config, VerifyConfig):
+        check_pictures(config)
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig)) or weights:
+        find_weights(weights)
+    if compared and not compared.lower().endswith((".npz", ".parquet")):
+        find_weights(compared)
+    import_torchvision()
+
+
+def check_pictures(config: VerifyConfig) -> None:
+    """Raise unless verify has two image files."""
+    images = (config.image1, config.image2)
+    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
+    find_weights(config.weights)
+    for image in map(Path, images):
+        if image.is_dir():
+            raise DataError(
+                f"{image} is a folder; verify compares two image files, `facemetric eval --data` and "
+                "`facemetric cluster` take folders"
+            )
+        if not image.is_file():
+            raise DataError(f"{image}: no such file; give an image")
 
 
 @app.command
 def pretrain(config: Annotated[PretrainConfig, Parameter(name="*")] = PretrainConfig()) -> None:
     """Stage one: train a backbone on DATA with cross-entropy on the identities."""
+    check_words(config)
     from facemetric.training.pretrain import pretrain as run_stage
 
     run_stage(config)
@@ -58,26 +157,30 @@ def pretrain(config: Annotated[PretrainConfig, Parameter(name="*")] = PretrainCo
 @app.command
 def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneConfig()) -> None:
     """Stage two: train a projection (or everything) on DATA with online triplets."""
+    check_words(config)
     from facemetric.training.finetune import finetune as run_stage
 
-    find_own_modules()
+    add_cwd_to_path()
     run_stage(config)
 
 
 @app.command(name="eval")
 def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
+    check_words(config)
     from facemetric.commands.eval import run_evaluate
+    from facemetric.report.figures import evaluation_text
 
-    run_evaluate(config)
+    print(evaluation_text(run_evaluate(config)))
 
 
 @app.command
 def run(config: Annotated[RunConfig, Parameter(name="*")] = RunConfig()) -> None:
     """Run a whole experiment: the stages of a RECIPE (TOML) in sequence, or with --set a table of such runs."""
+    check_words(config)
     from facemetric.commands.run import run as run_recipe
 
-    find_own_modules()
+    add_cwd_to_path()
     run_recipe(config)
 
 
@@ -88,14 +191,25 @@ app.command(data)
 @data.command
 def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -> None:
     """Look through DATA for duplicates, people with two names, wrong labels and people of a test set."""
+    check_words(config)
     from facemetric.commands.check import run_check
 
     run_check(config)
 
 
 @app.command
+def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
+    """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
+    from facemetric.commands.align import run_align
+
+    add_cwd_to_path()
+    run_align(config)
+
+
+@app.command
 def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = VisualizeConfig()) -> None:
     """Show embeddings of DATA: TensorBoard's projector with pictures, and t-SNE."""
+    check_words(config)
     from facemetric.commands.visualize import run_visualize
 
     run_visualize(config)
@@ -104,22 +218,26 @@ def visualize(config: Annotated[VisualizeConfig, Parameter(name="*")] = Visualiz
 @app.command
 def calibrate(config: Annotated[CalibrateConfig, Parameter(name="*")] = CalibrateConfig()) -> None:
     """Choose the threshold for a wanted FAR on people never trained on, and keep it with the weights."""
+    check_words(config)
     from facemetric.commands.calibrate import run_calibrate
 
-    run_calibrate(config)
+    print(run_calibrate(config).text())
 
 
 @app.command
 def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()) -> None:
     """Say whether two images show one person, by a threshold that the weights hold."""
+    check_words(config)
     from facemetric.commands.verify import run_verify
 
-    run_verify(config)
+    verdict = run_verify(config)
+    print(json.dumps(verdict.to_dict()) if config.json else verdict.text())
 
 
 @app.command
 def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
     """Group the images of DATA by person, without labels."""
+    check_words(config)
     from facemetric.commands.cluster import run_cluster
 
     run_cluster(config)
@@ -128,6 +246,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
 @app.command
 def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
     """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
+    check_words(config)
     from facemetric.commands.export import export_text, run_export
 
     print(export_text(run_export(config)))
@@ -136,6 +255,7 @@ def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()
 @app.command
 def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
     """Draw faces, pretrain, finetune and eval on people never seen: the whole story in a minute and a half."""
+    check_words(config)
     from facemetric.commands.demo import run_demo
 
     run_demo(config)
@@ -162,15 +282,15 @@ def main(tokens: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
-    before, threading.excepthook = threading.excepthook, of_a_thread
+    before, threading.excepthook = threading.excepthook, ignore_disk_error_in_thread
     shown_before = show_progress(True)
     with_signal = threading.current_thread() is threading.main_thread()
-    terminate = signal.signal(signal.SIGTERM, like_ctrl_c(os.getpid())) if with_signal else None
+    terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
         app(rest, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        fail(one_line(str(error)))
+        fail(one_line(str(error)) + remedy_of(error))
     except FacemetricError as error:
         fail(one_line(str(error)))
     except OSError as error:
@@ -189,7 +309,18 @@ def main(tokens: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGTERM, terminate)
 
 
-def like_ctrl_c(main_process: int) -> Callable[[int, Any], None]:
+def remedy_of(error: cyclopts.CycloptsError) -> str:
+    """What to write in place of an option or a word that the command does not take, where that is known."""
+    if isinstance(error, cyclopts.UnknownOptionError):
+        meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
+        return f" Did you mean {meant}?" if meant and "Did you mean" not in str(error) else ""
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        order = WORD_ORDER.get((error.command_chain or ("",))[-1], "")
+        return f" {order}" if order else ""
+    return ""
+
+
+def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
     """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
 
     def interrupt(number: int, frame: Any) -> None:
@@ -200,13 +331,13 @@ def like_ctrl_c(main_process: int) -> Callable[[int, Any], None]:
     return interrupt
 
 
-def find_own_modules() -> None:
+def add_cwd_to_path() -> None:
     """Let --miner MODULE:FUNCTION find a module in the folder that the command is run from."""
     if "" not in sys.path:
         sys.path.append("")  # last: a file of the user's hides no module of others
 
 
-def of_a_thread(raised: Any) -> None:
+def ignore_disk_error_in_thread(raised: Any) -> None:
     """TensorBoard's thread meets a full disk too: the main one says it, so this one is silent."""
     if not isinstance(raised.exc_value, OSError):
         threading.__excepthook__(raised)
@@ -229,7 +360,7 @@ def with_config_file(tokens: list[str]) -> list[str]:
             f"--config {file} is a recipe, with the table {tables[0]}; run it with `facemetric run {file}`, "
             "or name a file with this command's options alone"
         )
-    # Under each command's name: cyclopts passes over keys at the top that are named as a command (`weights`).
+    # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
     options: dict[str, Any] = dict.fromkeys(app, read)
     options["data"] = {"check": options["data"]}
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from facemetric.errors import ConfigError, did_you_mean
@@ -22,6 +25,46 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 _progress_shown = False
+
+
+def import_torchvision() -> None:
+    """Import torchvision without torch._dynamo, a third of what a short command costs.
+
+    torchvision.ops.roi_align takes one function of it, which detection models call. It gets one that imports the
+    true function when it is called; anything else that asks for torch._dynamo meanwhile gets the true module."""
+    if "torchvision" in sys.modules or "torch._dynamo" in sys.modules:
+        return
+    import torch  # noqa: F401 (it may import torch._dynamo itself)
+
+    if "torch._dynamo" in sys.modules:
+        return
+
+    def is_compile_supported(device_type: str) -> bool:
+        return importlib.import_module("torch._dynamo.utils").is_compile_supported(device_type)
+
+    names = ("torch._dynamo", "torch._dynamo.utils")
+
+    def true_attribute(module: str, name: str) -> Any:
+        if name.startswith("__"):  # whoever looks through sys.modules, as `inspect` does
+            raise AttributeError(name)
+        remove()
+        return getattr(importlib.import_module(module), name)
+
+    def remove() -> None:
+        for name in names:
+            if sys.modules.get(name) in stand_ins:
+                del sys.modules[name]
+
+    stand_ins = [ModuleType(name) for name in names]
+    stand_ins[0].__path__ = []
+    stand_ins[1].is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    for name, stand_in in zip(names, stand_ins, strict=True):
+        stand_in.__getattr__ = functools.partial(true_attribute, name)  # type: ignore[method-assign]
+        sys.modules[name] = stand_in
+    try:
+        import torchvision  # noqa: F401
+    finally:
+        remove()
 
 
 def show_progress(on: bool = True) -> bool:

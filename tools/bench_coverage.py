@@ -18,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
 from facemetric.evaluation.intervals.listed import verification_intervals
-from facemetric.evaluation.intervals.records import Interval, mean_intervals, tar_name
+from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.retrieval import gallery_probe
 from facemetric.evaluation.verification import Verification, verify_pairs
 

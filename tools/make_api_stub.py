@@ -23,6 +23,7 @@ COMMANDS = {
     "check_data": "CheckConfig",
     "cluster": "ClusterConfig",
     "evaluate": "EvalConfig",
+    "export": "ExportConfig",
     "finetune": "FinetuneConfig",
     "pretrain": "PretrainConfig",
     "run": "RunConfig",
@@ -40,13 +41,15 @@ from typing import Literal, overload
 def stub() -> str:
     """The text of the stub."""
     homes = {name: home for name, home in facemetric.HOMES.items() if name not in COMMANDS}
-    lines = [HEAD]
+    lines, renamed = [HEAD], []
     results = {name: returned(name) for name in COMMANDS}
     for home, name in sorted({*((home, name) for name, home in homes.items()), *outside(results)}):
         module, _, own_name = home.partition(":")
-        public = f" as {name}" if name in facemetric.HOMES else ""
+        public = f" as {name}" if name in facemetric.HOMES and not own_name else ""
         lines.append(f"from {module} import {own_name or name}{public}\n")
-    lines += ["\n__version__: str\n"]
+        if own_name:
+            renamed.append(f"{name} = {own_name}\n")
+    lines += ["\n__version__: str\n", *renamed]
     for name, config in COMMANDS.items():
         lines += [*command(name, config, results[name][1])]
     return "".join(lines)

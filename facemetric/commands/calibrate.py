@@ -1,33 +1,60 @@
-"""What `facemetric calibrate` does: thresholds for wanted FARs into the weights' config.json."""
+"""`facemetric calibrate`: thresholds for wanted FARs into the weights' config.json."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import CalibrateConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
-from facemetric.errors import WeightsError
+from facemetric.errors import WeightsError, plural
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
-from facemetric.evaluation.thresholds import Stored, Threshold, choose_thresholds, store_thresholds
-from facemetric.model.weights_folder import find_weights, read_config
+from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
+from facemetric.machine import say
+from facemetric.model.weights_folder import (
+    check_copy,
+    copy_weights,
+    find_weights,
+    read_config,
+    shipped_weights,
+)
 from facemetric.training.validation import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"
 
 
-class Calibrated(NamedTuple):
-    """The thresholds that were stored, in the order of the FARs that were asked for, and where."""
+@dataclass(frozen=True)
+class Calibrated:
+    """The thresholds that were stored, in the order of the FARs that were asked for, and where.
 
-    thresholds: tuple[Threshold, ...]
+    `weights` is the folder to verify with: that of the weights, or a copy of shipped ones."""
+
+    thresholds: tuple[CalibratedThreshold, ...] = field(repr=False)
     chosen_on: str
     config: Path
+
+    @property
+    def weights(self) -> Path:
+        """The weights folder that holds the thresholds."""
+        return self.config.parent
+
+    def text(self) -> str:
+        """A line for each threshold, then what they were chosen on and where they are."""
+        first = self.thresholds[0]
+        lines = [
+            *map(text_of, self.thresholds),
+            f"chosen on {plural(first.images, 'image')} of {plural(first.identities, 'person', 'people')}: "
+            f"{self.chosen_on}",
+            f"stored in {self.config}",
+        ]
+        return "\n".join(lines)
 
 
 @takes_options(CalibrateConfig)
@@ -47,11 +74,13 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         bool(config.data), "no DATA was given; name images of people that the weights were not trained on"
     )
     require(bool(config.far), "no FAR was given; name one or more, such as --far 1e-3")
-    for far in config.far:
-        require(0 < far <= 1, f"--far is {far}; it is a share above 0, such as 1e-3")
     folder = find_weights(config.weights)
+    keep_in = folder
+    if folder in shipped_weights():
+        keep_in = config.out / folder.name
+        check_copy(folder, keep_in)
     index = announced(read_index(config.data))
-    index = apply_lists(index, config.merge, None, None, print)
+    index = apply_lists(index, config.merge, None, None, say)
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index, allow_case_twins=config.case_twins)
@@ -59,17 +88,16 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)
     size = usual_size(index)
+    if keep_in != folder:
+        copy_weights(folder, keep_in)
+        say(f"shipped weights are not changed: your copy with the thresholds is --weights {keep_in}")
     path = store_thresholds(
-        folder, [Stored(t, config.flip, chosen_on, index.fingerprint, size) for t in thresholds]
+        keep_in, [Stored(t, config.flip, chosen_on, index.fingerprint, size) for t in thresholds]
     )
-    print("\n".join(text_of(t) for t in thresholds))
-    first = thresholds[0]
-    print(f"chosen on {first.images:,} images of {first.identities:,} people: {chosen_on}")
-    print(f"stored in {path}")
     return Calibrated(thresholds, chosen_on, path)
 
 
-def text_of(found: Threshold) -> str:
+def text_of(found: CalibratedThreshold) -> str:
     """A threshold in a line."""
 
     def between(interval: Interval, digits: str) -> str:

@@ -21,6 +21,7 @@ from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError
 from facemetric.files import write_text_whole
 from facemetric.machine import say
+from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
@@ -79,6 +80,7 @@ def run_demo(config: DemoConfig) -> Evaluation:
     found: Evaluation = run(
         "eval", evaluate, None, weights=out / "finetune", pairs=pairs, out=out / "eval", device=config.device
     )
+    say(evaluation_text(found))
     assert found.verification is not None
     say(f"\n{verdict(found.verification.auc)}", f"all of it took {time.monotonic() - began:.0f} s; it wrote")
     say(*(f"  {path}" for path in (train, test, pairs, out / "pretrain", out / "finetune", out / "eval")))

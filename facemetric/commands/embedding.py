@@ -1,23 +1,52 @@
-"""DATA to embeddings, for all commands that embed it: bad images are listed, judged and counted in one way."""
+"""The door of the commands that embed images: weights and images are found here, once, and handed down.
+
+Images that cannot be read are listed, judged and counted in one way for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from facemetric.config import DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
-from facemetric.data.index import ImageIndex
+from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError
-from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.machine import pick_device, pick_workers
+from facemetric.machine import pick_device, pick_workers, progress_shown, say
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_weights
+from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.run_folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found: the name that was given, their folder, and its config.json."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+
+    def load(self, device: str) -> Embedder:
+        """The network, on a device such as `auto` or `cpu`."""
+        return load_weights(self.folder, pick_device(device))
+
+
+def open_weights(name: str) -> Weights:
+    """The weights of a name, before anything large is read. Raises WeightsError where there are none."""
+    folder = find_weights(name)
+    return Weights(name, folder, read_config(folder))
+
+
+def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
+    """The images of DATA; what was noticed while they were listed is said. `loose`: no folder for each identity."""
+    return announced(read_index(sources, loose=loose))
 
 
 def check_config(config: DataConfig | EvalConfig) -> None:
@@ -32,14 +61,14 @@ def check_config(config: DataConfig | EvalConfig) -> None:
 
 
 def is_stored(name: str) -> bool:
-    """Whether a name stands for embeddings on disk, not for weights or images."""
+    """Whether a name is that of embeddings on disk, not of weights or images."""
     return name.lower().endswith((".npz", ".parquet"))
 
 
 def announced(index: ImageIndex, of: str = "") -> ImageIndex:
-    """The index, after its notes were printed; `of` stands before each."""
+    """The index, after its notes were said, each with `of` before it."""
     for note in index.notes:
-        print(of + note)
+        say(of + note)
     return index
 
 
@@ -49,7 +78,7 @@ def bad_images_of(out: Path, of: str = "") -> Path:
 
 
 def remove_lists(out: Path) -> None:
-    """Remove the lists of bad images of a run before."""
+    """Remove the lists of bad images of an earlier run."""
     for of in ("", GALLERY, SECOND, TEST, TRAIN, VALIDATION):
         bad_images_of(out, of).unlink(missing_ok=True)
 
@@ -60,14 +89,14 @@ def list_bad(
     """List the rows that cannot be read, say how many they are, and what becomes of them.
 
     Raises DataError where they are more than the share `max_bad` of the index."""
-    path.unlink(missing_ok=True)  # of a run before
+    path.unlink(missing_ok=True)  # of an earlier run
     if bad:
         note_bad(BadImageLog(path, len(index), max_bad), index, bad)
         whose = f"{of}: " if of else ""
-        print(f"{whose}{len(bad)} of {len(index)} images cannot be read and are {outcome}: {path}")
+        say(f"{whose}{len(bad)} of {len(index)} images cannot be read and are {outcome}: {path}")
 
 
-def embed_listed(
+def embed_images(
     config: DataConfig | EvalConfig,
     embedder: Embedder,
     index: ImageIndex,
@@ -75,7 +104,7 @@ def embed_listed(
     outcome: str = "left out",
     of: str = "",
     needed: Sequence[int] = (),
-) -> EmbeddingTable:
+) -> Embedded:
     """Embed every readable image; the others are listed in the out folder. `of`: which set, "" for the first.
 
     Raises DataError where one of the `needed` rows, which pairs name, cannot be read, or more than --max-bad allows."""
@@ -85,7 +114,7 @@ def embed_listed(
         batch_size=config.batch_size,
         workers=pick_workers(config.workers),
         flip=config.flip,
-        progress=f"embedding {of}".rstrip(),
+        progress=f"embedding {of}".rstrip() if progress_shown() else "",
     )
     named = set(needed)
     broken = [f"{index.name(row)} ({reason})" for row, reason in embedded.bad if row in named]
@@ -97,12 +126,13 @@ def embed_listed(
         )
     path = bad_images_of(config.out, of)
     list_bad(index, embedded.bad, path, max_bad=config.max_bad, outcome=outcome, of=of)
-    return embedded.table
+    return embedded
 
 
-def embed_data(config: DataConfig, index: ImageIndex) -> EmbeddingTable:
+def embed_data(config: DataConfig, index: ImageIndex, weights: Weights | None = None) -> EmbeddingTable:
     """The table of DATA, which goes into the out folder, as does the list of bad images."""
     config.out.mkdir(parents=True, exist_ok=True)
-    table = embed_listed(config, load_weights(config.weights, pick_device(config.device)), index)
+    weights = weights or open_weights(config.weights)
+    table = embed_images(config, weights.load(config.device), index).table
     table.save(config.out / "embeddings.npz")
     return table

@@ -1,93 +1,164 @@
-"""The embeddings that an evaluation reads: made from weights, or given; of the images, the gallery, a second model."""
+"""What an evaluation is of: weights, images, pairs and embeddings, each resolved once and handed down."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.commands.embedding import GALLERY, SECOND, announced, embed_listed, is_stored
+from facemetric.commands.embedding import (
+    GALLERY,
+    SECOND,
+    Weights,
+    embed_images,
+    is_stored,
+    open_images,
+    open_weights,
+    remove_lists,
+)
 from facemetric.config import EvalConfig, require
-from facemetric.data.index import ImageIndex, index_files, read_index
-from facemetric.data.pair_images import distinct_pairs, resolve
-from facemetric.data.pairs import Pairs
+from facemetric.data.index import ImageIndex, index_files
+from facemetric.data.pair_images import Names, distinct_pairs, resolve
+from facemetric.data.pairs import Ints, Pairs, read_pairs
 from facemetric.errors import DataError
+from facemetric.evaluation.embed import Embedded
+from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import check_folds
-from facemetric.machine import pick_device
-from facemetric.model.weights import load_weights
-from facemetric.model.weights_folder import find_weights
 
 
-class Tables(NamedTuple):
-    """The images that are scored, and what each model makes of them, row by row; the gallery."""
+class ListedPairs(NamedTuple):
+    """Listed pairs, each once, and the rows (P,) of both their images; `notes` say what was left out, and more."""
 
-    images: ImageIndex | None
+    pairs: Pairs
+    rows_a: Ints
+    rows_b: Ints
+    notes: tuple[str, ...] = ()
+
+    def needed(self) -> list[int]:
+        """Every row that a pair names."""
+        return np.unique(np.concatenate([self.rows_a, self.rows_b])).tolist()
+
+    def among_readable(self, bad: list[tuple[int, str]]) -> ListedPairs:
+        """The same pairs, by the rows that are left when those of images that cannot be read are gone."""
+        gone = np.sort(np.array([row for row, _ in bad], dtype=np.int64))
+        rows_a, rows_b = (rows - np.searchsorted(gone, rows) for rows in (self.rows_a, self.rows_b))
+        return self._replace(rows_a=rows_a, rows_b=rows_b)
+
+
+def list_pairs(config: EvalConfig, pairs: Pairs, names: Names) -> ListedPairs:
+    """The pairs in an index or a table: the one place where their paths are looked up."""
+    found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=config.out / "missing_images.txt"))
+    kept = found.pairs
+    folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
+    return ListedPairs(kept, found.rows_a, found.rows_b, (*found.notes(), *filter(None, [folds])))
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """What is scored. `listed` has rows of `table`; `second` has its rows in the order of `table`.
+
+    `images`: those of `table` where they were embedded now, else those that lend their pictures, or None.
+    `overlap`: the images that are in the gallery too, by what the model makes of them: the same file, or a copy."""
+
+    name: str
     table: EmbeddingTable
-    second: EmbeddingTable | None
-    gallery: EmbeddingTable | None
+    images: ImageIndex | None = None
+    listed: ListedPairs | None = None
+    gallery: EmbeddingTable | None = None
+    overlap: Overlap = NO_OVERLAP
+    second: EmbeddingTable | None = None
+    weights: Weights | None = None
+    second_weights: Weights | None = None
 
 
-def read_tables(config: EvalConfig, pairs: Pairs | None) -> Tables:
+def open_inputs(config: EvalConfig) -> EvalInputs:
     """Everything that is to be scored. What can be wrong with names and files is found before the long work.
 
     Beside embeddings that were given, `data` only lends its pictures to the report, or to a second model."""
-    for name in (config.weights, config.compare):
-        if name and not is_stored(name):
-            find_weights(name)
+    pairs = read_pairs(config.pairs) if config.pairs else None
+    weights = open_weights(config.weights) if config.weights else None
+    compared = bool(config.compare) and not is_stored(config.compare)
+    second_weights = open_weights(config.compare) if compared else None
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
+    config.out.mkdir(parents=True, exist_ok=True)
+    remove_lists(config.out)
     images = read_images(config, pairs)
-    if pairs is not None and images is not None:
-        distinct_pairs(pairs, *resolve(pairs, images, missing_list=config.out / "missing_images.txt"))
-    gallery_images = None
-    if config.gallery and not is_stored(config.gallery[0]):
-        require(bool(config.weights), "--gallery of images needs --weights; beside --embeddings give an .npz")
-        gallery_images = announced(read_index(config.gallery))
+    table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
+    listed = None
+    if pairs is not None:
+        names = table if table is not None else images
+        assert names is not None
+        listed = list_pairs(config, pairs, names)
+    gallery, gallery_images = open_gallery(config)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
-    if config.embeddings:
-        table = EmbeddingTable.load(config.embeddings)
-    else:
+    require(
+        second_weights is None or images is not None, "--compare with weights needs their images: give --data"
+    )
+    needed = listed.needed() if listed is not None and weights is not None else []
+    if weights is not None:
         assert images is not None
-        table = embed(config, config.weights, images, pairs)
-    if config.compare and second is None:
-        require(images is not None, "--compare with weights needs their images: give --data")
+        embedded = embed(config, weights, images, needed)
+        table = embedded.table
+        listed = listed.among_readable(embedded.bad) if listed is not None else None
+    assert table is not None
+    if second_weights is not None:
         assert images is not None
-        second = embed(config, config.compare, images, pairs, SECOND)
-    gallery = None
+        second = embed(config, second_weights, images, needed, SECOND).table
     if gallery_images is not None:
-        gallery = embed(config, config.weights, gallery_images, None, GALLERY)
-    elif config.gallery:
-        gallery = EmbeddingTable.load(config.gallery[0])
+        assert weights is not None
+        gallery = embed(config, weights, gallery_images, [], GALLERY).table
+    elif gallery is not None:
         check_sizes(table, gallery, "the gallery")
-    return Tables(images, table, None if second is None else aligned(table, second), gallery)
+    return EvalInputs(
+        config.weights or str(config.embeddings),
+        table,
+        images,
+        listed,
+        gallery,
+        same_images(table.embeddings, gallery.embeddings) if gallery is not None else NO_OVERLAP,
+        None if second is None else aligned(table, second),
+        weights,
+        second_weights,
+    )
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
     """The images of `data`, or else those that the pairs name; None where embeddings are all there is."""
     if config.data:
-        return announced(read_index(config.data))
+        return open_images(config.data)
     if config.embeddings or pairs is None:
         return None
     if pairs.holds_images:
-        return announced(read_index(pairs.source))
+        return open_images(pairs.source)
     try:
         return index_files(pairs.paths(), Path(pairs.source).parent)
     except DataError as error:
         raise DataError(f"{error}; or say with --data which images the pairs name") from None
 
 
+def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:
+    """The gallery: embeddings, or images that are to be embedded, or neither."""
+    if not config.gallery:
+        return None, None
+    if is_stored(config.gallery[0]):
+        return EmbeddingTable.load(config.gallery[0]), None
+    require(bool(config.weights), "--gallery of images needs --weights; beside --embeddings give an .npz")
+    return None, open_images(config.gallery)
+
+
 def embed(
-    config: EvalConfig, weights: str, index: ImageIndex, pairs: Pairs | None, of: str = ""
-) -> EmbeddingTable:
-    """Embed the images and keep the table in the out folder. `of`: which set, as for embed_listed."""
-    needed = np.concatenate(resolve(pairs, index)).tolist() if pairs is not None else ()
-    embedder = load_weights(weights, pick_device(config.device))
-    table = embed_listed(config, embedder, index, outcome="not scored", of=of, needed=needed)
-    table.save(config.out / (f"embeddings_{of}.npz" if of else "embeddings.npz"))
-    return table
+    config: EvalConfig, weights: Weights, index: ImageIndex, needed: list[int], of: str = ""
+) -> Embedded:
+    """Embed the images and keep the table in the out folder. `of`: which set, as for embed_images."""
+    embedder = weights.load(config.device)
+    embedded = embed_images(config, embedder, index, outcome="not scored", of=of, needed=needed)
+    embedded.table.save(config.out / (f"embeddings_{of}.npz" if of else "embeddings.npz"))
+    return embedded
 
 
 def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:
@@ -98,7 +169,9 @@ def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:
     alike = np.array_equal(first.paths, second.paths)
     rows = np.arange(len(first)) if alike else matching_rows(first, second)
     check_people(first, second.identities[rows])
-    return EmbeddingTable(second.embeddings[rows], first.identities, first.paths, first.groups)
+    return EmbeddingTable(
+        second.embeddings[rows], first.identities, first.paths, first.groups, second.weights
+    )
 
 
 def matching_rows(first: EmbeddingTable, second: EmbeddingTable) -> npt.NDArray[np.int64]:
@@ -125,10 +198,10 @@ def check_people(first: EmbeddingTable, other: npt.NDArray[np.str_]) -> None:
     """Raise DataError where the identities `other` (N,) of the same images make other people of them."""
     if np.array_equal(first.identities, other):
         return
-    (start_W, who_N), (other_start_W, other_N) = (
+    (start_W, label_N), (other_start_W, other_N) = (
         np.unique(names, return_index=True, return_inverse=True)[1:] for names in (first.identities, other)
     )
-    differs = (other_N != other_N[start_W[who_N]]) | (who_N != who_N[other_start_W[other_N]])
+    differs = (other_N != other_N[start_W[label_N]]) | (label_N != label_N[other_start_W[other_N]])
     if differs.any():
         row = int(differs.argmax())
         raise DataError(

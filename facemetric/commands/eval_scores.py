@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.commands.eval_inputs import Tables
+from facemetric.commands.eval_inputs import EvalInputs, ListedPairs
 from facemetric.config import EvalConfig
-from facemetric.data.pair_images import distinct_pairs, resolve
-from facemetric.data.pairs import Ints, Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.identification import (
@@ -24,83 +22,116 @@ from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all
 from facemetric.evaluation.intervals.draws import persons_of_pairs
 from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
-from facemetric.evaluation.retrieval import (
-    NO_OVERLAP,
-    Overlap,
-    Retrieval,
-    gallery_probe,
-    leave_one_out,
-    same_images,
-)
+from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
 from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.evaluation.verification import (
-    Verification,
-    check_folds,
-    hardest_pairs,
-    pair_scores,
-    verify_pairs,
+from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.report.record import (
+    GALLERY,
+    NEIGHBOURS,
+    Comparison,
+    Evaluation,
+    Family,
+    Identified,
+    Retrieved,
+    Sliced,
+    Verified,
 )
-from facemetric.report.record import Comparison
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
-ALONE = {"slices": "groups", "gallery": "gallery", "identification": "identification", "svm": "linear SVM"}
+NEED_IMAGES = ("all_pairs", "gallery", "svm")  # options that score the images themselves, beside neighbours
+COMPARED = ("verification", "neighbours")  # families that a second model has too
+IN_WORDS = {"slices": "groups", "svm": "linear SVM"}  # of the other families; else their own name
 
 
-class Listed(NamedTuple):
-    """Listed pairs found in the table, each once: rows, persons (as numbers) and groups of each, (P,). `notes` say
-    what was left out, where folds hold one kind alone, and where persons lack."""
+@dataclass
+class Scored:
+    """Families of figures by name, and notes, as they gather."""
 
-    pairs: Pairs
-    rows_a: Ints
-    rows_b: Ints
-    persons: tuple[Any, Any] | None
-    groups: Mapping[str, npt.NDArray]
-    notes: tuple[str, ...] = ()
+    families: dict[str, Family] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def list_pairs(config: EvalConfig, pairs: Pairs, table: EmbeddingTable) -> Listed:
-    """The rows of the pairs, whose persons are the table's identities, or else what genuine pairs link."""
-    listed = distinct_pairs(pairs, *resolve(pairs, table, missing_list=config.out / "missing_images.txt"))
-    pairs, rows_a, rows_b = listed[:3]
-    notes = [*listed.notes(), check_folds(pairs.same, pairs.fold) if pairs.fold is not None else ""]
-    groups = groups_of_pairs(table.groups, rows_a, rows_b) | pairs.groups
-    who = np.unique(table.identities, return_inverse=True)[
-        1
-    ]  # numbers: names of millions of pairs are gigabytes
-    persons: tuple[Any, Any] | None = (who[rows_a], who[rows_b])
-    misfit = np.flatnonzero((who[rows_a] == who[rows_b]) != pairs.same)
-    if len(misfit):  # folders that are no identities, or a wrong label
-        first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
-        note = f"the identities do not fit {len(misfit):,} of {len(pairs.same):,} pairs (first {first})"
-        linked = persons_of_pairs(rows_a, rows_b, pairs.same)
-        wrong = int(((linked[0] == linked[1]) != pairs.same).sum())
-        if wrong:
-            lost = "no intervals, and nothing by group" if groups else "no intervals"
-            notes.append(f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who")
-        else:
-            notes.append(note + ": for the intervals, people are what genuine pairs link")
-        persons = None if wrong else linked
-    return Listed(pairs, rows_a, rows_b, persons, groups, tuple(filter(None, notes)))
+def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
+    """Everything that is asked for, family by family."""
+    scored = Scored()
+    persons = persons_in(inputs) if inputs.listed is not None else None
+    if persons is not None:
+        score_listed(config, inputs, persons, scored)
+    elif config.all_pairs:
+        score_all_pairs(config, inputs, scored)
+    if config.data or config.embeddings:
+        score_neighbours(config, inputs, scored)
+        score_identities(config, inputs, scored)
+        score_svm(config, inputs, scored)
+    if inputs.second is not None:
+        compare(config, inputs, persons, scored)
+    return Evaluation(
+        config.out, inputs.table, inputs.images, inputs.gallery, scored.families, tuple(scored.notes)
+    )
 
 
-def score_listed(config: EvalConfig, listed: Listed, table: EmbeddingTable) -> dict[str, Any]:
+class PairPersons(NamedTuple):
+    """The persons (P,) of the first and the second image of each listed pair; and a note about them."""
+
+    of_a: npt.NDArray
+    of_b: npt.NDArray
+    note: str = ""
+    agree: bool = True
+    """Whether the pairs agree about who is who: without that there are no intervals."""
+
+
+def persons_in(inputs: EvalInputs) -> PairPersons:
+    """The persons of the listed pairs: the table's identities, or else what genuine pairs link."""
+    listed, table = inputs.listed, inputs.table
+    assert listed is not None
+    rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
+    number_N = np.unique(table.identities, return_inverse=True)[1]  # names of millions of pairs are gigabytes
+    of_a, of_b = number_N[rows_a], number_N[rows_b]
+    misfit = np.flatnonzero((of_a == of_b) != same)
+    if not len(misfit):
+        return PairPersons(of_a, of_b)
+    # Folders that are no identities, or a wrong label.
+    first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
+    note = f"the identities do not fit {len(misfit):,} of {len(same):,} pairs (first {first})"
+    linked_a, linked_b = persons_of_pairs(rows_a, rows_b, same)
+    wrong = int(((linked_a == linked_b) != same).sum())
+    if wrong:
+        lost = "no intervals, and nothing by group" if groups_in(inputs) else "no intervals"
+        note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
+        return PairPersons(linked_a, linked_b, note, agree=False)
+    return PairPersons(linked_a, linked_b, f"{note}: for the intervals, people are what genuine pairs link")
+
+
+def groups_in(inputs: EvalInputs) -> Mapping[str, npt.NDArray]:
+    """The groups of the listed pairs by column: those of the images, and those of the pairs' own file."""
+    listed = inputs.listed
+    assert listed is not None
+    return groups_of_pairs(inputs.table.groups, listed.rows_a, listed.rows_b) | listed.pairs.groups
+
+
+def score_listed(config: EvalConfig, inputs: EvalInputs, persons: PairPersons, scored: Scored) -> None:
     """Verification of listed pairs, its intervals over persons, its slices."""
-    score, verification = verify_listed(config, listed, table)
-    found = {"pairs": str(config.pairs), "verification": verification}
-    found["notes"] = listed.notes
-    if listed.persons is None:
-        return found
-    arguments = score, listed.pairs.same, listed.persons
+    listed = inputs.listed
+    assert listed is not None
+    groups = groups_in(inputs)
+    score, verification = verify_listed(config, listed, inputs.table)
+    scored.notes += [*listed.notes, *filter(None, [persons.note])]
+    if not persons.agree:
+        scored.families["verification"] = Verified(str(config.pairs), verification)
+        return
+    arguments = score, listed.pairs.same, (persons.of_a, persons.of_b)
     fold = fold_of(verification)
     bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
-    slices = slice_pairs(*arguments, verification.points, listed.groups, seed=config.seed)
-    return found | {"intervals": bounds.figures, "band": bounds.band, "slices": slices}
+    slices = slice_pairs(*arguments, verification.points, groups, seed=config.seed)
+    scored.families["verification"] = Verified(str(config.pairs), verification, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
 
 
 def verify_listed(
-    config: EvalConfig, listed: Listed, table: EmbeddingTable
+    config: EvalConfig, listed: ListedPairs, table: EmbeddingTable
 ) -> tuple[npt.NDArray[np.float64], Verification]:
     """Scores and figures of the pairs by one model."""
     pairs = listed.pairs
@@ -117,63 +148,53 @@ def fold_of(found: Verification) -> npt.NDArray:
     return found.accuracy.fold
 
 
-def score_all_pairs(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, its intervals over persons, its slices."""
-    arguments = table.embeddings, table.identities
+    arguments = inputs.table.embeddings, inputs.table.identities
     found = verify_all_pairs(*arguments, fars=config.fars)
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
-    slices = slice_all_pairs(*arguments, found.points, table.groups, seed=config.seed)
-    return {
-        "pairs": "all",
-        "verification": found,
-        "intervals": bounds.figures,
-        "band": bounds.band,
-        "slices": slices,
-    }
+    slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
+    scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
 
 
-def score_neighbours(config: EvalConfig, table: EmbeddingTable) -> dict[str, Any]:
+def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
+    table = inputs.table
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        return {"notes": ("no nearest neighbours: at least two identities, one with two images, are needed",)}
+        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        return
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
-    return {"neighbours": found, "neighbour_intervals": retrieval_intervals(found, table, config.seed)}
+    intervals = retrieval_intervals(found, table, config.seed)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
 
 
 def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
+    """Those of some numbers of neighbours that there are images for."""
     return [k for k in ks if k <= most]
 
 
 def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
-    """Intervals of the figures of retrieval: the people who ask are drawn anew, the gallery stays."""
+    """Intervals of the figures of retrieval: the people who ask are resampled, the gallery stays."""
     return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
 
 
-def overlap_of(tables: Tables) -> Overlap:
-    """The images that are in the gallery too, by what the model makes of them: the same file, or a copy."""
-    if tables.gallery is None:
-        return NO_OVERLAP
-    return same_images(tables.table.embeddings, tables.gallery.embeddings)
+def not_enrolled(inputs: EvalInputs) -> EmbeddingTable | None:
+    """The images that are not in the gallery; None where there are none."""
+    rows = np.setdiff1d(np.arange(len(inputs.table)), inputs.overlap.probes)
+    return inputs.table.rows(rows) if len(rows) else None
 
 
-def without(table: EmbeddingTable, overlap: Overlap) -> EmbeddingTable | None:
-    """The rows that are not in the gallery; None where there are none."""
-    rows = np.setdiff1d(np.arange(len(table)), overlap.probes)
-    return table.rows(rows) if len(rows) else None
-
-
-def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
-    table, gallery = tables.table, tables.gallery
-    found: dict[str, Any] = {}
+    table, gallery = inputs.table, inputs.gallery
     probes: EmbeddingTable | None = table
-    notes: tuple[str, ...] = ()
     if gallery is not None:
-        overlap = overlap_of(tables)
         near = gallery_probe(
             gallery.embeddings,
             gallery.identities,
@@ -181,87 +202,94 @@ def score_identities(config: EvalConfig, tables: Tables) -> dict[str, Any]:
             table.identities,
             knn=up_to(len(gallery), KNN),
             recall=up_to(len(gallery), RECALL),
-            itself=overlap,
+            itself=inputs.overlap,
         )
-        found |= {"gallery": near, "gallery_intervals": retrieval_intervals(near, table, config.seed)}
-        if overlap.images():
-            notes = (
-                f"{overlap.images():,} of {len(table):,} images are in the gallery too: none finds itself there, and "
-                "they are left out of identification",
+        intervals = retrieval_intervals(near, table, config.seed)
+        scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+        if enrolled := inputs.overlap.images():
+            scored.notes.append(
+                f"{enrolled:,} of {len(table):,} images are in the gallery too: none finds itself there, and "
+                "they are left out of identification"
             )
-        probes = without(table, overlap)
+        probes = not_enrolled(inputs)
         if probes is None or np.isin(probes.identities, gallery.identities).all():
-            note = "no open-set identification: every image is of a person in the gallery"
-            return found | {"notes": (*notes, note)}
+            scored.notes.append("no open-set identification: every image is of a person in the gallery")
+            return
         if not np.isin(probes.identities, gallery.identities).any():
-            note = "no open-set identification: every image that is not in the gallery is of somebody else"
-            return found | {"notes": (*notes, note)}
+            scored.notes.append(
+                "no open-set identification: every image that is not in the gallery is of somebody else"
+            )
+            return
     else:
         sizes = np.unique(table.identities, return_counts=True)[1]
         if (sizes >= 2).sum() < 2:
-            note = "no identification: at least two identities with two images are needed, or a --gallery"
-            return found | {"notes": (note,)}
+            scored.notes.append(
+                "no identification: at least two identities with two images are needed, or a --gallery"
+            )
+            return
         split = draw_open_set(table.identities, seed=config.seed)
         gallery, probes = table.rows(split.gallery), table.rows(split.probes)
     identified = identify(
         gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
     )
     bounds = identification_intervals(identified, probes.identities, seed=config.seed)
-    return found | {"identification": identified, "identification_intervals": bounds, "notes": notes}
+    scored.families["identification"] = Identified(identified, bounds)
 
 
-def score_svm(config: EvalConfig, tables: Tables) -> dict[str, Any]:
+def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """The linear SVM where --svm asks for it; a note alone where there are too few people or images for one."""
     if not config.svm:
-        return {}
-    own, gallery = tables.table, tables.gallery
+        return
+    own, gallery = inputs.table, inputs.gallery
     try:
         if gallery is None:
-            return {"svm": svm_accuracy(own.embeddings, own.identities, seed=config.seed)}
-        judged = without(own, overlap_of(tables))  # an SVM knows what it learned from
+            scored.families["svm"] = svm_accuracy(own.embeddings, own.identities, seed=config.seed)
+            return
+        judged = not_enrolled(inputs)  # an SVM knows what it learned from
         if judged is None:
-            return {"notes": ("no linear SVM: every image is in the gallery that it learns from",)}
+            scored.notes.append("no linear SVM: every image is in the gallery that it learns from")
+            return
         arguments = gallery.embeddings, gallery.identities, judged.embeddings, judged.identities
-        return {"svm": svm_of_gallery(*arguments, seed=config.seed)}
+        scored.families["svm"] = svm_of_gallery(*arguments, seed=config.seed)
     except DataError as error:
-        return {"notes": (f"no linear SVM: {error}",)}
+        scored.notes.append(f"no linear SVM: {error}")
 
 
-def compare(
-    config: EvalConfig, tables: Tables, listed: Listed | None, found: Mapping[str, Any]
-) -> dict[str, Any]:
+def compare(config: EvalConfig, inputs: EvalInputs, persons: PairPersons | None, scored: Scored) -> None:
     """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
-    first, second = tables.table, tables.second
+    first, second, listed = inputs.table, inputs.second, inputs.listed
     assert second is not None
     verification, neighbours = None, None
     differences: dict[str, Interval] = {}
-    if listed is not None:
+    verified, retrieved = scored.families.get("verification"), scored.families.get("neighbours")
+    if listed is not None and persons is not None:
         score, verification = verify_listed(config, listed, second)
-        if listed.persons is not None:
+        if persons.agree:
             differences |= paired_differences(
                 (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
                 listed.pairs.same,
-                listed.persons,
+                (persons.of_a, persons.of_b),
                 fars=config.fars,
                 fold=fold_of(verification),
                 seed=config.seed,
             )
-    elif config.all_pairs:
+    elif isinstance(verified, Verified):
         verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
         differences |= all_pairs_differences(
             (first.embeddings, second.embeddings),
             first.identities,
-            (found["verification"], verification),
+            (verified.verification, verification),
             seed=config.seed,
         )
-    if "neighbours" in found:
-        before = found["neighbours"]
+    if isinstance(retrieved, Retrieved):
+        before = retrieved.retrieval
         neighbours = leave_one_out(
             second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
         )
         changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
         people = first.identities[before.each.rows]
         differences |= mean_intervals(changes, people, seed=config.seed)
-    alone = " and ".join(name for key, name in ALONE.items() if found.get(key))
-    notes = (f"{alone}: of the first model alone, the second is not compared by them",) if alone else ()
-    return {"comparison": Comparison(config.compare, verification, neighbours, differences), "notes": notes}
+    alone = " and ".join(IN_WORDS.get(name, name) for name in scored.families if name not in COMPARED)
+    if alone:
+        scored.notes.append(f"{alone}: of the first model alone, the second is not compared by them")
+    scored.families["comparison"] = Comparison(config.compare, verification, neighbours, differences)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from facemetric.config import ExportConfig, require
+from facemetric.config.calls import takes_options
 from facemetric.data.drawn.draw import draw_face, face_identity, face_nuisance
 from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex, read_index
@@ -65,6 +66,15 @@ class Exported:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as export.json has them."""
         return asdict(self) | {"folder": str(self.folder)}
+
+
+@takes_options(ExportConfig)
+def export(config: ExportConfig) -> Exported:
+    """Write weights as one ONNX or OpenVINO model that takes crops as they are; the options are those of ExportConfig.
+
+    `export("runs/finetune")` is `facemetric export --weights runs/finetune`.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_export(config)
 
 
 def run_export(config: ExportConfig) -> Exported:

@@ -34,6 +34,8 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.weights_folder import find_weights
+from facemetric.report.figures import evaluation_text
+from facemetric.report.record import Evaluation
 from facemetric.training.distributed import say
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
@@ -50,6 +52,8 @@ NO_FIGURES = (
 TRIAL_STEPS = 20  # of each training with --dry
 # Options that may change when a stage is resumed: no figure depends on them.
 RESUMABLE_OPTIONS = ("workers", "device", "checkpoint_minutes")
+# Families of eval's figures whose names differ from run to run: they are in its own metrics.json.
+UNTABLED = ("slices.", "comparison.")
 
 
 @takes_options(RunConfig)
@@ -186,19 +190,24 @@ def train(runner: Callable[[Any], Trained]) -> Callable[[Any], dict[str, float]]
 
 def score(config: Any) -> dict[str, float]:
     """eval; its figures under the names of the table."""
-    found = run_evaluate(config).to_dict()
-    figures = {}
-    for group in ("neighbours", "gallery"):
-        for k in (1, 5):
-            value = found.get(group, {}).get(f"knn_accuracy_{k}")
-            figures[f"{group}_knn_{k}"] = value
-    figures["svm"] = found.get("svm", {}).get("accuracy")
-    pairs = found.get("verification", {})
-    figures["accuracy"] = (pairs.get("accuracy") or {}).get("mean")
-    figures |= {name: pairs.get(name) for name in ("auc", "eer")}
-    points = pairs.get("tar_at_far", {})
-    figures |= {f"tar_at_far_{far}": point["tar"] for far, point in points.items() if point["supported"]}
-    return {name: value for name, value in figures.items() if value is not None}
+    found = run_evaluate(config)
+    say(evaluation_text(found))
+    return figures_of_eval(found)
+
+
+def figures_of_eval(found: Evaluation) -> dict[str, float]:
+    """What the table of a recipe shows of an evaluation: every figure that was measured, but groups and differences."""
+    return {
+        column_of(figure.key): figure.value
+        for figure in found.figures()
+        if figure.value is not None and not figure.key.startswith(UNTABLED)
+    }
+
+
+def column_of(key: str) -> str:
+    """The name that a figure has in the table: those of verification go by their own, `svm.accuracy` is `svm`."""
+    name = key.removeprefix("verification.").replace(".knn_accuracy_", "_knn_")
+    return {"svm.accuracy": "svm"}.get(name, name.replace(".", "_"))
 
 
 def show(config: Any) -> dict[str, float]:

@@ -25,10 +25,12 @@ from facemetric.config.commands import (
     VisualizeConfig,
 )
 from facemetric.config.fields import check_ranges
+from facemetric.config.photographs import AlignConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
 __all__ = [
+    "AlignConfig",
     "CalibrateConfig",
     "CheckConfig",
     "ClusterConfig",

@@ -133,10 +133,9 @@ class PretrainConfig(StageConfig):
     """Size of a projection trained with the backbone; 0 takes what --weights have, or else the plain features."""
 
     teacher: Annotated[tuple[str, ...], DATA] = ()
-    """Another model, whose embeddings the student's follow: tables of DATA's images (.npz; NAME=PATH for NAME=DATA),
-    or weights, which embed them once."""
+    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
     unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images that only the teacher speaks of: their folders are nobody's names. NAME=PATH names a source."""
+    """Images that only the teacher knows, without identities. NAME=PATH names a source."""
     teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
     """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
     relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
@@ -186,8 +185,7 @@ class FinetuneConfig(StageConfig):
     projection_init: Annotated[Init, MODEL] = "identity"
     """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
     loss: Annotated[str, COMMON] = "triplet"
-    """triplet (with --miner, --margin and --distance), or your own as package.module:function: it takes unit embeddings
-    (B, D) and labels (B,), and returns a scalar, or a record with .loss and .figures (numbers by name)."""
+    """triplet (with --miner, --margin and --distance), or a function of your own as package.module:function."""
     miner: Annotated[str, COMMON] = "semihard"
     """all, semihard, hard, distance-weighted, or your own as package.module:function."""
     margin: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.2
@@ -270,7 +268,7 @@ def check_teacher(config: PretrainConfig) -> None:
             f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
         )
     if not config.teacher:
-        require(not config.unlabelled, "--unlabelled needs --teacher, who alone speaks of such images")
+        require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
         require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
         require(
             config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"

@@ -6,7 +6,7 @@ B draws, K wanted FPIRs, T thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats, Ints, OperatingPoint, Scores, tar_at_far
+from facemetric.evaluation.figures import Figure, Heading, tpir_name
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import Ranked, tar_at
-from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals, tpir_name
+from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals
 from facemetric.evaluation.retrieval import nearest
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
@@ -55,6 +56,28 @@ class Identification:
             }
         counts = {"known_probes": self.known, "unknown_probes": self.unknown}
         return {**counts, "rank_1": self.rank_1, "tpir_at_fpir": fpir}
+
+    def figures(self, intervals: Mapping[str, Interval]) -> list[Figure]:
+        """Rank 1 and TPIR at each FPIR, with their intervals by name; what lacks probes comes last."""
+        lead = f"{self.known:,} probes of people in the gallery, {self.unknown:,} of strangers."
+        heading = Heading("Open-set identification", lead)
+        first = intervals.get("rank_1")
+        rows = [Figure("rank_1", "Rank 1", self.rank_1, first, heading, about="at any score", headline=5)]
+        measured = [p for p in self.points if p.supported]
+        for p in measured + sorted((p for p in self.points if not p.supported), key=lambda p: -p.wanted):
+            lacking = f"has {self.unknown:,} of {1 / p.wanted:,.0f} strangers"
+            rows.append(
+                Figure(
+                    tpir_name(p.wanted),
+                    f"TPIR at FPIR = {p.wanted:g}",
+                    p.tar if p.supported else None,
+                    intervals.get(tpir_name(p.wanted)),
+                    heading,
+                    f"threshold {p.threshold:.4f}" if p.supported else lacking,
+                    series="TPIR at FPIR",
+                )
+            )
+        return rows
 
 
 def identify(

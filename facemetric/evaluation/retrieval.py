@@ -5,7 +5,7 @@ Shapes: Q query images, N gallery images, D embedding, K neighbours, R x N one t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.figures import Figure, Heading
+from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.table import unit_rows
 from facemetric.mining.tiles import in_threads, product_tiles
 
@@ -209,14 +211,40 @@ class Retrieval:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
-        return {
-            "queries": self.queries,
-            "queries_left_out": self.left_out,
-            **{f"knn_accuracy_{k}": v for k, v in self.knn.items()},
-            **{f"recall_at_{k}": v for k, v in self.recall.items()},
-            "r_precision": self.r_precision,
-            "map_at_r": self.map_at_r,
-        }
+        return {"queries": self.queries, "queries_left_out": self.left_out, **self.means()}
+
+    def means(self) -> dict[str, float]:
+        """Every figure by its name: the mean over the queries."""
+        return {name: float(value_Q.mean()) for name, value_Q in self.each.figures.items()}
+
+    def figures(self, title: str, intervals: Mapping[str, Interval]) -> list[Figure]:
+        """Every figure as a row, with its interval by name. Recall at 1 is the kNN accuracy at k = 1: it has no row."""
+        lead = f"{self.queries:,} images look for their person"
+        lead += f"; {self.left_out:,} have nobody to find and ask nothing" if self.left_out else ""
+        heading = Heading(title, f"{lead}.")
+        means = self.means()
+        return [
+            Figure(name, label(name), value, intervals.get(name), heading, headline=HEADLINE.get(name, 0))
+            for name, value in means.items()
+            if not (name == "recall_at_1" and "knn_accuracy_1" in means)
+        ]
+
+
+LABELS = {  # of a figure's name, or of how it starts
+    "knn_accuracy_": "kNN accuracy, k = ",
+    "recall_at_": "Recall at ",
+    "r_precision": "R-precision",
+    "map_at_r": "MAP@R",
+}
+
+
+HEADLINE = {"knn_accuracy_1": 2, "map_at_r": 4}
+
+
+def label(name: str) -> str:
+    """A figure's name for people; the name itself where LABELS has no better one."""
+    start = next((start for start in LABELS if name.startswith(start)), "")
+    return LABELS.get(start, "") + name.removeprefix(start)
 
 
 def leave_one_out(
@@ -350,8 +378,9 @@ def _without_own(found: Neighbours, who_N: Ints, queries: Ints, itself: Overlap)
     n = len(who_N)
     own = np.isin(queries[:, None] * n + found.rows, itself.probes * n + itself.rows)
     order = np.argsort(own, axis=1, kind="stable")
-    rows, score, own = (np.take_along_axis(column, order, 1) for column in (*found, own))
-    return Neighbours(rows, score), np.where(own, -1, who_N[rows])
+    rows = np.take_along_axis(found.rows, order, 1)
+    score = np.take_along_axis(found.score, order, 1)
+    return Neighbours(rows, score), np.where(np.take_along_axis(own, order, 1), -1, who_N[rows])
 
 
 def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:

@@ -14,12 +14,16 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import MANY, Floats, Ints, OperatingPoint
+from facemetric.evaluation.figures import Figure, Heading, tar_name
 from facemetric.evaluation.intervals.all_pairs import EXACT, count_by_person
 from facemetric.evaluation.intervals.counts import DrawnRates, ListedCells, PersonCounts
 from facemetric.evaluation.intervals.draws import DRAWS, numbered_persons, pair_weights, person_weights
 from facemetric.evaluation.intervals.records import Interval, newcombe, percentiles, wilson
 
 LEAST_PAIRS, LEAST_PEOPLE = 30, 10  # of each kind, below which a group's rates say nothing
+
+
+UNSUPPORTED = "no FAR is supported"  # in place of a group's rates
 
 
 ACROSS = "(across groups)"  # pairs of images of two groups: shown, but no part of a gap
@@ -72,6 +76,10 @@ class Group:
         counts = {"genuine_pairs": self.n_genuine, "impostor_pairs": self.n_impostor, "people": self.n_people}
         return counts | {"too_small": self.too_small or None, "at_overall_far": at}
 
+    def sizes(self) -> str:
+        """How much there is of it, in words."""
+        return f"{self.n_people:,} people, {self.n_genuine:,} + {self.n_impostor:,} pairs"
+
 
 @dataclass(frozen=True)
 class Slicing:
@@ -98,6 +106,68 @@ class Slicing:
         ]
         groups = {group.name: group.to_dict() for group in self.groups}
         return {"column": self.column, "groups": groups, "largest_gaps": gaps, "note": self.note or None}
+
+    def figures(self) -> list[Figure]:
+        """TAR and FAR of each group at the threshold that gives everybody together a FAR, and the largest gaps.
+
+        One figure that says why, where the column has no groups. The FAR next to 1e-2 is for the
+        terminal too, the others for the report alone."""
+        title = f"By {self.column}"
+        if self.note:
+            heading = Heading(title, f"Not sliced: {self.note}.")
+            return [Figure(self.column, self.column, None, None, heading, self.note, in_heading=True)]
+        wanted = list(dict.fromkeys(rates.wanted for group in self.groups for rates in group.rates))
+        if not wanted:
+            heading = Heading(title, names=self.column)
+            return [
+                Figure(
+                    f"{self.column}.{g.name}",
+                    g.name,
+                    None,
+                    None,
+                    heading,
+                    g.too_small or UNSUPPORTED,
+                    g.sizes(),
+                )
+                for g in self.groups
+            ]
+        shown = min(wanted, key=lambda far: abs(far - 1e-2))
+        return [row._replace(brief=far == shown) for far in wanted for row in self._figures_at(far)]
+
+    def _figures_at(self, far: float) -> Iterator[Figure]:
+        """The rows at one FAR: a too small group says so in the place of its TAR."""
+        gaps = [gap for gap in self.gaps if gap.wanted == far]
+        lead = " ".join(
+            f"Largest gap in {gap.rate.upper()}: {gap.difference.value:.4f} [{gap.difference.low:.4f}, "
+            f"{gap.difference.high:.4f}], {gap.low_group} to {gap.high_group}."
+            for gap in gaps
+        )
+        heading = Heading(f"By {self.column}, at overall FAR = {far:g}", lead, self.column)
+        for group in self.groups:
+            key = f"{self.column}.{group.name}"
+            rates = next((rates for rates in group.rates if rates.wanted == far), None)
+            if rates is None:
+                note = group.too_small or UNSUPPORTED
+                yield Figure(
+                    f"{key}.{tar_name(far)}", group.name, None, None, heading, note, group.sizes(), "TAR"
+                )
+                continue
+            for name, rate in (("tar", rates.tar), ("far", rates.far)):
+                yield Figure(
+                    f"{key}.{name}_at_far_{far:g}",
+                    group.name,
+                    rate.value,
+                    rate,
+                    heading,
+                    "",
+                    group.sizes(),
+                    name.upper(),
+                )
+        for gap in gaps:
+            name = f"{self.column}.{gap.rate}_gap_at_far_{far:g}"
+            note = f"{gap.low_group} to {gap.high_group}"
+            label = f"Largest gap in {gap.rate.upper()}"
+            yield Figure(name, label, gap.difference.value, gap.difference, heading, note, in_heading=True)
 
 
 def sized_group(name: str, n_genuine: int, n_impostor: int, n_people: int) -> Group:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Ints
+from facemetric.evaluation.figures import Figure, Heading
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.table import unit_rows
 
@@ -55,6 +56,12 @@ class SvmAccuracy(NamedTuple):
             "images_not_drawn": self.images_not_drawn,
             "intervals_95": {"accuracy": {"low": bounds.low, "high": bounds.high}} if bounds else {},
         }
+
+    def figures(self) -> list[Figure]:
+        """The accuracy as a row."""
+        note = f"standard deviation over {self.folds} folds {self.deviation_sample:.4f}" if self.folds else ""
+        heading = Heading("Classification", f"{self.took_part()}.")
+        return [Figure("accuracy", "Accuracy of a linear SVM", self.mean, self.interval, heading, note)]
 
     def took_part(self) -> str:
         """Whose images were classified, in words."""

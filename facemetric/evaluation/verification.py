@@ -8,9 +8,9 @@ Shapes: P pairs, F folds, U different scores, N images, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,18 @@ from facemetric.evaluation.curves import (
     split_scores,
     tar_at_far,
 )
+from facemetric.evaluation.figures import Figure, Heading, tar_name
+
+if TYPE_CHECKING:
+    from facemetric.evaluation.intervals.records import Interval  # imports this file
 
 SCORE = "cosine similarity"
 
 
 FARS = (1e-1, 1e-2, 1e-3)
+
+
+LEADING_FAR = 1e-3  # the TAR that leads the figures is that of the nearest FAR
 
 
 CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
@@ -147,6 +154,49 @@ class Verification:
             }
         return out
 
+    def figures(self, intervals: Mapping[str, Interval]) -> list[Figure]:
+        """TAR at each FAR, EER, AUC, accuracy, with intervals by name; what lacks pairs comes last of its kind."""
+        heading = Heading("Verification")
+        measured = [p for p in self.points if p.supported]
+        lead = min(measured, key=lambda p: abs(math.log10(p.wanted / LEADING_FAR)), default=None)
+        rows = []
+        for p in measured + sorted((p for p in self.points if not p.supported), key=lambda p: -p.wanted):
+            several = "" if p.accepted_impostors == 1 else "s"
+            note = f"threshold {p.threshold:.4f}, {p.accepted_impostors:,} false accept{several}"
+            lacking = f"has {self.n_impostor:,} of {1 / p.wanted:,.0f} impostor pairs"
+            rows.append(
+                Figure(
+                    tar_name(p.wanted),
+                    f"TAR at FAR = {p.wanted:g}",
+                    p.tar if p.supported else None,
+                    intervals.get(tar_name(p.wanted)),
+                    heading,
+                    note if p.supported else lacking,
+                    headline=1 if p is lead else 0,
+                    series="TAR at FAR",
+                )
+            )
+        about = "equal error rate; lower is better"
+        rows.append(Figure("eer", "EER", self.eer, intervals.get("eer"), heading, about=about, headline=3))
+        about = "area under the ROC"
+        rows.append(Figure("auc", "AUC", self.auc, intervals.get("auc"), heading, about=about, headline=4))
+        if self.accuracy is not None:
+            a = self.accuracy
+            rows.append(
+                Figure(
+                    "accuracy",
+                    "Accuracy",
+                    a.mean,
+                    intervals.get("accuracy"),
+                    heading,
+                    f"over folds: deviation {a.deviation_sample:.4f} (population {a.deviation_population:.4f}), "
+                    f"standard error {a.standard_error:.4f}{', folds drawn at random' if a.drawn else ''}",
+                    f"mean of {len(a.accuracies)} folds",
+                    headline=2,
+                )
+            )
+        return rows
+
 
 def plain(value: float) -> float | None:
     """A number as JSON can hold it: None where it is not finite."""
@@ -189,10 +239,10 @@ def hardest_pairs(
     return Hardest(*kinds)
 
 
-def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.int64]:
+def draw_folds(same: npt.ArrayLike, folds: int = 10, seed: int = 0) -> npt.NDArray[np.int32]:
     """Fold 0..F-1 for each pair (P,), the same share of each kind in each, at random."""
     same_P = np.asarray(same, dtype=bool)
-    fold_P = np.empty(len(same_P), dtype=np.int64)
+    fold_P = np.empty(len(same_P), dtype=np.int32)
     rng, first = np.random.default_rng(seed), 0
     for kind in (True, False):
         rows = rng.permutation(np.flatnonzero(same_P == kind))
@@ -259,19 +309,22 @@ def fold_accuracy(
         raise DataError(
             f"{len(names)} fold; the threshold is chosen on the other folds, so needed two or more"
         )
-    value_U, place_P = np.unique(score_P, return_inverse=True)
-    # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
-    gain_P = np.where(same_P, 1, -1)
+    order = np.argsort(-score_P, kind="stable")
+    falling_P, same_falling_P, fold_falling_P = score_P[order], same_P[order], fold_P[order]
+    del order  # millions of pairs
     accuracies, thresholds = [], []
     for name in names:
-        test = fold_P == name
-        gain_U = np.bincount(place_P[~test], weights=gain_P[~test], minlength=len(value_U))
-        seen_U = np.bincount(place_P[~test], minlength=len(value_U)) > 0
-        value, gain = value_U[seen_U][::-1], np.concatenate([[0], np.cumsum(gain_U[seen_U][::-1])])
+        others = fold_falling_P != name
+        value = falling_P[others]
+        different = np.append(value[1:] != value[:-1], True)
+        # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
+        gain = np.cumsum(np.where(same_falling_P[others], np.int8(1), np.int8(-1)), dtype=np.int64)
+        gain = np.concatenate([[0], gain[different]])
         best = np.flatnonzero(gain == gain.max())
         cut = best[len(best) // 2]
-        threshold = np.inf if cut == 0 else below_each(value)[cut - 1]
+        threshold = np.inf if cut == 0 else below_each(value[different][cut - 1 : cut + 1])[0]
         thresholds.append(float(threshold))
+        test = fold_P == name
         accuracies.append(float(((score_P[test] >= threshold) == same_P[test]).mean()))
     acc = np.array(accuracies)
     sample = float(acc.std(ddof=1))

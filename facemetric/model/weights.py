@@ -95,7 +95,9 @@ def describe(embedder: Embedder, classifier: str) -> dict[str, Any]:
             "std": list(pre.std),
             "interpolation": pre.interpolation,
             "crop_pct": 1.0,
-        },
+            "crop_mode": "squash",  # stretched to input_size, as `preprocess` does
+        }
+        | ({"notes": [note]} if (note := beyond_timm(pre)) else {}),
         "facemetric": {
             "format": FORMAT,
             "version": metadata.version("facemetric"),
@@ -104,6 +106,24 @@ def describe(embedder: Embedder, classifier: str) -> dict[str, Any]:
             "preprocess": pre.to_dict(),
         },
     }
+
+
+def beyond_timm(pre: Preprocess) -> str:
+    """What `preprocess` does that timm's own transform cannot: for whoever opens the weights with plain timm."""
+    steps = []
+    if any(pre.crop):
+        left, top, right, bottom = pre.crop
+        steps.append(
+            f"cut off {left:g}, {top:g}, {right:g}, {bottom:g} of the picture at left, top, right, bottom first"
+        )
+    if pre.color == "bgr":
+        steps.append("give the colours in the order blue, green, red")
+    if not steps:
+        return ""
+    return (
+        f"timm's transform leaves out: {'; '.join(steps)}. facemetric.load_embedder(...).transform does it all; "
+        "without it embeddings are others and no stored threshold holds"
+    )
 
 
 def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedder:
@@ -137,6 +157,7 @@ def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedd
     embedder = Embedder(
         backbone, projection, arch=config["architecture"], model_args=model_args, preprocess=pre
     )
+    embedder.fingerprint = str(config.get("sha256") or "")
     return embedder.to(device).eval()
 
 

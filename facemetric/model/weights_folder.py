@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from facemetric.errors import WeightsError, did_you_mean
+from facemetric.errors import WeightsError, did_you_mean, writing
 from facemetric.files import sync, write_text_whole
 
 FORMAT = 1
@@ -118,6 +118,29 @@ def amend_config(folder: Path, **entries: Any) -> Path:
     config["facemetric"] |= entries
     text = json.dumps(config, indent=2) + "\n"
     return write_text_whole(folder / CONFIG, text, durable=True)
+
+
+def check_copy(folder: Path, target: Path) -> None:
+    """Raise WeightsError unless `target` is free, or a copy of these weights that was made before."""
+    if target.exists() and read_config(target).get("sha256") != read_config(folder).get("sha256"):
+        raise WeightsError(f"{target} holds other weights than {folder}; name another --out")
+
+
+def copy_weights(folder: Path, target: Path) -> None:
+    """Copy a weights folder, which appears whole; a copy that is there already keeps what was added to it."""
+    check_copy(folder, target)
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(target.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with writing(target):
+            shutil.copytree(folder, staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    replace_folder(staging, target)
 
 
 def file_hash(path: Path) -> str:

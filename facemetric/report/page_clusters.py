@@ -8,8 +8,9 @@ import numpy as np
 
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.curves import Ints, OperatingPoint
-from facemetric.report.figures import HEAD, figure
-from facemetric.report.page import Case, Cell, Gallery, Grid, Picture
+from facemetric.evaluation.figures import Figure, Heading
+from facemetric.report.figures import grids
+from facemetric.report.page import Case, Gallery, Grid, Picture
 from facemetric.report.pictures import Pictures
 from facemetric.report.record import Evaluation
 
@@ -52,28 +53,21 @@ def lowest_point(found: Evaluation) -> OperatingPoint | None:
 
 def agreement_table(found: Agreement, lead: str) -> Grid:
     """Purity, NMI, ARI and B-cubed."""
-    bounds = {"precision": found.precision, "recall": found.recall, "f": found.f}
-    rows = (
-        figure(
-            "B-cubed precision",
-            found.precision.value,
-            bounds,
-            "precision",
-            about="of an image's cluster, the share that is its person",
-        ),
-        figure(
-            "B-cubed recall",
-            found.recall.value,
-            bounds,
-            "recall",
-            about="of an image's person, the share that is in its cluster",
-        ),
-        figure("B-cubed F", found.f.value, bounds, "f"),
-        (Cell("Purity", "clusters of one image make it 1"), Cell(f"{found.purity:.4f}")),
-        (Cell("NMI", "normalised mutual information"), Cell(f"{found.nmi:.4f}")),
-        (Cell("ARI", "adjusted Rand index, 0 by chance"), Cell(f"{found.ari:.4f}")),
+    heading = Heading("", lead)
+    of_cluster = "of an image's cluster, the share that is its person"
+    of_person = "of an image's person, the share that is in its cluster"
+    (table,) = grids(
+        Figure(label.lower(), label, value, interval, heading, about=about)
+        for label, value, interval, about in (
+            ("B-cubed precision", found.precision.value, found.precision, of_cluster),
+            ("B-cubed recall", found.recall.value, found.recall, of_person),
+            ("B-cubed F", found.f.value, found.f, ""),
+            ("Purity", found.purity, None, "clusters of one image make it 1"),
+            ("NMI", found.nmi, None, "normalised mutual information"),
+            ("ARI", found.ari, None, "adjusted Rand index, 0 by chance"),
+        )
     )
-    return Grid("", HEAD, rows, lead)
+    return table
 
 
 def cluster_case(found: Evaluation, pictures: Pictures, rows: Ints, clusters: Clusters, number: int) -> Case:

@@ -13,7 +13,7 @@ from facemetric.evaluation.intervals.records import Band
 from facemetric.evaluation.retrieval import Queries, nearest
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs, Verification
-from facemetric.report.figures import figure_tables, slice_tables
+from facemetric.report.figures import grids
 from facemetric.report.map import choose_images, lay_out, most_of_one
 from facemetric.report.page import (
     Case,
@@ -109,6 +109,9 @@ def _short(values: npt.ArrayLike) -> list[float]:
 REPORT = "report.html"
 
 
+SLICES = "slices."  # keys of the figures that have a section of their own
+
+
 FAILURES = 24
 
 
@@ -136,32 +139,19 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
     cluster_figures, clusters = groups_of(found, pictures, shown, seed)
     return Page(
         name,
-        subtitle(found),
+        found.subtitle(),
         origin,
-        figures=figure_tables(found),
+        figures=grids(f for f in found.figures() if not f.key.startswith(SLICES)),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
-        slices=tuple(table for slicing in found.slices for table in slice_tables(slicing)),
+        slices=grids(f for f in found.figures() if f.key.startswith(SLICES)),
         cluster_figures=cluster_figures,
         clusters=clusters,
         map=map_of(found, pictures, shown, seed) if len(shown) > 1 else None,
         notes=tuple(notes),
     )
-
-
-def subtitle(found: Evaluation) -> str:
-    """How much was scored."""
-    parts = []
-    if found.verification is not None:
-        v = found.verification
-        count = f"{v.n_genuine + v.n_impostor:,}"
-        pairs = f"all {count} pairs" if found.pairs == "all" else f"{count} pairs of {Path(found.pairs).name}"
-        parts.append(f"{pairs}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor")
-    people = len(np.unique(found.table.identities))
-    parts.append(f"{len(found.table):,} images of {people:,} identities")
-    return "; ".join(parts)
 
 
 def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:

@@ -1,13 +1,16 @@
-"""What an evaluation found: the record that metrics.json, the printed table and the report are made from."""
+"""What an evaluation found: the record that metrics.json, the printed figures and the report are made from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from facemetric.data.index import ImageIndex
+from facemetric.errors import ConfigError, did_you_mean
+from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading, headline, to_frame
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals.records import Band, Interval
 from facemetric.evaluation.retrieval import Retrieval
@@ -16,7 +19,92 @@ from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification
 
-UNSUPPORTED = "no FAR is supported"  # in place of a group's rates
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEIGHBOURS = "Nearest neighbours, each image against all others"
+GALLERY = "Nearest neighbours, probes against the gallery"
+NONE: Mapping[str, Interval] = MappingProxyType({})
+
+
+class Family(Protocol):
+    """Figures that are measured together: plain values for metrics.json, and rows to show."""
+
+    def to_dict(self) -> Any: ...
+    def figures(self) -> list[Figure]: ...
+
+
+Part = TypeVar("Part", bound=Family)
+
+
+class Verified(NamedTuple):
+    """Verification of listed pairs (`pairs` is their file) or of all pairs ("all"), and its intervals."""
+
+    pairs: str
+    verification: Verification
+    intervals: Mapping[str, Interval] = NONE
+    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where persons are not known."""
+    band: Band | None = None
+    """The interval of the TAR along the ROC."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in metrics.json."""
+        return {"pairs": self.pairs} | with_intervals(self.verification, self.intervals)
+
+    def figures(self) -> list[Figure]:
+        """As rows."""
+        return self.verification.figures(self.intervals)
+
+
+class Sliced(NamedTuple):
+    """The verification by groups, column by column."""
+
+    slices: tuple[Slicing, ...]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """As in metrics.json."""
+        return [slicing.to_dict() for slicing in self.slices]
+
+    def figures(self) -> list[Figure]:
+        """As rows."""
+        return [figure for slicing in self.slices for figure in slicing.figures()]
+
+
+class Retrieved(NamedTuple):
+    """Nearest neighbours, and their intervals. `title`: who looked for whom."""
+
+    retrieval: Retrieval
+    intervals: Mapping[str, Interval] = NONE
+    title: str = NEIGHBOURS
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in metrics.json."""
+        return with_intervals(self.retrieval, self.intervals)
+
+    def figures(self) -> list[Figure]:
+        """As rows."""
+        return self.retrieval.figures(self.title, self.intervals)
+
+
+class Identified(NamedTuple):
+    """Open-set identification, and its intervals."""
+
+    identification: Identification
+    intervals: Mapping[str, Interval] = NONE
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in metrics.json."""
+        return with_intervals(self.identification, self.intervals)
+
+    def figures(self) -> list[Figure]:
+        """As rows."""
+        return self.identification.figures(self.intervals)
+
+
+def with_intervals(figures: Any, intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    """The figures' own dict, with the intervals by name."""
+    bounds = {name: {"low": interval.low, "high": interval.high} for name, interval in intervals.items()}
+    return figures.to_dict() | {"intervals_95": bounds}
 
 
 @dataclass(frozen=True)
@@ -33,7 +121,7 @@ class Comparison:
     differences: Mapping[str, Interval]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under plain names."""
+        """As in metrics.json."""
         found: dict[str, Any] = {"second": self.name}
         if self.verification is not None:
             found["verification"] = self.verification.to_dict()
@@ -45,10 +133,27 @@ class Comparison:
         }
         return found | {"second_minus_first_95": differences}
 
+    def figures(self) -> list[Figure]:
+        """The differences of all figures that have a row, under the labels that they have there."""
+        rows = self.verification.figures({}) if self.verification is not None else []
+        rows += self.neighbours.figures("", {}) if self.neighbours is not None else []
+        heading = Heading(
+            "Comparison",
+            f"{self.name} minus this model, on the same pairs and queries, the same people drawn for both.",
+        )
+        found = []
+        for row in rows:
+            d = self.differences.get(row.key)
+            if d is not None:
+                apart = d.low > 0 or d.high < 0
+                note = "the interval leaves out 0" if apart else "not told apart: the interval holds 0"
+                found.append(Figure(row.key, row.label, d.value, d, heading, note, column=DIFFERENCE))
+        return found
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Everything that was measured; what was not asked for, or cannot be, is None or empty.
+    """Everything that was measured: a family of figures for each thing, and what the reader of them must know.
 
     Rows in `verification.hardest`, `neighbours.each` and `gallery.each` are rows of `table` (`nearest` of
     `gallery.each`: of `gallery_table`). `images` finds the picture of a row: `images.find(table.name(row))`.
@@ -57,49 +162,115 @@ class Evaluation:
     out: Path
     table: EmbeddingTable
     images: ImageIndex | None = None
-    pairs: str = ""
-    """The pairs file, or "all" for all pairs of the table; empty where no pairs were scored."""
-    verification: Verification | None = None
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy` of the verification."""
-    band: Band | None = None
-    """The interval of the TAR along the ROC."""
-    slices: tuple[Slicing, ...] = ()
-    neighbours: Retrieval | None = None
-    neighbour_intervals: Mapping[str, Interval] = field(default_factory=dict)
-    gallery: Retrieval | None = None
-    gallery_intervals: Mapping[str, Interval] = field(default_factory=dict)
     gallery_table: EmbeddingTable | None = None
-    identification: Identification | None = None
-    identification_intervals: Mapping[str, Interval] = field(default_factory=dict)
-    svm: SvmAccuracy | None = None
-    comparison: Comparison | None = None
+    families: Mapping[str, Family] = field(default_factory=dict)
+    """By their name in metrics.json: verification, slices, neighbours, gallery, identification, svm, comparison."""
     notes: tuple[str, ...] = ()
-    """What the reader of the figures must know."""
+    report: Path | None = None
+    """The report, where one was written."""
+
+    def __repr__(self) -> str:
+        leading = "".join(f", {f.label} {f.text()}" for f in self.headline())
+        return f"Evaluation({size_of(self.table)}{leading}, out={str(self.out)!r})"
+
+    def figures(self) -> list[Figure]:
+        """Every figure as a row, its key with the family's name before it: `verification.auc`."""
+        return [
+            figure._replace(key=f"{name}.{figure.key}")
+            for name, family in self.families.items()
+            for figure in family.figures()
+        ]
+
+    def figure(self, key: str) -> Figure:
+        """The figure of a key such as `neighbours.knn_accuracy_1`. Raises ConfigError where there is none."""
+        rows = {figure.key: figure for figure in self.figures()}
+        if key not in rows:
+            raise ConfigError(f"no figure {key!r}{did_you_mean(key, rows)}")
+        return rows[key]
+
+    def headline(self) -> list[Figure]:
+        """The three figures to read first, or fewer where fewer were measured."""
+        return headline(self.figures())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each figure: key, label, value, low and high of the 95 % interval, note."""
+        return to_frame(self.figures())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under plain names."""
-        found: dict[str, Any] = {}
-        if self.verification is not None:
-            found["verification"] = {"pairs": self.pairs} | with_intervals(self.verification, self.intervals)
-        if self.slices:
-            found["slices"] = [slicing.to_dict() for slicing in self.slices]
-        if self.neighbours is not None:
-            found["neighbours"] = with_intervals(self.neighbours, self.neighbour_intervals)
-        if self.gallery is not None:
-            found["gallery"] = with_intervals(self.gallery, self.gallery_intervals)
-        if self.identification is not None:
-            found["identification"] = with_intervals(self.identification, self.identification_intervals)
-        if self.svm is not None:
-            found["svm"] = self.svm.to_dict()
-        if self.comparison is not None:
-            found["comparison"] = self.comparison.to_dict()
-        if self.notes:
-            found["notes"] = list(self.notes)
-        return found
+        """As in metrics.json."""
+        found = {name: family.to_dict() for name, family in self.families.items()}
+        return found | {"notes": list(self.notes)} if self.notes else found
+
+    def family(self, name: str, kind: type[Part]) -> Part | None:
+        """A family of figures by its name; None where it was not measured."""
+        found = self.families.get(name)
+        return found if isinstance(found, kind) else None
+
+    @property
+    def verified(self) -> Verified | None:
+        """Verification with its pairs, intervals and band."""
+        return self.family("verification", Verified)
+
+    @property
+    def verification(self) -> Verification | None:
+        """Verification of pairs."""
+        return None if self.verified is None else self.verified.verification
+
+    @property
+    def intervals(self) -> Mapping[str, Interval]:
+        """Intervals of the verification by name."""
+        return {} if self.verified is None else self.verified.intervals
+
+    @property
+    def band(self) -> Band | None:
+        """The interval of the TAR along the ROC."""
+        return None if self.verified is None else self.verified.band
+
+    @property
+    def slices(self) -> tuple[Slicing, ...]:
+        """The verification by groups."""
+        found = self.family("slices", Sliced)
+        return () if found is None else found.slices
+
+    @property
+    def neighbours(self) -> Retrieval | None:
+        """Nearest neighbours of each image among all others."""
+        found = self.family("neighbours", Retrieved)
+        return None if found is None else found.retrieval
+
+    @property
+    def gallery(self) -> Retrieval | None:
+        """Nearest neighbours of the images in the gallery."""
+        found = self.family("gallery", Retrieved)
+        return None if found is None else found.retrieval
+
+    @property
+    def identification(self) -> Identification | None:
+        """Open-set identification."""
+        found = self.family("identification", Identified)
+        return None if found is None else found.identification
+
+    @property
+    def svm(self) -> SvmAccuracy | None:
+        """The linear SVM."""
+        return self.family("svm", SvmAccuracy)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The second model."""
+        return self.family("comparison", Comparison)
+
+    def subtitle(self) -> str:
+        """How much was scored."""
+        parts = []
+        if self.verified is not None:
+            v, pairs = self.verified.verification, self.verified.pairs
+            count = f"{v.n_genuine + v.n_impostor:,}"
+            which = f"all {count} pairs" if pairs == "all" else f"{count} pairs of {Path(pairs).name}"
+            parts.append(f"{which}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor")
+        return "; ".join([*parts, size_of(self.table)])
 
 
-def with_intervals(figures: Any, intervals: Mapping[str, Interval]) -> dict[str, Any]:
-    """The figures' own dict, with the intervals by name."""
-    bounds = {name: {"low": interval.low, "high": interval.high} for name, interval in intervals.items()}
-    return figures.to_dict() | {"intervals_95": bounds}
+def size_of(table: EmbeddingTable) -> str:
+    """How much a table holds, in words."""
+    return f"{len(table):,} images of {len(set(table.identities.tolist())):,} identities"

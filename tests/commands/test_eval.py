@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,23 @@ import torch
 from sklearn import metrics as sk
 
 from facemetric import cluster, evaluate, load_embedder, visualize
+from facemetric.cli import main
+from facemetric.commands import eval_inputs
+from facemetric.commands.run import figures_of_eval
 from facemetric.data.index import read_index
-from facemetric.data.pair_images import make_pairs, name_pairs
+from facemetric.data.pair_images import make_pairs, name_pairs, resolve
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.embed import images_of
+from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.machine import show_progress
+from facemetric.report.figures import evaluation_text
+from facemetric.report.page import Origin
+from facemetric.report.page_sections import page_of
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16}
+NO_REPORT: dict[str, Any] = OPTIONS | {"report": False}
 
 
 @pytest.fixture(scope="module")
@@ -107,26 +118,118 @@ def test_the_files_are_there(scored: Any, untrained: Path) -> None:
     assert not list(scored.out.glob("*.new"))
 
 
-def test_the_table_says_what_was_measured(
-    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **OPTIONS)
-    lines = capsys.readouterr().out.splitlines()
+def test_the_text_says_what_was_measured(scored: Any) -> None:
+    lines = evaluation_text(scored).splitlines()
+    v, near = scored.verification, scored.neighbours
 
     def value(name: str) -> str:
-        return next(line.removeprefix(name).strip() for line in lines if line.startswith(name))
+        (line,) = (line.strip() for line in lines if line.strip().startswith(f"{name}  "))
+        return line.removeprefix(name).strip()
 
-    assert value("pairs") == "120 genuine, 120 impostor"
-    assert value("AUC").startswith(f"{found.verification.auc:.4f}")
-    assert value("EER").startswith(f"{found.verification.eer:.4f}")
-    assert value("accuracy, mean of 4 folds").startswith(f"{found.verification.accuracy.mean:.4f}")
-    assert "deviation over folds: sample" in value("accuracy, mean of 4 folds")
-    assert f"population {found.verification.accuracy.deviation_population:.4f}" in value(
-        "accuracy, mean of 4"
+    first = ("TAR at FAR = 0.01", "Accuracy", "kNN accuracy, k = 1")  # 120 impostor pairs support no 1e-3
+    assert [line[:20].strip() for line in lines[:3]] == list(first)
+    for line in lines[:3]:
+        assert re.search(r" \d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]", line)
+    size = "240 pairs of pairs_of_faces0.csv: 120 genuine, 120 impostor; 96 images of 16 identities"
+    assert lines[3].startswith(re.sub(r"pairs_of_\S+:", f"{Path(scored.verified.pairs).name}:", size))
+    assert value("TAR at FAR = 0.01").startswith(f"{v.tar(0.01):.4f} [")
+    assert value("AUC").startswith(f"{v.auc:.4f} [")
+    assert value("EER").startswith(f"{v.eer:.4f} [")
+    assert value("Accuracy").startswith(f"{v.accuracy.mean:.4f} [")
+    assert f"over folds: deviation {v.accuracy.deviation_sample:.4f} (population" in value("Accuracy")
+    assert value("kNN accuracy, k = 1").startswith(f"{near.knn[1]:.4f} [")
+    assert not any("Recall at 1 " in line for line in lines)  # kNN with k = 1 by another name
+    (lacking,) = (line for line in lines if "not measured" in line)
+    assert lacking.startswith(
+        "not measured: TAR at FAR <= 0.001 (has 120 of 1,000 impostor pairs); TPIR at FPIR <= "
     )
-    assert "needs 1,000 impostor pairs, there are 120 (lowest FAR 0.0083)" in value("TAR @ FAR=0.001")
-    assert value("kNN accuracy, k=1").startswith(f"{found.neighbours.knn[1]:.4f}")
-    assert value("written to") == str(tmp_path / "out")
+    assert all(len(line) <= 120 for line in lines if str(scored.out) not in line)
+    assert f"written to {scored.out}" in lines
+
+
+def test_a_call_is_quiet_and_the_command_prints(
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **NO_REPORT)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(SystemExit, match="0"):
+        main(
+            [
+                *[
+                    "eval",
+                    "--weights",
+                    str(untrained),
+                    "--pairs",
+                    str(pairs),
+                    "--data",
+                    str(faces),
+                    "--no-report",
+                ],
+                *["--out", str(tmp_path / "out"), "--workers", "0", "--device", "cpu", "--batch-size", "16"],
+            ]
+        )
+    assert capfd.readouterr().out.endswith(evaluation_text(found) + "\n")
+
+
+def test_the_pairs_are_looked_up_once(
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an image that no pair names cannot be read, so that rows of images are no rows of embeddings."""
+    table = tmp_path / "copy"
+    shutil.copytree(faces, table)
+    shutil.copytree(
+        faces / sorted(p.name for p in faces.iterdir())[0], table / "0000"
+    )  # the first in the index
+    for image in (table / "0000").iterdir():
+        image.write_bytes(b"")
+    text = pairs.read_text().replace(f"{faces.name}/", "")
+    (tmp_path / "pairs.csv").write_text(text)
+    calls = []
+    monkeypatch.setattr(eval_inputs, "resolve", lambda *a, **o: calls.append(a) or resolve(*a, **o))
+    options = NO_REPORT | {"pairs": tmp_path / "pairs.csv", "max_bad": 0.1}
+    found = evaluate(untrained, data=table, compare=untrained, out=tmp_path / "out", **options)
+    assert len(calls) == 1
+    whole = evaluate(untrained, data=faces, out=tmp_path / "whole", **options)
+    assert len(found.images) == 102
+    assert found.verification.auc == pytest.approx(whole.verification.auc, abs=1e-9)
+    assert found.verification.accuracy.mean == whole.verification.accuracy.mean
+    rows = found.verification.hardest.genuine
+    for a, b in zip(rows.rows_a.tolist(), rows.rows_b.tolist(), strict=True):
+        assert found.table.identities[a] == found.table.identities[b]
+
+
+def test_a_frame_holds_every_figure(scored: Any) -> None:
+    frame = scored.to_frame()
+    assert list(frame) == ["key", "label", "value", "low", "high", "note"]
+    assert frame["key"].is_unique
+    by_key = frame.set_index("key")
+    auc, interval = by_key.loc["verification.auc"], scored.intervals["auc"]
+    assert (auc["value"], auc["low"], auc["high"]) == (scored.verification.auc, interval.low, interval.high)
+    assert np.isnan(by_key.loc["verification.tar_at_far_0.001", "value"])
+    assert by_key.loc["verification.tar_at_far_0.001", "note"] == "has 120 of 1,000 impostor pairs"
+    assert by_key.loc["neighbours.map_at_r", "value"] == scored.neighbours.map_at_r
+    assert scored.figure("neighbours.map_at_r").label == "MAP@R"
+    with pytest.raises(ConfigError, match=r"did you mean 'verification\.auc'"):
+        scored.figure("verification.acu")
+    assert repr(scored).startswith("Evaluation(96 images of 16 identities, TAR at FAR = 0.01 0.")
+    assert "\n" not in repr(scored)
+
+
+def test_a_new_figure_of_retrieval_is_shown_everywhere(scored: Any) -> None:
+    """One more name among the queries' figures is all that a new one needs."""
+    near = scored.families["neighbours"]
+    each = near.retrieval.each
+    seventh = each._replace(figures=each.figures | {"seventh_right": np.full(96, 7 / 8)})
+    intervals = {**near.intervals, "seventh_right": Interval(7 / 8, 0.75, 1.0)}
+    more = near._replace(retrieval=replace(near.retrieval, each=seventh), intervals=intervals)
+    found = replace(scored, families=scored.families | {"neighbours": more})
+    assert found.to_dict()["neighbours"]["seventh_right"] == 7 / 8
+    assert found.to_dict()["neighbours"]["intervals_95"]["seventh_right"] == {"low": 0.75, "high": 1.0}
+    assert re.search(r"\n  seventh_right +0\.8750 \[0\.7500, 1\.0000\]", evaluation_text(found))
+    rows = {row[0].text: row[1] for grid in page_of(found, "m", Origin("", ())).figures for row in grid.rows}
+    assert (rows["seventh_right"].value, rows["seventh_right"].low) == (7 / 8, 0.75)
+    assert found.to_frame().set_index("key").loc["neighbours.seventh_right", "value"] == 7 / 8
+    assert figures_of_eval(found)["neighbours_seventh_right"] == 7 / 8
 
 
 def test_pairs_alone_read_their_images_beside_the_file(
@@ -156,7 +259,7 @@ def test_flip_is_the_mean_with_the_mirror_image(untrained: Path, faces: Path, tm
 
 
 def test_folds_are_drawn_where_the_pairs_have_none(
-    untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path
 ) -> None:
     with open(pairs, newline="") as file:
         lines = [[line["image1_path"], line["image2_path"], line["label"]] for line in csv.DictReader(file)]
@@ -172,18 +275,16 @@ def test_folds_are_drawn_where_the_pairs_have_none(
     assert len(accuracies[0].accuracies) == 5
     assert accuracies[0].accuracies.tolist() == accuracies[1].accuracies.tolist()
     assert accuracies[0].accuracies.tolist() != accuracies[2].accuracies.tolist()
-    assert "folds drawn at random" in capsys.readouterr().out
+    assert "folds drawn at random" in " ".join(evaluation_text(runs[0]).split())
 
 
-def test_no_neighbours_where_all_are_alone(
-    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_neighbours_where_all_are_alone(untrained: Path, faces: Path, tmp_path: Path) -> None:
     for folder in sorted(faces.iterdir())[:3]:
         (tmp_path / "single" / folder.name).mkdir(parents=True)
         shutil.copy(sorted(folder.iterdir())[0], tmp_path / "single" / folder.name)
     found = evaluate(untrained, data=tmp_path / "single", out=tmp_path / "out", **OPTIONS)
     assert found.neighbours is None
-    assert "no nearest neighbours" in capsys.readouterr().out
+    assert "no nearest neighbours" in evaluation_text(found)
 
 
 def test_a_mended_image_is_no_longer_listed(untrained: Path, faces: Path, tmp_path: Path) -> None:
@@ -207,9 +308,6 @@ def test_what_cannot_be_scored(untrained: Path, faces: Path, tmp_path: Path) -> 
         evaluate(untrained, out=tmp_path / "out")
     with pytest.raises(ConfigError, match="--folds is 1"):
         evaluate(untrained, data=faces, folds=1, out=tmp_path / "out")
-
-
-NO_REPORT: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
 
 
 def metrics(out: Path) -> Any:
@@ -250,9 +348,7 @@ def test_pairs_that_do_not_fit_the_identities_are_counted_and_the_first_named(
     assert found.intervals
 
 
-def test_too_few_images_for_an_svm_are_a_note(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_images_for_an_svm_are_a_note(table: Path, tmp_path: Path) -> None:
     t = EmbeddingTable.load(table)
     pairs_of_each = np.flatnonzero(np.arange(len(t)) % 6 < 2)
     few = t.rows(pairs_of_each).save(tmp_path / "few.npz")
@@ -261,7 +357,7 @@ def test_too_few_images_for_an_svm_are_a_note(
     assert note == "no linear SVM: 0 of 16 people have 5 images or more; an SVM needs two people"
     assert found.svm is None
     assert found.neighbours is not None
-    assert note in capsys.readouterr().out
+    assert note in evaluation_text(found)
     assert note in (tmp_path / "out" / "report.html").read_text()
     one = t.rows(np.arange(6)).save(tmp_path / "one.npz")  # a gallery of one person
     found = evaluate(embeddings=few, gallery=one, svm=True, out=tmp_path / "out", report=False)
@@ -289,7 +385,7 @@ def test_what_a_second_model_is_not_compared_by_is_said(table: Path, tmp_path: P
         ({"pairs": "p.csv", "gallery": "g"}, "--gallery needs images: give --data or --embeddings"),
         ({"pairs": "p.csv", "svm": True}, "--svm needs images"),
         ({"all_pairs": True}, "nothing to score"),
-        ({"data": "x", "fars": (0.1, 0)}, "--fars has 0; needed shares above 0"),
+        ({"data": "x", "fars": (0.1, 0)}, r"--fars is 0\.0; it is a share above 0"),
         ({"data": "x", "max_bad": 1.5}, r"--max-bad is 1\.5; it is a share"),
         ({"data": "x", "gallery": ("a.npz", "b.npz")}, "--gallery names 2 things, one of them embeddings"),
         ({"data": "x", "gallery": ("faces", "b.npz")}, "give images, or one file of embeddings"),
@@ -332,8 +428,10 @@ def test_each_set_has_its_own_list_of_bad_images(
         sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())[number].write_bytes(b"")
     options: dict[str, Any] = {"data": tmp_path / "data", "gallery": tmp_path / "gallery"} | NO_REPORT
     out = tmp_path / "out"
+    before = show_progress(True)
     found = evaluate(untrained, compare=untrained, max_bad=0.06, out=out, **options)  # 1 of 96, 1 of 18
     assert (len(found.table), len(found.gallery_table)) == (95, 17)
+    show_progress(before)
     assert "gallery: 1 of 18 images cannot be read and are not scored" in capsys.readouterr().out
     lists = {of: (out / f"{of}bad_images.csv").read_text() for of in ("", "gallery_", "second_")}
     assert all(len(text.splitlines()) == 2 for text in lists.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ from facemetric import evaluate
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.report.figures import evaluation_text
 
 OPTIONS: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 16, "report": False}
+
+
+def text_of(found: Any) -> str:
+    """What eval prints, without its line breaks."""
+    return " ".join(evaluation_text(found).split())
 
 
 def metrics(out: Path) -> Any:
@@ -63,20 +70,16 @@ def test_all_pairs_is_scikit_learns(table: Path, tmp_path: Path) -> None:
     assert (tmp_path / "det.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_too_few_pairs_cannot_say(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluate(embeddings=table, all_pairs=True, fars=(1e-2, 1e-5), out=tmp_path, report=False)
-    said = capsys.readouterr().out
-    assert "needs 100,000 impostor pairs, there are 4,320 (lowest FAR 0.00023)" in said
+def test_what_too_few_pairs_cannot_say(table: Path, tmp_path: Path) -> None:
+    found = evaluate(embeddings=table, all_pairs=True, fars=(1e-2, 1e-5), out=tmp_path, report=False)
+    assert "TAR at FAR <= 1e-05 (has 4,320 of 100,000 impostor pairs)" in text_of(found)
     assert set(metrics(tmp_path)["verification"]["tar_at_far"]) == {"0.01", "1e-05"}
 
 
-def test_a_second_model(table: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_model(table: Path, pairs: Path, tmp_path: Path) -> None:
     other = worse(table, tmp_path / "other.npz")
     alone = evaluate(embeddings=other, pairs=pairs, out=tmp_path / "alone", report=False)
     found = evaluate(embeddings=table, compare=other, pairs=pairs, out=tmp_path / "both", report=False)
-    said = capsys.readouterr().out
     both = metrics(tmp_path / "both")
     one, two = both["verification"], both["comparison"]
     assert two["second"] == str(other)
@@ -88,7 +91,9 @@ def test_a_second_model(table: Path, pairs: Path, tmp_path: Path, capsys: pytest
     assert changes["accuracy"]["difference"] == pytest.approx(right)
     near = two["neighbours"]["knn_accuracy_1"] - both["neighbours"]["knn_accuracy_1"]
     assert changes["knn_accuracy_1"]["difference"] == pytest.approx(near)
-    assert f"second minus first  {other}" in " ".join(said.split()).replace("first ", "first  ")
+    assert f"Comparison: {other} minus this model" in text_of(found)
+    shown = f"EER {changes['eer']['difference']:+.4f} [{changes['eer']['low']:+.4f}"
+    assert shown in text_of(found)
     with open(tmp_path / "both" / "roc.csv", newline="") as file:
         assert {row["curve"] for row in csv.DictReader(file)} == {str(table), str(other)}
 
@@ -152,16 +157,14 @@ def test_a_gallery(table: Path, tmp_path: Path) -> None:
     assert found.gallery_table is not None
 
 
-def test_a_gallery_of_images_and_strangers_only(
-    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gallery_of_images_and_strangers_only(untrained: Path, faces: Path, tmp_path: Path) -> None:
     for n, folder in enumerate(sorted(faces.iterdir())[:6]):
         target = tmp_path / ("gallery" if n < 3 else "others") / folder.name
         shutil.copytree(folder, target)
     found = evaluate(
         untrained, data=tmp_path / "gallery", gallery=tmp_path / "gallery", out=tmp_path / "a", **OPTIONS
     )
-    printed = capsys.readouterr().out
+    printed = text_of(found)
     assert found.gallery.to_dict() == found.neighbours.to_dict()  # no image finds itself
     assert found.identification is None
     assert "18 of 18 images are in the gallery too: none finds itself there" in printed
@@ -172,9 +175,7 @@ def test_a_gallery_of_images_and_strangers_only(
         )
 
 
-def test_a_gallery_that_holds_some_of_the_images(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gallery_that_holds_some_of_the_images(table: Path, tmp_path: Path) -> None:
     """Of ten enrolled people one image each is among the probes too: it is no probe of anything."""
     t = EmbeddingTable.load(table)
     first = np.unique(t.identities, return_index=True)[1]
@@ -186,7 +187,7 @@ def test_a_gallery_that_holds_some_of_the_images(
     some = t.rows(rest).save(tmp_path / "some.npz")
     options = {"gallery": gallery, "svm": True, "report": False}
     one, other = (evaluate(embeddings=e, out=tmp_path / e.stem, **options) for e in (apart, some))
-    assert "10 of 86 images are in the gallery too: none finds itself there" in capsys.readouterr().out
+    assert "10 of 86 images are in the gallery too: none finds itself there" in text_of(other)
     assert one.identification.to_dict() == other.identification.to_dict()
     assert one.svm.to_dict() == other.svm.to_dict()
     assert (
@@ -202,9 +203,7 @@ def test_a_gallery_that_holds_some_of_the_images(
     assert extra == (t.identities[rows][cosine.argmax(1)] == t.identities[first[:10]]).sum()
 
 
-def test_odd_pairs_are_said_and_counted_once(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_pairs_are_said_and_counted_once(table: Path, tmp_path: Path) -> None:
     t = EmbeddingTable.load(table)
     rng = np.random.default_rng(0)
     a, b = rng.integers(96, size=(2, 200))
@@ -232,9 +231,9 @@ def test_odd_pairs_are_said_and_counted_once(
     records = []
     for name, rows, swapped in (("clean.csv", [], False), ("odd.csv", [1, 4, 4, 7], True)):
         file = written(name, rows, swapped)
-        evaluate(embeddings=table, pairs=file, out=tmp_path / name[:-4], report=False)
+        found = evaluate(embeddings=table, pairs=file, out=tmp_path / name[:-4], report=False)
         records.append(metrics(tmp_path / name[:-4]))
-    printed = capsys.readouterr().out
+    printed = text_of(found)
     listed = len(a) + 9
     assert f"5 of {listed} listed pairs hold an image with itself: left out" in printed
     assert (
@@ -248,10 +247,8 @@ def test_odd_pairs_are_said_and_counted_once(
     assert len(records[1]["notes"]) == 2
 
 
-def test_groups_of_the_pairs(
-    table: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluate(embeddings=table, pairs=pairs, out=tmp_path, report=False)
+def test_groups_of_the_pairs(table: Path, pairs: Path, tmp_path: Path) -> None:
+    scored = evaluate(embeddings=table, pairs=pairs, out=tmp_path, report=False)
     (found,) = metrics(tmp_path)["slices"]
     assert found["column"] == "light"
     assert found["groups"]["dusk"]["too_small"].startswith("4 genuine and 0 impostor pairs")
@@ -268,10 +265,14 @@ def test_groups_of_the_pairs(
     assert day["genuine_pairs"] == len(hits) > 50
     assert day["at_overall_far"]["0.1"]["tar"] == pytest.approx(np.mean(hits))
     assert [gap["rate"] for gap in found["largest_gaps"]][:2] == ["tar", "far"]
-    said = capsys.readouterr().out
-    assert "by light: dusk" in said
-    assert "too small: 4 genuine and 0 impostor pairs" in said
-    assert "by light: largest gap, TAR" in said
+    text = text_of(scored)
+    assert "By light, at overall FAR = 0.01: Largest gap in TAR: " in text
+    assert "dusk not measured 4 genuine and 0 impostor pairs of 1 people" in text
+    assert re.search(r"day TAR 0\.\d{4} \[[^]]*\] FAR 0\.\d{4} \[", text)
+    assert "at overall FAR = 0.1:" not in text  # in the report
+    assert {"slices.light.day.tar_at_far_0.1", "slices.light.far_gap_at_far_0.1"} <= set(
+        scored.to_frame()["key"]
+    )
 
 
 def test_groups_of_the_images(untrained: Path, faces: Path, tmp_path: Path) -> None:
@@ -316,28 +317,27 @@ def test_insightfaces_bin(untrained: Path, table: Path, pairs: Path, faces: Path
     assert found.images.read(0) in images
 
 
-def test_an_svm(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_svm(table: Path, tmp_path: Path) -> None:
     found = evaluate(embeddings=table, svm=True, out=tmp_path, report=False)
     record = metrics(tmp_path)["svm"]
     assert record["accuracy"] == found.svm.mean > 1 / 16
     assert (record["people"], record["images"], record["folds"]) == (16, 96, 5)
     assert record["intervals_95"]["accuracy"]["low"] <= record["accuracy"]
-    assert "linear SVM accuracy" in capsys.readouterr().out
+    assert f"Accuracy of a linear SVM {found.svm.mean:.4f} [" in text_of(found)
 
 
-def test_an_svm_learns_from_the_gallery(
-    faces: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_svm_learns_from_the_gallery(faces: Path, table: Path, tmp_path: Path) -> None:
     """Nearly the same embeddings on both sides: what it learned by heart it knows. Of the same it judges none."""
     t = EmbeddingTable.load(table)
     noise = 0.003 * np.random.default_rng(0).normal(size=t.embeddings.shape)
     again = EmbeddingTable(t.embeddings + noise, t.identities, t.paths).save(tmp_path / "again.npz")
     options = {"embeddings": table, "gallery": str(again), "svm": True, "out": tmp_path}
-    record = evaluate(**options).to_dict()["svm"]
+    found = evaluate(**options)
+    record = found.to_dict()["svm"]
     assert (record["people"], record["images"], record["folds"]) == (16, 96, 0)
     folds = evaluate(embeddings=table, svm=True, out=tmp_path, report=False).svm
     assert record["accuracy"] > folds.mean
-    assert "learned from the gallery" in capsys.readouterr().out
+    assert "learned from the gallery" in text_of(found)
     assert "16 people, learned from the gallery" in (tmp_path / "report.html").read_text()
     itself = evaluate(embeddings=table, gallery=str(table), svm=True, out=tmp_path, report=False)
     assert itself.svm is None

@@ -26,9 +26,10 @@ from facemetric.evaluation.slices import Gap, Group, Rates, Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, verify_pairs
+from facemetric.report.figures import evaluation_text
 from facemetric.report.page import Origin, render
 from facemetric.report.page_sections import curve_of, page_of, thresholds_of
-from facemetric.report.record import Comparison, Evaluation
+from facemetric.report.record import GALLERY, Comparison, Evaluation, Identified, Retrieved, Sliced, Verified
 
 ORIGIN = Origin("facemetric eval", ())
 
@@ -50,16 +51,17 @@ def table() -> EmbeddingTable:
 TABLE = table()
 
 
-def found(**more: Any) -> Evaluation:
-    """All pairs and neighbours of the table."""
-    measured: dict[str, Any] = {
-        "pairs": "all",
-        "verification": verify_all_pairs(
-            TABLE.embeddings, TABLE.identities, fars=(1e-1, 1e-2, 1e-3, 1e-5, 1e-6)
-        ),
-        "neighbours": leave_one_out(TABLE.embeddings, TABLE.identities),
-    }
-    return Evaluation(Path(), TABLE, **(measured | more))
+VERIFICATION = verify_all_pairs(TABLE.embeddings, TABLE.identities, fars=(1e-1, 1e-2, 1e-3, 1e-5, 1e-6))
+
+
+RETRIEVAL = leave_one_out(TABLE.embeddings, TABLE.identities)
+
+
+def found(notes: tuple[str, ...] = (), **more: Any) -> Evaluation:
+    """All pairs and neighbours of the table, and more families; None leaves one out."""
+    measured = {"verification": Verified("all", VERIFICATION), "neighbours": Retrieved(RETRIEVAL)} | more
+    families = {name: family for name, family in measured.items() if family is not None}
+    return Evaluation(Path(), TABLE, families=families, notes=notes)
 
 
 def cosines() -> np.ndarray:
@@ -109,7 +111,7 @@ def test_the_map_shows_who_has_a_bad_neighbour() -> None:
     cosine = cosines()
     np.fill_diagonal(cosine, -2)
     wrong = WHO[cosine.argmax(1)] != WHO
-    for neighbours in (found().neighbours, None):
+    for neighbours in (Retrieved(RETRIEVAL), None):
         page = page_of(found(neighbours=neighbours), "model", ORIGIN)
         assert page.map is not None
         rows = [TABLE.find(name) for name in page.map.names]
@@ -145,7 +147,7 @@ def test_what_was_not_measured_is_not_on_the_page() -> None:
 def test_a_column_that_is_not_sliced_says_why() -> None:
     many = Slicing("camera", note="62 values; at most 50 are taken as groups")
     small = Slicing("age", (Group("old", 50, 60, 20, ()), Group("young", 1, 2, 2, (), "too few")))
-    page = page_of(found(slices=(many, small)), "model", ORIGIN)
+    page = page_of(found(slices=Sliced((many, small))), "model", ORIGIN)
     assert [(grid.title, len(grid.rows)) for grid in page.slices] == [("By camera", 0), ("By age", 2)]
     assert [row[1].note for row in page.slices[1].rows] == ["no FAR is supported", "too few"]
     text = render(page)
@@ -168,11 +170,11 @@ def test_every_figure_is_in_a_table() -> None:
     points = base.verification.points[:2]
     page = page_of(
         found(
-            intervals={"auc": interval, "tar_at_far_0.1": interval},
             notes=("a <note>",),
-            slices=(Slicing("age", groups, (gap,)),),
-            gallery=base.neighbours,
-            identification=Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4))),
+            verification=Verified("all", VERIFICATION, {"auc": interval, "tar_at_far_0.1": interval}),
+            slices=Sliced((Slicing("age", groups, (gap,)),)),
+            gallery=Retrieved(RETRIEVAL, title=GALLERY),
+            identification=Identified(Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4)))),
             svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 0, 40, 0, Interval(0.5, 0.25, 0.75, 0.95)),
             comparison=Comparison(
                 "second",
@@ -193,13 +195,11 @@ def test_every_figure_is_in_a_table() -> None:
     assert (rows["AUC"].low, rows["AUC"].high) == (0.125, 0.375)
     assert rows["TAR at FAR = 0.1"].low == 0.125
     assert rows["EER"].low is None
-    assert (
-        rows["TAR at FAR = 1e-05, 1e-06"].note == "1e-05 needs 100,000 pairs of two persons, there are 12,160"
-    )
+    assert rows["TAR at FAR <= 1e-05"].note == "has 12,160 of 100,000 impostor pairs"
     assert [grid.title for grid in page.slices] == ["By age, at overall FAR = 0.01"]
     assert [cell.text for cell in page.slices[0].rows[0]] == ["x<b>", "0.7500", "0.2500"]
     differences = {row[0].text: row[1] for row in page.figures[-1].rows}
-    assert list(differences) == ["AUC", "TAR at FAR = 0.1"]
+    assert list(differences) == ["TAR at FAR = 0.1", "AUC"]  # in the order of the tables above
     assert set(differences) <= set(rows)  # by the names of the tables above
     assert "leaves out 0" in differences["AUC"].note
     assert "holds 0" in differences["TAR at FAR = 0.1"].note
@@ -257,15 +257,13 @@ def test_pictures_that_are_gone_are_said(scored: Evaluation) -> None:
     assert text.count('class="no-picture"') >= 2 * 2 * 24
 
 
-def test_no_report_where_none_is_wanted(
-    untrained: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_report_where_none_is_wanted(untrained: Path, faces: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"workers": 0, "device": "cpu"}
-    evaluate(untrained, data=str(faces), out=tmp_path / "out", report=False, **options)
+    without = evaluate(untrained, data=str(faces), out=tmp_path / "out", report=False, **options)
     assert not (tmp_path / "out" / "report.html").exists()
-    assert "report at" not in capsys.readouterr().out
-    evaluate(untrained, data=str(faces), out=tmp_path / "out", **options)
-    assert f"report at {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+    assert "report at" not in evaluation_text(without)
+    with_it = evaluate(untrained, data=str(faces), out=tmp_path / "out", **options)
+    assert f"report at {tmp_path / 'out' / 'report.html'}" in evaluation_text(with_it)
 
 
 CURVE_RNG = np.random.default_rng(0)

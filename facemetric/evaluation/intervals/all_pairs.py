@@ -22,6 +22,7 @@ from facemetric.evaluation.all_pairs import (
     walking_threads,
 )
 from facemetric.evaluation.curves import Floats, Ints, Roc
+from facemetric.evaluation.figures import tar_name
 from facemetric.evaluation.intervals.counts import (
     MOST_THRESHOLDS,
     CountedFigures,
@@ -33,7 +34,7 @@ from facemetric.evaluation.intervals.counts import (
     watched_fars,
 )
 from facemetric.evaluation.intervals.draws import DRAWS
-from facemetric.evaluation.intervals.records import Bounds, Interval, figure_intervals, tar_name
+from facemetric.evaluation.intervals.records import Bounds, Interval, figure_intervals
 from facemetric.evaluation.verification import Verification
 from facemetric.mining.tiles import Tile
 
@@ -151,8 +152,9 @@ class _Tail:
             size_W = sizes_W.astype(np.float64)
             all_squares = ((size_W**2).sum() ** 2 - (size_W**4).sum()) / 2
             cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
-            possible = size_W[pair // len(size_W)] * size_W[pair % len(size_W)]
-            alone_T = squared_errors(cell, pair, possible, all_squares, far_T, self.lowest)
+            pairs, which = np.unique(pair, return_inverse=True)
+            possible = size_W[pairs // len(size_W)] * size_W[pairs % len(size_W)]
+            alone_T = squared_errors(cell, which, possible, all_squares, far_T, self.lowest)
         binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both persons
         known = np.isfinite(alone_T) & (binomial_T > 0)
         share = alone_T[known][0] / binomial_T[known][0] if known.any() else 1.0

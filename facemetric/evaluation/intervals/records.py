@@ -77,16 +77,6 @@ def newcombe(high: Interval, low: Interval) -> Interval:
     return Interval(value, value - down, value + up)
 
 
-def tar_name(far: float) -> str:
-    """The name of a TAR in metrics.json."""
-    return f"tar_at_far_{far:g}"
-
-
-def tpir_name(fpir: float) -> str:
-    """The name of a TPIR in metrics.json."""
-    return f"tpir_at_fpir_{fpir:g}"
-
-
 def mean_intervals(
     values: Mapping[str, npt.ArrayLike],
     person: npt.ArrayLike,

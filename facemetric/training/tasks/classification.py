@@ -85,6 +85,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 class Classification:
     """The task of stage one (see task.Task)."""
 
+    model: Any  # a Classifier; a Student where a teacher is followed
     judged_by = staticmethod(judged_by)
 
     def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:

@@ -39,13 +39,21 @@ FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is f
 class Distillation(Classification):
     """The task of stage one with --teacher (see task.Task)."""
 
-    model: Student  # type: ignore[assignment]
+    model: Student
 
-    def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
-        config = setup.config
-        self.images = Joined(split.train, read_unlabelled(config))
-        teacher = Teacher(config.teacher, config.out.parent / "teacher", pick_workers(config.workers), device)
-        self.teacher = torch.from_numpy(teacher_rows(teacher, self.images))
+    def __init__(
+        self,
+        setup: Setup[PretrainConfig],
+        split: Split,
+        run: Run,
+        device: torch.device,
+        *,
+        images: Joined,
+        teacher_NT: np.ndarray,
+    ) -> None:
+        """`images` are those of the split and the unlabelled ones, `teacher_NT` the teacher's unit vectors of them."""
+        self.images = images
+        self.teacher = torch.from_numpy(teacher_NT)
         super().__init__(setup, split, run, device)
 
     def make_model(self, embedder: Embedder) -> Student:  # type: ignore[override]
@@ -193,8 +201,14 @@ class Distillation(Classification):
 
 
 def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:
-    """The task of stage one that the options ask for."""
-    return (Distillation if setup.config.teacher else Classification)(setup, split, run, device)
+    """The task of stage one that the options ask for. A teacher given as weights embeds the images first, once."""
+    config = setup.config
+    if not config.teacher:
+        return Classification(setup, split, run, device)
+    images = Joined(split.train, read_unlabelled(config))
+    teacher = Teacher(config.teacher, config.out.parent / "teacher", pick_workers(config.workers), device)
+    rows_NT = teacher_rows(teacher, images)
+    return Distillation(setup, split, run, device, images=images, teacher_NT=rows_NT)
 
 
 def with_others(labelled: ImageIndex, others: ImageIndex | None = None) -> np.ndarray:

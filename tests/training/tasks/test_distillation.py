@@ -22,7 +22,7 @@ from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
-from facemetric.training.tasks.distillation import Distillation
+from facemetric.training.tasks.distillation import Distillation, stage_one
 
 SIZE = 12
 
@@ -48,7 +48,8 @@ def task_of(faces: Path, folder: Path, **options: Any) -> Distillation:
     config = PretrainConfig((str(faces),), **(plain | options))
     run = Run(folder, config_toml="", resume=False)
     torch.manual_seed(config.seed)
-    task = Distillation(check_training(config), read_split(config), run, pick_device("cpu"))
+    task = stage_one(check_training(config), read_split(config), run, pick_device("cpu"))
+    assert isinstance(task, Distillation)
     task.prepare()
     return task
 

@@ -1,4 +1,4 @@
-"""The csv that tools/align_faces.py keeps: a line for each photograph, whole lines only, read again to go on."""
+"""The csv that `facemetric align` keeps: a line for each face or photograph, whole lines only, read again to go on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemetric.errors import ConfigError, writing
+from facemetric.faces.template import POINTS
 from facemetric.files import write_whole
 
-POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left as seen in the picture
 COLUMNS = (
     "path",
     "found",  # yes, no or bad (cannot be read)
@@ -23,13 +23,15 @@ COLUMNS = (
     *(f"{point}_{axis}" for point in POINTS for axis in "xy"),
     "eye_distance",  # pixels: the resolution that the crop was made from; 35 is the template's own
     "sharpness",  # variance of the crop's Laplacian
+    "quality",  # 0..1, of faces/quality.py
+    "turn",  # quarters, counterclockwise, by which the photograph was turned to find the face
     "inside",  # share of the crop that lies in the photograph
     "note",
 )
 
 
 class Line(NamedTuple):
-    """What is known of one photograph; empty texts where a figure does not exist."""
+    """What is known of one face, or of a photograph without one; empty texts where a figure does not exist."""
 
     found: str
     path: str = ""
@@ -40,31 +42,25 @@ class Line(NamedTuple):
     landmarks: list[float] | None = None
     eye_distance: float | str = ""
     sharpness: float | str = ""
+    quality: float | str = ""
+    turn: int | str = ""
     inside: float | str = ""
     note: str = ""
 
     def cells(self) -> list[Any]:
         """The values of COLUMNS."""
-        box, landmarks = self.box or [""] * 4, self.landmarks or [""] * 10
-        figures = [self.eye_distance, self.sharpness, self.inside]
-        return [
-            self.path,
-            self.found,
-            self.crop,
-            self.score,
-            self.faces,
-            *box,
-            *landmarks,
-            *figures,
-            self.note,
-        ]
+        box: list[Any] = self.box or [""] * 4
+        landmarks: list[Any] = self.landmarks or [""] * 10
+        figures: list[Any] = [self.eye_distance, self.sharpness, self.quality, self.turn, self.inside]
+        first: list[Any] = [self.path, self.found, self.crop, self.score, self.faces]
+        return [*first, *box, *landmarks, *figures, self.note]
 
 
 class Record:
     """`OUT/aligned.csv`, and beside it the options that its crops were made with.
 
-    A line is written in one piece after its crop, so a job that is killed loses at most lines whose crops are
-    made again. ConfigError where the folder holds crops of other options.
+    The lines of a photograph are written in one piece after its crops, so a job that is killed loses at most lines
+    whose crops are made again. ConfigError where the folder holds crops of other options.
     """
 
     def __init__(self, out: Path, options: dict[str, Any]) -> None:
@@ -83,7 +79,7 @@ class Record:
             ]
             if other:
                 raise ConfigError(
-                    f"{path.parent} holds crops made with {', '.join(other)}; say so again, or name another --out"
+                    f"{path.parent} holds crops made with {', '.join(other)}; give these again, or name another --out"
                 )
             return
         _replace(path, json.dumps(options, indent=2) + "\n")
@@ -94,12 +90,11 @@ class Record:
             return
         text = self.path.read_bytes().decode("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]
-        rows = list(csv.DictReader(io.StringIO(whole, newline="")))
-        if rows and set(COLUMNS) - set(rows[0]):
-            raise ConfigError(f"{self.path} has other columns than this program writes; name another --out")
-        for row in rows:
-            self.done.add(row["path"])
-            self._count(row["found"], row["faces"], row["crop"])
+        reader = csv.DictReader(io.StringIO(whole, newline=""))
+        if list(reader.fieldnames or ()) != list(COLUMNS):
+            raise ConfigError(f"{self.path} has other columns than this version writes; name another --out")
+        for row in reader:
+            self._count(row["path"], row["found"], row["faces"], row["crop"])
         if whole != text:  # killed in the middle of a line
             _replace(self.path, whole)
 
@@ -108,13 +103,14 @@ class Record:
         with writing(self.path), open(self.path, "ab", buffering=0) as file:
             file.write(_text([line.cells() for line in lines]).encode("utf-8", "surrogateescape"))
         for line in lines:
-            self.done.add(line.path)
-            self._count(line.found, line.faces, line.crop)
+            self._count(line.path, line.found, line.faces, line.crop)
 
-    def _count(self, found: str, faces: object, crop: str) -> None:
-        self.counts[found] += 1
-        self.counts["several"] += found == "yes" and int(str(faces)) > 1
-        self.counts["kept"] += bool(crop)
+    def _count(self, path: str, found: str, faces: object, crop: str) -> None:
+        self.counts["crops"] += bool(crop)
+        if path not in self.done:  # a photograph may have several lines
+            self.done.add(path)
+            self.counts[found] += 1
+            self.counts["several"] += found == "yes" and int(str(faces)) > 1
 
 
 def _text(rows: list[list[Any]]) -> str:

@@ -1,0 +1,275 @@
+"""From a photograph to its faces, each turned upright and cut to the template; or the reason why there is none.
+
+A picture that is a crop of a face already (`crop_look`) stays as it is. In any other the detector looks for faces: at
+the photograph with a longer side of 640 pixels; where it finds none at twice that; where it still finds none, at the
+three other turns, as phones lose the note which side was up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from facemetric.data.images import BadImage
+from facemetric.faces.crop_look import LEAST_SIDE, SQUARE, CropLook, crop_looks, is_whole
+from facemetric.faces.detector import Detection, Detector, Look, SecondLook, default_detector
+from facemetric.faces.mtcnn import SEEN
+from facemetric.faces.photographs import Picture, open_photograph
+from facemetric.faces.quality import Quality, quality_of
+from facemetric.faces.template import SIDE, cut_out, share_inside, to_crop
+
+Given = Literal["auto", "crops", "photographs"]
+Choice = Literal["prominent", "largest", "central"]
+
+SMALLEST = 96  # shorter side of a photograph to look at: a smaller one is enlarged
+GLIMPSED = 0.2  # least face score of a face that the detector found upright
+RIVAL = 0.25  # a face of at least this share of the taken one's area counts as another
+TURNS = (1, 3, 2)  # quarters, counterclockwise: the phone held to either side, then upside down
+ROTATIONS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+
+class Options(NamedTuple):
+    """What decides the crops. `given` says what the pictures are: crops, photographs, or either."""
+
+    size: int = SIDE  # of the crops, pixels; the template grows with it
+    detect_size: int = 640  # longer side of the photograph as it is looked at, pixels
+    min_score: float = 0.9  # of the detector, 0..1
+    turns: bool = True  # look at the other three turns where nothing is found
+    given: Given = "auto"
+
+
+DEFAULTS = Options()
+
+
+class Face(NamedTuple):
+    """A face: its crop, and where it is in the upright photograph, in pixels.
+
+    `box` (left, top, right, bottom) and `landmarks` (5, 2) as in the template; `score` of the detector, 0..1;
+    `inside` the share of the crop that lies in the photograph; `turn` the quarters, counterclockwise, by which the
+    photograph was turned to find it; `was_crop` where the picture was a crop already and `crop` is the picture itself.
+    """
+
+    crop: Image.Image
+    box: np.ndarray
+    landmarks: np.ndarray
+    score: float
+    quality: Quality
+    inside: float = 1.0
+    turn: int = 0
+    was_crop: bool = False
+
+    @property
+    def area(self) -> float:
+        """Square pixels of the box."""
+        return float(np.prod(np.maximum(self.box[2:] - self.box[:2], 0)))
+
+
+class NoFace(NamedTuple):
+    """Why a picture gives no face. `unreadable`: it is no picture at all, or a damaged one."""
+
+    reason: str
+    unreadable: bool = False
+
+
+class FacesFound(NamedTuple):
+    """The faces of one picture, the largest first, or why there are none. `size` is width, height."""
+
+    faces: tuple[Face, ...]
+    size: tuple[int, int]
+    missing: NoFace | None = None
+
+
+def find_faces(
+    images: Sequence[Picture], detector: Detector | None = None, options: Options = DEFAULTS
+) -> list[FacesFound]:
+    """The faces of pictures, read from paths, bytes or memory; a picture that does not read is a reason, not an error.
+
+    Pictures in one call are looked at together, so many small ones go faster than one after the other."""
+    found: list[FacesFound | None] = [None] * len(images)
+    opened: dict[int, Image.Image] = {}
+    for i, image in enumerate(images):
+        try:
+            opened[i] = open_photograph(image)
+        except (BadImage, OSError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+            found[i] = FacesFound((), (0, 0), NoFace(reason, unreadable=True))
+        else:
+            if min(opened[i].size) < LEAST_SIDE:
+                reason = f"{opened[i].width} x {opened[i].height} pixels; a face needs at least {LEAST_SIDE}"
+                found[i] = FacesFound((), opened.pop(i).size, NoFace(reason))
+    if options.given != "photographs":
+        may_be = [i for i, one in opened.items() if min(one.size) >= SQUARE * max(one.size)]
+        for i, look in zip(may_be, crop_looks([opened[i] for i in may_be]), strict=True):
+            if look.aligned or options.given == "crops":
+                found[i] = _as_crop(opened.pop(i), look)
+    if options.given == "crops":
+        for i, one in opened.items():
+            shape = f"{one.width} x {one.height} pixels are no crop of a face; give it as a photograph"
+            found[i] = FacesFound((), one.size, NoFace(shape))
+    else:
+        photographs = list(opened.values())
+        for i, faces in zip(
+            opened, _in_photographs(photographs, detector or default_detector(), options), strict=True
+        ):
+            found[i] = faces
+    return [one for one in found if one is not None]
+
+
+def face_or_reason(
+    image: Picture,
+    detector: Detector | None = None,
+    options: Options = DEFAULTS,
+    *,
+    choice: Choice = "prominent",
+) -> Face | NoFace:
+    """The face of one picture, the chosen one of several, or the reason why there is none."""
+    found = find_faces([image], detector, options)[0]
+    return found.missing or choose(found.faces, found.size, choice)
+
+
+def _as_crop(image: Image.Image, look: CropLook) -> FacesFound:
+    if look.fault:
+        return FacesFound((), image.size, NoFace(look.fault))
+    box = np.array([0, 0, *image.size], float)
+    quality = quality_of(image, look.landmarks, look.score)
+    face = Face(image, box, look.landmarks, look.score, quality, was_crop=True)
+    return FacesFound((face,), image.size)
+
+
+class _Seen(NamedTuple):
+    """A detection in pixels of the upright photograph, the turn that it was found with, and the second look."""
+
+    detection: Detection
+    turn: int
+    look: Look
+
+
+def _in_photographs(images: Sequence[Image.Image], detector: Detector, options: Options) -> list[FacesFound]:
+    """The faces of upright RGB photographs."""
+    found = []
+    for image, several in zip(images, _search(images, detector, options), strict=True):
+        faces = [_cut(image, one, options.size) for one in several]
+        whole = sorted((face for face in faces if is_whole(face.crop)), key=lambda face: -face.area)
+        reason = "half of the face is not in the picture" if faces else "no face found"
+        found.append(FacesFound(tuple(whole), image.size, None if whole else NoFace(reason)))
+    return found
+
+
+def _cut(image: Image.Image, one: _Seen, size: int) -> Face:
+    landmarks = one.look.landmarks
+    map_23 = to_crop(landmarks, size)
+    crop = cut_out(image, map_23, size)
+    quality = quality_of(crop, landmarks, one.look.score)
+    inside = share_inside(map_23, image.size, size)
+    return Face(crop, one.detection.box, landmarks, one.detection.score, quality, inside, one.turn)
+
+
+def _search(images: Sequence[Image.Image], detector: Detector, options: Options) -> list[list[_Seen]]:
+    """The faces of each photograph, at the first scale and turn that shows one."""
+    found: dict[int, list[_Seen]] = {i: [] for i in range(len(images))}
+    scales = [_scale(image.size, options.detect_size) for image in images]
+
+    def missed() -> list[int]:
+        return [i for i, several in found.items() if not several]
+
+    found |= _look(images, missed(), detector, options, scales=scales)
+    larger = [min(1.0, 2 * scale) for scale in scales]
+    again = [i for i in missed() if scales[i] < 1]
+    found |= _look(images, again, detector, options, scales=larger)
+    if options.turns and (rows := missed()):
+        turned = [_look(images, rows, detector, options, scales=scales, turn=turn) for turn in TURNS]
+        for i in rows:  # an upside-down face may pass for one: the turn that shows most of a face
+            found[i] = max(
+                (one[i] for one in turned),
+                key=lambda several: max((s.look.score for s in several), default=0),
+            )
+    return [found[i] for i in range(len(images))]
+
+
+def _best_score(several: Sequence[_Seen]) -> float:
+    return max((one.look.score for one in several), default=0.0)
+
+
+def _look(
+    images: Sequence[Image.Image],
+    rows: Sequence[int],
+    detector: Detector,
+    options: Options,
+    *,
+    scales: Sequence[float],
+    turn: int = 0,
+) -> dict[int, list[_Seen]]:
+    """Faces of at least `min_score` that a second look confirms, by the photograph's row."""
+    small = [_scaled(images[i], scales[i]) for i in rows]
+    rotation = ROTATIONS[turn]
+    shown = [one.transpose(rotation) for one in small] if rotation is not None else small
+    pairs = [
+        (i, _in_photograph(each, turn, one.size, images[i].size))
+        for i, one, detections in zip(rows, small, detector(shown) if shown else [], strict=True)
+        for each in detections
+        if each.score >= options.min_score
+    ]
+    if isinstance(detector, SecondLook):
+        looks = detector.look_again([images[i] for i, _ in pairs], [one.landmarks for _, one in pairs])
+    else:
+        looks = [Look(one.landmarks, one.score, True) for _, one in pairs]
+    least = SEEN if turn else GLIMPSED
+    found: dict[int, list[_Seen]] = {i: [] for i in rows}
+    for (i, one), look in zip(pairs, looks, strict=True):
+        if look.upright and look.score >= least:
+            found[i].append(_Seen(one, turn, look))
+    return found
+
+
+def _scale(size: tuple[int, int], detect_size: int) -> float:
+    return max(min(1.0, detect_size / max(size)), SMALLEST / min(size))
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    if scale == 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _in_photograph(found: Detection, turn: int, small: tuple[int, int], size: tuple[int, int]) -> Detection:
+    """A detection in a turned, scaled picture, in pixels of the photograph."""
+    ratio = np.array(size) / small
+    corners = _turn_back(found.box.reshape(2, 2) - 0.5, turn, small) + 0.5  # edges, not middles, of pixels
+    box = np.concatenate([corners.min(0), corners.max(0)]) * np.tile(ratio, 2)
+    landmarks = (_turn_back(found.landmarks, turn, small) + 0.5) * ratio - 0.5
+    return Detection(box, landmarks, found.score)
+
+
+def _turn_back(points: np.ndarray, turn: int, size: tuple[int, int]) -> np.ndarray:
+    """Points (N, 2) of a picture turned by quarters, counterclockwise, in the picture of width and height before."""
+    (width, height), (x, y) = size, points.T
+    if turn == 1:
+        return np.stack([width - 1 - y, x], 1)
+    if turn == 2:
+        return np.stack([width - 1 - x, height - 1 - y], 1)
+    return np.stack([y, height - 1 - x], 1) if turn == 3 else points
+
+
+def choose(faces: Sequence[Face], size: tuple[int, int], choice: Choice) -> Face:
+    """`largest`: by area; `central`: nearest to the photograph's middle; `prominent`: area less twice the
+    squared distance of its centre from there, so that a small face in the middle yields to a large one beside."""
+    middle = np.array(size) / 2
+
+    def off(face: Face) -> float:
+        return float(np.square((face.box[:2] + face.box[2:]) / 2 - middle).sum())
+
+    worth = {
+        "largest": lambda face: face.area,
+        "central": lambda face: -off(face),
+        "prominent": lambda face: face.area - 2 * off(face),
+    }
+    return max(faces, key=worth[choice])
+
+
+def rivals(face: Face, faces: Sequence[Face]) -> int:
+    """Faces of at least a quarter of the chosen one's area, itself counted."""
+    return sum(other.area >= RIVAL * face.area for other in faces)

@@ -1,0 +1,65 @@
+"""From a path, bytes or memory to an upright RGB photograph, or what the file is instead."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from facemetric.data.images import MAX_PIXELS, BadImage, decode
+
+DRAFT_PIXELS = 178_000_000  # JPEGs up to here are decoded smaller: Pillow refuses to open larger ones
+DRAFT_SIDE = 2048  # their shorter side is not decoded below this
+HEIC = {
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"hevc")
+}  # what such files begin with
+Picture = Image.Image | np.ndarray | bytes | str | Path
+
+
+def open_photograph(image: Picture) -> Image.Image:
+    """An upright RGB picture. BadImage where it is none, with what it is instead; OSError where a path does not read.
+
+    JPEGs of up to 178 megapixels are decoded at a half, a quarter or an eighth, down to 2,048 pixels."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    if data[4:12] in HEIC:
+        return _heic(data)
+    if kind := _other_kind(data):
+        raise BadImage(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        jpeg = data[:2] == b"\xff\xd8"
+        return decode(data, max_pixels=DRAFT_PIXELS if jpeg else MAX_PIXELS, enough=DRAFT_SIDE)
+
+
+def _other_kind(data: bytes) -> str:
+    """What a file is that people take for a photograph; empty where nothing is known of it."""
+    if data[:5] == b"%PDF-":
+        return "a PDF document; save its page as a picture"
+    if (
+        data[4:8] == b"ftyp"
+        or data[:4] == b"\x1aE\xdf\xa3"
+        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
+    ):
+        return "a video; save a frame of it as a picture"
+    return ""
+
+
+def _heic(data: bytes) -> Image.Image:
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        raise BadImage(
+            "a HEIC or AVIF photograph; pip install 'facemetric[heic]', or save it as JPEG"
+        ) from None
+    try:
+        return pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB")
+    except Exception as error:  # a damaged file raises whatever its reader met
+        raise BadImage(f"cannot be decoded: {error}"[:200]) from None
