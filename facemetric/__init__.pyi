@@ -57,7 +57,6 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
-
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -80,7 +79,6 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
-
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -98,12 +96,11 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
+    method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
-
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -128,14 +125,13 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
-
 @overload
 def export(config: ExportConfig, /) -> Exported: ...
 @overload
 def export(
     weights: str | Path = ...,
     *,
-    to: Literal['onnx', 'openvino'] = ...,
+    to: Literal["onnx", "openvino"] = ...,
     out: str | Path = ...,
     side: int = ...,
     flip: bool = ...,
@@ -143,7 +139,6 @@ def export(
     data: str | Path | Sequence[str | Path] = ...,
     pairs: str | Path | None = ...,
 ) -> Exported: ...
-
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -152,7 +147,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -166,7 +161,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -185,15 +180,16 @@ def finetune(
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
+    freeze: Literal["backbone", "batchnorm", "none"]
+    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
+    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
     loss: str = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
+    distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -203,7 +199,6 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -212,7 +207,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal['identities', 'images'] = ...,
+    val_by: Literal["identities", "images"] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -226,7 +221,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
+    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -255,7 +250,7 @@ def pretrain(
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
-    head: Literal['softmax', 'arcface', 'cosface'] = ...,
+    head: Literal["softmax", "arcface", "cosface"] = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
@@ -267,7 +262,6 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
-
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -279,7 +273,6 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
-
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -292,7 +285,6 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
-
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload

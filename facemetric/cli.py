@@ -202,7 +202,7 @@ def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
     from facemetric.commands.align import run_align
 
-    find_own_modules()
+    add_cwd_to_path()
     run_align(config)
 
 

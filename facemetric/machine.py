@@ -45,6 +45,8 @@ def import_torchvision() -> None:
     names = ("torch._dynamo", "torch._dynamo.utils")
 
     def true_attribute(module: str, name: str) -> Any:
+        if name.startswith("__"):  # whoever looks through sys.modules, as `inspect` does
+            raise AttributeError(name)
         remove()
         return getattr(importlib.import_module(module), name)
 

@@ -54,7 +54,7 @@ RUNNERS = {
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
     "cluster": "facemetric.commands.cluster.run_cluster",
-    "run": "facemetric.commands.run.run_recipe",
+    "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.check.run_check",
 }

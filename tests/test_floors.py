@@ -17,6 +17,7 @@ FLOORS = {
     "config": 0,
     "data": 1,
     "mining": 1,
+    "faces": 2,
     "model": 2,
     "evaluation": 3,
     "training": 4,

@@ -1,4 +1,4 @@
-"""Finding and aligning faces: ours against facenet-pytorch as tools/align_faces.py ran it before, interleaved.
+"""Finding and aligning faces: ours against facenet-pytorch with the same second look, interleaved.
 
     python tools/bench_faces.py CROPS.tar [--photographs 96] [--rounds 5] [--side 250]
 
@@ -35,7 +35,7 @@ OURS = Options(given="photographs")
 
 
 class Peer:
-    """What tools/align_faces.py did with facenet-pytorch."""
+    """facenet-pytorch, one photograph after the other, and two rounds of five views of the upright face."""
 
     def __init__(self) -> None:
         self.net = MTCNN(keep_all=True, min_face_size=24)

@@ -104,7 +104,9 @@ def of_archive(kind: Any, folder: Path, root: Path) -> Iterator[Part]:
         )
     archive = folder / kind.filename
     if hashlib.md5(archive.read_bytes()).hexdigest() != kind.tgz_md5:
-        raise DataError(f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it again")
+        raise DataError(
+            f"{archive} is not {kind.__name__}'s as published (MD5 {kind.tgz_md5}); copy it again"
+        )
     extract_archive(str(archive), str(root))
     return of_torchvision(
         kind, root, download=False
@@ -161,7 +163,7 @@ def olivetti(folder: Path | None, root: Path) -> Iterator[Part]:
 
 
 def lfw(folder: Path | None, root: Path) -> Iterator[Part]:
-    """Labeled Faces in the Wild as published: 250 x 250, not aligned (tools/align_faces.py aligns them)."""
+    """Labeled Faces in the Wild as published: 250 x 250, not aligned (facemetric align aligns them)."""
     if folder is None:
         from sklearn.datasets import fetch_lfw_people
 

@@ -16,7 +16,7 @@ from facemetric.data.lists import apply_lists, check_identities, read_identity_l
 from facemetric.errors import WeightsError, plural
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
-from facemetric.evaluation.thresholds import Stored, Threshold, choose_thresholds, store_thresholds
+from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
 from facemetric.machine import say
 from facemetric.model.weights_folder import (
     check_copy,
@@ -36,7 +36,7 @@ class Calibrated:
 
     `weights` is the folder to verify with: that of the weights, or a copy of shipped ones."""
 
-    thresholds: tuple[Threshold, ...] = field(repr=False)
+    thresholds: tuple[CalibratedThreshold, ...] = field(repr=False)
     chosen_on: str
     config: Path
 
@@ -97,7 +97,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     return Calibrated(thresholds, chosen_on, path)
 
 
-def text_of(found: Threshold) -> str:
+def text_of(found: CalibratedThreshold) -> str:
     """A threshold in a line."""
 
     def between(interval: Interval, digits: str) -> str:

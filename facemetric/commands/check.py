@@ -25,6 +25,7 @@ from facemetric.commands.check_findings import (
     label_findings,
     lists,
     name_findings,
+    unsure_kinds,
 )
 from facemetric.commands.check_sheets import draw_check_sheets
 from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
@@ -89,7 +90,13 @@ def run_check(config: CheckConfig) -> Checked:
         more, numbers = find_people(config, train, test)
         findings, figures = findings + more, figures | numbers
     figures |= {"images": len(train.images), "identities": len(train.images.identities)}
-    checked = Checked(findings, figures | {"found": dict(Counter(f.kind for f in findings))}, config.out)
+    found = dict(Counter(f.kind for f in findings))
+    keys = {ONE_PERSON: "one_person", TEST_PERSON: "person_in_test"}
+    expected = {
+        kind: figures[key]["expected_by_chance"] or 0.0 for kind, key in keys.items() if key in figures
+    }
+    unsure = unsure_kinds(found, expected, len(train.images.identities))
+    checked = Checked(findings, figures | {"found": found, "in_no_list": unsure}, config.out)
     write(config, checked, train.images, None if test is None else test.images)
     print(text_of(checked, config))
     return checked
@@ -177,7 +184,7 @@ def of_alike(alike: Alike) -> dict[str, float | None]:
 def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageIndex | None) -> None:
     """findings.csv, the lists, check.json, and the picture sheets."""
     record = {"figures": checked.figures, "options": config_dict(config)}
-    files = lists(checked.findings, index) | {
+    files = lists(checked.findings, index, checked.figures["in_no_list"]) | {
         "check.json": json.dumps(record, indent=2, allow_nan=False) + "\n"
     }
     for name, text in files.items():
@@ -217,6 +224,10 @@ def text_of(checked: Checked, config: CheckConfig) -> str:
         )
     else:
         lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
+    for kind, why in figures["in_no_list"].items():
+        lines.append(
+            ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
+        )
     if figures["pairs_cut"]:
         lines.append(("left out", f"{figures['pairs_cut']:,} pairs of images less alike than those listed"))
     width = max(len(name) for name, _ in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,13 @@ TEST_PERSON = "person in test"
 
 
 KINDS = (DUPLICATE, ACROSS, ONE_PERSON, MISLABELLED, TEST_NAME, TEST_IMAGE, TEST_PERSON)
+
+
+BY_PEOPLE = (ONE_PERSON, MISLABELLED, TEST_PERSON)  # found by how strangers score in the set itself
+LEAST_IDENTITIES = (
+    100  # in whose scores chance can be read off; among 20 people some two are always the nearest
+)
+SURE = 0.5  # the most of a kind's findings that chance may account for, to be listed for use
 
 
 COLUMNS = ("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "threshold", "note")
@@ -198,8 +205,31 @@ def _groups(findings: Sequence[Finding], count: int) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def lists(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
-    """File name -> text: what other commands read, each line with its reason."""
+def unsure_kinds(found: Mapping[str, int], expected: Mapping[str, float], identities: int) -> dict[str, str]:
+    """Kinds whose findings are no better than chance, and why: they are shown, but in no list that is ready to use.
+
+    `found` and `expected`: findings of each kind, and how many of them chance brings."""
+    unsure = {}
+    for kind in BY_PEOPLE:
+        if not found.get(kind):
+            continue
+        if identities < LEAST_IDENTITIES:
+            unsure[kind] = (
+                f"{identities} identities are too few to tell from chance ({LEAST_IDENTITIES} are needed)"
+            )
+        elif kind in expected and expected[kind] > SURE * found[kind]:
+            unsure[kind] = f"chance alone brings {expected[kind]:.1f} of {found[kind]:,}"
+    return unsure
+
+
+def lists(
+    findings: Sequence[Finding], index: ImageIndex, unsure: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """File name -> text: what other commands read, each line with its reason. Findings of `unsure` kinds are in
+    findings.csv alone, with why."""
+    unsure = unsure or {}
+    every = [f._replace(note="; ".join(filter(None, (f.note, unsure.get(f.kind))))) for f in findings]
+    findings = [f for f in findings if f.kind not in unsure]
     same = [(f.identity_a, f.identity_b, f.score) for f in findings if f.kind == ONE_PERSON]
     wrong = {f.image_a: f"looks like {f.identity_b}" for f in findings if f.kind == MISLABELLED}
     leaks: dict[str, str] = {}
@@ -207,7 +237,7 @@ def lists(findings: Sequence[Finding], index: ImageIndex) -> dict[str, str]:
         if finding.kind in (TEST_NAME, TEST_IMAGE, TEST_PERSON):
             leaks.setdefault(finding.identity_a, f"{finding.kind}: {finding.image_b or finding.identity_b}")
     return {
-        "findings.csv": csv_text(COLUMNS, findings),
+        "findings.csv": csv_text(COLUMNS, every),
         "merge.csv": csv_text(("identity_a", "identity_b", "score"), same, quoted=True),
         "duplicates.txt": _with_reasons(to_leave_out(findings, index)),
         "mislabelled.txt": _with_reasons(wrong),

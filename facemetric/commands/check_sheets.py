@@ -20,10 +20,12 @@ PEOPLE = (ONE_PERSON, TEST_NAME, TEST_PERSON)
 
 
 class Shown(NamedTuple):
-    """What a finding puts on a sheet: rows, BLANK for a free place, and which of them are framed."""
+    """What a finding puts on a sheet: rows, BLANK for a free place, which of them are framed, and their captions:
+    the identity, before the first picture of each side its score."""
 
     rows: list[int]
     framed: list[bool]
+    captions: list[str]
 
 
 class TwoSets(Pictures):
@@ -58,10 +60,11 @@ def draw_check_sheets(
                 break
             rows = [row for one in some for row in one.rows]
             framed = [frame for one in some for frame in one.framed]
+            captions = [caption for one in some for caption in one.captions]
             last = start + len(some)
             title = f"{kind} {start + 1:,} to {last:,} of {len(of_kind):,}; framed: {framed_in(kind)}"
             name = out / f"sheet_{kind.replace(' ', '_')}_{page}.jpg"
-            written.append(draw_sheet(name, pictures, rows, title=title, marked=framed))
+            written.append(draw_sheet(name, pictures, rows, title=title, marked=framed, captions=captions))
     return written
 
 
@@ -91,12 +94,24 @@ def shown_of(finding: Finding, index: ImageIndex, test: ImageIndex | None) -> Sh
     if finding.kind in PEOPLE:
         a = places(images_of(index, finding.identity_a), HALF)
         b = places([row + ahead for row in images_of(other, finding.identity_b)], HALF)
-        return Shown(a + b, [False] * HALF + [row != BLANK for row in b])
+        return Shown(a + b, [False] * HALF + [row != BLANK for row in b], captions_of(finding, a, b))
     if finding.kind == MISLABELLED:
         own = [row for row in images_of(index, finding.identity_a) if row != finding.row_a]
         a, b = places(own, HALF - 1), places(images_of(index, finding.identity_b), HALF)
-        return Shown([finding.row_a, *a, *b], [True] + [False] * (COLUMNS - 1))
-    return Shown([finding.row_a, finding.row_b + ahead], [False, True])
+        captions = captions_of(finding, [finding.row_a, *a], b)
+        return Shown([finding.row_a, *a, *b], [True] + [False] * (COLUMNS - 1), captions)
+    rows = [finding.row_a, finding.row_b + ahead]
+    return Shown(rows, [False, True], captions_of(finding, rows[:1], rows[1:]))
+
+
+def captions_of(finding: Finding, a: Sequence[int], b: Sequence[int]) -> list[str]:
+    """The identity of each picture of both sides, nothing for BLANK; the score stands before the first of each."""
+    captions = []
+    for rows, name in ((a, finding.identity_a), (b, finding.identity_b)):
+        names = ["" if row == BLANK else name for row in rows]
+        names[0] = f"{finding.score:g} {name}" if names[0] else ""
+        captions += names
+    return captions
 
 
 def images_of(index: ImageIndex, identity: str) -> list[int]:

@@ -18,7 +18,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.evaluation.thresholds import Stored, stored_threshold
+from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_whole
 from facemetric.machine import progress_bar
 from facemetric.model.weights_folder import find_weights
@@ -122,11 +122,13 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     index = announced(read_index(config.data, loose=True)) if config.data else None
     if config.embeddings:
         table = EmbeddingTable.load(config.embeddings)
+        if stored is not None:
+            check_same_weights(table, find_weights(config.weights))
     else:
         assert index is not None
         flip = stored.flip if stored is not None else config.flip
         table = embed_data(replace(config, flip=flip), index)
-    threshold = stored.threshold.threshold.value if stored is not None else config.threshold
+    threshold = stored.threshold.cosine if stored is not None else config.threshold
     assert threshold is not None
     clusters = find_clusters(table.embeddings, threshold, method=config.method, min_images=config.min_images)
     labelled = np.array([config.labels and not is_loose(name) for name in table.identities.tolist()], bool)

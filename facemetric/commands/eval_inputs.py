@@ -169,7 +169,9 @@ def aligned(first: EmbeddingTable, second: EmbeddingTable) -> EmbeddingTable:
     alike = np.array_equal(first.paths, second.paths)
     rows = np.arange(len(first)) if alike else matching_rows(first, second)
     check_people(first, second.identities[rows])
-    return EmbeddingTable(second.embeddings[rows], first.identities, first.paths, first.groups)
+    return EmbeddingTable(
+        second.embeddings[rows], first.identities, first.paths, first.groups, second.weights
+    )
 
 
 def matching_rows(first: EmbeddingTable, second: EmbeddingTable) -> npt.NDArray[np.int64]:

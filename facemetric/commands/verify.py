@@ -74,7 +74,7 @@ class Verifier:
     @property
     def threshold(self) -> float:
         """The cosine from which two pictures count as one person."""
-        return self.stored.threshold.threshold.value
+        return self.stored.threshold.cosine
 
     @property
     def far(self) -> float:
@@ -135,5 +135,5 @@ def size_note(size: tuple[int, int], name: str, chosen_on: tuple[int, int]) -> s
         return ""
     return (
         f"{name} is {size[0]} x {size[1]} pixels, the threshold was chosen on images of {width} x {height}: "
-        "cut and align the face as those are (tools/align_faces.py)"
+        "cut and align the face as those are (facemetric align)"
     )

@@ -133,7 +133,7 @@ class PretrainConfig(StageConfig):
     """Size of a projection trained with the backbone; 0 takes what --weights have, or else the plain features."""
 
     teacher: Annotated[tuple[str, ...], DATA] = ()
-    """Embeddings (.npz) of DATA's images by another model, which the student's then follow; NAME=PATH for NAME=DATA."""
+    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
     unlabelled: Annotated[tuple[str, ...], DATA] = ()
     """Images that only the teacher knows, without identities. NAME=PATH names a source."""
     teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
@@ -270,7 +270,9 @@ def check_teacher(config: PretrainConfig) -> None:
     if not config.teacher:
         require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
         require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
-        require(config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it")
+        require(
+            config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"
+        )
     weights = config.teacher_weight + config.relation_weight + config.label_weight
     require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 

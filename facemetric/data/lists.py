@@ -84,7 +84,7 @@ def read_merges(path: str | Path) -> list[tuple[str, ...]]:
     for number, group in zip(numbers, groups, strict=True):
         if len(group) < 2:
             raise DataError(
-                f"{path} line {number}: names {plural(len(group), 'identity', 'identities')}, a merge needs two: write a,b"
+                f"{path} line {number}: names {plural(len(group), 'identity')}, a merge needs two: write a,b"
             )
     return groups
 
@@ -171,7 +171,7 @@ def apply_lists(
         parted = index.split_identities(read_identity_list(leave_out), skip_unknown=True)
         index = parted.rest
         say(
-            f"left out {plural(len(parted.picked.identities), 'identity', 'identities')}{unknown_note(parted.unknown, leave_out)}"
+            f"left out {plural(len(parted.picked.identities), 'identity')}{unknown_note(parted.unknown, leave_out)}"
         )
     return index
 

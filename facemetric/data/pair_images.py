@@ -132,12 +132,17 @@ def distinct_pairs(pairs: Pairs, rows_a: Ints, rows_b: Ints) -> Distinct:
     would support a lower FAR than there are pairs for, and in another fold choose its own threshold.
     Raises DataError where two listings of a pair disagree about `same`.
     """
-    one, other = np.minimum(rows_a, rows_b), np.maximum(rows_a, rows_b)
-    key = one * (int(other.max(initial=0)) + 1) + other
-    real = np.flatnonzero(one != other)
+    key = np.minimum(rows_a, rows_b) * (int(max(rows_a.max(initial=0), rows_b.max(initial=0))) + 1)
+    key += np.maximum(rows_a, rows_b)
+    apart = rows_a != rows_b
+    if apart.all():
+        ordered = np.sort(key)
+        if (
+            ordered[1:] != ordered[:-1]
+        ).all():  # nearly always, and with millions of pairs the rest takes memory
+            return Distinct(pairs, rows_a, rows_b)
+    real = np.flatnonzero(apart)
     first, place = np.unique(key[real], return_index=True, return_inverse=True)[1:]
-    if len(first) == len(key):
-        return Distinct(pairs, rows_a, rows_b)
     earlier = real[first[place]]  # of each pair of two images, where it is listed first
     differs = pairs.same[real] != pairs.same[earlier]
     if differs.any():

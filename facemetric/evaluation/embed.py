@@ -65,7 +65,7 @@ def embed_index(
     identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
     paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
     groups = {name: column[kept] for name, column in index.groups().items()}
-    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups), bad)
+    return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups, embedder.fingerprint), bad)
 
 
 def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:

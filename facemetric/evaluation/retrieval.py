@@ -378,8 +378,9 @@ def _without_own(found: Neighbours, who_N: Ints, queries: Ints, itself: Overlap)
     n = len(who_N)
     own = np.isin(queries[:, None] * n + found.rows, itself.probes * n + itself.rows)
     order = np.argsort(own, axis=1, kind="stable")
-    rows, score, own = (np.take_along_axis(column, order, 1) for column in (*found, own))
-    return Neighbours(rows, score), np.where(own, -1, who_N[rows])
+    rows = np.take_along_axis(found.rows, order, 1)
+    score = np.take_along_axis(found.score, order, 1)
+    return Neighbours(rows, score), np.where(np.take_along_axis(own, order, 1), -1, who_N[rows])
 
 
 def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:

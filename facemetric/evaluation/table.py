@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,14 @@ import numpy.typing as npt
 from facemetric.errors import DataError
 from facemetric.files import write_whole
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Rows (N, D) on the unit sphere, float32. Raises DataError where a row is zero or not finite."""
-    emb_ND = np.asarray(embeddings, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+        emb_ND = np.asarray(embeddings, dtype=np.float32)
     if emb_ND.ndim != 2 or 0 in emb_ND.shape:
         raise DataError(f"embeddings of shape {emb_ND.shape}; needed (images, size)")
     length_N = np.sqrt(np.einsum("nd,nd->n", emb_ND, emb_ND, dtype=np.float64))
@@ -34,6 +39,9 @@ def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 KEYS = ("embeddings", "identities", "paths")
+
+
+WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
 
 
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
@@ -56,6 +64,8 @@ class EmbeddingTable:
     identities: npt.NDArray[np.str_]
     paths: npt.NDArray[np.str_]
     groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
+    weights: str = ""
+    """SHA-256 of the weights that made the embeddings; empty where that is not known."""
 
     def __post_init__(self) -> None:
         emb = np.asarray(self.embeddings)
@@ -63,18 +73,20 @@ class EmbeddingTable:
             raise DataError(
                 f"embeddings of shape {emb.shape}, {emb.dtype}; needed numbers of shape (images, size)"
             )
-        emb = np.ascontiguousarray(emb, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+            emb = np.ascontiguousarray(emb, dtype=np.float32)
         object.__setattr__(self, "embeddings", emb)
         for name in ("identities", "paths"):
             object.__setattr__(self, name, _texts(name, getattr(self, name), len(emb)))
         groups = {name: _texts(GROUP + name, column, len(emb)) for name, column in self.groups.items()}
         object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "weights", str(self.weights))
         # One sum a row: not finite when any of its numbers is not, zero when all are; no (N, D) temporary.
         size = np.einsum("nd,nd->n", emb, emb, dtype=np.float64)
         for bad, what in ((~np.isfinite(size), "NaN or infinity in"), (size == 0, "only zeros in")):
             if bad.any():
                 raise DataError(
-                    f"{what} {bad.sum()} of {len(emb)} embeddings, first {self.paths[bad.argmax()]!r}"
+                    f"{what} {bad.sum()} of {len(emb)} embeddings, first {self.name(int(bad.argmax()))!r}"
                 )
 
     def __len__(self) -> int:
@@ -96,19 +108,35 @@ class EmbeddingTable:
             rows[path] = TWICE if path in rows else i
         return rows
 
+    def __repr__(self) -> str:
+        images, size = self.embeddings.shape
+        people = len(np.unique(self.identities))
+        return f"EmbeddingTable({images:,} x {size}, {people:,} identities)"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each image: its path, its identity, its groups, and the numbers `e0`, `e1`, ..."""
+        import pandas as pd  # slow to import, and few ask
+
+        columns = {"path": self.paths, "identity": self.identities, **self.groups}
+        numbers = {f"e{i}": column for i, column in enumerate(self.embeddings.T)}
+        return pd.DataFrame(columns | numbers)
+
     def name(self, i: int) -> str:
         return str(self.paths[i])
 
     def rows(self, rows: npt.NDArray[np.integer]) -> EmbeddingTable:
         """The table of these rows, in that order."""
         groups = {name: column[rows] for name, column in self.groups.items()}
-        return EmbeddingTable(self.embeddings[rows], self.identities[rows], self.paths[rows], groups)
+        return EmbeddingTable(
+            self.embeddings[rows], self.identities[rows], self.paths[rows], groups, self.weights
+        )
 
     def save(self, file: str | Path) -> Path:
         """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
         path = _checked_name(file)
         texts = {"identities": self.identities, "paths": self.paths}
         texts |= {GROUP + name: column for name, column in self.groups.items()}
+        texts |= {WEIGHTS: np.full(len(self), self.weights)} if self.weights else {}
 
         def fill(staged: Path) -> None:
             with open(staged, "wb") as out:
@@ -134,7 +162,13 @@ class EmbeddingTable:
         columns = _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
         try:
             groups = {k.removeprefix(GROUP): v for k, v in columns.items() if k.startswith(GROUP)}
-            return cls(columns["embeddings"], columns["identities"], columns["paths"], groups)
+            weights = columns[WEIGHTS].tolist() if WEIGHTS in columns else []
+            if len(set(weights)) > 1:
+                raise DataError(
+                    f"embeddings of {len(set(weights))} different weights; give those of one model"
+                )
+            made_by = str(weights[0]) if weights else ""
+            return cls(columns["embeddings"], columns["identities"], columns["paths"], groups, made_by)
         except DataError as err:
             raise DataError(f"{path}: {err}") from None
 
@@ -151,7 +185,7 @@ def _texts(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.str_]
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
-    return [k for k in names if k in KEYS or k.startswith(GROUP)]
+    return [k for k in names if k in KEYS or k == WEIGHTS or k.startswith(GROUP)]
 
 
 def _checked_name(file: str | Path) -> Path:

@@ -21,6 +21,7 @@ from facemetric.evaluation.intervals.all_pairs import count_by_person, curve_thr
 from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
+from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import SCORE, Verification
 from facemetric.model.weights_folder import CONFIG, amend_config, read_config
 
@@ -34,7 +35,7 @@ COUNTS = ("genuine_pairs", "impostor_pairs", "images", "identities")
 
 
 @dataclass(frozen=True)
-class Threshold:
+class CalibratedThreshold:
     """A threshold on the cosine and what it stands for.
 
     `threshold` is the lowest score accepted with FAR <= `wanted_far` on these people; its interval is where it
@@ -51,6 +52,11 @@ class Threshold:
     images: int
     identities: int
 
+    @property
+    def cosine(self) -> float:
+        """The lowest cosine that is accepted."""
+        return self.threshold.value
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names, as config.json keeps them."""
         record: dict[str, Any] = {"wanted_far": self.wanted_far}
@@ -60,8 +66,8 @@ class Threshold:
         return record | {name: getattr(self, name) for name in COUNTS}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Threshold:
-        """The reverse of to_dict; other keys are passed over. Raises KeyError, TypeError or ValueError."""
+    def from_dict(cls, record: Mapping[str, Any]) -> CalibratedThreshold:
+        """The reverse of to_dict; other keys are skipped. Raises KeyError, TypeError or ValueError."""
 
         def interval(name: str) -> Interval:
             low, high = record[f"{name}_interval_95"]
@@ -83,7 +89,7 @@ def choose_thresholds(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-) -> tuple[Threshold, ...]:
+) -> tuple[CalibratedThreshold, ...]:
     """The threshold for each wanted FAR, from all pairs of embeddings (N, D) with the persons (N,).
 
     Intervals at 95 %, people drawn anew as in `allpairs_intervals`. With few people they are too narrow: in
@@ -103,7 +109,7 @@ def choose_thresholds(
     for point in found.points:
         intervals = _intervals(point, counts.threshold, tar_BT, far_BT)
         sizes = (found.n_genuine, found.n_impostor, len(np.asarray(labels)), rates.persons)
-        thresholds.append(Threshold(point.wanted, *intervals, *sizes))
+        thresholds.append(CalibratedThreshold(point.wanted, *intervals, *sizes))
     return tuple(thresholds)
 
 
@@ -139,7 +145,7 @@ def _levels(found: Verification) -> Floats:
 def _intervals(
     point: OperatingPoint, threshold_T: Floats, tar_BT: Floats, far_BT: Floats
 ) -> tuple[Interval, Interval, Interval]:
-    """Threshold, FAR and TAR of a wanted FAR, from the rates of the draws at rising thresholds."""
+    """CalibratedThreshold, FAR and TAR of a wanted FAR, from the rates of the draws at rising thresholds."""
     at = int(np.searchsorted(threshold_T, point.threshold))
     # A draw's FAR may rise with the threshold by an error of some pairs; its curve must not turn back.
     falling_TB = np.maximum.accumulate(far_BT[:, ::-1], axis=1).T
@@ -179,7 +185,7 @@ class Stored:
     `chosen_on` says in words which people; `image_size` (width, height) is their images' median, 0 unknown.
     """
 
-    threshold: Threshold
+    threshold: CalibratedThreshold
     flip: bool
     chosen_on: str
     data_fingerprint: str
@@ -212,7 +218,7 @@ def stored_threshold(folder: Path, far: float) -> Stored:
             if math.isclose(float(key), far):
                 width, height = record["image_size"]
                 return Stored(
-                    Threshold.from_dict(record),
+                    CalibratedThreshold.from_dict(record),
                     bool(record["flip"]),
                     str(record["chosen_on"]),
                     str(record["data_fingerprint"]),
@@ -222,3 +228,21 @@ def stored_threshold(folder: Path, far: float) -> Stored:
         raise WeightsError(f"{folder / CONFIG}: the thresholds cannot be read ({error}); {make}") from error
     there = f"it has those for FAR {', '.join(kept)}: choose one by --far, or {make}" if kept else make
     raise WeightsError(f"{folder} holds no threshold for FAR {far:g}; {there}")
+
+
+def check_same_weights(table: EmbeddingTable, folder: Path) -> None:
+    """Raise DataError where embeddings cannot be of these weights: a threshold belongs to the weights that it was
+    chosen for. A table that does not say which weights made it is judged by the size of its embeddings alone."""
+    config = read_config(folder)
+    size, wanted = table.embeddings.shape[1], config["facemetric"]["embedding_size"]
+    theirs = str(config.get("sha256") or "")
+    if size != wanted:
+        why = f"have {size} numbers, its own have {wanted}"
+    elif table.weights and theirs and table.weights != theirs:
+        why = f"were made by other weights (sha256 {table.weights[:12]}..., its own {theirs[:12]}...)"
+    else:
+        return
+    raise DataError(
+        f"the embeddings {why}: a threshold of {folder} says nothing about them; give the weights that made them, or "
+        "a --threshold of your own"
+    )

@@ -37,7 +37,9 @@ class Embedder(nn.Module):
 
     `arch` and `model_args` are what timm needs to build the backbone again; `preprocess` is what an image
     goes through before. The neck is a batch norm that helps a projection train; weights are saved with the
-    neck folded into the projection (`folded`)."""
+    neck folded into the projection (`folded`). `fingerprint`: SHA-256 of the weights that were loaded, or ""."""
+
+    fingerprint: str = ""
 
     def __init__(
         self,

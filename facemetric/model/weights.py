@@ -157,6 +157,7 @@ def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedd
     embedder = Embedder(
         backbone, projection, arch=config["architecture"], model_args=model_args, preprocess=pre
     )
+    embedder.fingerprint = str(config.get("sha256") or "")
     return embedder.to(device).eval()
 
 

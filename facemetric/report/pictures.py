@@ -92,6 +92,7 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
 
 
 CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
+CAPTION = 14  # pixels at the foot of a picture
 
 
 MOST = 100  # pictures on a sheet
@@ -118,8 +119,10 @@ def draw_sheet(
     *,
     title: str,
     marked: Sequence[bool] = (),
+    captions: Sequence[str] = (),
 ) -> Path:
-    """Write a jpg of the pictures of rows of a table, `title` above; `marked` ones (one a row) get a frame.
+    """Write a jpg of the pictures of rows of a table, `title` above; `marked` ones (one a row) get a frame, and
+    `captions` (one a row) stand at their feet.
 
     An image that cannot be read leaves a grey square."""
     columns = min(COLUMNS, len(rows))
@@ -127,12 +130,16 @@ def draw_sheet(
     width = max(columns * step + GAP, 6 * CELL)  # room for the title
     sheet = Image.new("RGB", (width, LINE + -(-len(rows) // columns) * step + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 14)
+    font, small = (ImageFont.truetype(findfont("DejaVu Sans"), size) for size in (14, 10))
     draw.text((GAP, LINE // 2), fitting(title, font, width - 2 * GAP), fill="black", font=font, anchor="lm")
     grey = Image.new("RGB", (CELL, CELL), PAD)
     for i, square in enumerate(pictures.squares(rows, CELL)):
         left, top = GAP + i % columns * step, LINE + i // columns * step
         sheet.paste(square or grey, (left, top))
+        if len(captions) and captions[i]:
+            draw.rectangle((left, top + CELL - CAPTION, left + CELL - 1, top + CELL - 1), fill="white")
+            text = fitting(captions[i], small, CELL - 4)
+            draw.text((left + 2, top + CELL - CAPTION // 2), text, fill="black", font=small, anchor="lm")
         if len(marked) and marked[i]:
             draw.rectangle((left - 2, top - 2, left + CELL + 1, top + CELL + 1), outline=MARK, width=4)
     return write_whole(file, lambda path: sheet.save(path, "JPEG", quality=SHEET_QUALITY))

@@ -13,9 +13,8 @@ from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import split_for
-from facemetric.training.stage import check_training
-from facemetric.training.tasks.classification import Classification
-from facemetric.training.tasks.distillation import Distillation
+from facemetric.training.stage import check_training, keep_hashes
+from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.validation import sum_up
 
 
@@ -30,13 +29,13 @@ def pretrain(config: PretrainConfig) -> Trained:
     with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
-        kind = Distillation if config.teacher else Classification
-        task = kind(setup, split, run, device)
+        task = stage_one(setup, split, run, device)
         task.prepare()
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, setup.settings, resume=run.resume)
         sum_up(run, split, task.open_set.embeddings, device, config.seed)
+        keep_hashes(run, split.train, config.weights, config.workers)
         ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
         run.log(ended, at.epoch * task.steps_per_epoch + at.step)
     say(f"best epoch {at.best_epoch}; weights in {run.best}")

@@ -20,7 +20,9 @@ from facemetric.commands.check_findings import (
     lists,
     name_findings,
     to_leave_out,
+    unsure_kinds,
 )
+from facemetric.commands.check_sheets import captions_of
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.evaluation.audit.hashes import Pairs
@@ -96,3 +98,16 @@ def test_names_meet_without_prefix_and_case(index: ImageIndex, tmp_path: Path) -
     Image.new("RGB", (9, 9)).save(tmp_path / "other" / "D" / "x.png")
     test = read_index([f"test={tmp_path / 'other'}"])
     assert [(f.identity_a, f.identity_b) for f in name_findings(index, test)] == [("d", "test/D")]
+
+
+def test_kinds_that_are_no_better_than_chance_are_in_no_list() -> None:
+    found = {ONE_PERSON: 4, MISLABELLED: 7, DUPLICATE: 3}
+    assert set(unsure_kinds(found, {ONE_PERSON: 0.2}, 20)) == {ONE_PERSON, MISLABELLED}
+    assert unsure_kinds(found, {ONE_PERSON: 2.0}, 100) == {}
+    assert unsure_kinds(found, {ONE_PERSON: 2.1}, 500) == {ONE_PERSON: "chance alone brings 2.1 of 4"}
+    assert unsure_kinds({DUPLICATE: 3}, {}, 2) == {}
+
+
+def test_captions_name_each_side_and_its_score() -> None:
+    finding = Finding(ONE_PERSON, "anna", "", "bert", "", 0.4321, 0.3)
+    assert captions_of(finding, [3, 4, -1], [8]) == ["0.4321 anna", "anna", "", "0.4321 bert"]

@@ -115,6 +115,22 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
     np.testing.assert_array_equal(again.clusters.number, first.clusters.number)
     assert "no sheets: name the images" in capsys.readouterr().out
     assert not (tmp_path / "out" / "sheets").exists()  # those of the run before are gone
+    foreign = EmbeddingTable(
+        first.table.embeddings, first.table.identities, first.table.paths, weights="5" * 64
+    )
+    shorter = EmbeddingTable(first.table.embeddings[:, 1:], first.table.identities, first.table.paths)
+    unknown = EmbeddingTable(first.table.embeddings, first.table.identities, first.table.paths)
+    for name, table, message in (
+        ("foreign", foreign, r"the embeddings were made by other weights \(sha256 555555555555..., its own"),
+        ("shorter", shorter, r"the embeddings have \d+ numbers, its own have \d+: a threshold of"),
+    ):
+        file = table.save(tmp_path / f"{name}.npz")
+        with pytest.raises(DataError, match=message):
+            cluster(embeddings=file, weights=own_weights, far=0.05, out=tmp_path / "no", **FAST)
+        cluster(embeddings=file, threshold=0.9, out=tmp_path / "own", **FAST)
+    file = unknown.save(tmp_path / "unknown.npz")
+    by_size = cluster(embeddings=file, weights=own_weights, far=0.05, out=tmp_path / "by_size", **FAST)
+    np.testing.assert_array_equal(by_size.clusters.number, first.clusters.number)
     for method in ("components", "dbscan"):
         other = cluster(embeddings=embeddings, threshold=0.99, method=method, out=tmp_path / method, **FAST)
         peer = find_clusters(first.table.embeddings, 0.99, method=method)

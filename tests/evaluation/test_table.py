@@ -7,7 +7,7 @@ import pytest
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import Pairs
 from facemetric.errors import DataError
-from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable, unit_rows
 
 needs_pyarrow = pytest.mark.skipif(
     importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed"
@@ -203,3 +203,36 @@ def test_a_parquet_of_single_numbers(tmp_path):
     frame.to_parquet(tmp_path / "e.parquet")
     with pytest.raises(DataError, match=r"column embeddings is struct.*; needed a list of numbers"):
         EmbeddingTable.load(tmp_path / "e.parquet")
+
+
+def test_the_weights_that_made_it_stay_with_a_table(tmp_path):
+    table = EmbeddingTable(np.eye(3), np.array(list("aab")), np.array(list("xyz")), weights="12ab")
+    for ending in ("npz", "parquet"):
+        assert EmbeddingTable.load(table.save(tmp_path / f"t.{ending}")).weights == "12ab"
+    assert table.rows(np.array([2])).weights == "12ab"
+    bare = EmbeddingTable(np.eye(3), np.array(list("aab")), np.array(list("xyz")))
+    assert EmbeddingTable.load(bare.save(tmp_path / "t.npz")).weights == ""
+    columns = {"embeddings": np.eye(2), "identities": ["a", "b"], "paths": ["x", "y"]}
+    np.savez(tmp_path / "two.npz", **columns, weights_sha256=["1", "2"])
+    with pytest.raises(DataError, match=r"two.npz: embeddings of 2 different weights"):
+        EmbeddingTable.load(tmp_path / "two.npz")
+
+
+def test_a_table_shows_in_a_line_and_as_a_frame():
+    table = EmbeddingTable(
+        np.eye(3), np.array(list("aab")), np.array(list("xyz")), {"age": np.array(["1", "", "2"])}
+    )
+    assert repr(table) == "EmbeddingTable(3 x 3, 2 identities)"
+    frame = table.to_frame()
+    assert list(frame.columns) == ["path", "identity", "age", "e0", "e1", "e2"]
+    assert frame.loc[1, "e1"] == 1
+    assert frame["identity"].tolist() == ["a", "a", "b"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_float32_cannot_hold_are_refused_in_one_line():
+    emb = np.array([[1.0, 0], [1e39, 1]])
+    with pytest.raises(DataError, match=r"NaN or infinity in 1 of 2 embeddings, first 'y'$"):
+        EmbeddingTable(emb, np.array(["a", "b"]), np.array(["x", "y"]))
+    with pytest.raises(DataError, match="1 of 2 embeddings are zero or not finite, first row 1"):
+        unit_rows(emb)

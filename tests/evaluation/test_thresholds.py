@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.thresholds import (
+    CalibratedThreshold,
     Stored,
-    Threshold,
     choose_thresholds,
     store_thresholds,
     stored_threshold,
@@ -162,7 +162,7 @@ def test_thresholds_are_kept_by_far_and_come_back(folder):
     assert stored_threshold(folder, 0.1) == kept[1]
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     record = json.loads((folder / "config.json").read_text())["facemetric"]["thresholds"]["0.01"]
-    assert Threshold.from_dict(record) == found[0]
+    assert CalibratedThreshold.from_dict(record) == found[0]
     assert record["score"] == "cosine similarity"
 
 

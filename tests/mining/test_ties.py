@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference_mining import cube, twin
 
 from facemetric.mining import MINERS, batch_all, batch_hard, batch_select, semihard
-from facemetric.mining.kernels import one_negative
+from facemetric.mining.kernels import settle, small_batch
 
 TRIO = ("all", "semihard", "hard")
 DISTANCES = ("squared", "euclidean", "cosine")
@@ -191,7 +191,8 @@ def test_only_equal_rows_have_no_gradient(kind):
 @pytest.mark.parametrize("budget_mib", [None, 0.01])
 def test_many_negatives_at_the_distance_of_the_positive(tries, budget_mib, monkeypatch):
     """More of them than are looked at one by one."""
-    monkeypatch.setattr(one_negative, "TRIES", tries)
+    monkeypatch.setattr(settle, "TRIES", tries)
+    monkeypatch.setattr(small_batch, "FEW_NUMBERS", tries * 10**5)  # all at once in float64, or directly
     generator = torch.Generator().manual_seed(3)
     emb = unit(torch.randn(9, 5, generator=generator))
     emb = emb[[0, *[1] * 12, *range(2, 9)]]  # the positive twelve times, eleven under another name
@@ -212,7 +213,7 @@ def test_a_dead_network_is_mined_at_once(kind, dtype):
     rows = unit(torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=dtype)).repeat(1200, 1)
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_negative, "_settle_panel", lambda *args: calls.append(args))
+        patch.setattr(settle, "_settle_panel", lambda *args: calls.append(args))
         mined = MINERS[kind](rows, torch.arange(1200) // 4)
     assert mined.loss.item() == pytest.approx(0.2)
     assert not calls

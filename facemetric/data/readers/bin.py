@@ -202,7 +202,7 @@ def _array(code: str, shape: Any, data: Any) -> Array:
 
 def read_value(where: str, file: mmap.mmap) -> Any:
     """What a pickle holds, images as ranges. DataError, with the place, where it is damaged or asks for more."""
-    stack, opcodes = Stack(), pickletools.genops(file)
+    stack, opcodes = Stack(), pickletools.genops(file)  # type: ignore[arg-type]  # a map reads as a file does
     for _ in range(MOST_STEPS):
         at = file.tell()
         try:

@@ -32,8 +32,8 @@ class FolderReader(FileReader):
                     skips.add(kinds.EMPTY, entry.name)
             elif why_skip_file(entry.name) is None and not loose:
                 skips.add(kinds.OUTSIDE, entry.name)
-            elif row := _image("", entry.name, entry, skips):
-                yield row
+            elif (image := _image("", entry.name, entry, skips)) is not None:
+                yield image
 
 
 def _scan_identity(identity: str, root: str, above: set[tuple[int, int]], skips: Skips) -> Iterator[Row]:

@@ -152,8 +152,9 @@ class _Tail:
             size_W = sizes_W.astype(np.float64)
             all_squares = ((size_W**2).sum() ** 2 - (size_W**4).sum()) / 2
             cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)
-            possible = size_W[pair // len(size_W)] * size_W[pair % len(size_W)]
-            alone_T = squared_errors(cell, pair, possible, all_squares, far_T, self.lowest)
+            pairs, which = np.unique(pair, return_inverse=True)
+            possible = size_W[pairs // len(size_W)] * size_W[pairs % len(size_W)]
+            alone_T = squared_errors(cell, which, possible, all_squares, far_T, self.lowest)
         binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both persons
         known = np.isfinite(alone_T) & (binomial_T > 0)
         share = alone_T[known][0] / binomial_T[known][0] if known.any() else 1.0

@@ -137,26 +137,25 @@ def _read_off(tar_BT: Floats, far_BT: Floats, wanted_K: Floats) -> Floats:
 
 
 def squared_errors(
-    cell_I: npt.NDArray, pair_I: Ints, possible_I: Floats, all_squares: float, far_T: Floats, lowest: int = 1
+    cell_I: npt.NDArray, which_I: Ints, possible_D: Floats, all_squares: float, far_T: Floats, lowest: int = 1
 ) -> Floats:
     """`PersonCounts.alone` (T,): NaN below the threshold of the cell `lowest`.
 
-    Cells of the impostor pairs from `lowest` up, the pair of persons of each, and how many pairs these two have;
-    `all_squares` is the sum of the squares of that number over all pairs of persons.
+    Cells (I,) of the impostor pairs from `lowest` up, by number the pair of persons (D,) of each, and how many pairs
+    these two have; `all_squares` is the sum of the squares of that number over all pairs of persons.
     """
     alone_T = np.full(len(far_T), np.nan)
     if not len(cell_I):
         return alone_T
-    pairs, which = np.unique(pair_I, return_inverse=True)
-    accepted, squares, cross = np.zeros(len(pairs), np.int64), 0.0, 0.0
+    accepted, squares, cross = np.zeros(len(possible_D), np.int64), 0.0, 0.0
     by_cell = np.argsort(cell_I, kind="stable")
-    starts = np.searchsorted(cell_I[by_cell], np.arange(len(far_T) + 2))
+    starts = np.concatenate([[0], np.bincount(cell_I, minlength=len(far_T) + 1).cumsum()])
     for t in range(len(far_T) - 1, lowest - 2, -1):  # from the top down, each pair met once
-        fresh = by_cell[starts[t + 1] : starts[t + 2]]
-        touched, count = np.unique(which[fresh], return_counts=True)
+        fresh = which_I[by_cell[starts[t + 1] : starts[t + 2]]]
+        touched, count = np.unique(fresh, return_counts=True)
         squares += (count * (count + 2 * accepted[touched])).sum()
         accepted[touched] += count
-        cross += possible_I[fresh].sum()
+        cross += possible_D[fresh].sum()
         alone_T[t] = squares - 2 * far_T[t] * cross + far_T[t] ** 2 * all_squares
     return alone_T
 
@@ -183,35 +182,31 @@ class ListedCells:
         self.threshold_T, self.persons = threshold_T, persons
         self.cells = len(threshold_T) + 1
         self.same = np.asarray(same, dtype=bool)
-        cell_P = np.searchsorted(threshold_T, np.asarray(score), side="right")
-        self.cell_P = cell_P.astype(np.uint8)
-        self.code_2P = [(column * self.cells + cell_P).astype(np.int64) for column in who]
-        self.pair_P = np.minimum(*who) * persons + np.maximum(*who)
+        self.cell_P = np.searchsorted(threshold_T, np.asarray(score), side="right").astype(np.uint8)
+        self.who = who
 
     def counts_of(self, rows: Ints | slice) -> tuple[Ints, Ints]:
         """Genuine and impostor pairs (W, C) of each person in each cell, of these rows."""
-        same = self.same[rows]
-        one, other = (code[rows] for code in self.code_2P)
-        size = self.persons * self.cells
-        genuine = np.bincount(one[same], minlength=size)
-        impostor = np.bincount(one[~same], minlength=size)
-        impostor += np.bincount(other[~same], minlength=size)
-        return genuine.reshape(-1, self.cells), impostor.reshape(-1, self.cells)
+        same, cell = self.same[rows], self.cell_P[rows]
+        kinds = np.zeros((2, self.persons * self.cells), np.int64)
+        for column, places in zip(self.who, ((0, 1), (1,)), strict=True):
+            code = column[rows].astype(np.int64) * self.cells + cell
+            for kind in places:  # both persons of a genuine pair are one
+                kinds[kind] += np.bincount(code[same if kind == 0 else ~same], minlength=kinds.shape[1])
+        genuine, impostor = kinds.reshape(2, self.persons, self.cells)
+        return genuine, impostor
 
     def counts(self) -> PersonCounts:
         """Of all pairs. Cell c holds the scores between threshold c - 1 and c: accepted at t are those above t."""
         genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in self.counts_of(slice(None)))
         far_T = impostor[:, 1:].sum(0) / impostor[:, 0].sum()
-        pairs, place, possible = np.unique(self.pair_P[~self.same], return_inverse=True, return_counts=True)
+        one, other = (column[~self.same] for column in self.who)
+        pair_I = np.minimum(one, other).astype(np.int64) * self.persons + np.maximum(one, other)
+        pairs, possible = np.unique(pair_I, return_counts=True)
         cell_I = self.cell_P[~self.same]
-        high = cell_I > 0
-        alone_T = squared_errors(
-            cell_I[high],
-            pairs[place[high]],
-            possible[place[high]].astype(np.float64),
-            float((possible.astype(np.float64) ** 2).sum()),
-            far_T,
-        )
+        which_I = np.searchsorted(pairs, pair_I[cell_I > 0])
+        squares = float((possible.astype(np.float64) ** 2).sum())
+        alone_T = squared_errors(cell_I[cell_I > 0], which_I, possible.astype(np.float64), squares, far_T)
         return PersonCounts(
             self.threshold_T,
             genuine[:, 1:],

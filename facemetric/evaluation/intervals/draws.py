@@ -136,15 +136,26 @@ def numbered_persons(
     both = [np.asarray(p) for p in persons]
     if any(p.shape != same_P.shape for p in both):
         raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
-    who = np.unique(np.concatenate(both), return_inverse=True)[1]
-    a_P, b_P = who[: len(same_P)], who[len(same_P) :]
+    a_P, b_P, number = _renumbered(*both)
     wrong = (a_P == b_P) != same_P
     if wrong.any():
         raise DataError(
             f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
             "give the persons of the pairs, or `persons_of_pairs`"
         )
-    return (a_P, b_P), int(who.max()) + 1
+    return (a_P, b_P), number
+
+
+def _renumbered(one: npt.NDArray, other: npt.NDArray) -> tuple[Ints, Ints, int]:
+    """Both columns (P,) as numbers from 0 in the order of the sorted values, and how many these are."""
+    least, most = min(one.min(initial=0), other.min(initial=0)) if one.dtype.kind in "iu" else -1, 0
+    if least >= 0 and (most := int(max(one.max(), other.max()))) < 2 * len(one) + 1000:
+        present = np.zeros(most + 1, bool)
+        present[one] = present[other] = True
+        number = np.cumsum(present, dtype=np.int32) - 1  # without sorting: pairs may be many millions
+        return number[one], number[other], int(present.sum())
+    who = np.unique(np.concatenate([one, other]), return_inverse=True)[1]
+    return who[: len(one)], who[len(one) :], int(who.max()) + 1
 
 
 def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:

@@ -180,7 +180,7 @@ def _count(figures: _Figures, persons: Persons, fold: npt.ArrayLike | None, draw
         figures.values(), np.array([p.wanted for p in figures.points]), figures.band_fars, figures.band_tar()
     )
     counted = CountedFigures(measured, cells.counts())
-    accuracy_B1 = np.zeros((draws, 0))
+    accuracy_B1: Floats = np.zeros((draws, 0))
     if fold is not None:
         accuracy_B1 = CountedFolds(cells, fold, counted.rates).draws(draws, seed)
     return _Drawn(counted.draws(draws, seed), accuracy_B1)

@@ -53,8 +53,6 @@ def settle(
 
     `panel` gives the squared distances (n, N) of some of the pairs' anchors in float32.
     """
-    if len(doubt.at_T) * y_ND.numel() <= FEW_NUMBERS:
-        return _choose_directly(x_MD, y_ND, doubt)
     at_T = doubt.at_T.clone()
     farther_T = _farther(x_MD, y_ND, doubt)
     if doubt.near_T is not None:
@@ -66,12 +64,12 @@ def settle(
     return at_T
 
 
-def _choose_directly(x_MD: Tensor, y_ND: Tensor, doubt: Doubt) -> Tensor:
-    """The fewest calls: every difference in float64."""
-    away_TND = y_ND.double() - x_MD[doubt.anchor_T, None]
+def choose_directly(x_TD: Tensor, y_ND: Tensor, p_T: Tensor, same_TK: Tensor) -> Tensor:
+    """`choose_in_float64` of few pairs in the fewest calls: every difference is formed."""
+    away_TND = y_ND.double() - x_TD[:, None]
     squared_TN = torch.linalg.vecdot(away_TND, away_TND)
-    gap_TN = squared_TN.gather(1, doubt.p_T[:, None]) * (1 + 1e-14) - squared_TN
-    return argmin_rows(gap_TN.scatter_(1, doubt.same_TK, torch.inf).view(torch.int64))
+    gap_TN = squared_TN.gather(1, p_T[:, None]) * (1 + 1e-14) - squared_TN
+    return argmin_rows(gap_TN.scatter_(1, same_TK, torch.inf).view(torch.int64))
 
 
 def _settle_panel(x_MD: Tensor, y_ND: Tensor, doubt: Doubt, dist_nN: Tensor, budget_mib: float) -> Tensor:

@@ -21,8 +21,15 @@ from torch import Tensor
 
 from facemetric.mining.kernels.argmin import INTEGER, argmin_rows
 from facemetric.mining.kernels.common import FAR_AWAY, NEAR, Rule, TripletSums, add_rows, slack
-from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR, Doubt, settle
+from facemetric.mining.kernels.settle import (
+    FEW_NUMBERS,
+    UNSURE,
+    UNSURE_NEAR,
+    choose_directly,
+    choose_in_float64,
+)
 from facemetric.mining.order import sortable
+from facemetric.mining.tiles import row_distance
 
 # Above this many rows the sorted and tiled miners are as fast.
 SMALL_ROWS = 512
@@ -169,13 +176,22 @@ def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
     if not exact:
         doubtful_KN = dist_NN.gather(1, n_KN.T).T.sub_(squared_KN).abs_() <= UNSURE * slack_N
         if bool(doubtful_KN.any()):
-            k, a = doubtful_KN.nonzero(as_tuple=True)
-            same_TK = torch.cat([a[:, None], near.at_KN[:, a].T], 1)
-            band_T = 2 * UNSURE * slack_N[a]
-            doubt = Doubt(a, near.at_KN[k, a], n_KN[k, a], bound_KN[k, a], band_T, None, same_TK)
-            n_KN[k, a] = settle(rows_ND, rows_ND, doubt, lambda some: dist_NN[a[some]], SMALL_MIB)
+            _settle(rows_ND, near, doubtful_KN, n_KN)
     ends = torch.cat([near.at_KN.view(-1), n_KN.view(-1)])
     return _triplets(rows_ND, rule, ends, near.pairs, pairwise.square_N, near.absent_KN)
+
+
+def _settle(rows_ND: Tensor, near: Positives, doubtful_KN: Tensor, n_KN: Tensor) -> None:
+    """Chooses the doubtful negatives again, in float64."""
+    t = doubtful_KN.reshape(-1).nonzero()[:, 0]
+    a, p_T = t % len(rows_ND), near.at_KN.view(-1)[t]
+    x_TD, same_TK = rows_ND[a], torch.cat([a[None], near.at_KN[:, a]]).T
+    if len(t) * rows_ND.numel() <= FEW_NUMBERS:
+        n_KN.view(-1)[t] = choose_directly(x_TD, rows_ND, p_T, same_TK)
+        return
+    x_TD = x_TD.double()
+    squared_T = row_distance(x_TD, rows_ND[p_T].double())
+    n_KN.view(-1)[t] = choose_in_float64(x_TD, rows_ND, squared_T, same_TK, SMALL_MIB)
 
 
 def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:

@@ -85,6 +85,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 class Classification:
     """The task of stage one (see task.Task)."""
 
+    model: Any  # a Classifier; a Student where a teacher is followed
     judged_by = staticmethod(judged_by)
 
     def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
@@ -127,6 +128,14 @@ class Classification:
             margin=self.config.margin,
         )
 
+    def first_centres(self) -> Tensor | None:
+        """Where a margin head starts: the identities' mean embeddings (C, D) on trained weights, else at random."""
+        if not self.config.weights:
+            return None
+        train = self.split.train
+        index = train.select(self.rows[self.rows < len(train)])
+        return identity_means(self.model.embedder, index, self.sizes[0], self.workers)
+
     def make_sampler(self) -> ShuffledBatches:
         """Shuffled batches of the rows that are trained on."""
         return self.sampler_of(self.split.train.identity[self.rows])
@@ -143,14 +152,14 @@ class Classification:
         )
 
     def prepare(self) -> None:
-        """A margin head on trained weights starts from the means of its identities, which embeds them once."""
+        """Where a margin head starts from trained weights or a teacher: this embeds the images once."""
         head = self.model.head
-        if self.config.weights and isinstance(head, MarginHead) and not self.run.resume:
-            train = self.split.train
-            index = train.select(self.rows[self.rows < len(train)])
-            mean_CD = identity_means(self.model.embedder, index, self.sizes[0], self.workers)
+        if not isinstance(head, MarginHead) or self.run.resume:
+            return
+        centre_CD = self.first_centres()
+        if centre_CD is not None:
             with torch.no_grad():
-                head.weight.copy_(mean_CD)
+                head.weight.copy_(centre_CD)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""

@@ -21,6 +21,7 @@ from facemetric.data.lists import apply_lists
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError, plural
+from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
 from facemetric.model.teacher import Student, direction_loss, relation_loss, ridge_map
@@ -30,7 +31,7 @@ from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup, same_origin
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification, Rows
-from facemetric.training.tasks.teacher_rows import Joined, teacher_rows
+from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 
 FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
 
@@ -38,11 +39,21 @@ FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is f
 class Distillation(Classification):
     """The task of stage one with --teacher (see task.Task)."""
 
-    model: Student  # type: ignore[assignment]
+    model: Student
 
-    def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
-        self.images = Joined(split.train, read_unlabelled(setup.config))
-        self.teacher = torch.from_numpy(teacher_rows(setup.config.teacher, self.images))
+    def __init__(
+        self,
+        setup: Setup[PretrainConfig],
+        split: Split,
+        run: Run,
+        device: torch.device,
+        *,
+        images: Joined,
+        teacher_NT: np.ndarray,
+    ) -> None:
+        """`images` are those of the split and the unlabelled ones, `teacher_NT` the teacher's unit vectors of them."""
+        self.images = images
+        self.teacher = torch.from_numpy(teacher_NT)
         super().__init__(setup, split, run, device)
 
     def make_model(self, embedder: Embedder) -> Student:  # type: ignore[override]
@@ -62,7 +73,7 @@ class Distillation(Classification):
 
     def prepare(self) -> None:
         """Fit the layer to the teacher's embedding to what trained weights see at first; then a margin head's
-        means."""
+        centres."""
         if self.config.weights and not self.run.resume:
             embedder = self.model.embedder
             seen_NF, rows = self.first_features(embedder)
@@ -73,8 +84,19 @@ class Distillation(Classification):
                 with torch.no_grad():
                     seen_ND = functional.normalize(embedder.eval().project(seen_NF), dim=1)
                 self.model.to_teacher = ridge_map(seen_ND, self.teacher[rows].to(seen_ND)).to(self.device)
-        if self.model.head is not None:
-            super().prepare()
+        super().prepare()
+
+    def first_centres(self) -> Tensor | None:
+        """Where a margin head starts: where the embedding is to be the teacher's own, at the identities' means by the
+        teacher (see MarginDistillation, Svitov and Alyamkin 2020, arXiv:2003.02586, whose head keeps the teacher's
+        centres), else as without one."""
+        if self.config.embedding_size:
+            return super().first_centres()
+        train = self.split.train
+        rows = self.rows[self.rows < len(train)]
+        sums_CT = torch.zeros(len(train.identities), self.teacher.shape[1])
+        sums_CT.index_add_(0, torch.from_numpy(train.identity[rows].astype(np.int64)), self.teacher[rows])
+        return functional.normalize(sums_CT, dim=1)
 
     def first_features(self, embedder: Embedder) -> tuple[Tensor, np.ndarray]:
         """The backbone's features (N, F) of some images as they are, drawn from the seed, and their rows."""
@@ -103,11 +125,9 @@ class Distillation(Classification):
 
     def make_sampler(self) -> ShuffledBatches:
         """Labelled and unlabelled images, shuffled; each unlabelled one counts as a person of its own."""
-        others = np.arange(len(self.split.train), len(self.images))
-        labels = self.split.train.identity[self.rows]
-        first = len(self.split.train.identities)
-        self.rows = np.concatenate([self.rows, others])
-        labels = np.concatenate([labels, first + np.arange(len(others))])
+        train, others = self.split.train, self.images.parts[1:]
+        labels = with_others(train.select(self.rows), *others)
+        self.rows = np.concatenate([self.rows, np.arange(len(train), len(self.images))])
         return self.sampler_of(labels)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -178,6 +198,23 @@ class Distillation(Classification):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ConfigError for other data or another teacher."""
         same_origin(self.run, state, self.origin)
+
+
+def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:
+    """The task of stage one that the options ask for. A teacher given as weights embeds the images first, once."""
+    config = setup.config
+    if not config.teacher:
+        return Classification(setup, split, run, device)
+    images = Joined(split.train, read_unlabelled(config))
+    teacher = Teacher(config.teacher, config.out.parent / "teacher", pick_workers(config.workers), device)
+    rows_NT = teacher_rows(teacher, images)
+    return Distillation(setup, split, run, device, images=images, teacher_NT=rows_NT)
+
+
+def with_others(labelled: ImageIndex, others: ImageIndex | None = None) -> np.ndarray:
+    """Numbers for a sampler: the identities of the labelled images, then one of its own for each of the others."""
+    count = len(others) if others is not None else 0
+    return np.concatenate([labelled.identity, len(labelled.identities) + np.arange(count)])
 
 
 def read_unlabelled(config: PretrainConfig) -> ImageIndex | None:

@@ -22,7 +22,7 @@ from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
-from facemetric.training.tasks.distillation import Distillation
+from facemetric.training.tasks.distillation import Distillation, stage_one
 
 SIZE = 12
 
@@ -43,12 +43,13 @@ def tables(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Distillation:
-    """The task as run_pretrain builds it."""
+    """The task as pretrain builds it."""
     plain = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0, "batch_size": 16}
     config = PretrainConfig((str(faces),), **(plain | options))
     run = Run(folder, config_toml="", resume=False)
     torch.manual_seed(config.seed)
-    task = Distillation(check_training(config), read_split(config), run, pick_device("cpu"))
+    task = stage_one(check_training(config), read_split(config), run, pick_device("cpu"))
+    assert isinstance(task, Distillation)
     task.prepare()
     return task
 
@@ -91,7 +92,7 @@ def test_unlabelled_images_are_never_in_the_softmax(
     task = task_of(faces, tmp_path / "run", **options)
     assert task.model.head is not None
     assert task.model.head.weight.shape[0] == len(task.split.train.identities)
-    seen = [batch for batch in task.batches(0, 0)]
+    seen = list(task.batches(0, 0))
     labels = torch.cat([batch.labels for batch in seen])
     names = [task.images.name(int(row)) for batch in seen for row in batch.rows]
     for label, name in zip(labels.tolist(), names, strict=True):
@@ -199,11 +200,11 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
     states = [torch.load(run.run / "checkpoint.pt", weights_only=True) for run in (whole, parts)]
     assert same(states[0]["model"], states[1]["model"])
     assert same(states[0]["ema"], states[1]["ema"])
+    swapped = EmbeddingTable.load(tables["faces"])
+    table = EmbeddingTable(-swapped.embeddings, swapped.identities, swapped.paths)
+    table.save(tmp_path / "other.npz")
+    other = options | {"teacher": (str(tmp_path / "other.npz"), tables["more"])}
     with pytest.raises(ConfigError, match="the teacher of this run changed"):
-        swapped = EmbeddingTable.load(tables["faces"])
-        table = EmbeddingTable(-swapped.embeddings, swapped.identities, swapped.paths)
-        table.save(tmp_path / "other.npz")
-        other = options | {"teacher": (str(tmp_path / "other.npz"), tables["more"])}
         pretrain(str(faces), **other, out=tmp_path / "parts", resume=True)
 
 
@@ -221,3 +222,20 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
 def test_options_that_do_not_fit_are_refused(faces: Path, tmp_path: Path, options: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         pretrain(str(faces), **options, out=tmp_path / "run")
+
+
+def test_a_margin_head_starts_from_the_teachers_means(
+    faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    options = {
+        "teacher": (tables["faces"],),
+        "head": "cosface",
+        "label_weight": 0.1,
+        "closed_set_fraction": 0.2,
+    }
+    task = task_of(faces, tmp_path / "run", **options)
+    assert task.model.head is not None
+    for number, weight in enumerate(task.model.head.weight.detach()):
+        rows = task.rows[task.split.train.identity[task.rows.clip(max=len(task.split.train) - 1)] == number]
+        mean = task.teacher[rows].mean(0)
+        torch.testing.assert_close(weight, functional.normalize(mean, dim=0))

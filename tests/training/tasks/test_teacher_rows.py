@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from facemetric import load_embedder
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError
+from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.training.tasks.teacher_rows import UNLABELLED, Joined, named, teacher_rows
+from facemetric.training.run import Trained
+from facemetric.training.tasks.teacher_rows import UNLABELLED, Joined, Teacher, named, teacher_rows
+
+
+def given(*tables: str) -> Teacher:
+    """Tables, of a teacher that embeds nothing itself."""
+    return Teacher(tables, Path("nowhere"))
 
 
 def table_of(
@@ -30,7 +39,7 @@ def test_rows_follow_the_names_and_are_unit_vectors(
 ) -> None:
     index = read_index([f"a={faces}"])
     table = table_of(index, tmp_path / "t.npz", prefix="a/")
-    found = teacher_rows([f"a={tmp_path / 't.npz'}"], Joined(index, None))
+    found = teacher_rows(given(f"a={tmp_path / 't.npz'}"), Joined(index, None))
     assert found.shape == (96, 4)
     assert found.dtype == np.float32
     by_name = dict(zip(table.paths.tolist(), table.embeddings, strict=True))
@@ -51,8 +60,8 @@ def test_labelled_and_unlabelled_come_from_several_tables(faces: Path, tmp_path:
     assert images.name(96) == others.name(0)
     assert images.read(97) == others.read(1)
     assert images.location(98) == others.location(2)
-    found = teacher_rows([f"a={tmp_path / 'a.npz'}", str(tmp_path / "b.npz")], images)
-    first = teacher_rows([str(tmp_path / "b.npz")], Joined(others, None))
+    found = teacher_rows(given(f"a={tmp_path / 'a.npz'}", str(tmp_path / "b.npz")), images)
+    first = teacher_rows(given(str(tmp_path / "b.npz")), Joined(others, None))
     np.testing.assert_array_equal(found[96:], first)
 
 
@@ -62,7 +71,7 @@ def test_an_image_without_a_row_is_refused(faces: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"6 of 96 training images have no row in --teacher, first '"
     ) as caught:
-        teacher_rows([str(tmp_path / "t.npz")], Joined(index, None))
+        teacher_rows(given(str(tmp_path / "t.npz")), Joined(index, None))
     assert index.name(90) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -73,11 +82,38 @@ def test_two_rows_of_one_image_and_two_teachers_are_refused(faces: Path, tmp_pat
     again = str(tmp_path / "again.npz")
     table_of(index.select(np.arange(3, 4)), Path(again))
     with pytest.raises(DataError, match="a second row for") as caught:
-        teacher_rows([str(tmp_path / "t.npz"), again], Joined(index, None))
+        teacher_rows(given(str(tmp_path / "t.npz"), again), Joined(index, None))
     assert index.name(3) in str(caught.value)
     table_of(index.select(np.arange(3, 4)), Path(again), size=5)
-    with pytest.raises(DataError, match="embeddings of 5 numbers, the table before it 4"):
-        teacher_rows([str(tmp_path / "t.npz"), again], Joined(index, None))
+    with pytest.raises(DataError, match="embeddings of 5 numbers, the one before it 4"):
+        teacher_rows(given(str(tmp_path / "t.npz"), again), Joined(index, None))
+
+
+def test_weights_embed_the_images_once(
+    stage_one: Trained, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = read_index([f"a={faces}"])
+    broken = tmp_path / "b"
+    shutil.copytree(faces, broken)
+    victim = next(broken.rglob("*.*"))
+    victim.write_bytes(b"no image")
+    images = Joined(labelled, read_index([f"b={broken}"]))
+    teacher = Teacher([str(stage_one.run)], tmp_path / "cache")
+    found = teacher_rows(teacher, images)
+    embedder = load_embedder(stage_one.run)
+    wanted = embed_index(embedder, labelled, flip=True).table
+    np.testing.assert_allclose(found[:96], wanted.embeddings, atol=1e-6)
+    unread = [i for i in range(96, 192) if not found[i].any()]
+    assert [images.name(i) for i in unread] == [f"b/{victim.relative_to(broken)}"]
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("embedded a second time")
+
+    monkeypatch.setattr("facemetric.training.tasks.teacher_rows.embed_index", again)
+    np.testing.assert_array_equal(teacher_rows(teacher, images), found)
+    next((tmp_path / "cache").iterdir()).write_bytes(b"cut short")
+    with pytest.raises(AssertionError, match="a second time"):
+        teacher_rows(teacher, images)
 
 
 @pytest.mark.parametrize(
