@@ -115,15 +115,25 @@ def progress_bar(
     total: float | None = None,
     desc: str = "",
     unit: str = "it",
+    unit_scale: bool = False,
     delay: float = 2.0,
 ) -> Any:
     """A tqdm bar over `items` (or of `total`, moved by `update`) that is gone when it ends.
 
-    Silent where progress is not shown, or stderr is no terminal. `delay`: seconds until it appears."""
+    Silent where progress is not shown, stderr is no terminal, or `desc` is empty. `delay`: seconds until it appears."""
     from tqdm import tqdm
 
-    quiet = None if _progress_shown else True  # None: tqdm looks whether stderr is a terminal
-    return tqdm(items, total=total, desc=desc, unit=unit, delay=delay, leave=False, disable=quiet)
+    quiet = None if _progress_shown and desc else True  # None: tqdm looks whether stderr is a terminal
+    return tqdm(
+        items,
+        total=total,
+        desc=desc,
+        unit=unit,
+        unit_scale=unit_scale,
+        delay=delay,
+        leave=False,
+        disable=quiet,
+    )
 
 
 @dataclass

@@ -26,12 +26,12 @@ from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from facemetric.data.readers.bin import read_bin
 from facemetric.data.readers.csv import Table
 from facemetric.errors import DataError, did_you_mean
 from facemetric.files import write_whole
+from facemetric.machine import progress_bar
 
 Ints = npt.NDArray[np.int64]
 COLUMNS = {
@@ -181,7 +181,7 @@ def _read_text(path: Path, text: TextIO) -> Pairs:
 def _watched(path: Path, text: TextIO) -> Iterator[str]:
     """The lines, with a progress bar where there are many."""
     size = path.stat().st_size
-    with tqdm(total=size, desc="pairs", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=size, desc="pairs", unit="B", unit_scale=True) as bar:
         read = 0
         for number, line in enumerate(text, 1):
             yield line

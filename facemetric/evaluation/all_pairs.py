@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
@@ -28,6 +27,7 @@ from facemetric.evaluation.curves import (
 )
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import FARS, HARDEST, Hardest, HardPairs, Verification
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import Tile, triangle_in_threads
 
 ROOT = 128.0  # both factors of the product carry one root
@@ -271,9 +271,7 @@ def walk_pairs(
 ) -> None:
     """`triangle_in_threads` with a progress bar."""
     pairs = len(emb_ND) ** 2 // 2
-    with tqdm(
-        total=pairs, desc=what, unit="pair", unit_scale=True, delay=2, leave=False, disable=None
-    ) as bar:
+    with progress_bar(total=pairs, desc=what or "", unit="pair", unit_scale=True) as bar:
 
         def step(thread: int, tile: Tile) -> None:
             size = tile.values.numel()  # before the work, which may use the values up

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import unit_rows
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 
@@ -191,7 +191,7 @@ def link_graph(unit_ND: Floats, threshold: float) -> Any:
     found: list[npt.NDArray[np.int32]] = []
     count_N, total = np.zeros(n, np.int64), 0
     emb = torch.from_numpy(unit_ND)
-    with tqdm(total=n, desc="linking", unit="image", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=n, desc="linking", unit="image") as bar:
         for rows, _, values in product_tiles(emb, budget_mib=BUDGET_MIB, whole_rows=True):
             score_RN = values.numpy()
             score_RN[np.arange(len(score_RN)), np.arange(rows.start, rows.stop)] = np.inf
@@ -234,7 +234,7 @@ def _agglomerative(unit_ND: Floats, graph: Any, threshold: float, min_images: in
     """
     n = len(unit_ND)
     state = _Merging(unit_ND.copy(), graph, threshold)
-    with tqdm(total=n, desc="joining", unit="cluster", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=n, desc="joining", unit="cluster") as bar:
         for start in range(n):
             chain = [start] if state.parent[start] == start and not state.done[start] else []
             while chain:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.verification import below_each, fold_accuracy
+from facemetric.machine import progress_bar
 
 PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
@@ -104,7 +104,7 @@ def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
     size = max(1, min(PER_CHUNK, BUDGET // (8 * max(pairs, 1))))
-    with tqdm(total=draws, desc="intervals", unit="draw", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=draws, desc="intervals", unit="draw") as bar:
         for at in range(0, draws, size):
             w_BW = rng.standard_exponential((min(size, draws - at), n))
             yield w_BW / w_BW.mean(1, keepdims=True)
