@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
+
+from pandas import DataFrame
+
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
@@ -31,7 +34,6 @@ from facemetric.model.embedder import similarity as similarity
 from facemetric.model.weights import load_weights
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
-from pandas import DataFrame
 
 __version__: str
 load_embedder = load_weights
