@@ -31,7 +31,7 @@ def import_timm() -> None:
     """Import torchvision and timm without torch._dynamo, a third of what a short command costs.
 
     While they are imported they take two functions of it, for detection models and one vision transformer. They get
-    ones that call the true functions when they are called; whatever else is asked for is the true module's."""
+    ones that call the true functions when they are called; everything else is the true module's."""
     if {"torchvision", "timm", "torch._dynamo"} & set(sys.modules):
         return
     import torch  # noqa: F401 (it may import torch._dynamo itself)

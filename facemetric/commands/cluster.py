@@ -72,7 +72,7 @@ class ClusterRecord:
     others: tuple[bool, ...]
 
     def title(self) -> str:
-        """What stands above its pictures."""
+        """The title above its pictures."""
         text = f"cluster {self.number}: {self.images} images"
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"

@@ -235,7 +235,7 @@ def _read_csv(path: Path, lines: Iterable[str]) -> Pairs:
             f"needed image1_path,image2_path,label (or path_a,path_b,same){hint}"
         )
     if sum(name in COLUMNS for name in table.columns) > 3:
-        raise DataError(f"{path}: a column stands twice in {', '.join(header)!r}; rename one")
+        raise DataError(f"{path}: a column occurs twice in {', '.join(header)!r}; rename one")
     at_a, at_b, at_same = at["a"], at["b"], at["same"]
     needed = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
     others = {i: _Column() for i, name in enumerate(header) if name and i not in at.values()}

@@ -45,7 +45,7 @@ OFFSET = int(STEPS) + SLACK
 BINS = 2 * OFFSET
 
 
-LEFT_OUT = np.float32(-OFFSET)  # in the place of a score that is none: below all others
+LEFT_OUT = np.float32(-OFFSET)  # marks a pair that does not count: below all scores
 
 
 CHUNK = 1 << 18  # scores binned at once: 2 MiB of buffers
@@ -114,7 +114,7 @@ class Tally:
         self.used = len(self.kept)
 
     def scores(self) -> Scores:
-        """What was counted, as cosines in -1..1, the same in whatever pieces it came. The tally is used up."""
+        """What was counted, as cosines in -1..1, the same for any division into pieces. The tally is used up."""
         if int(self.count.sum()) > 2 * self.keep:
             self._prune(self.kept[:0])
         kept = self.kept[: self.used]
@@ -316,7 +316,7 @@ def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_K
 def _count_mixed(
     kinds: tuple[_Kind, _Kind], score: npt.NDArray[np.float32], who_N: Ints, rows: slice, cols: slice
 ) -> None:
-    """A tile with pairs of both kinds, or on the diagonal, where each pair of images stands twice."""
+    """A tile with pairs of both kinds, or on the diagonal, where each pair of images occurs twice."""
     genuine, impostor = kinds
     same = who_N[rows, None] == who_N[None, cols]
     if rows == cols:

@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
     it 1. `nmi`: mutual information over the mean of both entropies. `ari`: Rand index, 0 by chance.
     B-cubed, mean over images: `precision` is the share of the image's cluster that is its identity,
     `recall` the share of its identity that is in the cluster, `f` their harmonic mean. The intervals draw
-    people anew and leave the clusters as they are.
+    people again and leave the clusters as they are.
     """
 
     purity: float
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) -> Agreement:
-    """Figures of clusters (N,) against identities (N,), whatever values name them.
+    """Figures of clusters (N,) against identities (N,), named by any values.
 
     Sources: Bagga and Baldwin 1998 for B-cubed; Hubert and Arabie 1985 for ARI.
     Raises DataError where shapes differ, or fewer than two identities are there.
@@ -122,7 +122,7 @@ class Clusters:
 
     `number` (N,) counts from 0, the largest cluster, ties by the first image. `distance` (N,) is the cosine
     distance (0..2) to the mean of the cluster's unit vectors. `noise`: images that DBSCAN gives to no cluster;
-    each stands here as a cluster of its own. `links`: pairs of images at or above the threshold.
+    each is a cluster of its own here. `links`: pairs of images at or above the threshold.
     """
 
     number: Ints
@@ -161,7 +161,7 @@ def find_clusters(
 ) -> Clusters:
     """Group embeddings (N, D) of any length by the cosine `threshold`, -1..1.
 
-    `components` joins whatever a chain of links connects. `dbscan` lets only images with `min_images` at the
+    `components` joins all that a chain of links connects. `dbscan` lets only images with `min_images` at the
     threshold (themselves counted) carry the chain on. `agglomerative` joins the two clusters of the highest
     average cosine until none reaches the threshold. Sources: Ester et al. 1996, KDD; Sokal and Michener 1958.
     Raises ConfigError for an unknown method or a threshold out of range, DataError for too many links.
@@ -302,7 +302,7 @@ METHODS = {"components": _components, "dbscan": _dbscan, "agglomerative": _agglo
 
 
 def _largest_first(label_N: Ints) -> Ints:
-    """Labels numbered anew: the largest cluster is 0, ties by the first image."""
+    """Labels renumbered: the largest cluster is 0, ties by the first image."""
     _, first, number, size = np.unique(label_N, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -size))
     rank = np.empty(len(order), np.int64)

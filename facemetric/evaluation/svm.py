@@ -28,7 +28,7 @@ class SvmAccuracy(NamedTuple):
 
     `people_left_out` have fewer images than folds; `people_not_drawn` and `images_not_drawn` (of those drawn)
     would have made it take too long. `folds` 0: it learned from a gallery, without a deviation (0);
-    `people_left_out` are not in it. `interval`: of the share of images that are right, people drawn anew;
+    `people_left_out` are not in it. `interval`: of the share of images that are right, people resampled;
     None where all are of one person.
     """
 
@@ -65,8 +65,8 @@ class SvmAccuracy(NamedTuple):
 
     def took_part(self) -> str:
         """Whose images were classified, in words."""
-        how = f"{self.folds} folds" if self.folds else "learned from the gallery"
-        parts = [f"{self.images:,} images of {self.people:,} people, {how}"]
+        trained = f"{self.folds} folds" if self.folds else "learned from the gallery"
+        parts = [f"{self.images:,} images of {self.people:,} people, {trained}"]
         if self.people_left_out:
             why = "of fewer images" if self.folds else "who are not in it"
             parts.append(f"{self.people_left_out:,} people {why} left out")

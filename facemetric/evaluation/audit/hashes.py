@@ -1,4 +1,4 @@
-"""Perceptual hashes of images: alike where two pictures show the same, whatever their size, packing or tone.
+"""Perceptual hashes of images: alike where two pictures show the same, at any size, packing or tone.
 
 A picture is brought to 32 x 32 grey pixels, and of its cosine transform the 16 x 16 lowest frequencies without the
 mean are kept: K = 255 numbers. A number above the set's median is a bit, so each bit splits the set in halves and

@@ -64,7 +64,7 @@ def chance_score(share: float, dims: float) -> float:
 
 
 def judge_images(emb_ND: np.ndarray, who_N: np.ndarray) -> Judged:
-    """How each image stands to its own identity without it, and to all others. emb (N, D) is centred."""
+    """How near each image is to its own identity without it, and to all others. emb (N, D) is centred."""
     count = int(who_N.max()) + 1
     sums_CD = np.zeros((count, emb_ND.shape[1]))
     np.add.at(sums_CD, who_N, emb_ND)

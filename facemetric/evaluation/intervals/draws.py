@@ -180,7 +180,7 @@ def dyad_scale(alone: float, by_person: float) -> float:
 
 
 def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Means (B, K) of the values (N, K) of images, with the persons (N,) drawn anew.
+    """Means (B, K) of the values (N, K) of images, with the persons (N,) resampled.
 
     They are drawn with replacement, whole numbers of times: weights that are never 0, as those of
     `person_weights`, would leave a difference of two models that comes from a single image on one side of 0 in
