@@ -16,7 +16,7 @@ from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.verification import below_each, fold_accuracy
 from facemetric.machine import progress_bar
 
-PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
+DRAWS_PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
 
 class FoldDraws:
@@ -43,8 +43,10 @@ class FoldDraws:
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The accuracy (B, 1) of each draw of weights; both kinds keep their share, as a protocol does."""
-        parts = range(0, len(weight_BP), PER_PASS)
-        return np.concatenate([self._weighted(weight_BP[at : at + PER_PASS, self.order]) for at in parts])
+        parts = range(0, len(weight_BP), DRAWS_PER_PASS)
+        return np.concatenate(
+            [self._weighted(weight_BP[at : at + DRAWS_PER_PASS, self.order]) for at in parts]
+        )
 
     def _weighted(self, weight_BP: Floats) -> Floats:
         for kind in (self.same, ~self.same):
