@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.figures import tar_name
+from facemetric.evaluation.intervals import listed as interval_module
 from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
 from facemetric.evaluation.intervals.listed import verification_intervals
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
@@ -28,17 +29,20 @@ from facemetric.evaluation.verification import Verification, verify_pairs
 PEOPLE, IMAGES = 20_000, 4
 DRAWS = 500  # of the bootstrap: half of eval's own, whose percentiles are a little steadier
 LISTED = (0.1, 0.01)
+EASY = {"hundred-easy": 0.7, "hundred-easier": 0.45}  # a hundred pairs: 95 and 99 of them are right
+ROWS = ("few", "many", *EASY, "all-pairs", "neighbours", "counted")
 ALL_PAIRS = (0.1, 0.01, 1e-3, 1e-4)
 Figures = Mapping[str, float]
 Measure = Callable[[int], Mapping[str, Interval]]
 
 
-def population() -> np.ndarray:
-    """Unit embeddings (people, images, 24) of people of whom some are alike and some are hard."""
+def population(spread: float = 1.15) -> np.ndarray:
+    """Unit embeddings (people, images, 24) of people of whom some are alike and some are hard; the smaller the
+    `spread` of a person's images, the easier."""
     rng = np.random.default_rng(0)
     centre = rng.normal(size=(PEOPLE, 1, 24))
     centre[:, :, :3] += 0.6 * rng.normal(size=(PEOPLE, 1, 1))
-    noise = 1.15 * np.exp(0.3 * rng.normal(size=(PEOPLE, 1, 1)))
+    noise = spread * np.exp(0.3 * rng.normal(size=(PEOPLE, 1, 1)))
     emb = (centre + noise * rng.normal(size=(PEOPLE, IMAGES, 24))).astype(np.float32)
     return emb / np.linalg.norm(emb, axis=2, keepdims=True)
 
@@ -129,9 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first sample's number: goes on from there")
-    parser.add_argument(
-        "--only", choices=("few", "many", "all-pairs", "neighbours"), help="one row of the table alone"
-    )
+    parser.add_argument("--only", choices=ROWS, help="one row of the table alone")
     parser.add_argument(
         "--out", type=Path, help="csv to which each sample's intervals are added as they come"
     )
@@ -139,14 +141,23 @@ def main() -> None:
     samples = range(options.first, options.first + options.samples)
     emb = population()
     taken = np.arange(IMAGES) < 1 + np.arange(PEOPLE)[:, None] % IMAGES  # of each person 1 to 4 images
-    listed = {"few": 400, "many": 3000}
-    rows = [options.only] if options.only else [*listed, "all-pairs", "neighbours"]
+    listed = {"few": 400, "many": 3000, "counted": 400}
+    rows = [options.only] if options.only else ROWS
     for row in rows:
-        if row in listed:
+        if row in EASY:
+            easy = population(EASY[row])
+            truth = figures_of(
+                verify_pairs(*draw_pairs(easy, 1_000_000, np.random.default_rng(1))[:2], fars=(0.1,))
+            )
+            what = f"400 people, 100 listed pairs, accuracy {truth['accuracy']:.3f}"
+            measure: Measure = partial(listed_sample, easy, 400, 50)
+        elif row in listed:
+            if row == "counted":  # as lists of more than MANY pairs are; the last row, since it stays so
+                interval_module.MANY = 0
             drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
             truth = figures_of(verify_pairs(*drawn, fars=LISTED))
-            what = f"{listed[row]:,} people, 2,000 listed pairs"
-            measure: Measure = partial(listed_sample, emb, listed[row], 1000)
+            what = f"{listed[row]:,} people, 2,000 listed pairs{', by counts' * (row == 'counted')}"
+            measure = partial(listed_sample, emb, listed[row], 1000)
         elif row == "neighbours":
             labels = np.repeat(np.arange(PEOPLE), taken[:, 1:].sum(1))
             values = nearest_right(emb, taken)

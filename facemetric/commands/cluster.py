@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
+from facemetric.errors import plural
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
@@ -24,10 +25,13 @@ from facemetric.machine import progress_bar
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SHEETS = "sheets"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clustered:
     """What was found: clusters of the rows of `table`, and how well they agree with the identities.
 
@@ -49,6 +53,22 @@ class Clustered:
         if self.agreement is not None:
             found["agreement"] = self.agreement.to_dict()
         return found
+
+    def __repr__(self) -> str:
+        return f"Clustered({self.clusters!r}, written to {str(self.out)!r})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre; and its identity."""
+        import pandas as pd
+
+        order = np.lexsort((self.clusters.distance, self.clusters.number))
+        columns = {
+            "path": self.table.paths[order],
+            "cluster": self.clusters.number[order],
+            "distance_to_centre": self.clusters.distance[order],
+            "identity": self.table.identities[order],
+        }
+        return pd.DataFrame(columns)
 
     def records(self, most: int, images: int = MOST) -> list[ClusterRecord]:
         """The `most` largest clusters of two images or more, with the rows of up to so many images."""
@@ -210,8 +230,8 @@ def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | Non
     for record in progress_bar(records, desc="sheets", unit="sheet"):
         file = folder / f"cluster_{record.number:05d}.jpg"
         draw_sheet(file, pictures, record.rows, title=record.title(), marked=record.others)
-    several = int((found.clusters.sizes() >= 2).sum())
-    print(f"sheets of {len(records)} of {several} clusters of two images or more in {folder} (--sheets)")
+    several = plural(int((found.clusters.sizes() >= 2).sum()), "cluster")
+    print(f"sheets of {len(records)} of {several} of two images or more in {folder} (--sheets)")
 
 
 def text_of(found: Clustered) -> str:
@@ -223,8 +243,8 @@ def text_of(found: Clustered) -> str:
         by += f", which is FAR {found.stored.threshold.wanted_far:g} by {found.stored.chosen_on}"
     noise = f" ({clusters.noise} of them noise)" if clusters.noise else ""
     lines = [
-        f"{len(clusters.number):,} images in {len(sizes):,} clusters ({clusters.method}, {by})",
-        f"{(sizes == 1).sum():,} clusters of one image{noise}, the largest has {sizes[0]:,}",
+        f"{plural(len(clusters.number), 'image')} in {plural(len(sizes), 'cluster')} ({clusters.method}, {by})",
+        f"{plural(int((sizes == 1).sum()), 'cluster')} of one image{noise}, the largest has {sizes[0]:,}",
     ]
     if found.agreement is not None:
         a = found.agreement

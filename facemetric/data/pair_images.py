@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from facemetric.data.pairs import Ints, Pairs
 from facemetric.data.store import composed
-from facemetric.errors import DataError
+from facemetric.errors import DataError, first_few
 
 SHOWN = 10  # missing images named in the message; the rest go to a file
 
@@ -87,7 +87,7 @@ def _missing_message(
             "".join(f"{p}\t{'ambiguous' if hits else 'missing'}\n" for p, hits in bad), encoding="utf-8"
         )
         where = f"; all of them are in {file}"
-    shown = ", ".join(f"{p}{why(hits)}" for p, hits in bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
+    shown = first_few((f"{p}{why(hits)}" for p, hits in bad), SHOWN)
     ambiguous = sum(hits > 0 for _, hits in bad)
     counts = f"{len(bad) - ambiguous} missing" + (f" and {ambiguous} ambiguous" if ambiguous else "")
     return (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
-from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import unit_rows
@@ -71,7 +71,7 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
     who_N = np.unique(np.asarray(identity), return_inverse=True)[1]
     people, clusters = int(who_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
     if people < 2:
-        raise DataError(f"{people} identity; clusters are measured against two or more")
+        raise DataError(f"{plural(people, 'identity')}; clusters are measured against two or more")
     cell_S, cell_N, shared_S = np.unique(
         cluster_N * people + who_N, return_inverse=True, return_counts=True
     )  # identities as a pair of numbers: C x people may be far more than N
@@ -116,7 +116,7 @@ BUDGET_MIB = 8.0
 SLACK = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clusters:
     """Cluster of each image, and how far the image lies from its centre.
 
@@ -131,6 +131,10 @@ class Clusters:
     threshold: float
     links: int
     noise: int = 0
+
+    def __repr__(self) -> str:
+        images, clusters = plural(len(self.number), "image"), plural(len(self.sizes()), "cluster")
+        return f"Clusters({images} in {clusters}, {self.method} at cosine {self.threshold:.4f})"
 
     def sizes(self) -> Ints:
         """Images (C,) of each cluster, falling."""

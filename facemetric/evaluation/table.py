@@ -93,7 +93,7 @@ class EmbeddingTable:
         return len(self.embeddings)
 
     def find(self, name: str) -> int | None:
-        """Row of a path; None where there is none, or more than one. With `name`, enough for `pairs.resolve`."""
+        """Row of a path; None where no row has it, or several do. With `name`, enough for `pairs.resolve`."""
         row = self._rows.get(name)
         return None if row == TWICE else row
 

@@ -92,7 +92,7 @@ def choose_thresholds(
 ) -> tuple[CalibratedThreshold, ...]:
     """The threshold for each wanted FAR, from all pairs of embeddings (N, D) with the persons (N,).
 
-    Intervals at 95 %, people resampled as in `allpairs_intervals`. With few people they are too narrow: in
+    Intervals at 95 %, people resampled as in `intervals.all_pairs`. With few people they are too narrow: in
     simulations they held the truth in 92 to 95 % of 400 cases with 100 people and more, in 86 to 91 % with 40
     to 60.
     Raises DataError where a FAR is below 1 / impostor pairs, or where the best impostors tie.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import ConfigError, DataError, plural
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
     MANY_PAIRS,
@@ -51,7 +51,7 @@ CHUNK = 8192  # pairs scored at once: 8 MiB of float64 at D = 128
 HARDEST = 24  # mistakes of each kind that are kept to be looked at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FoldAccuracy:
     """Accuracy 0..1 in each fold, (F,), at the threshold (F,) chosen on the other folds (see `fold_accuracy`).
 
@@ -69,6 +69,9 @@ class FoldAccuracy:
     drawn: bool
     fold: npt.NDArray
 
+    def __repr__(self) -> str:
+        return f"FoldAccuracy({self.mean:.4f} +- {self.standard_error:.4f}, {len(self.accuracies)} folds)"
+
 
 class HardPairs(NamedTuple):
     """Pairs of images, the hardest first: rows of both (K,) and their scores (K,)."""
@@ -85,7 +88,7 @@ class Hardest(NamedTuple):
     impostor: HardPairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """How well scores tell one person from two. `accuracy` is None for all pairs, which have no folds;
     `hardest` where rows of images are known.
@@ -105,6 +108,10 @@ class Verification:
     hardest: Hardest | None = None
     score: str = SCORE
     exact_from: float = -math.inf
+
+    def __repr__(self) -> str:
+        pairs = f"{self.n_genuine:,} genuine and {self.n_impostor:,} impostor pairs"
+        return f"Verification({pairs}, AUC {self.auc:.4f}, EER {self.eer:.4f})"
 
     def tar(self, far: float) -> float:
         """TAR at a FAR that was asked for. Raises ConfigError where it was not, or impostors are too few."""
@@ -307,7 +314,7 @@ def fold_accuracy(
     names = np.unique(fold_P)
     if len(names) < 2:
         raise DataError(
-            f"{len(names)} fold; the threshold is chosen on the other folds, so needed two or more"
+            f"{plural(len(names), 'fold')}; the threshold is chosen on the other folds, so needed two or more"
         )
     order = np.argsort(-score_P, kind="stable")
     falling_P, same_falling_P, fold_falling_P = score_P[order], same_P[order], fold_P[order]

@@ -113,6 +113,12 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
     capsys.readouterr()
     again = cluster(embeddings=embeddings, weights=own_weights, far=0.05, out=tmp_path / "out", **FAST)
     np.testing.assert_array_equal(again.clusters.number, first.clusters.number)
+    assert "\n" not in repr(again)
+    assert repr(again.clusters).startswith(f"Clusters(96 images in {len(again.clusters.sizes())} cluster")
+    frame = again.to_frame()
+    written = csv.DictReader((tmp_path / "out" / "clusters.csv").read_text().splitlines())
+    rows = [(row["path"], int(row["cluster"])) for row in written]
+    assert list(zip(frame["path"], frame["cluster"], strict=True)) == rows
     assert "no sheets: name the images" in capsys.readouterr().out
     assert not (tmp_path / "out" / "sheets").exists()  # those of the run before are gone
     foreign = EmbeddingTable(

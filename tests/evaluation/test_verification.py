@@ -477,3 +477,9 @@ def test_where_nothing_is_worth_accepting_nothing_is():
     none = fold_accuracy([0.9, 0.1, 0.8, 0.2], [False, True, False, False], [0, 0, 1, 1])
     assert none.thresholds[0] == math.inf
     assert none.accuracies[0] == 0.5
+
+
+def test_records_show_in_a_line():
+    found = verify_pairs([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1], [1, 1, 1, 0, 0, 0, 0, 0])
+    assert repr(found) == "Verification(3 genuine and 5 impostor pairs, AUC 1.0000, EER 0.0000)"
+    assert repr(found.accuracy) == "FoldAccuracy(1.0000 +- 0.0000, 3 folds)"
