@@ -84,6 +84,10 @@ def cut_out(image: Image.Image, map_23: np.ndarray, size: int) -> Image.Image:
 
 def share_inside(map_23: np.ndarray, image_size: tuple[int, int], size: int) -> float:
     """Share of the crop's pixels that lie in the photograph of this width and height, 0..1."""
+    back, last = invert(map_23), np.array(image_size)
+    corners = apply_map(back, np.array([[0, 0], [size - 1, 0], [0, size - 1], [size - 1, size - 1]], float))
+    if ((corners >= -0.5) & (corners < last - 0.5)).all():
+        return 1.0
     y, x = np.mgrid[:size, :size]
-    points = apply_map(invert(map_23), np.stack([x.ravel(), y.ravel()], 1).astype(float))
-    return float(((points >= -0.5) & (points < np.array(image_size) - 0.5)).all(1).mean())
+    points = apply_map(back, np.stack([x.ravel(), y.ravel()], 1).astype(float))
+    return float(((points >= -0.5) & (points < last - 0.5)).all(1).mean())
