@@ -133,7 +133,7 @@ def images_in(folder: Path) -> list[Path]:
         ("calibrate FACES --weights RUN --identities NOWHERE", "NOWHERE: cannot be read"),
         ("verify --weights RUN", "verify needs two images: facemetric verify A.jpg B.jpg --weights W"),
         ("verify A.jpg B.jpg", "no weights were given"),
-        ("verify A.jpg B.jpg --weights RUN --far 1e-9", "make one with `facemetric calibrate DATA --weights"),
+        ("verify IMAGE IMAGE --weights RUN --far 1e-9", "make one with `facemetric calibrate DATA --weights"),
         ("verify A.jpg B.jpg --weights RUN --far 0.1", "A.jpg: no such file; give an image"),
         ("cluster", "nothing to group: name images, or give --embeddings"),
         ("cluster FACES", "no threshold: give --weights"),
@@ -166,7 +166,8 @@ def images_in(folder: Path) -> list[Path]:
 def test_what_is_misspelt_or_missing(
     command: Callable[..., Ran], faces: Path, weights: Path, tmp_path: Path, line: str, message: str
 ) -> None:
-    words = [{"FACES": faces, "RUN": weights}.get(word, word) for word in line.split()]
+    names = {"FACES": faces, "RUN": weights, "IMAGE": images_in(faces)[0]}
+    words = [names.get(word, word) for word in line.split()]
     if words[0] not in ("pretrian", "data", "demo", "verify") and "--out" not in words:
         words[1:1] = ["--out", tmp_path / "out"]
     if words[:2] == ["data", "check"]:
