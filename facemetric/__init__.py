@@ -72,14 +72,11 @@ __all__ = ["__version__", *HOMES]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = metadata.version("facemetric")
-    elif name in HOMES:
-        module, _, own_name = HOMES[name].partition(":")
-        value = getattr(importlib.import_module(module), own_name or name)
-    else:
+        return metadata.version("facemetric")
+    if name not in HOMES:
         raise AttributeError(f"module 'facemetric' has no attribute {name!r}")
-    globals()[name] = value  # found at once from now on
-    return value
+    module, _, own_name = HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), own_name or name)
 
 
 def __dir__() -> list[str]:

@@ -42,7 +42,7 @@ from facemetric.config import (
 from facemetric.config.build import read_toml
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
-from facemetric.machine import import_torchvision, show_progress
+from facemetric.machine import import_timm, show_progress
 from facemetric.model.weights_folder import find_weights
 
 # What other programs call an option, and the option here.
@@ -127,7 +127,7 @@ def check_words(config: Any) -> None:
         find_weights(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
         find_weights(compared)
-    import_torchvision()
+    import_timm()
 
 
 def check_pictures(config: VerifyConfig) -> None:

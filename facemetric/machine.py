@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from facemetric.errors import ConfigError, did_you_mean
@@ -27,12 +27,12 @@ MIB = 2**20
 _progress_shown = False
 
 
-def import_torchvision() -> None:
-    """Import torchvision without torch._dynamo, a third of what a short command costs.
+def import_timm() -> None:
+    """Import torchvision and timm without torch._dynamo, a third of what a short command costs.
 
-    torchvision.ops.roi_align takes one function of it, which detection models call. It gets one that imports the
-    true function when it is called; anything else that asks for torch._dynamo meanwhile gets the true module."""
-    if "torchvision" in sys.modules or "torch._dynamo" in sys.modules:
+    While they are imported they take two functions of it, for detection models and one vision transformer. They get
+    ones that call the true functions when they are called; everything else is the true module's."""
+    if {"torchvision", "timm", "torch._dynamo"} & set(sys.modules):
         return
     import torch  # noqa: F401 (it may import torch._dynamo itself)
 
@@ -42,9 +42,22 @@ def import_torchvision() -> None:
     def is_compile_supported(device_type: str) -> bool:
         return importlib.import_module("torch._dynamo.utils").is_compile_supported(device_type)
 
+    def disable(function: Any = None, *options: Any, **named: Any) -> Any:
+        if not isinstance(function, FunctionType):
+            return true_attribute("torch._dynamo", "disable")(function, *options, **named)
+
+        @functools.wraps(function)
+        def later(*arguments: Any, **keywords: Any) -> Any:
+            disabled = importlib.import_module("torch._dynamo").disable(function, *options, **named)
+            return disabled(*arguments, **keywords)
+
+        return later
+
     names = ("torch._dynamo", "torch._dynamo.utils")
 
     def true_attribute(module: str, name: str) -> Any:
+        if name.startswith("__"):  # whoever looks through sys.modules, as `inspect` does
+            raise AttributeError(name)
         remove()
         return getattr(importlib.import_module(module), name)
 
@@ -55,11 +68,13 @@ def import_torchvision() -> None:
 
     stand_ins = [ModuleType(name) for name in names]
     stand_ins[0].__path__ = []
+    stand_ins[0].disable = disable  # type: ignore[attr-defined]
     stand_ins[1].is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
     for name, stand_in in zip(names, stand_ins, strict=True):
         stand_in.__getattr__ = functools.partial(true_attribute, name)  # type: ignore[method-assign]
         sys.modules[name] = stand_in
     try:
+        import timm  # noqa: F401
         import torchvision  # noqa: F401
     finally:
         remove()
@@ -100,15 +115,25 @@ def progress_bar(
     total: float | None = None,
     desc: str = "",
     unit: str = "it",
+    unit_scale: bool = False,
     delay: float = 2.0,
 ) -> Any:
     """A tqdm bar over `items` (or of `total`, moved by `update`) that is gone when it ends.
 
-    Silent where progress is not shown, or stderr is no terminal. `delay`: seconds until it appears."""
+    Silent where progress is not shown, stderr is no terminal, or `desc` is empty. `delay`: seconds until it appears."""
     from tqdm import tqdm
 
-    quiet = None if _progress_shown else True  # None: tqdm looks whether stderr is a terminal
-    return tqdm(items, total=total, desc=desc, unit=unit, delay=delay, leave=False, disable=quiet)
+    quiet = None if _progress_shown and desc else True  # None: tqdm looks whether stderr is a terminal
+    return tqdm(
+        items,
+        total=total,
+        desc=desc,
+        unit=unit,
+        unit_scale=unit_scale,
+        delay=delay,
+        leave=False,
+        disable=quiet,
+    )
 
 
 @dataclass

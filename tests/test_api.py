@@ -161,7 +161,7 @@ def test_a_config_goes_in_place_of_its_options() -> None:
     assert seen[0].data == ("faces",)
     with pytest.raises(ConfigError, match="options go into the PretrainConfig"):
         call(fm.PretrainConfig(("faces",)), epochs=3)
-    with pytest.raises(ConfigError, match="only data go without a name"):
+    with pytest.raises(ConfigError, match="only data goes without its name"):
         call("faces", "more")
     with pytest.raises(ConfigError, match="--max-bad is 2; it is a share"):
         call("faces", max_bad=2)

@@ -32,6 +32,8 @@ from facemetric.config import (
     config_toml,
     make_config,
 )
+from facemetric.config.calls import takes_options
+from facemetric.config.fields import Range, ranges_of
 from facemetric.errors import ConfigError
 
 KINDS: dict[str, Any] = {
@@ -54,7 +56,7 @@ RUNNERS = {
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
     "cluster": "facemetric.commands.cluster.run_cluster",
-    "run": "facemetric.commands.run.run_recipe",
+    "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.check.run_check",
 }
@@ -63,11 +65,18 @@ OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in field
 
 @pytest.fixture
 def caught(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
-    """The configs that a command would have run with."""
+    """The configs that a command would have run with, whatever their files."""
+    monkeypatch.setattr(cli, "check_words", lambda config: None)
 
     def catch(name: str) -> list[Any]:
         found: list[Any] = []
-        monkeypatch.setattr(RUNNERS[name], found.append)
+
+        @takes_options(KINDS[name])
+        def keep(config: Any) -> Any:
+            found.append(config)
+            raise SystemExit(0)
+
+        monkeypatch.setattr(RUNNERS[name], keep)
         return found
 
     return catch
@@ -84,7 +93,7 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name in ("data", "gallery", "against", "set"):
+    if name in ("data", "gallery", "against", "set", "teacher", "unlabelled"):
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)
@@ -101,7 +110,7 @@ def another(kind: Any, name: str) -> Any:
     if isinstance(default, int):
         return default + 3
     if isinstance(default, float):
-        return default + 0.25
+        return default + 0.25 if default + 0.25 in ranges_of(kind).get(name, Range()) else default - 0.25
     return "ein Wörtchen" if isinstance(default, str) else Path("some/päth")
 
 
@@ -131,7 +140,8 @@ def test_flag_toml_key_and_python_argument_are_one(
     assert found == [expected, expected]
     if command != "demo":
         function = {"eval": "evaluate", "data check": "check_data"}.get(command, command)
-        getattr(facemetric, function)(**{name: list(plain) if isinstance(plain, tuple) else plain})
+        with pytest.raises(SystemExit):
+            getattr(facemetric, function)(**{name: list(plain) if isinstance(plain, tuple) else plain})
         assert found[2] == expected
 
 
@@ -158,7 +168,7 @@ def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.Ca
             assert f"--{field.name.replace('_', '-')}" in text
     said = {
         "pretrain": "Images: a folder of identity folders",
-        "finetune": "What keeps still: the backbone",
+        "finetune": "What is not trained: backbone",
         "eval": "Folder for metrics.json",
         "visualize": "Most images in the projector",
         "calibrate": "Wanted share of pairs of two people",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The recipe of the shipped weights: six runs of stage one, each from the one before; from the sixth two short ones, whose
-# mean with it goes to stage two (weights/faces-112), and one at 96 px (weights/faces-96). Start it again after a stop,
-# it goes on.
+# The recipe of the shipped weights: six runs of stage one on labels, each from the one before; from the sixth two short
+# ones, whose mean with it goes to stage two; and from there one that follows a teacher's embeddings, also of people
+# without a name. Start it again after a stop, it goes on.
 #   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
 #   go to every stage: with --epochs 1 it is a rehearsal
 set -euo pipefail
@@ -33,6 +33,17 @@ for seed in 6 7; do
     stage pretrain "$runs/again$seed" "$last" --config "$configs/shipped_again.toml" --weights "$runs/wider" --seed "$seed"
 done
 [ -e "$runs/mean" ] || python "$(dirname "$0")/average_weights.py" "$runs"/{wider,again6,again7} --out "$runs/mean"
-stage pretrain "$runs/fast" "$last" --config "$configs/shipped_fast.toml" --weights "$runs/wider"
-stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/mean"
-stage finetune "$runs/faces-96" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/fast"
+stage finetune "$runs/labels" "$last" --config "$configs/shipped_triplets.toml" --weights "$runs/mean"
+
+# The teacher's run: other lists, as more of CelebA joins, and pictures of people without a name.
+faces=() unlabelled=() teacher=()
+for name in fiw pins celeba celeba_more; do
+    faces+=("$name=$data/${name}112.tar") teacher+=("$name=$data/teacher/$name.npz")
+done
+for name in fairface aaf celeba256 utkface; do
+    unlabelled+=("$name=$data/${name}112.tar") teacher+=("$name=$data/teacher/$name.npz")
+done
+faces+=(--merge "$configs/shipped_teacher_merge.csv" --leave-out "$configs/shipped_teacher_leave_out.txt"
+    --leave-out-images "$configs/shipped_teacher_leave_out_images.txt")
+stage pretrain "$runs/teacher" "$last" --config "$configs/shipped_teacher.toml" --weights "$runs/labels" \
+    --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}"

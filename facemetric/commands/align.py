@@ -133,7 +133,7 @@ def check_targets(index: ImageIndex, config: AlignConfig) -> None:
             )
     for folder in {os.path.dirname(name) for name in first}:
         there = os.path.realpath(os.path.join(root, folder))
-        if there == root or not Path(there).is_relative_to(root):
+        if (folder and there == root) or not Path(there).is_relative_to(root):
             raise DataError(
                 f"the crops of {folder!r} would lie in {there}, not in a folder below {out}; rename it"
             )
@@ -235,7 +235,7 @@ class Job:
 
     def _save(self, crop: Image.Image, name: str) -> None:
         """Ctrl-C leaves no half picture."""
-        options = {"quality": self.config.quality, "subsampling": 0}
+        options = {"quality": self.config.quality, "subsampling": 0, "comment": b""}
         write_whole(self.config.out / name, lambda staged: crop.save(staged, "JPEG", **options))
 
 

@@ -308,7 +308,7 @@ def agreeing_cosine(train: Side, chance: Chance, pairs: float, mirror_cosine: fl
 
 
 def close_of(straight: Pairs, turned: Pairs, a: Side, b: Side) -> Close:
-    """Both kinds of pairs, nearest first; a pair found in both ways stands once, as the nearer of them."""
+    """Both kinds of pairs, nearest first; a pair found in both ways is kept once, as the nearer of them."""
     first, second, bits = (np.concatenate(columns) for columns in zip(straight[:3], turned[:3], strict=True))
     mirrored = np.arange(len(first)) >= len(straight.first)
     order = np.lexsort((mirrored, second, first, bits))

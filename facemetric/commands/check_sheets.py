@@ -105,7 +105,7 @@ def shown_of(finding: Finding, index: ImageIndex, test: ImageIndex | None) -> Sh
 
 
 def captions_of(finding: Finding, a: Sequence[int], b: Sequence[int]) -> list[str]:
-    """The identity of each picture of both sides, nothing for BLANK; the score stands before the first of each."""
+    """The identity of each picture of both sides, nothing for BLANK; the score comes before the first of each."""
     captions = []
     for rows, name in ((a, finding.identity_a), (b, finding.identity_b)):
         names = ["" if row == BLANK else name for row in rows]

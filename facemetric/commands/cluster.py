@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, require
@@ -22,6 +21,7 @@ from facemetric.evaluation.clustering import Agreement, Clusters, agreement, fin
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_whole
+from facemetric.machine import progress_bar
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
@@ -92,7 +92,7 @@ class ClusterRecord:
     others: tuple[bool, ...]
 
     def title(self) -> str:
-        """What stands above its pictures."""
+        """The title above its pictures."""
         text = f"cluster {self.number}: {self.images} images"
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"
@@ -227,7 +227,7 @@ def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | Non
         return
     records = found.records(config.sheets)
     pictures = Pictures(found.table, index)
-    for record in tqdm(records, desc="sheets", unit="sheet", delay=2, leave=False, disable=None):
+    for record in progress_bar(records, desc="sheets", unit="sheet"):
         file = folder / f"cluster_{record.number:05d}.jpg"
         draw_sheet(file, pictures, record.rows, title=record.title(), marked=record.others)
     several = plural(int((found.clusters.sizes() >= 2).sum()), "cluster")

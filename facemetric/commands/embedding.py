@@ -45,7 +45,7 @@ def open_weights(name: str) -> Weights:
 
 
 def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
-    """The images of DATA; what was noticed while they were listed is said. `loose`: no folder for each identity."""
+    """The images of DATA; what was skipped is printed. `loose`: no folder for each identity."""
     return announced(read_index(sources, loose=loose))
 
 
@@ -66,7 +66,7 @@ def is_stored(name: str) -> bool:
 
 
 def announced(index: ImageIndex, of: str = "") -> ImageIndex:
-    """The index, after its notes were said, each with `of` before it."""
+    """The index, after its notes were printed, each with `of` before it."""
     for note in index.notes:
         say(of + note)
     return index

@@ -59,8 +59,6 @@ def check_options(config: EvalConfig) -> None:
             images or not getattr(config, name),
             f"--{name.replace('_', '-')} needs images: give --data or --embeddings",
         )
-    for far in config.fars:
-        require(0 < far <= 1, f"--fars has {far:g}; needed shares above 0, at most 1, such as 1e-3")
     require(
         len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
         f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",

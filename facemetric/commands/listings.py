@@ -1,4 +1,4 @@
-"""What `facemetric runs` prints: the training runs below a folder, how each stands, and its best figures."""
+"""What `facemetric runs` prints: the training runs below a folder, the state of each, and its best figures."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Standing(NamedTuple):
 
 
 def standing(folder: Path) -> Standing:
-    """How the run in a folder stands, from its log, its options, its lock and its checkpoint."""
+    """The state of the run in a folder, from its log, its options, its lock and its checkpoint."""
     log = read_log(folder / LOG)
     options = read_options(folder / CONFIG)
     stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
@@ -113,7 +113,7 @@ def standing(folder: Path) -> Standing:
 
 
 def numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a line of the log; one that was not finite stands there as text."""
+    """The numbers of a line of the log; one that was not finite is text there."""
     return {
         name: value for name, value in line.items() if isinstance(value, int | float) and abs(value) < BEYOND
     }

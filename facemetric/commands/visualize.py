@@ -11,9 +11,11 @@ import numpy as np
 from facemetric.commands.embedding import (
     TRAIN,
     VALIDATION,
-    announced,
+    Weights,
     check_config,
     embed_images,
+    open_images,
+    open_weights,
     remove_lists,
 )
 from facemetric.config import (
@@ -24,12 +26,10 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
-from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.machine import pick_device
-from facemetric.model.weights import load_weights
-from facemetric.model.weights_folder import find_weights, read_config
+from facemetric.machine import say
 from facemetric.report.map import cell_size, choose_images, joined, lay_out, write_projector
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map
@@ -63,7 +63,7 @@ def run_visualize(config: VisualizeConfig) -> Path:
     show_in_projector(config, parts)
     for part in parts:
         draw_part(config, part)
-    print(f"see them turn: tensorboard --logdir {config.out}")
+    say(f"see them turn: tensorboard --logdir {config.out}")
     return config.out
 
 
@@ -81,14 +81,14 @@ def given(config: VisualizeConfig) -> Part:
     rows = choose_images(table.identities, config.images, config.seed)
     say_share(len(rows), len(table), config.seed)
     table = EmbeddingTable(table.embeddings[rows], table.identities[rows], table.paths[rows])
-    return Part(ALL, table, announced(read_index(config.data)) if config.data else None)
+    return Part(ALL, table, open_images(config.data) if config.data else None)
 
 
 def embed(config: VisualizeConfig) -> list[Part]:
     """Embed the images that are shown of each part, and only those."""
-    find_weights(config.weights)  # before images are read
-    indexes = dict(read_parts(config))
-    embedder = load_weights(config.weights, pick_device(config.device))
+    weights = open_weights(config.weights)  # before images are read
+    indexes = dict(read_parts(config, weights))
+    embedder = weights.load(config.device)
     parts = []
     for name, index in indexes.items():
         rows = choose_images(index.identity, config.images // len(indexes), config.seed)
@@ -100,18 +100,18 @@ def embed(config: VisualizeConfig) -> list[Part]:
     return parts
 
 
-def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
+def read_parts(config: VisualizeConfig, weights: Weights) -> Iterator[tuple[str, ImageIndex]]:
     """The images of DATA; without DATA those that the weights were trained on, and their validation images."""
     if config.data:
-        yield ALL, announced(read_index(config.data))
+        yield ALL, open_images(config.data)
         return
-    origin = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
+    origin = weights.config["facemetric"].get("provenance") or {}
     options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}
     if not options.get("data"):
         raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
     split = read_split(make_config(StageConfig, **options))
     if split.origin.data != origin.get("data_fingerprint"):
-        print("the data has changed since the weights were trained on it")
+        say("the data has changed since the weights were trained on it")
     yield TRAIN, split.train
     if split.val is not None:
         yield VALIDATION, split.val
@@ -120,7 +120,7 @@ def read_parts(config: VisualizeConfig) -> Iterator[tuple[str, ImageIndex]]:
 def say_share(shown: int, total: int, seed: int, name: str = ALL) -> None:
     """Say where not all images are shown."""
     if shown < total:
-        print(
+        say(
             f"{name}: {shown:,} of {total:,} images are shown, people drawn with seed {seed} (--images shows more)"
         )
 
@@ -137,7 +137,7 @@ def show_in_projector(config: VisualizeConfig, parts: list[Part]) -> None:
     sprite = make_sprite(squares, total, cell)
     names = [part.name for part in parts for _ in range(len(part.table))]
     file = write_projector(config.out, joined([part.table for part in parts]), names, sprite)
-    print(f"{total:,} embeddings for TensorBoard's projector: {file}")
+    say(f"{total:,} embeddings for TensorBoard's projector: {file}")
 
 
 def draw_part(config: VisualizeConfig, part: Part) -> None:
@@ -152,4 +152,4 @@ def draw_part(config: VisualizeConfig, part: Part) -> None:
     title += "" if part.name == ALL else f", {part.name}"
     title += "" if plain else f"; t-SNE, seed {config.seed}"
     file = draw_map(config.out / name, place, part.table.identities[rows], title=title, axis=plain)
-    print(f"picture of them: {file}")
+    say(f"picture of them: {file}")

@@ -39,7 +39,8 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
         require(len(positional) == 1 and not options, given)
         options, positional = {name: getattr(positional[0], name) for name in known}, ()
     by_position = [field.name for field in fields(kind) if not field.kw_only]  # type: ignore[arg-type]
-    unnamed = f"only {' and '.join(by_position)} go without a name; several of one go in one list"
+    needed = "goes without its name" if len(by_position) == 1 else "go without their names"
+    unnamed = f"only {' and '.join(by_position)} {needed}; several of them go in one list"
     require(len(positional) <= len(by_position), unnamed)
     values: dict[str, Any] = dict(zip(known, positional, strict=False))
     for name, value in options.items():

@@ -1,4 +1,4 @@
-"""What stands beside an option's type: the numbers that it may be, and its group in `--help`.
+"""What is kept beside an option's type: the numbers that it may be, and its group in `--help`.
 
 val_fraction: Annotated[float, DATA, SHARE] = 0.1
 """

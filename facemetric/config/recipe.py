@@ -87,7 +87,7 @@ def plan(config: RunConfig) -> list[Variant]:
     settings = [parse_setting(text, tables) for text in config.set]
     for i, one in enumerate(settings):
         twice = [two.key for two in settings[:i] if (two.table, two.option) == (one.table, one.option)]
-        require(not twice, f"--set {one.key} stands twice; give all its values in one: {one.key}=A,B,C")
+        require(not twice, f"--set {one.key} is given twice; give all its values in one: {one.key}=A,B,C")
     out = folder_of(config)
     variants = []
     for values in itertools.product(*(setting.values for setting in settings)):

@@ -172,7 +172,16 @@ def _upright(image: Image.Image) -> Image.Image:
         method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a picture with damaged EXIF is still a picture
         return image
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for name in (
+        "exif",
+        "xmp",
+        "XML:com.adobe.xmp",
+    ):  # else it would be turned once more, by whoever asks again
+        turned.info.pop(name, None)
+    return turned
 
 
 def _rgb(image: Image.Image) -> Image.Image:

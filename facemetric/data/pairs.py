@@ -26,12 +26,12 @@ from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from facemetric.data.readers.bin import read_bin
 from facemetric.data.readers.csv import Table
 from facemetric.errors import DataError, did_you_mean
 from facemetric.files import write_whole
+from facemetric.machine import progress_bar
 
 Ints = npt.NDArray[np.int64]
 COLUMNS = {
@@ -181,7 +181,7 @@ def _read_text(path: Path, text: TextIO) -> Pairs:
 def _watched(path: Path, text: TextIO) -> Iterator[str]:
     """The lines, with a progress bar where there are many."""
     size = path.stat().st_size
-    with tqdm(total=size, desc="pairs", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=size, desc="pairs", unit="B", unit_scale=True) as bar:
         read = 0
         for number, line in enumerate(text, 1):
             yield line
@@ -235,7 +235,7 @@ def _read_csv(path: Path, lines: Iterable[str]) -> Pairs:
             f"needed image1_path,image2_path,label (or path_a,path_b,same){hint}"
         )
     if sum(name in COLUMNS for name in table.columns) > 3:
-        raise DataError(f"{path}: a column is there twice in {', '.join(header)!r}; rename one")
+        raise DataError(f"{path}: a column occurs twice in {', '.join(header)!r}; rename one")
     at_a, at_b, at_same = at["a"], at["b"], at["same"]
     needed = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
     others = {i: _Column() for i, name in enumerate(header) if name and i not in at.values()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import unicodedata
 from array import array
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from facemetric.data.readers.reader import Reader, Row
 from facemetric.data.readers.skips import Skips
+from facemetric.machine import progress_bar
 
 TICK = 4096  # images between two steps of the progress bar
 MOST_VALUES = 1000  # of a group's column
@@ -85,9 +85,7 @@ class Rows:
     leaf_end: array = field(default_factory=lambda: array("q"))
     skips: Skips = field(default_factory=Skips)
     notes: list[str] = field(default_factory=list)  # what else the user should know of the sources
-    bar: tqdm = field(
-        default_factory=lambda: tqdm(desc="reading the index", unit=" images", delay=2, leave=False)
-    )
+    bar: Any = field(default_factory=lambda: progress_bar(desc="reading the index", unit=" images"))
 
     def add_source(self, reader: Reader, prefix: str, *, loose: bool = False) -> None:
         """All images that a reader finds."""

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
@@ -28,6 +27,7 @@ from facemetric.evaluation.curves import (
 )
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import FARS, HARDEST, Hardest, HardPairs, Verification
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import Tile, triangle_in_threads
 
 ROOT = 128.0  # both factors of the product carry one root
@@ -45,7 +45,7 @@ OFFSET = int(STEPS) + SLACK
 BINS = 2 * OFFSET
 
 
-LEFT_OUT = np.float32(-OFFSET)  # in the place of no score: below all others
+LEFT_OUT = np.float32(-OFFSET)  # marks a pair that does not count: below all scores
 
 
 CHUNK = 1 << 18  # scores binned at once: 2 MiB of buffers
@@ -114,7 +114,7 @@ class Tally:
         self.used = len(self.kept)
 
     def scores(self) -> Scores:
-        """What was counted, as cosines in -1..1, the same in whatever pieces it came. The tally is used up."""
+        """What was counted, as cosines in -1..1, the same for any division into pieces. The tally is used up."""
         if int(self.count.sum()) > 2 * self.keep:
             self._prune(self.kept[:0])
         kept = self.kept[: self.used]
@@ -271,9 +271,7 @@ def walk_pairs(
 ) -> None:
     """`triangle_in_threads` with a progress bar."""
     pairs = len(emb_ND) ** 2 // 2
-    with tqdm(
-        total=pairs, desc=what, unit="pair", unit_scale=True, delay=2, leave=False, disable=None
-    ) as bar:
+    with progress_bar(total=pairs, desc=what or "", unit="pair", unit_scale=True) as bar:
 
         def step(thread: int, tile: Tile) -> None:
             size = tile.values.numel()  # before the work, which may use the values up
@@ -318,7 +316,7 @@ def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_K
 def _count_mixed(
     kinds: tuple[_Kind, _Kind], score: npt.NDArray[np.float32], who_N: Ints, rows: slice, cols: slice
 ) -> None:
-    """A tile with pairs of both kinds, or on the diagonal, where each pair of images is there twice."""
+    """A tile with pairs of both kinds, or on the diagonal, where each pair of images occurs twice."""
     genuine, impostor = kinds
     same = who_N[rows, None] == who_N[None, cols]
     if rows == cols:

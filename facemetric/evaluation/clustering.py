@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import unit_rows
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) -> Agreement:
-    """Figures of clusters (N,) against identities (N,), under any names.
+    """Figures of clusters (N,) against identities (N,), named by any values.
 
     Sources: Bagga and Baldwin 1998 for B-cubed; Hubert and Arabie 1985 for ARI.
     Raises DataError where shapes differ, or fewer than two identities are there.
@@ -122,7 +122,7 @@ class Clusters:
 
     `number` (N,) counts from 0, the largest cluster, ties by the first image. `distance` (N,) is the cosine
     distance (0..2) to the mean of the cluster's unit vectors. `noise`: images that DBSCAN gives to no cluster;
-    each stands here as a cluster of its own. `links`: pairs of images at or above the threshold.
+    each is a cluster of its own here. `links`: pairs of images at or above the threshold.
     """
 
     number: Ints
@@ -165,7 +165,7 @@ def find_clusters(
 ) -> Clusters:
     """Group embeddings (N, D) of any length by the cosine `threshold`, -1..1.
 
-    `components` joins whatever a chain of links connects. `dbscan` lets only images with `min_images` at the
+    `components` joins all that a chain of links connects. `dbscan` lets only images with `min_images` at the
     threshold (themselves counted) carry the chain on. `agglomerative` joins the two clusters of the highest
     average cosine until none reaches the threshold. Sources: Ester et al. 1996, KDD; Sokal and Michener 1958.
     Raises ConfigError for an unknown method or a threshold out of range, DataError for too many links.
@@ -195,7 +195,7 @@ def link_graph(unit_ND: Floats, threshold: float) -> Any:
     found: list[npt.NDArray[np.int32]] = []
     count_N, total = np.zeros(n, np.int64), 0
     emb = torch.from_numpy(unit_ND)
-    with tqdm(total=n, desc="linking", unit="image", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=n, desc="linking", unit="image") as bar:
         for rows, _, values in product_tiles(emb, budget_mib=BUDGET_MIB, whole_rows=True):
             score_RN = values.numpy()
             score_RN[np.arange(len(score_RN)), np.arange(rows.start, rows.stop)] = np.inf
@@ -238,7 +238,7 @@ def _agglomerative(unit_ND: Floats, graph: Any, threshold: float, min_images: in
     """
     n = len(unit_ND)
     state = _Merging(unit_ND.copy(), graph, threshold)
-    with tqdm(total=n, desc="joining", unit="cluster", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=n, desc="joining", unit="cluster") as bar:
         for start in range(n):
             chain = [start] if state.parent[start] == start and not state.done[start] else []
             while chain:
@@ -306,7 +306,7 @@ METHODS = {"components": _components, "dbscan": _dbscan, "agglomerative": _agglo
 
 
 def _largest_first(label_N: Ints) -> Ints:
-    """Labels, renumbered: the largest cluster is 0, ties by the first image."""
+    """Labels renumbered: the largest cluster is 0, ties by the first image."""
     _, first, number, size = np.unique(label_N, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -size))
     rank = np.empty(len(order), np.int64)

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 CHUNK = 1 << 20  # scores looked up at once
 HISTOGRAM_BINS = 256
-MANY = 20_000  # listed pairs, beyond which a curve is thinned and draws weight counts, not pairs
+MANY_PAIRS = 20_000  # listed pairs, beyond which a curve is thinned and draws weight counts, not pairs
 CURVE_POINTS = 1000  # of a thinned curve, about a third of them
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from facemetric.data.batches import chunks
 from facemetric.data.images import BadImage, decode, normalise
@@ -18,6 +17,7 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
 
 
@@ -112,9 +112,7 @@ def images_of(
     """(rows, normalised images on the embedder's device, bad) in the order of the index."""
     batches = chunks(len(index), batch_size)
     transform = eval_transform(embedder.preprocess)
-    with tqdm(
-        total=len(index), desc=progress, unit="image", disable=not progress, leave=False, delay=1
-    ) as bar:
+    with progress_bar(total=len(index), desc=progress, unit="image", delay=1) as bar:
         for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):
             yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
             bar.update(len(batch.rows) + len(batch.bad))

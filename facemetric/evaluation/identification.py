@@ -152,7 +152,7 @@ def identification_intervals(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) resampled, the gallery stays."""
+    """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) resampled, the gallery is kept."""
     who_Q, known = np.asarray(probe_labels), found.is_known
     rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], draws=draws, seed=seed)
     points = [p for p in found.points if p.supported]
@@ -171,7 +171,7 @@ def _drawn_tpir(
     drawn = []
     for w_BW in person_weights(len(names), draws, seed, pairs=len(who_Q)):
         tpir_BT, fpir_BT = ranked.rates(w_BW[:, person_Q])
-        if wrong_Q.any():  # they count, but the last threshold, which accepts them, is none
+        if wrong_Q.any():  # they count, but no threshold can be set that accepts them
             tpir_BT, fpir_BT = tpir_BT[:, :-1], fpir_BT[:, :-1]
         drawn.append(tar_at(tpir_BT, fpir_BT, fpirs))
     return np.concatenate(drawn)

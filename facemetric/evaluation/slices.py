@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import MANY, Floats, Ints, OperatingPoint
+from facemetric.evaluation.curves import MANY_PAIRS, Floats, Ints, OperatingPoint
 from facemetric.evaluation.figures import Figure, Heading, tar_name
 from facemetric.evaluation.intervals.all_pairs import EXACT, count_by_person
 from facemetric.evaluation.intervals.counts import DrawnRates, ListedCells, PersonCounts
@@ -245,7 +245,7 @@ def slice_pairs(
             n_genuine = int(listed.same_P[rows].sum())
             people = len(np.unique(np.concatenate([a_P[rows], b_P[rows]])))
             groups.append((sized_group(name, n_genuine, len(rows) - n_genuine, people), rows))
-        measure = _count_groups if len(listed.same_P) > MANY else _weigh_groups
+        measure = _count_groups if len(listed.same_P) > MANY_PAIRS else _weigh_groups
         found = measure(groups, listed, used, draws, seed)
         slicings.append(_slicing(column, found, used, note, no_gap=ACROSS))
     return tuple(slicings)

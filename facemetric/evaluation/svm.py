@@ -65,8 +65,8 @@ class SvmAccuracy(NamedTuple):
 
     def took_part(self) -> str:
         """Whose images were classified, in words."""
-        how = f"{self.folds} folds" if self.folds else "learned from the gallery"
-        parts = [f"{self.images:,} images of {self.people:,} people, {how}"]
+        trained = f"{self.folds} folds" if self.folds else "learned from the gallery"
+        parts = [f"{self.images:,} images of {self.people:,} people, {trained}"]
         if self.people_left_out:
             why = "of fewer images" if self.folds else "who are not in it"
             parts.append(f"{self.people_left_out:,} people {why} left out")

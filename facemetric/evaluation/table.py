@@ -47,7 +47,7 @@ WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
 
 
-TWICE = -1  # in the place of the row of a path that is on several rows
+TWICE = -1  # marks a path that several rows have
 
 
 @dataclass(frozen=True)

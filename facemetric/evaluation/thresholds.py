@@ -36,7 +36,7 @@ COUNTS = ("genuine_pairs", "impostor_pairs", "images", "identities")
 
 @dataclass(frozen=True)
 class CalibratedThreshold:
-    """A threshold on the cosine and what it stands for.
+    """A threshold on the cosine and the rates that it gives.
 
     `threshold` is the lowest score accepted with FAR <= `wanted_far` on these people; its interval is where it
     would lie had others been drawn. `far` and `tar` are those of this one threshold, their intervals what

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from facemetric.errors import ConfigError, DataError, plural
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
-    MANY,
+    MANY_PAIRS,
     Floats,
     Histogram,
     Ints,
@@ -376,7 +376,7 @@ def verify_pairs(
         rate,
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc(genuine, impostor, CURVE_POINTS if genuine.total + impostor.total > MANY else None),
+        roc(genuine, impostor, CURVE_POINTS if genuine.total + impostor.total > MANY_PAIRS else None),
         histogram(genuine, impostor),
         fold_accuracy(score, same, fold_P, drawn=fold is None),
     )

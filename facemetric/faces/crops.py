@@ -159,7 +159,9 @@ def _in_photographs(images: Sequence[Image.Image], detector: Detector, options: 
 
 
 def _cut(image: Image.Image, one: _Seen, size: int) -> Face:
-    landmarks = one.look.landmarks
+    landmarks = one.look.landmarks.round(
+        2
+    )  # as a csv holds them; and photographs beside it change the last bits
     map_23 = to_crop(landmarks, size)
     crop = cut_out(image, map_23, size)
     quality = quality_of(crop, landmarks, one.look.score)

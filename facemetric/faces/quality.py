@@ -8,8 +8,8 @@ left to recognise:
     size    eye distance / 35 pixels: 35 is the template's own, so a larger face is only made smaller
     pose    1 - turn: how far the nose is off the middle of the face
 
-It orders crops of one camera or one set well enough to drop the worst; it is no probability. `tools/measure_faces.py`
-shows what dropping buys on LFW.
+It is no probability, and its bounds are a choice. `tools/measure_faces.py --weights NAME` shows what dropping the
+worst crops buys on LFW.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ def cut_out(image: Image.Image, map_23: np.ndarray, size: int) -> Image.Image:
     high = (-(-np.ceil(corners.max(0)).astype(int) // shrink) + 3) * shrink
     first, end = np.clip(low, 0, last - 1), np.clip(high, 1, last)
     near = image.crop((*first.tolist(), *end.tolist()))
+    near.info = {}  # a photograph's comment is none of the crop's
     pads = np.stack([first - low, high - end], 1)
     if pads.any():
         near = Image.fromarray(np.pad(np.asarray(near), (*pads[::-1], (0, 0)), mode="edge"))
@@ -83,6 +84,10 @@ def cut_out(image: Image.Image, map_23: np.ndarray, size: int) -> Image.Image:
 
 def share_inside(map_23: np.ndarray, image_size: tuple[int, int], size: int) -> float:
     """Share of the crop's pixels that lie in the photograph of this width and height, 0..1."""
+    back, last = invert(map_23), np.array(image_size)
+    corners = apply_map(back, np.array([[0, 0], [size - 1, 0], [0, size - 1], [size - 1, size - 1]], float))
+    if ((corners >= -0.5) & (corners < last - 0.5)).all():
+        return 1.0
     y, x = np.mgrid[:size, :size]
-    points = apply_map(invert(map_23), np.stack([x.ravel(), y.ravel()], 1).astype(float))
-    return float(((points >= -0.5) & (points < np.array(image_size) - 0.5)).all(1).mean())
+    points = apply_map(back, np.stack([x.ravel(), y.ravel()], 1).astype(float))
+    return float(((points >= -0.5) & (points < last - 0.5)).all(1).mean())

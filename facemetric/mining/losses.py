@@ -93,7 +93,7 @@ def resolve_loss(name: str, options: LossOptions | None = None) -> Loss:
     """The loss of a name in LOSSES, or your function "package.module:function" of (embeddings, labels).
 
     Your function returns a scalar tensor, or a record: anything with `loss` (a scalar tensor) and, where it has them,
-    `weight` and `figures` (a mapping from names to numbers). It is asked about the whole batch, whatever `anchors` are.
+    `weight` and `figures` (a mapping from names to numbers). It sees the whole batch, with any `anchors`.
     Errors: ConfigError for a name that is not known, a module that does not import, a function it lacks, options that
     cannot be; and in a call, for another thing returned.
     """

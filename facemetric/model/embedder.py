@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from facemetric.model.pictures import Picture
 
 # Images in a network at once on the CPU. Activations beyond the 32 MiB that glibc keeps for itself are pages that
-# the kernel hands out anew, zeroed, in every layer: at 256 images of 96 pixels that is half of the time.
+# the kernel hands out again, zeroed, in every layer: at 256 images of 96 pixels that is half of the time.
 PIECE = 32
 
 

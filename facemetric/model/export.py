@@ -192,7 +192,7 @@ def export_onnx(
                 output_names=[OUTPUT],
                 verbose=False,
             )
-    except Exception as error:  # torch's exporter raises whatever the backbone made it meet
+    except Exception as error:  # the exporter's errors have no common type
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{embedder.arch} cannot be exported to ONNX ({reason}); choose other weights"

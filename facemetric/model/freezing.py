@@ -19,14 +19,14 @@ from facemetric.model.embedder import Embedder
 FREEZE = ("backbone", "batchnorm", "none")
 
 
-def freeze(embedder: Embedder, how: str) -> None:
+def freeze(embedder: Embedder, mode: str) -> None:
     """Say what of the embedder trains: nothing of the `backbone`, its `batchnorm` layers, or all (`none`).
 
     The projection trains always. Raises ConfigError for another word."""
-    if how not in FREEZE:
-        raise ConfigError(f"unknown freeze {how!r}{did_you_mean(how, FREEZE)}")
-    embedder.backbone.requires_grad_(how == "none")
-    if how == "batchnorm":
+    if mode not in FREEZE:
+        raise ConfigError(f"unknown freeze {mode!r}{did_you_mean(mode, FREEZE)}")
+    embedder.backbone.requires_grad_(mode == "none")
+    if mode == "batchnorm":
         for module in batch_norms(embedder.backbone):
             module.requires_grad_(True)
     embedder.projection.requires_grad_(True)
@@ -42,12 +42,12 @@ def turn(turns: Sequence[str], epochs: Sequence[int], epoch: int) -> str:
     return turns[bisect.bisect_right(list(itertools.accumulate(epochs)), epoch)]
 
 
-def training_mode(embedder: Embedder, how: str) -> None:
+def training_mode(embedder: Embedder, mode: str) -> None:
     """Put into training mode what trains, and everything else into evaluation mode."""
     embedder.train()
-    if how != "none":
+    if mode != "none":
         embedder.backbone.eval()
-    if how == "batchnorm":
+    if mode == "batchnorm":
         for module in batch_norms(embedder.backbone):
             module.train()
 

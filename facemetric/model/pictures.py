@@ -77,7 +77,7 @@ KINDS = "paths, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W)"
 
 
 def read_picture(picture: Any, name: str, *, enough: int = 0) -> Image.Image:
-    """A picture as an upright RGB image; `name` stands for it in messages, `enough` is as for `decode`.
+    """A picture as an upright RGB image; `name` is its name in messages, `enough` is as for `decode`.
 
     Raises DataError where it is no picture: a file that is missing or broken, pixels of another type or shape."""
     try:

@@ -16,14 +16,14 @@ from facemetric.errors import ConfigError, did_you_mean
 from facemetric.model.embedder import Embedder
 
 INITS = ("identity", "pca", "lda", "random")
-MOST = 50_000  # images that PCA and LDA look at
+MOST_IMAGES = 50_000  # images that PCA and LDA look at
 
 
 def sample_for(kind: str, count: int, seed: int) -> np.ndarray:
-    """Which of `count` images a start looks at: up to MOST of them for PCA and LDA, none for the others."""
+    """Which of `count` images a start looks at: up to MOST_IMAGES of them for PCA and LDA, none for the others."""
     if kind not in ("pca", "lda"):
         return np.empty(0, np.int64)
-    return np.sort(np.random.default_rng([seed, 13]).permutation(count)[:MOST])
+    return np.sort(np.random.default_rng([seed, 13]).permutation(count)[:MOST_IMAGES])
 
 
 def start_projection(

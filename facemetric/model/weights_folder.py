@@ -65,7 +65,7 @@ def git_commit() -> str | None:
 
 
 def find_weights(name: str | Path) -> Path:
-    """The weights folder that a path or a shipped name stands for. Raises WeightsError for neither."""
+    """The weights folder of a path or a shipped name. Raises WeightsError for neither."""
     if not str(name):
         raise WeightsError(
             "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"

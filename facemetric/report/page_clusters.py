@@ -57,15 +57,17 @@ def agreement_table(found: Agreement, lead: str) -> Grid:
     of_cluster = "of an image's cluster, the share that is its person"
     of_person = "of an image's person, the share that is in its cluster"
     (table,) = grids(
-        Figure(label.lower(), label, value, interval, heading, about=about)
-        for label, value, interval, about in (
-            ("B-cubed precision", found.precision.value, found.precision, of_cluster),
-            ("B-cubed recall", found.recall.value, found.recall, of_person),
-            ("B-cubed F", found.f.value, found.f, ""),
-            ("Purity", found.purity, None, "clusters of one image make it 1"),
-            ("NMI", found.nmi, None, "normalised mutual information"),
-            ("ARI", found.ari, None, "adjusted Rand index, 0 by chance"),
-        )
+        [
+            Figure(label.lower(), label, value, interval, heading, about=about)
+            for label, value, interval, about in (
+                ("B-cubed precision", found.precision.value, found.precision, of_cluster),
+                ("B-cubed recall", found.recall.value, found.recall, of_person),
+                ("B-cubed F", found.f.value, found.f, ""),
+                ("Purity", found.purity, None, "clusters of one image make it 1"),
+                ("NMI", found.nmi, None, "normalised mutual information"),
+                ("ARI", found.ari, None, "adjusted Rand index, 0 by chance"),
+            )
+        ]
     )
     return table
 

@@ -141,12 +141,12 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         name,
         found.subtitle(),
         origin,
-        figures=grids(f for f in found.figures() if not f.key.startswith(SLICES)),
+        figures=grids([f for f in found.figures() if not f.key.startswith(SLICES)]),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
-        slices=grids(f for f in found.figures() if f.key.startswith(SLICES)),
+        slices=grids([f for f in found.figures() if f.key.startswith(SLICES)]),
         cluster_figures=cluster_figures,
         clusters=clusters,
         map=map_of(found, pictures, shown, seed) if len(shown) > 1 else None,
@@ -156,9 +156,9 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
 
 def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:
     """The model's curve with its band, and the second model's."""
-    if found.verified is None:
+    if found.verification is None:
         return ()
-    drawn = [curve_of(name, found.verified.verification, found.verified.band)]
+    drawn = [curve_of(name, found.verification, found.band)]
     second = found.comparison
     if second is not None and second.verification is not None:
         drawn.append(curve_of(second.name, second.verification, None))
@@ -189,7 +189,7 @@ def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
 
 
 def pair_cases(found: Evaluation, pictures: Pictures, pairs: HardPairs) -> tuple[Case, ...]:
-    """A case for each pair; the name of one person stands once."""
+    """A case for each pair; the name of one person is written once."""
     cases = []
     for a, b, score in zip(pairs.rows_a.tolist(), pairs.rows_b.tolist(), pairs.score.tolist(), strict=True):
         one, other = (str(found.table.identities[row]) for row in (a, b))
@@ -255,12 +255,12 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
     place = np.round(lay_out(table.embeddings[rows], seed=seed, quick=True), 4)
     people, person = np.unique(table.identities[rows], return_inverse=True)
     sprite = make_sprite(pictures.squares(rows.tolist(), CELL), len(rows), CELL)
-    how = (
+    method = (
         "laid out by t\N{NON-BREAKING HYPHEN}SNE"
         if table.embeddings.shape[1] != 2
         else "as the two numbers of the embeddings"
     )
-    lead = f"{len(rows):,} images of {len(people):,} people, {how}."
+    lead = f"{len(rows):,} images of {len(people):,} people, {method}."
     if len(rows) < len(table):
         lead += (
             f" Whole people were drawn from all {len(table):,} images with seed {seed}, those with two images "

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
 
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.files import write_whole
+from facemetric.machine import progress_bar
 
 SIDE = 112  # pixels of a picture in the page
 
@@ -58,7 +58,7 @@ class Pictures:
 
     def squares(self, rows: Sequence[int], cell: int) -> Iterator[Image.Image | None]:
         """The pictures of rows, each in a square of `cell` pixels; None for one that is not there."""
-        bar = tqdm(rows, desc="pictures", unit="image", delay=2, leave=False, disable=None)
+        bar = progress_bar(rows, desc="pictures", unit="image")
         for row in bar:
             image = self.image(int(row), cell)
             yield None if image is None else ImageOps.pad(image, (cell, cell), Image.Resampling.BILINEAR, PAD)

@@ -222,6 +222,11 @@ class Evaluation:
         return {} if self.verified is None else self.verified.intervals
 
     @property
+    def band(self) -> Band | None:
+        """The interval of the TAR along the ROC."""
+        return None if self.verified is None else self.verified.band
+
+    @property
     def slices(self) -> tuple[Slicing, ...]:
         """The verification by groups."""
         found = self.family("slices", Sliced)

@@ -24,7 +24,7 @@ from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import figures_line
 from facemetric.training.split import Split, split_for
-from facemetric.training.stage import Setup, check_training, load_start
+from facemetric.training.stage import Setup, check_training, keep_hashes, load_start, warn_of_seen
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages
 from facemetric.training.validation import sum_up
@@ -45,6 +45,7 @@ def finetune(config: FinetuneConfig) -> Trained:
     with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
+        warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)
         task = task_of(setup, embedder, split, run, device)
         task.prepare()
         optimizer = make_optimizer(config, task.parts())
@@ -59,6 +60,7 @@ def finetune(config: FinetuneConfig) -> Trained:
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
         other = task.original if before and metrics is not before else None
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
+        keep_hashes(run, split.train, config.weights, config.workers)
         ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
         run.log(ended, at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)

@@ -13,7 +13,7 @@ from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import split_for
-from facemetric.training.stage import check_training
+from facemetric.training.stage import check_training, keep_hashes
 from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.validation import sum_up
 
@@ -35,6 +35,7 @@ def pretrain(config: PretrainConfig) -> Trained:
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, setup.settings, resume=run.resume)
         sum_up(run, split, task.open_set.embeddings, device, config.seed)
+        keep_hashes(run, split.train, config.weights, config.workers)
         ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
         run.log(ended, at.epoch * task.steps_per_epoch + at.step)
     say(f"best epoch {at.best_epoch}; weights in {run.best}")

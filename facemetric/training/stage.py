@@ -11,14 +11,21 @@ import torch
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict
 from facemetric.data.images import Preprocess
+from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment, Transform, train_transform
 from facemetric.errors import ConfigError
+from facemetric.evaluation.audit.seen import (
+    keep_training_images,
+    read_training_images,
+    training_images_seen,
+)
+from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss
 from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.heads import check_head
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import provenance
+from facemetric.model.weights_folder import find_weights, provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.optim import check_optimizer, check_scheduler
@@ -176,6 +183,23 @@ def save_best(
         options=config_dict(config),
     )
     save_weights(run.best, embedder, provenance=origin, metrics=metrics)
+
+
+def warn_of_seen(weights: str, index: ImageIndex, workers: int) -> None:
+    """Say how much of the images the weights were trained on, where they keep hashes of their training images."""
+    if distributed.rank() == 0:
+        seen = training_images_seen(find_weights(weights), index, workers=pick_workers(workers))
+        if seen is None:
+            say(f"{weights} keep no hashes of their training images: whether they saw these is not known")
+        elif seen.found:
+            say(seen.text(weights))
+
+
+def keep_hashes(run: Run, index: ImageIndex, weights: str, workers: int) -> None:
+    """Write hashes of the training images beside the run's best weights, with those of the weights it began with."""
+    if distributed.rank() == 0:
+        before = read_training_images(find_weights(weights)) if weights else None
+        keep_training_images(run.best, index, before=before, workers=pick_workers(workers))
 
 
 def augment_of(config: StageConfig) -> Augment:

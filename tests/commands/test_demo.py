@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from facemetric import cli
-from facemetric.commands.demo import draw_sets, draw_test_pairs, run_demo
+from facemetric.commands.demo import (
+    claim_folder,
+    draw_data,
+    draw_sets,
+    draw_test_pairs,
+    run_demo,
+    verdict,
+)
 from facemetric.config import DemoConfig, config_dict
 from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
@@ -104,3 +112,33 @@ def test_the_same_seed_draws_the_same_people(tmp_path: Path) -> None:
         marks.append((index.read(0), pairs))
     assert marks[0] == marks[1]
     assert marks[0][0] != marks[2][0]
+
+
+def test_a_demo_that_was_stopped_goes_on_and_no_other_does(tmp_path: Path) -> None:
+    config = DemoConfig(tmp_path / "demo", identities=20, images=2)
+    claim_folder(config)
+    train, test, pairs = draw_data(config)
+    before = (pairs.read_bytes(), sorted(train.iterdir())[0].stat().st_mtime_ns)
+    with pytest.raises(ConfigError, match="holds a demo; go on with it by --resume, or name another --out"):
+        claim_folder(config)
+    again = replace(config, resume=True)
+    claim_folder(again)
+    assert draw_data(again) == (train, test, pairs)
+    assert before == (pairs.read_bytes(), sorted(train.iterdir())[0].stat().st_mtime_ns)
+    with pytest.raises(ConfigError, match=r"other options \(images 2 -> 3\); name another --out"):
+        claim_folder(replace(again, images=3))
+    pairs.unlink()  # it was stopped while it drew: all is drawn again
+    draw_data(again)
+    assert pairs.read_bytes() == before[0]
+    with pytest.raises(ConfigError, match="holds no demo to resume; start without --resume"):
+        claim_folder(replace(again, out=tmp_path / "nowhere"))
+
+
+def test_it_ends_with_a_verdict(story: tuple[Path, str, Any]) -> None:
+    assert "did NOT learn" in verdict(0.52)
+    assert "but not well" in verdict(0.7)
+    assert (
+        verdict(0.95) == "verdict: the model tells people whom it never saw apart (AUC 0.950, chance is 0.5)"
+    )
+    _, said, found = story
+    assert verdict(found.verification.auc) in said

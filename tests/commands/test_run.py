@@ -145,7 +145,7 @@ def test_values_are_toml_or_words() -> None:
             r"above the tables and \[finetune\] have it; write finetune.batch_size",
         ),
         (("", ""), ("epochs=3",), r"\[pretrain\] and \[finetune\] have it; write finetune.epochs"),
-        (("", ""), ("pretrain.lr=0.1,0.2", "pretrain.lr=0.3"), "--set pretrain.lr stands twice"),
+        (("", ""), ("pretrain.lr=0.1,0.2", "pretrain.lr=0.3"), "--set pretrain.lr is given twice"),
     ],
 )
 def test_a_fault_is_said_before_anything_runs(

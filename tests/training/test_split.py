@@ -65,7 +65,7 @@ def test_named_lists_split_merge_and_leave_out(
     assert split.train.identities == (names[3], *names[5:])
     assert split.train.counts()[0] == 12
     said = capsys.readouterr().out
-    assert said.count("1 names of") == 3
+    assert said.count("1 name of") == 3
     assert "first 'nobody'" in said
 
 

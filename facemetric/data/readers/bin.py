@@ -33,7 +33,7 @@ class Range(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text; `encoded` where it stands for bytes, as protocol 2 of Python 3 writes them."""
+    """A text; `encoded` where it means bytes, as protocol 2 of Python 3 writes them."""
 
     text: str
     encoded: bool = False

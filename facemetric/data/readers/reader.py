@@ -105,7 +105,7 @@ class Reader(ABC):
 
     @abstractmethod
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
-        """All images, and in `skips` what is none; with `loose` also images of no identity. DataError where the
+        """All images, and in `skips` what was skipped; with `loose` also images of no identity. DataError where the
         source is damaged."""
 
     @abstractmethod

@@ -66,7 +66,7 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
 
 
 def is_loose(identity: str) -> bool:
-    """Whether an identity of the index means that there is none: an image read with `loose`, outside a folder."""
+    """Whether an identity of the index means "no identity": an image read with `loose`, outside a folder."""
     return not identity or identity.endswith("/")
 
 

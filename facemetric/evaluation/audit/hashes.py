@@ -1,4 +1,4 @@
-"""Perceptual hashes of images: alike where two pictures show the same, whatever their size, packing or tone.
+"""Perceptual hashes of images: alike where two pictures show the same, at any size, packing or tone.
 
 A picture is brought to 32 x 32 grey pixels, and of its cosine transform the 16 x 16 lowest frequencies without the
 mean are kept: K = 255 numbers. A number above the set's median is a bit, so each bit splits the set in halves and
@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 from scipy.fft import dctn
 from scipy.stats import norm
-from tqdm import tqdm
 
 from facemetric.data.batches import chunks
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 EXPECTED = 0.1  # pairs by chance in the whole set
@@ -116,9 +116,7 @@ def _walk(signs_NK: np.ndarray, others_MK: np.ndarray | None, limit: int, *, tri
     kept = [np.zeros((3, 0), np.int64)]
     held = cut = 0
     pairs = len(x) * len(y) // (2 if triangle else 1)
-    with tqdm(
-        total=pairs, desc="comparing hashes", unit="pair", unit_scale=True, delay=2, leave=False
-    ) as bar:
+    with progress_bar(total=pairs, desc="comparing hashes", unit="pair", unit_scale=True) as bar:
         for rows, cols, product in product_tiles(x, y, triangle=triangle):
             bar.update(product.numel() // (2 if triangle and rows == cols else 1))
             near = torch.nonzero(product.amax(1) >= least)[:, 0]  # few rows: one pass over the tile, not four
@@ -171,9 +169,7 @@ def read_frequencies(index: ImageIndex, *, workers: int = 0, progress: str = "")
     values_NK = np.zeros((len(index), FREQUENCIES**2 - 1), np.float32)
     bad: list[tuple[int, str]] = []
     transform = eval_transform(Preprocess(size=(SIDE, SIDE)))
-    with tqdm(
-        total=len(index), desc=progress, unit="image", disable=not progress, leave=False, delay=2
-    ) as bar:
+    with progress_bar(total=len(index), desc=progress, unit="image") as bar:
         for batch in load_batches(index, chunks(len(index), BATCH), transform, workers=workers):
             values_NK[batch.rows.numpy()] = low_frequencies(batch.images.numpy())
             bad += batch.bad

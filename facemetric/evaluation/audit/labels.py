@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import beta
-from tqdm import tqdm
 
 from facemetric.evaluation.table import unit_rows
+from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 LEAST_IMAGES = 3  # of an identity whose images are judged: of two that differ nobody knows which is wrong
@@ -64,7 +64,7 @@ def chance_score(share: float, dims: float) -> float:
 
 
 def judge_images(emb_ND: np.ndarray, who_N: np.ndarray) -> Judged:
-    """How each image stands to its own identity without it, and to all others. emb (N, D) is centred."""
+    """How near each image is to its own identity without it, and to all others. emb (N, D) is centred."""
     count = int(who_N.max()) + 1
     sums_CD = np.zeros((count, emb_ND.shape[1]))
     np.add.at(sums_CD, who_N, emb_ND)
@@ -72,7 +72,7 @@ def judge_images(emb_ND: np.ndarray, who_N: np.ndarray) -> Judged:
     own_N = np.empty(len(emb_ND))
     above_N, best_N, nearest_N = own_N.copy(), own_N.copy(), np.empty(len(emb_ND), np.int64)
     walk = product_tiles(torch.from_numpy(emb_ND), torch.from_numpy(centre_CD), budget_mib=8, whole_rows=True)
-    with tqdm(total=len(emb_ND), desc="judging labels", unit="image", delay=2, leave=False) as bar:
+    with progress_bar(total=len(emb_ND), desc="judging labels", unit="image") as bar:
         for rows, _, product in walk:
             score_RC, emb_RD, who_R = product.numpy(), emb_ND[rows], who_N[rows]
             rest_RD = unit_rows(sums_CD[who_R] - emb_RD + 1e-12)

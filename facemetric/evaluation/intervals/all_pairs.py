@@ -41,7 +41,7 @@ from facemetric.mining.tiles import Tile
 EXACT = 8  # thresholds that are compared one by one, wherever they lie
 
 
-MOST = 255  # thresholds: the cell of a score is one byte
+MOST_CELLS = 255  # thresholds: the cell of a score is one byte
 
 
 LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
@@ -58,12 +58,14 @@ def count_by_person(
 ) -> PersonCounts:
     """Counts over all pairs of embeddings (N, D) of persons labels (N,), at rising thresholds (T,).
 
-    More than EXACT thresholds must lie on the grid of the tally, and be at most MOST.
+    More than EXACT thresholds must lie on the grid of the tally, and be at most MOST_CELLS.
     Persons are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
     where there are more, the accepted pairs are taken to share persons as the highest LISTED do.
     """
     steps = np.asarray(threshold) * STEPS
-    assert len(steps) <= EXACT or (len(steps) <= MOST and (steps == np.floor(steps)).all()), "off the grid"
+    assert len(steps) <= EXACT or (len(steps) <= MOST_CELLS and (steps == np.floor(steps)).all()), (
+        "off the grid"
+    )
     assert (np.diff(steps) >= 0).all(), "thresholds must rise"
     by_person = sort_by_person(embeddings, labels)
     who_N = by_person.who_N

@@ -1,7 +1,7 @@
 """Intervals of very many pairs: every figure is read off FAR and TAR at some hundred thresholds.
 
 Of each person the accepted pairs at each threshold are counted once; then a draw of weights is a product of matrices,
-whatever the number of pairs. Person p has weight w_p in a draw. A genuine pair counts w_p. The FAR is a sum over pairs
+for any number of pairs. Person p has weight w_p in a draw. A genuine pair counts w_p. The FAR is a sum over pairs
 of persons; its first-order part (Hoeffding 1948) gives
     FAR(t) + s(t) sum_p (w_p - 1) e_p(t) / pairs,    e_p(t) = accepted pairs of p - FAR(t) x pairs of p,
 and s(t) sets the variance to the one that is robust to shared persons (Aronow, Samii and Assenova 2015): the

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.verification import below_each, fold_accuracy
+from facemetric.machine import progress_bar
 
-PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
+DRAWS_PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
 
 
 class FoldDraws:
@@ -43,8 +43,10 @@ class FoldDraws:
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The accuracy (B, 1) of each draw of weights; both kinds keep their share, as a protocol does."""
-        parts = range(0, len(weight_BP), PER_PASS)
-        return np.concatenate([self._weighted(weight_BP[at : at + PER_PASS, self.order]) for at in parts])
+        parts = range(0, len(weight_BP), DRAWS_PER_PASS)
+        return np.concatenate(
+            [self._weighted(weight_BP[at : at + DRAWS_PER_PASS, self.order]) for at in parts]
+        )
 
     def _weighted(self, weight_BP: Floats) -> Floats:
         for kind in (self.same, ~self.same):
@@ -104,7 +106,7 @@ def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
     size = max(1, min(PER_CHUNK, BUDGET // (8 * max(pairs, 1))))
-    with tqdm(total=draws, desc="intervals", unit="draw", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(total=draws, desc="intervals", unit="draw") as bar:
         for at in range(0, draws, size):
             w_BW = rng.standard_exponential((min(size, draws - at), n))
             yield w_BW / w_BW.mean(1, keepdims=True)

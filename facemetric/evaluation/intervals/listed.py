@@ -1,6 +1,6 @@
 """Confidence intervals of listed pairs, by resampling identities.
 
-Identities are resampled, not pairs: pairs that share a person rise and fall together. Up to MANY pairs each draw
+Identities are resampled, not pairs: pairs that share a person rise and fall together. Up to MANY_PAIRS pairs each draw
 weights every pair; beyond, it weights the counts of each person (`counts.py`).
 Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
-    MANY,
+    MANY_PAIRS,
     Floats,
     OperatingPoint,
     auc,
@@ -71,7 +71,7 @@ def verification_intervals(
     Shares with few errors, or none, have an interval no narrower than Wilson's of as many independent pairs.
     """
     figures = _Figures(score, same, fars)
-    if len(figures.same) > MANY:
+    if len(figures.same) > MANY_PAIRS:
         drawn = _count(figures, persons, fold, draws, seed)
     else:
         drawn = _weigh(figures, persons, fold, draws, seed)
@@ -123,7 +123,7 @@ def paired_differences(
     An interval that leaves out 0 tells the models apart. Otherwise as `verification_intervals`.
     """
     first, second = (_Figures(score, same, fars) for score in scores)
-    if len(first.same) > MANY:
+    if len(first.same) > MANY_PAIRS:
         one, other = (_count(figures, persons, fold, draws, seed) for figures in (first, second))
     else:
         one, other = _weigh_both(first, second, persons, fold, draws, seed)

@@ -85,6 +85,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 class Classification:
     """The task of stage one (see task.Task)."""
 
+    model: Any  # a Classifier; a Student where a teacher is followed
     judged_by = staticmethod(judged_by)
 
     def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
@@ -151,13 +152,14 @@ class Classification:
         )
 
     def prepare(self) -> None:
-        """A margin head starts from centres of its identities where there are any, which may embed all images once."""
+        """Where a margin head starts from trained weights or a teacher: this embeds the images once."""
         head = self.model.head
-        if isinstance(head, MarginHead) and not self.run.resume:
-            mean_CD = self.first_centres()
-            if mean_CD is not None:
-                with torch.no_grad():
-                    head.weight.copy_(mean_CD)
+        if not isinstance(head, MarginHead) or self.run.resume:
+            return
+        centre_CD = self.first_centres()
+        if centre_CD is not None:
+            with torch.no_grad():
+                head.weight.copy_(centre_CD)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""

@@ -39,7 +39,7 @@ FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is f
 class Distillation(Classification):
     """The task of stage one with --teacher (see task.Task)."""
 
-    model: Student  # type: ignore[assignment]
+    model: Student
 
     def __init__(
         self,
@@ -84,8 +84,7 @@ class Distillation(Classification):
                 with torch.no_grad():
                     seen_ND = functional.normalize(embedder.eval().project(seen_NF), dim=1)
                 self.model.to_teacher = ridge_map(seen_ND, self.teacher[rows].to(seen_ND)).to(self.device)
-        if self.model.head is not None:
-            super().prepare()
+        super().prepare()
 
     def first_centres(self) -> Tensor | None:
         """Where a margin head starts: where the embedding is to be the teacher's own, at the identities' means by the

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from facemetric.data.batches import chunks
 from facemetric.data.images import normalise
@@ -25,6 +24,7 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
 from facemetric.errors import writing
 from facemetric.files import Lock, is_locked, sync, write_whole
+from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
 
 # A record that is no JSON of ours, or a .npy whose header is none.
@@ -115,7 +115,7 @@ def fill(
     bad: dict[int, str] = {}
     steps = chunks(len(index), 256)
     embedder.eval()
-    with tqdm(total=values.shape[0] * len(index), desc="features", unit="image", leave=False, delay=1) as bar:
+    with progress_bar(total=values.shape[0] * len(index), desc="features", unit="image", delay=1) as bar:
         for view in range(values.shape[0]):
             plain = view == 0 or augment is None
             transform: Transform = eval_transform(pre) if plain else train_transform(pre, augment)  # type: ignore[arg-type]

@@ -43,6 +43,11 @@ class Joined:
         part, row = self._part(i)
         return part.name(row)
 
+    def size(self, i: int) -> int:
+        """The bytes that image i has."""
+        part, row = self._part(i)
+        return part.size(row)
+
     def location(self, i: int) -> Location:
         """Where image i's bytes lie."""
         part, row = self._part(i)

@@ -69,6 +69,7 @@ FORMS = {
     **{f"arrays, {p}": pickle.dumps((arrays(PICTURES), SAME), p) for p in (3, 4, 5)},
     **{f"numpy bools, {p}": pickle.dumps((PICTURES, [np.bool_(s) for s in SAME]), p) for p in (3, 4, 5)},
     **{f"array of bools, {p}": pickle.dumps((PICTURES, np.array(SAME)), p) for p in (3, 4, 5)},
+    "flags of one byte": pickle.dumps((PICTURES, [bytes([s]) for s in SAME]), 4),
     "numpy integers": pickle.dumps((PICTURES, [np.int64(s) for s in SAME]), 4),
     "old numpy": pickle.dumps((arrays(PICTURES), np.array(SAME)), 3).replace(b"numpy._core", b"numpy.core"),
 }
@@ -113,9 +114,10 @@ def test_folds_are_tenths_of_the_file(tmp_path: Path) -> None:
 
 
 def test_images_as_text_say_how_to_write_them(tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(pickle.dumps((PICTURES, SAME), 2))
-    with pytest.raises(DataError, match=r"image 0 is written as text .* protocol 3 or higher"):
-        read_bin(tmp_path / "a.bin")
+    for same in (SAME, np.array(SAME)):
+        (tmp_path / "a.bin").write_bytes(pickle.dumps((PICTURES, same), 2))
+        with pytest.raises(DataError, match=r"image 0 is written as text .* protocol 3 or higher"):
+            read_bin(tmp_path / "a.bin")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,7 @@ def test_missing_and_empty(tmp_path: Path) -> None:
         (b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n\x8c\x02u4\x85RC\x04abcd\x86R.", 58),
         (b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n\x8c\x02i8\x85RC\x04abcd\x86R.", 58),
         (b"N]b.", 4),  # a state for what has none
+        (b"cnumpy\ndtype\n\x8c\x00\x85R.", 18),  # a dtype without a code
     ],
 )
 def test_instructions_that_do_not_fit(tmp_path: Path, body: bytes, at: int) -> None:

@@ -277,7 +277,7 @@ def test_counts_of_each_person_say_what_weights_of_every_pair_say(shape, monkeyp
     options = {"fars": (0.1, 0.01), "fold": fold}
     found = []
     for many in (len(score), len(score) - 1):
-        monkeypatch.setattr(listed_module, "MANY", many)
+        monkeypatch.setattr(listed_module, "MANY_PAIRS", many)
         bounds = verification_intervals(score, same, who, **options)
         change = paired_differences((score, other), same, who, **options)
         found.append((bounds, {f"change of {name}": interval for name, interval in change.items()}))

@@ -24,7 +24,7 @@ from facemetric.training.tasks.classification import Classification, growing_siz
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Classification:
-    """The task as run_pretrain builds it."""
+    """The task as pretrain builds it."""
     config = PretrainConfig(
         (str(faces),), **({"arch": "test_resnet", "image_size": 32, "workers": 0} | options)
     )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from facemetric.training.dry import dry_run
 from small_trainings import same
 from torch.nn import functional
 
@@ -44,7 +43,7 @@ def tables(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 def task_of(faces: Path, folder: Path, **options: Any) -> Distillation:
-    """The task as run_pretrain builds it."""
+    """The task as pretrain builds it."""
     plain = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0, "batch_size": 16}
     config = PretrainConfig((str(faces),), **(plain | options))
     run = Run(folder, config_toml="", resume=False)
@@ -240,19 +239,3 @@ def test_a_margin_head_starts_from_the_teachers_means(
         rows = task.rows[task.split.train.identity[task.rows.clip(max=len(task.split.train) - 1)] == number]
         mean = task.teacher[rows].mean(0)
         torch.testing.assert_close(weight, functional.normalize(mean, dim=0))
-
-
-def test_a_dry_run_with_a_teacher(faces: Path, tables: dict[str, str], tmp_path: Path) -> None:
-    options: dict[str, Any] = {"arch": "test_resnet", "image_size": 32, "workers": 0, "label_weight": 0.0}
-    options |= {
-        "teacher": (tables["faces"], tables["more"]),
-        "unlabelled": (f"more={faces}",),
-        "batch_size": 16,
-    }
-    options |= {"optimizer": "adamw", "lr": 1e-3}
-    found = dry_run(PretrainConfig((str(faces),), **options), tmp_path / "keep")
-    assert found.learned
-    assert load_embedder(tmp_path / "keep").embedding_size == SIZE
-    assert found.steps == 30 * (
-        (96 - 12 + 96) // 16
-    )  # of both; 2 of the 16 people are kept for the validation

@@ -1,0 +1,159 @@
+"""`facemetric verify` and `Verifier`: a threshold used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facemetric import Verifier, calibrate, cli, verify
+from facemetric.commands.verify import NO_FACE_CHECK
+from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.evaluation.table import EmbeddingTable
+
+FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture
+def calibrated(own_weights: Path, faces: Path, tmp_path: Path) -> Path:
+    calibrate(str(faces), weights=own_weights, far=[0.2, 0.01], out=tmp_path / "out", **FAST)
+    return own_weights
+
+
+def images_in(faces: Path) -> list[Path]:
+    return sorted(path for path in faces.rglob("*") if path.is_file())
+
+
+def test_every_pair_gets_the_verdict_of_its_score(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+    images = images_in(faces)
+    seen = set()
+    for other in (*images[1:12], images[-1]):
+        found = verify(images[0], other, weights=calibrated, far=0.2, device="cpu")
+        row_a, row_b = (table.find(f"{path.parent.name}/{path.name}") for path in (images[0], other))
+        assert row_a is not None
+        assert row_b is not None
+        cosine = float(table.embeddings[row_a] @ table.embeddings[row_b])
+        assert found.score == pytest.approx(cosine, abs=1e-4)
+        assert found.same is (found.score >= found.stored.threshold.threshold.value)
+        assert found.threshold == found.stored.threshold.threshold.value
+        assert found.far == 0.2
+        assert found.notes == (NO_FACE_CHECK,)
+        seen.add(found.same)
+    assert seen == {True, False}
+
+
+def test_what_is_printed_and_the_json(
+    calibrated: Path, faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = images_in(faces)[:2]
+    found = verify(one, one, weights=calibrated, far=0.01, device="cpu")
+    assert capsys.readouterr().out == ""
+    options = ["--weights", str(calibrated), "--far", "0.01", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        cli.main(["verify", str(one), str(one), *options])
+    said = capsys.readouterr().out
+    assert said == found.text() + "\n"
+    threshold = found.stored.threshold
+    assert said.startswith(f"same person: cosine 1.0000 >= threshold {threshold.threshold.value:.4f} [")
+    assert f"at FAR 0.01 [{threshold.far.low:.2g}, {threshold.far.high:.2g}]" in said
+    assert "chosen on 96 images of 16 people" in said
+    found = verify(one, two, weights=calibrated, far=0.01, device="cpu")
+    with pytest.raises(SystemExit):
+        cli.main(["verify", str(one), str(two), *options, "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record == found.to_dict()
+    assert record["same"] is found.same
+    assert record["threshold"] == config_of(calibrated)["facemetric"]["thresholds"]["0.01"]["threshold"]
+
+
+def test_the_mirror_image_counts_where_the_threshold_says_so(
+    own_weights: Path, faces: Path, tmp_path: Path
+) -> None:
+    one, two = images_in(faces)[0], images_in(faces)[-1]
+    scores = []
+    for flip in (False, True):
+        calibrate(str(faces), weights=own_weights, far=0.1, flip=flip, out=tmp_path / "out", **FAST)
+        found = verify(one, two, weights=own_weights, far=0.1, device="cpu")
+        scores.append(found.score)
+        table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+        assert found.score == pytest.approx(float(table.embeddings[0] @ table.embeddings[-1]), abs=1e-4)
+        assert found.stored.flip is flip
+    assert scores[0] != pytest.approx(scores[1], abs=1e-5)
+
+
+def test_an_image_of_another_size_gets_a_note(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    image = Image.open(images_in(faces)[0]).convert("RGB")
+    notes = {}
+    for name, size in (("same", (32, 32)), ("near", (40, 40)), ("large", (320, 320)), ("wide", (40, 32))):
+        image.resize(size).save(tmp_path / f"{name}.png")
+        found = verify(
+            tmp_path / "same.png", tmp_path / f"{name}.png", weights=calibrated, far=0.2, device="cpu"
+        )
+        notes[name] = found.notes[1:]
+    assert notes["same"] == notes["near"] == ()
+    assert "large.png is 320 x 320 pixels, the threshold was chosen on images of 32 x 32" in notes["large"][0]
+    assert len(notes["wide"]) == 1
+
+
+def test_faults_of_verify(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    one = images_in(faces)[0]
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    options: dict[str, Any] = {"weights": calibrated, "far": 0.2, "device": "cpu"}
+    with pytest.raises(DataError, match=r"no\.jpg cannot be read: no image of a known kind; give an image"):
+        verify(one, tmp_path / "no.jpg", **options)
+    with pytest.raises(DataError, match=r"nowhere\.jpg: no such file; give an image"):
+        verify(tmp_path / "nowhere.jpg", one, **options)
+    with pytest.raises(ConfigError, match="verify needs two images"):
+        verify(one, **options)
+    with pytest.raises(
+        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one by --far, or make one"
+    ):
+        verify(one, one, weights=calibrated, device="cpu")
+
+
+def test_scores_do_not_depend_on_the_order(calibrated: Path, faces: Path) -> None:
+    one, two = images_in(faces)[3], images_in(faces)[40]
+    scores = [
+        verify(*pair, weights=calibrated, far=0.2, device="cpu").score for pair in ((one, two), (two, one))
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
+    calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = Verifier(calibrated, far=0.2, device="cpu")
+    monkeypatch.setattr("facemetric.commands.verify.load_weights", None)  # not called any more
+    one, two = images_in(faces)[3], images_in(faces)[40]
+    image = Image.open(two).convert("RGB")
+    expected = verifier(str(one), str(two))
+    array = np.asarray(image)
+    for other in (two, image, array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert verifier(one, other).score == pytest.approx(expected.score, abs=1e-6)
+    assert repr(expected) == (
+        f"Verdict(same={expected.same}, score={expected.score!r}, threshold={verifier.threshold!r}, far=0.2)"
+    )
+    assert "\n" not in repr(verifier)
+    with pytest.raises(DataError, match=r"the second picture is a float32 array of shape"):
+        verifier(one, array.astype(np.float32) / 255)  # type: ignore[arg-type]
+
+
+def test_pictures_of_one_colour_are_told(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    for name, colour in (("sky", (90, 140, 220)), ("wall", (200, 200, 190))):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    found = verify(tmp_path / "sky.png", tmp_path / "wall.png", weights=calibrated, far=0.2, device="cpu")
+    assert found.notes[0] == NO_FACE_CHECK
+    assert [note.split("/")[-1] for note in found.notes[1:]] == [
+        f"{name}.png is nearly of one colour: it shows no face, and the answer means nothing"
+        for name in ("sky", "wall")
+    ]

@@ -1,0 +1,82 @@
+"""What a command imports: nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "timm", "pandas", "PIL", "sklearn", "matplotlib"}
+CODE = (
+    "import sys\nfrom facemetric import cli\n"
+    "status = 0\n"
+    "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code or 0\n"
+    "print('status', status)\nprint('modules', *sys.modules)\n"
+)
+
+
+def ran(*words: object) -> tuple[int, str, set[str]]:
+    """(status, what was printed, the modules that were imported) of a command in a process of its own."""
+    line = [sys.executable, "-c", CODE, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    text, _, rest = done.stdout.rpartition("status ")
+    status, _, modules = rest.partition("\nmodules ")
+    return int(status), text + done.stderr, set(modules.split())
+
+
+def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"event": "validation", "step": 5, "epoch": 1}\n' * 1000)
+    for words, shown in (
+        (["runs", str(tmp_path)], "TAR @ FAR=1e-2"),
+        (["weights"], "faces-112"),
+        (["--help"], "Usage: facemetric"),
+        (["pretrain", "--help"], "--label-smoothing"),
+    ):
+        status, text, modules = ran(*words)
+        assert (status, HEAVY & modules) == (0, set())
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("verify HERE HERE", "no weights were given"),
+        ("verify nowhere.jpg HERE --weights faces-112", "nowhere.jpg: no such file"),
+        ("verify HERE HERE --weights faces-11", "did you mean 'faces-112'"),
+        ("run nope.toml", "nope.toml: No such file"),
+        ("pretrain HERE --max-bad 2", "--max-bad is 2.0; it is a share"),
+        ("finetune HERE", "no weights were given"),
+        ("eval --weights nowhere", "no weights at 'nowhere'"),
+        ("pretrain", "no DATA was given"),
+    ],
+)
+def test_slips_are_told_before_torch_is_imported(line: str, message: str) -> None:
+    status, text, modules = ran(*(__file__ if word == "HERE" else word for word in line.split()))
+    assert (status, HEAVY & modules) == (2, set())
+    assert message in text
+
+
+def test_verify_imports_no_compiler(faces: Path) -> None:
+    images = [path for path in sorted(faces.rglob("*")) if path.is_file()][:2]
+    status, text, modules = ran("verify", *images, "--weights", "faces-96", "--device", "cpu")
+    assert status == 0, text
+    assert "cosine" in text
+    assert {"torch", "timm", "torchvision"} <= modules
+    unwanted = {"torch._dynamo", "sympy", "matplotlib", "sklearn", "tensorboard", "pandas"} & modules
+    assert not unwanted
+
+
+def test_torch_compile_still_works_after_it() -> None:
+    code = (
+        "from facemetric.machine import import_timm\nimport_timm()\n"
+        "import torch, torchvision\nfrom torchvision.ops import roi_align\n"
+        "assert torchvision.ops.roi_align is roi_align\n"
+        "x = torch.arange(16.0).reshape(1, 1, 4, 4)\n"
+        "print(roi_align(x, torch.tensor([[0.0, 0, 0, 4, 4]]), 1).shape)\n"
+        "print(torch.compile(lambda x: x + 1, backend='eager')(x).sum())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "torch.Size([1, 1, 1, 1])\ntensor(136.)\n", done.stderr
