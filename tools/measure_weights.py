@@ -1,6 +1,6 @@
 """Measures weights on real faces, writes the figures into their config.json, and prints the table of their card.
 
-    python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
+    python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME [--size PX]]
 
 DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
 weights are first copied there in float16, and the copy is what is measured. LFW's View 2 (`pairs.txt`) is for
@@ -17,6 +17,7 @@ import re
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--flip", action="store_true", help="average with the mirror image's embedding")
     parser.add_argument("--ship", type=Path, help="folder to write the weights to, in float16")
+    parser.add_argument(
+        "--size", type=int, help="with --ship: another side of the picture, pixels; calibrate then"
+    )
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
     folder = find_weights(options.weights)
@@ -222,10 +226,14 @@ def main() -> None:
     thresholds: dict[str, Any] = {}
     if options.ship:  # replaces the whole folder
         source = read_config(folder)["facemetric"]
-        thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
+        shipped = load_weights(folder)
+        if options.size:
+            shipped.preprocess = replace(shipped.preprocess, size=(options.size, options.size))
+        else:
+            thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
         save_weights(
             options.ship,
-            load_weights(folder),
+            shipped,
             provenance=without_folders(source["provenance"]),
             metrics=source["metrics"],
             half=True,
