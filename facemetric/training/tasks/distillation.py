@@ -24,7 +24,7 @@ from facemetric.errors import DataError
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
-from facemetric.model.teacher import Student, direction_loss, relation_loss, ridge_map
+from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
@@ -54,16 +54,20 @@ class Distillation(Classification):
         embedder.to(self.device)
         own = config.embedding_size == 0
         to_teacher: nn.Module = nn.Identity() if own else nn.Linear(embedder.embedding_size, size)
+        before = embedder.folded_projection()  # of weights that followed a teacher before
         if own:
             embedder.projection, embedder.neck = nn.Linear(embedder.num_features, size), nn.Identity()
         if config.weights and not config.resume:
             seen_NF, rows = self.first_features(embedder)
             if own:
-                embedder.projection = ridge_map(seen_NF, self.teacher[rows].to(seen_NF))
+                fits = isinstance(before, nn.Linear) and before.out_features == size
+                embedder.projection = first_layer(
+                    seen_NF, self.teacher[rows].to(seen_NF), cast(nn.Linear, before) if fits else None
+                )
             else:
                 with torch.no_grad():
                     seen_ND = functional.normalize(embedder.eval().project(seen_NF), dim=1)
-                to_teacher = ridge_map(seen_ND, self.teacher[rows].to(seen_ND))
+                to_teacher = first_layer(seen_ND, self.teacher[rows].to(seen_ND))
         head = self.make_head(embedder, held) if config.label_weight else None
         if head is None:
             self.closed = None
