@@ -1,6 +1,6 @@
 """Measures weights on real faces, writes the figures into their config.json, and prints the table of their card.
 
-    python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME [--size PX]]
+    python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
 
 DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
 weights are first copied there in float16, and the copy is what is measured. LFW's View 2 (`pairs.txt`) is for
@@ -217,6 +217,9 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, help="with --ship: another side of the picture, pixels; calibrate then"
     )
+    parser.add_argument(
+        "--crop", type=float, nargs=4, help="with --ship: another crop, as in training; calibrate then"
+    )
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
     folder = find_weights(options.weights)
@@ -227,8 +230,10 @@ def main() -> None:
     if options.ship:  # replaces the whole folder
         source = read_config(folder)["facemetric"]
         shipped = load_weights(folder)
-        if options.size:
-            shipped.preprocess = replace(shipped.preprocess, size=(options.size, options.size))
+        if options.size or options.crop:  # the network is shown another picture than in training
+            pre = shipped.preprocess
+            side = options.size or pre.size[0]
+            shipped.preprocess = replace(pre, size=(side, side), crop=tuple(options.crop or pre.crop))
         else:
             thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
         save_weights(
