@@ -17,6 +17,7 @@ import re
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--flip", action="store_true", help="average with the mirror image's embedding")
     parser.add_argument("--ship", type=Path, help="folder to write the weights to, in float16")
+    parser.add_argument(
+        "--size", type=int, help="with --ship: another side of the picture, pixels; calibrate then"
+    )
+    parser.add_argument(
+        "--crop", type=float, nargs=4, help="with --ship: another crop, as in training; calibrate then"
+    )
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
     folder = find_weights(options.weights)
@@ -222,10 +229,16 @@ def main() -> None:
     thresholds: dict[str, Any] = {}
     if options.ship:  # replaces the whole folder
         source = read_config(folder)["facemetric"]
-        thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
+        shipped = load_weights(folder)
+        if options.size or options.crop:  # the network is shown another picture than in training
+            pre = shipped.preprocess
+            side = options.size or pre.size[0]
+            shipped.preprocess = replace(pre, size=(side, side), crop=tuple(options.crop or pre.crop))
+        else:
+            thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
         save_weights(
             options.ship,
-            load_weights(folder),
+            shipped,
             provenance=without_folders(source["provenance"]),
             metrics=source["metrics"],
             half=True,
