@@ -25,9 +25,9 @@ from facemetric.data.pair_images import Names, distinct_pairs, resolve
 from facemetric.data.pairs import Ints, Pairs, read_pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import Embedded
+from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.evaluation.verification import check_folds
 
 
 class ListedPairs(NamedTuple):

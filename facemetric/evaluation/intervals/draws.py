@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.curves import Floats, Ints
-from facemetric.evaluation.verification import below_each, fold_accuracy
+from facemetric.evaluation.folds import below_each, fold_accuracy
 from facemetric.machine import progress_bar
 
 DRAWS_PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache

@@ -26,6 +26,7 @@ from facemetric.evaluation.curves import (
     tar_at_far,
 )
 from facemetric.evaluation.figures import tar_name
+from facemetric.evaluation.folds import fold_accuracy
 from facemetric.evaluation.intervals.counts import (
     CountedFigures,
     CountedFolds,
@@ -46,7 +47,7 @@ from facemetric.evaluation.intervals.records import (
     quantiles,
     wilson,
 )
-from facemetric.evaluation.verification import FARS, fold_accuracy
+from facemetric.evaluation.verification import FARS
 
 Persons = tuple[npt.ArrayLike, npt.ArrayLike]
 

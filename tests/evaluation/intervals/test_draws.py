@@ -5,6 +5,7 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import DataError
+from facemetric.evaluation.folds import fold_accuracy
 from facemetric.evaluation.intervals import draws as person_draws
 from facemetric.evaluation.intervals.draws import (
     FoldDraws,
@@ -14,7 +15,6 @@ from facemetric.evaluation.intervals.draws import (
     pair_weights,
     persons_of_pairs,
 )
-from facemetric.evaluation.verification import fold_accuracy
 
 
 def test_scale_between_pairs_alone_and_all_pairs():

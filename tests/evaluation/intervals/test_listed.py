@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.folds import draw_folds, fold_accuracy
 from facemetric.evaluation.intervals import listed as listed_module
 from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import (
@@ -15,7 +16,6 @@ from facemetric.evaluation.intervals.records import (
     newcombe,
     wilson,
 )
-from facemetric.evaluation.verification import draw_folds, fold_accuracy
 
 
 def population(persons, seed):
