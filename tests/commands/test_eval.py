@@ -150,6 +150,7 @@ def test_the_text_says_what_was_measured(scored: Any) -> None:
 def test_a_call_is_quiet_and_the_command_prints(
     untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    show_progress(False)  # as in a script: conftest.py turns it on for the tests
     found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **NO_REPORT)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(SystemExit, match="0"):
@@ -428,10 +429,8 @@ def test_each_set_has_its_own_list_of_bad_images(
         sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())[number].write_bytes(b"")
     options: dict[str, Any] = {"data": tmp_path / "data", "gallery": tmp_path / "gallery"} | NO_REPORT
     out = tmp_path / "out"
-    before = show_progress(True)
     found = evaluate(untrained, compare=untrained, max_bad=0.06, out=out, **options)  # 1 of 96, 1 of 18
     assert (len(found.table), len(found.gallery_table)) == (95, 17)
-    show_progress(before)
     assert "gallery: 1 of 18 images cannot be read and are not scored" in capsys.readouterr().out
     lists = {of: (out / f"{of}bad_images.csv").read_text() for of in ("", "gallery_", "second_")}
     assert all(len(text.splitlines()) == 2 for text in lists.values())
