@@ -41,8 +41,6 @@ SYNONYMS = {
     "--fmr": "--far",
     "--eps": "--threshold",
 }
-
-
 # Where the words go of a command that takes fewer without a name.
 WORD_ORDER = {
     "eval": "images go to --data, pairs to --pairs: facemetric eval --weights W --data FOLDER --pairs PAIRS.csv",
