@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
+from facemetric.cli_words import one_line, remedy_of
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -44,53 +45,6 @@ from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
 from facemetric.model.weights_folder import find_weights
-
-# What other programs call an option, and the option here.
-SYNONYMS = {
-    "--learning-rate": "--lr",
-    "--backbone": "--arch",
-    "--model": "--arch, or --weights for weights",
-    "--architecture": "--arch",
-    "--checkpoint": "--weights",
-    "--ckpt": "--weights",
-    "--pretrained-weights": "--weights",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--save-dir": "--out",
-    "--dataset": "--data",
-    "--data-dir": "--data",
-    "--images": "--data",
-    "--folder": "--data",
-    "--num-epochs": "--epochs",
-    "--batch": "--batch-size",
-    "--num-workers": "--workers",
-    "--img-size": "--image-size",
-    "--input-size": "--image-size",
-    "--size": "--image-size",
-    "--wd": "--weight-decay",
-    "--opt": "--optimizer",
-    "--sched": "--scheduler",
-    "--fp16": "--amp float16",
-    "--bf16": "--amp bfloat16",
-    "--gpu": "--device cuda",
-    "--cuda": "--device cuda",
-    "--cpu": "--device cpu",
-    "--loss": "--head in pretrain, --miner in finetune",
-    "--dim": "--embedding-size",
-    "--embedding-dim": "--embedding-size",
-    "--fpr": "--far",
-    "--fmr": "--far",
-    "--eps": "--threshold",
-}
-
-# Where the words go of a command that takes fewer without a name.
-WORD_ORDER = {
-    "eval": "images go to --data, pairs to --pairs: facemetric eval --weights W --data FOLDER --pairs PAIRS.csv",
-    "verify": "the weights go to --weights: facemetric verify A.jpg B.jpg --weights W",
-    "run": "one recipe a run; options in its place go to --set: facemetric run RECIPE.toml --set lr=0.1",
-    "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
-    "demo": "one folder to write into: facemetric demo --out FOLDER",
-}
 
 
 def shown_default(value: Any) -> str:
@@ -309,17 +263,6 @@ def main(tokens: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGTERM, terminate)
 
 
-def remedy_of(error: cyclopts.CycloptsError) -> str:
-    """What to write in place of an option or a word that the command does not take, where that is known."""
-    if isinstance(error, cyclopts.UnknownOptionError):
-        meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
-        return f" Did you mean {meant}?" if meant and "Did you mean" not in str(error) else ""
-    if isinstance(error, cyclopts.UnusedCliTokensError):
-        order = WORD_ORDER.get((error.command_chain or ("",))[-1], "")
-        return f" {order}" if order else ""
-    return ""
-
-
 def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
     """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
 
@@ -365,11 +308,6 @@ def with_config_file(tokens: list[str]) -> list[str]:
     options["data"] = {"check": options["data"]}
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
-
-
-def one_line(message: str) -> str:
-    """A message without line breaks."""
-    return " ".join(message.split())
 
 
 def fail(message: str) -> None:

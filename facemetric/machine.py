@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
-
 _progress_shown = False
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of mallopt(3) in glibc's malloc.h
+MOST = 2**31 - 1
 
 
 def import_timm() -> None:
@@ -170,12 +171,6 @@ def resident_peak() -> int:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
     except OSError:
         return 0
-
-
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of mallopt(3) in glibc's malloc.h
-
-
-MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:

@@ -26,36 +26,18 @@ from facemetric.evaluation.audit.labels import Judged, chance_score, dimensions
 from facemetric.evaluation.audit.people import Alike
 
 DUPLICATE = "duplicate"
-
-
 ACROSS = "duplicate across identities"
-
-
 ONE_PERSON = "one person"
-
-
 MISLABELLED = "mislabelled"
-
-
 TEST_NAME = "name in test"
-
-
 TEST_IMAGE = "image in test"
-
-
 TEST_PERSON = "person in test"
-
-
 KINDS = (DUPLICATE, ACROSS, ONE_PERSON, MISLABELLED, TEST_NAME, TEST_IMAGE, TEST_PERSON)
-
-
 BY_PEOPLE = (ONE_PERSON, MISLABELLED, TEST_PERSON)  # found by how strangers score in the set itself
 LEAST_IDENTITIES = (
     100  # in whose scores chance can be read off; among 20 people some two are always the nearest
 )
 SURE = 0.5  # the most of a kind's findings that chance may account for, to be listed for use
-
-
 COLUMNS = ("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "threshold", "note")
 
 

@@ -22,7 +22,8 @@ from facemetric.commands.embedding import (
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
-from facemetric.data.pairs import Ints, Pairs, read_pairs
+from facemetric.data.pair_list import Ints, Pairs
+from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds

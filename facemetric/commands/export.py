@@ -19,7 +19,8 @@ from facemetric.data.drawn.draw import draw_face, face_identity, face_nuisance
 from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.pair_images import resolve
-from facemetric.data.pairs import Pairs, read_pairs
+from facemetric.data.pair_list import Pairs
+from facemetric.data.pairs import read_pairs
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.table import EmbeddingTable

@@ -23,20 +23,21 @@ from facemetric.training.run_folder import (
     read_log,
 )
 
-
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of texts as lines whose columns stand under each other."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 # Heading -> figure of the weights' own config.json, and how it is shown.
 FIGURES = {
     "LFW accuracy": ("lfw_accuracy", "{:.2%}"),
     "TAR @ FAR=1e-3": ("lfw_tar_at_far_0.001", "{:.3f}"),
     "images/s, 2 cores": ("images_per_second", "{:,.0f}"),
 }
+EER = "val_eer"
+BEYOND = 1e15  # no figure, step or minute of a run is as large
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of texts as lines whose columns stand under each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def describe_weights(folder: Path) -> dict[str, Any]:
@@ -68,12 +69,6 @@ def catalog_text(found: list[dict[str, Any]]) -> str:
 def list_weights() -> None:
     """Print the shipped weights: name, size, speed and accuracy, as each one's model card says."""
     print(catalog_text([describe_weights(folder) for folder in shipped_weights()]))
-
-
-EER = "val_eer"
-
-
-BEYOND = 1e15  # no figure, step or minute of a run is as large
 
 
 class Standing(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.data.pairs import Ints, Pairs
+from facemetric.data.pair_list import Ints, Pairs
 from facemetric.data.store import composed
 from facemetric.errors import DataError, first_few
 

@@ -11,15 +11,14 @@ Forms that are read, told apart by their first line:
     .bin    InsightFace's sets, which hold the images too (see `readers/bin.py`); a fold is a tenth of the
             pairs in the order of the file
 A list may have millions of pairs: a file is read line by line, and each path is kept once.
-Shapes: P pairs, U different paths.
 """
 
 from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -27,13 +26,13 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.data.pair_list import Ints, Listing, Pairs
 from facemetric.data.readers.bin import read_bin
 from facemetric.data.readers.csv import Table
 from facemetric.errors import DataError, did_you_mean
 from facemetric.files import write_whole
 from facemetric.machine import progress_bar
 
-Ints = npt.NDArray[np.int64]
 COLUMNS = {
     "image1_path": "a",
     "path_a": "a",
@@ -55,91 +54,6 @@ TRUTH = {
 BIN_FOLDS = 10
 MOST_DIGITS = 18
 BAR_LINES = 1 << 16  # lines between two steps of the progress bar
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """P pairs as a file lists them.
-
-    `names` (U,): every path once, in the order of first use; `a` and `b` int32 (P,): which of them each pair
-    holds. `same` bool (P,): one person or two. `fold` int64 (P,), numbered from 0, or None where the file has
-    none. `groups`: other columns of the csv, str (P,). `bare`: the paths have no extension (LFW).
-    `holds_images`: the file is a source of the images too.
-    """
-
-    names: tuple[str, ...]
-    a: npt.NDArray[np.int32]
-    b: npt.NDArray[np.int32]
-    same: npt.NDArray[np.bool_]
-    fold: Ints | None = None
-    groups: dict[str, npt.NDArray[np.str_]] = field(default_factory=dict)
-    bare: bool = False
-    source: str = "pairs"
-    holds_images: bool = False
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    def __repr__(self) -> str:
-        genuine = int(self.same.sum())
-        folds = "" if self.fold is None else f", {len(np.unique(self.fold))} folds"
-        return f"Pairs({genuine:,} genuine, {len(self) - genuine:,} impostor{folds}, of {self.source!r})"
-
-    @classmethod
-    def of(
-        cls,
-        paths_a: Sequence[str],
-        paths_b: Sequence[str],
-        same: npt.NDArray[np.bool_],
-        fold: Ints | None = None,
-        *,
-        source: str = "pairs",
-        bare: bool = False,
-    ) -> Pairs:
-        """Pairs of paths (P,) and (P,)."""
-        listing = _Listing()
-        for path_a, path_b in zip(paths_a, paths_b, strict=True):
-            listing.add(path_a, path_b, True)
-        return replace(listing.pairs(source, fold), same=np.asarray(same, bool), bare=bare)
-
-    @property
-    def paths_a(self) -> tuple[str, ...]:
-        """The first path of each pair."""
-        return tuple(self.names[i] for i in self.a.tolist())
-
-    @property
-    def paths_b(self) -> tuple[str, ...]:
-        """The second path of each pair."""
-        return tuple(self.names[i] for i in self.b.tolist())
-
-    def paths(self) -> list[str]:
-        """Every path that a pair holds once, in the order of `names`."""
-        used = np.unique(np.concatenate([self.a, self.b]))
-        return [self.names[i] for i in used.tolist()]
-
-    def select(self, rows: npt.NDArray) -> Pairs:
-        """The pairs of these rows, or where a mask (P,) holds."""
-        fold = None if self.fold is None else self.fold[rows]
-        groups = {name: column[rows] for name, column in self.groups.items()}
-        return replace(self, a=self.a[rows], b=self.b[rows], same=self.same[rows], fold=fold, groups=groups)
-
-
-class _Listing:
-    """Pairs as they are read: each path once, 9 bytes a pair."""
-
-    def __init__(self) -> None:
-        self.number: dict[str, int] = {}
-        self.a, self.b, self.same = array("i"), array("i"), bytearray()
-
-    def add(self, path_a: str, path_b: str, same: bool) -> None:
-        number = self.number
-        self.a.append(number.setdefault(path_a, len(number)))
-        self.b.append(number.setdefault(path_b, len(number)))
-        self.same.append(same)
-
-    def pairs(self, source: str | Path, fold: Ints | None = None) -> Pairs:
-        a, b = (np.array(numbers, dtype=np.int32) for numbers in (self.a, self.b))
-        return Pairs(tuple(self.number), a, b, np.array(self.same).astype(bool), fold, source=str(source))
 
 
 def read_pairs(file: str | Path) -> Pairs:
@@ -239,7 +153,7 @@ def _read_csv(path: Path, lines: Iterable[str]) -> Pairs:
     at_a, at_b, at_same = at["a"], at["b"], at["same"]
     needed = [i for name, i in table.columns.items() if name == "fold" or name in COLUMNS]
     others = {i: _Column() for i, name in enumerate(header) if name and i not in at.values()}
-    listing = _Listing()
+    listing = Listing()
     for row in table.rows():
         if empty := [header[i] for i in needed if not row[i]]:
             raise DataError(f"{path} line {table.line}: no {', '.join(empty)}; every pair needs one")
@@ -294,7 +208,7 @@ def _read_lfw(path: Path, lines: Iterator[tuple[int, str]]) -> Pairs:
     head = [int(t) for t in next(lines)[1].split()]
     folds, each = (head[0], head[1]) if len(head) == 2 else (1, head[0])
     wanted, found = 2 * folds * each, 0
-    listing = _Listing()
+    listing = Listing()
     for number, line in lines:
         found += 1
         if found > wanted:
@@ -328,7 +242,7 @@ def _read_lfw(path: Path, lines: Iterator[tuple[int, str]]) -> Pairs:
 
 
 def _read_two_line(path: Path, lines: Iterator[tuple[int, str]]) -> Pairs:
-    listing, read = _Listing(), 0
+    listing, read = Listing(), 0
     first, label = "", 0  # of the pair's first line
     for number, line in lines:
         read += 1

@@ -31,24 +31,14 @@ from facemetric.machine import progress_bar
 from facemetric.mining.tiles import Tile, triangle_in_threads
 
 ROOT = 128.0  # both factors of the product carry one root
-
-
 STEPS = ROOT * ROOT  # 16,384 steps to a cosine of 1: the counts, 256 KiB, stay in a core's cache
-
-
 SLACK = 8  # float32 products of unit rows may leave -1..1 by some 1e-6; a step is 6e-5
-
-
 OFFSET = int(STEPS) + SLACK
-
-
 BINS = 2 * OFFSET
-
-
 LEFT_OUT = np.float32(-OFFSET)  # marks a pair that does not count: below all scores
-
-
 CHUNK = 1 << 18  # scores binned at once: 2 MiB of buffers
+TILE_MIB = 1.0  # of each thread: a tile that stays in a core's own cache
+KEEP = 1 << 20  # highest scores of each kind kept one by one: 4 to 8 MiB
 
 
 class Tally:
@@ -131,12 +121,6 @@ class Tally:
         # Ties beyond counting leave nothing exact: then the last edge, above every score, is the start.
         exact_from = float(edge[min(self.lowest_bin, BINS - 1)])
         return Scores(total, kept, exact_from, edge, at_edge)
-
-
-TILE_MIB = 1.0  # of each thread: a tile that stays in a core's own cache
-
-
-KEEP = 1 << 20  # highest scores of each kind kept one by one: 4 to 8 MiB
 
 
 def verify_all_pairs(

@@ -21,6 +21,13 @@ from facemetric.evaluation.table import unit_rows
 from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+MAX_LINKS = 1 << 26  # both directions counted: 320 MiB of links, at 100,000 images 671 an image
+BUDGET_MIB = 8.0
+# Two ways of adding up one average differ by some 1e-7 in float32; without slack a tie could go round for ever.
+SLACK = 1e-6
+
 
 class Agreement(NamedTuple):
     """Clusters against identities, each figure 0..1 (`ari` may be below 0), up is better.
@@ -98,22 +105,6 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
 
 def _harmonic(one: Any, other: Any) -> Any:
     return 2 * one * other / (one + other)
-
-
-Ints = npt.NDArray[np.int64]
-
-
-Floats = npt.NDArray[np.float32]
-
-
-MAX_LINKS = 1 << 26  # both directions counted: 320 MiB of links, at 100,000 images 671 an image
-
-
-BUDGET_MIB = 8.0
-
-
-# Two ways of adding up one average differ by some 1e-7 in float32; without slack a tie could go round for ever.
-SLACK = 1e-6
 
 
 @dataclass(frozen=True, repr=False)

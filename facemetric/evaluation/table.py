@@ -22,6 +22,26 @@ from facemetric.files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
+KEYS = ("embeddings", "identities", "paths")
+WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
+GROUP = "group_"  # columns of this beginning are groups, such as group_age
+TWICE = -1  # marks a path that several rows have
+# What zipfile and numpy raise on damaged files; RuntimeError covers compressions and versions that zipfile lacks.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,  # numpy reads a header of its old versions as Python's source
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
 
 def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Rows (N, D) on the unit sphere, float32. Raises DataError where a row is zero or not finite."""
@@ -36,18 +56,6 @@ def unit_rows(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
             f"{bad.sum()} of {len(bad)} embeddings are zero or not finite, first row {bad.argmax()}"
         )
     return (emb_ND / length_N[:, None]).astype(np.float32)
-
-
-KEYS = ("embeddings", "identities", "paths")
-
-
-WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
-
-
-GROUP = "group_"  # columns of this beginning are groups, such as group_age
-
-
-TWICE = -1  # marks a path that several rows have
 
 
 @dataclass(frozen=True)
@@ -207,23 +215,6 @@ def _need_keys(path: Path, present: Sequence[str]) -> None:
         raise DataError(
             f"{path}: no {', '.join(lacking)} among {', '.join(present)!r}; needed {', '.join(KEYS)}"
         )
-
-
-# What zipfile and numpy raise on damaged files; RuntimeError covers compressions and versions that zipfile lacks.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    struct.error,
-    tokenize.TokenError,  # numpy reads a header of its old versions as Python's source
-    zlib.error,
-    zipfile.BadZipFile,
-)
 
 
 def _load_npz(path: Path) -> dict[str, npt.NDArray]:

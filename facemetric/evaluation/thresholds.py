@@ -26,12 +26,9 @@ from facemetric.evaluation.verification import SCORE, Verification
 from facemetric.model.weights_folder import CONFIG, amend_config, read_config
 
 DEEP = 16  # up to so many times the wanted FAR the draws are followed; with two people they may leave it
-
-
 LEVELS = 160  # thresholds that are watched, in equal steps of log FAR: some 10 % each
-
-
 COUNTS = ("genuine_pairs", "impostor_pairs", "images", "identities")
+KEY = "thresholds"
 
 
 @dataclass(frozen=True)
@@ -172,9 +169,6 @@ def _crossing(level_L: Floats, far_LB: Floats, wanted: float) -> Floats:
         part = np.log(wanted / low) / np.log(high / low)
     part = np.where((low > 0) & (low < wanted) & (high > wanted), part, 0.0)
     return level_L[above] + part * (level_L[below] - level_L[above])
-
-
-KEY = "thresholds"
 
 
 @dataclass(frozen=True)

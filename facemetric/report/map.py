@@ -19,15 +19,12 @@ from facemetric.files import write_whole
 from facemetric.report.pictures import Sprite
 
 MOST_SIDE = 8192  # pixels: the largest texture that browsers promise, and so the projector's largest sprite
-
-
 CELL = 64
-
-
 TENSORS, METADATA, SPRITE, CONFIG = "tensors.tsv", "metadata.tsv", "sprite.jpg", "projector_config.pbtxt"
-
-
 NAME = "embeddings"
+PER_PERSON = 30  # images of one person that are shown: nobody fills the picture
+COMPONENTS = 50  # t-SNE sees so many principal components, as van der Maaten and Hinton 2008 did
+PERPLEXITY = 30.0
 
 
 def cell_size(images: int) -> int:
@@ -74,15 +71,6 @@ def joined(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
         np.concatenate([t.identities for t in tables]),
         np.concatenate([t.paths for t in tables]),
     )
-
-
-PER_PERSON = 30  # images of one person that are shown: nobody fills the picture
-
-
-COMPONENTS = 50  # t-SNE sees so many principal components, as van der Maaten and Hinton 2008 did
-
-
-PERPLEXITY = 30.0
 
 
 def choose_images(identities: npt.ArrayLike, most: int, seed: int) -> Ints:

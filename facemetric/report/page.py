@@ -20,6 +20,20 @@ from markupsafe import Markup
 
 from facemetric.files import write_whole
 
+ASSETS = Path(__file__).parent / "assets"
+TEMPLATE, STYLE, SCRIPT = "report.html", "report.css", "report.js"
+SECTIONS = (
+    ("figures", "Figures", "figures"),
+    ("threshold", "Threshold", "thresholds"),
+    ("curves", "Curves", "curves"),
+    ("mistakes", "Hardest pairs", "mistakes"),
+    ("retrieval", "Retrieval", "failures"),
+    ("slices", "Slices", "slices"),
+    ("clusters", "Clusters", "cluster_figures"),
+    ("map", "Map", "map"),
+    ("origin", "Origin", "origin"),
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -159,25 +173,6 @@ class Page:
     clusters: Gallery | None = None
     map: Map | None = None
     notes: tuple[str, ...] = field(default=())
-
-
-ASSETS = Path(__file__).parent / "assets"
-
-
-TEMPLATE, STYLE, SCRIPT = "report.html", "report.css", "report.js"
-
-
-SECTIONS = (
-    ("figures", "Figures", "figures"),
-    ("threshold", "Threshold", "thresholds"),
-    ("curves", "Curves", "curves"),
-    ("mistakes", "Hardest pairs", "mistakes"),
-    ("retrieval", "Retrieval", "failures"),
-    ("slices", "Slices", "slices"),
-    ("clusters", "Clusters", "cluster_figures"),
-    ("map", "Map", "map"),
-    ("origin", "Origin", "origin"),
-)
 
 
 def write_page(file: str | Path, page: Page) -> Path:

@@ -32,15 +32,14 @@ from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_
 from facemetric.report.record import Evaluation
 
 ROWS = 600  # thresholds that the slider meets, evenly over the scores
-
-
 TAIL = 200  # and evenly over log FAR, where few impostors decide
-
-
 POINTS = 400  # of a curve
-
-
 BINS = 80  # bars of the histogram
+REPORT = "report.html"
+SLICES = "slices."  # keys of the figures that have a section of their own
+FAILURES = 24
+MAP_IMAGES = 800  # t-SNE of so many takes less than a second of one core
+CELL = 64  # pixels of a picture in the map's sprite: 800 of them are 1.1 MB of text
 
 
 def thresholds_of(found: Verification) -> Thresholds:
@@ -104,21 +103,6 @@ def curve_of(name: str, found: Verification, band: Band | None) -> Curve:
 def _short(values: npt.ArrayLike) -> list[float]:
     """Numbers of nine digits, which tell all float32 scores apart, in half the bytes of all sixteen."""
     return [float(f"{value:.9g}") for value in np.asarray(values).tolist()]
-
-
-REPORT = "report.html"
-
-
-SLICES = "slices."  # keys of the figures that have a section of their own
-
-
-FAILURES = 24
-
-
-MAP_IMAGES = 800  # t-SNE of so many takes less than a second of one core
-
-
-CELL = 64  # pixels of a picture in the map's sprite: 800 of them are 1.1 MB of text
 
 
 def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Path:

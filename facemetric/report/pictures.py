@@ -19,15 +19,14 @@ from facemetric.files import write_whole
 from facemetric.machine import progress_bar
 
 SIDE = 112  # pixels of a picture in the page
-
-
 QUALITY = 80  # JPEG: 3 kB a picture
-
-
 SPRITE_QUALITY = 72
-
-
 PAD = (128, 128, 128)
+CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
+CAPTION = 14  # pixels at the foot of a picture
+MOST = 100  # pictures on a sheet
+SHEET_QUALITY = 85
+MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermilion, seen by all
 
 
 class Pictures:
@@ -89,19 +88,6 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-CELL, GAP, COLUMNS, LINE = 96, 4, 10, 28  # pixels; LINE is a line of text
-CAPTION = 14  # pixels at the foot of a picture
-
-
-MOST = 100  # pictures on a sheet
-
-
-SHEET_QUALITY = 85
-
-
-MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermilion, seen by all
 
 
 def rows_shown(rows: Sequence[int], most: int = MOST) -> list[int]:

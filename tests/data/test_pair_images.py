@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facemetric.data.pair_images import distinct_pairs, make_pairs, name_pairs, resolve
-from facemetric.data.pairs import Pairs, read_pairs, write_pairs
+from facemetric.data.pair_list import Pairs
+from facemetric.data.pairs import read_pairs, write_pairs
 from facemetric.errors import DataError
 
 

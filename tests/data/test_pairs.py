@@ -5,7 +5,8 @@ import pytest
 
 from facemetric.data.index import index_files
 from facemetric.data.pair_images import resolve
-from facemetric.data.pairs import Pairs, read_pairs, write_pairs
+from facemetric.data.pair_list import Pairs
+from facemetric.data.pairs import read_pairs, write_pairs
 from facemetric.errors import DataError
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from facemetric.data.pair_images import resolve
-from facemetric.data.pairs import Pairs
+from facemetric.data.pair_list import Pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable, unit_rows
 

@@ -28,27 +28,19 @@ from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 EXPECTED = 0.1  # pairs by chance in the whole set
-
-
 SAMPLE = 4000  # images whose pairs tell how hashes of different pictures differ
-
-
 TAIL = 0.01  # share of the pairs that is its lower tail; the middle is narrower than the tail tells
-
-
 SEEN = 10  # pairs of a point of the tail, at least: two in three such counts lie within a third of the truth
-
-
 COPIES = 0.2  # of the bits: fewer differ between copies under two names, which would bend the tail
-
-
 NARROWEST, WIDEST = 8, 64  # bits of 255: a small or odd set cannot ask for less or allow more
-
-
 MOST_PAIRS = 1_000_000  # kept of one walk, 20 MiB
-
-
 Ints = npt.NDArray[np.int64]
+SIDE = 32  # of the grey picture, pixels
+FREQUENCIES = 16  # of each direction
+BATCH = 256
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+# A mirrored picture has the same cosine transform but for the sign of odd horizontal frequencies.
+MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES)[1:].astype(np.float32)
 
 
 class Pairs(NamedTuple):
@@ -139,22 +131,6 @@ def _walk(signs_NK: np.ndarray, others_MK: np.ndarray | None, limit: int, *, tri
 def _nearest(found_3P: np.ndarray) -> np.ndarray:
     """The MOST_PAIRS with the fewest bits, nearest first, then by row."""
     return found_3P[:, np.lexsort((found_3P[1], found_3P[0], found_3P[2]))[:MOST_PAIRS]]
-
-
-SIDE = 32  # of the grey picture, pixels
-
-
-FREQUENCIES = 16  # of each direction
-
-
-BATCH = 256
-
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-
-
-# A mirrored picture has the same cosine transform but for the sign of odd horizontal frequencies.
-MIRROR = np.tile(np.where(np.arange(FREQUENCIES) % 2, -1, 1), FREQUENCIES)[1:].astype(np.float32)
 
 
 class Frequencies(NamedTuple):

@@ -39,11 +39,7 @@ from facemetric.evaluation.verification import Verification
 from facemetric.mining.tiles import Tile
 
 EXACT = 8  # thresholds that are compared one by one, wherever they lie
-
-
 MOST_CELLS = 255  # thresholds: the cell of a score is one byte
-
-
 LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
 
 

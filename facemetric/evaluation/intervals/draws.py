@@ -17,6 +17,12 @@ from facemetric.evaluation.folds import below_each, fold_accuracy
 from facemetric.machine import progress_bar
 
 DRAWS_PER_PASS = 16  # draws at once: 16 x 6,000 pairs of float64 stay in a core's cache
+DRAWS = 1000
+PER_CHUNK = 64  # draws in memory at once, of few pairs: 64 x 6,000 pairs of float64 are 3 MiB
+# Bytes of their weights at once, of many pairs; what is made of these takes some ten times as much.
+BUDGET = 16 << 20
+# Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
+WATCHED_FAR = 0.1
 
 
 class FoldDraws:
@@ -76,20 +82,6 @@ def centred(draws_B1: Floats, value: float) -> Floats:
     """Draws (B, 1) moved so that their mean is the figure. The figure was measured at thresholds chosen on other
     folds; a draw chooses them again, on repeated persons, and so is a little lower in the mean."""
     return draws_B1 + (value - draws_B1.mean())
-
-
-DRAWS = 1000
-
-
-PER_CHUNK = 64  # draws in memory at once, of few pairs: 64 x 6,000 pairs of float64 are 3 MiB
-
-
-# Bytes of their weights at once, of many pairs; what is made of these takes some ten times as much.
-BUDGET = 16 << 20
-
-
-# Which impostor pairs are watched to see how strongly pairs of one person move together: the best tenth.
-WATCHED_FAR = 0.1
 
 
 def need_draws(persons: int, draws: int) -> None:

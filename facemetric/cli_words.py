@@ -1,0 +1,67 @@
+"""What to write in place of an option or a word that a command does not take."""
+
+from __future__ import annotations
+
+import cyclopts
+
+# What other programs call an option, and the option here.
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--backbone": "--arch",
+    "--model": "--arch, or --weights for weights",
+    "--architecture": "--arch",
+    "--checkpoint": "--weights",
+    "--ckpt": "--weights",
+    "--pretrained-weights": "--weights",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--save-dir": "--out",
+    "--dataset": "--data",
+    "--data-dir": "--data",
+    "--images": "--data",
+    "--folder": "--data",
+    "--num-epochs": "--epochs",
+    "--batch": "--batch-size",
+    "--num-workers": "--workers",
+    "--img-size": "--image-size",
+    "--input-size": "--image-size",
+    "--size": "--image-size",
+    "--wd": "--weight-decay",
+    "--opt": "--optimizer",
+    "--sched": "--scheduler",
+    "--fp16": "--amp float16",
+    "--bf16": "--amp bfloat16",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--cpu": "--device cpu",
+    "--loss": "--head in pretrain, --miner in finetune",
+    "--dim": "--embedding-size",
+    "--embedding-dim": "--embedding-size",
+    "--fpr": "--far",
+    "--fmr": "--far",
+    "--eps": "--threshold",
+}
+# Where the words go of a command that takes fewer without a name.
+WORD_ORDER = {
+    "eval": "images go to --data, pairs to --pairs: facemetric eval --weights W --data FOLDER --pairs PAIRS.csv",
+    "verify": "the weights go to --weights: facemetric verify A.jpg B.jpg --weights W",
+    "run": "one recipe a run; options in its place go to --set: facemetric run RECIPE.toml --set lr=0.1",
+    "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
+    "demo": "one folder to write into: facemetric demo --out FOLDER",
+}
+
+
+def remedy_of(error: cyclopts.CycloptsError) -> str:
+    """What to write in place of an option or a word that the command does not take, where that is known."""
+    if isinstance(error, cyclopts.UnknownOptionError):
+        meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
+        return f" Did you mean {meant}?" if meant and "Did you mean" not in str(error) else ""
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        order = WORD_ORDER.get((error.command_chain or ("",))[-1], "")
+        return f" {order}" if order else ""
+    return ""
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks."""
+    return " ".join(message.split())
