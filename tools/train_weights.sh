@@ -45,5 +45,11 @@ for name in fairface aaf celeba256 utkface; do
 done
 faces+=(--merge "$configs/shipped_teacher_merge.csv" --leave-out "$configs/shipped_teacher_leave_out.txt"
     --leave-out-images "$configs/shipped_teacher_leave_out_images.txt")
-stage pretrain "$runs/teacher" "$last" --config "$configs/shipped_teacher.toml" --weights "$runs/labels" \
-    --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}"
+taught=(--unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}")
+stage pretrain "$runs/teacher" "$last" --config "$configs/shipped_teacher_start.toml" --weights "$runs/labels" "${taught[@]}"
+stage pretrain "$runs/taught" "$last" --config "$configs/shipped_teacher.toml" --weights "$runs/teacher" "${taught[@]}"
+stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught"
+stage finetune "$runs/faces-96" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught" \
+    --image-size 96 --crop 0.14 0.19 0.14 0.07
+# Then: tools/measure_weights.py "$runs/faces-112" --ship weights/faces-112 --crop 0.1 0.17 0.1 0.03, and facemetric
+# calibrate for the new crop; tools/measure_weights.py "$runs/faces-96" --ship weights/faces-96.

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import find_weights, read_config
@@ -28,7 +29,10 @@ def main() -> None:
     embedder = load_weights(options.run)
     kept = state["ema"] or state["model"]
     own = {name.removeprefix(PART): value for name, value in kept.items() if name.startswith(PART)}
+    if any(name.startswith("neck.") for name in own):  # saved weights have it in their projection
+        embedder.neck = nn.BatchNorm1d(embedder.embedding_size)
     embedder.load_state_dict(own)
+    embedder.eval()
     provenance = dict(read_config(find_weights(options.run))["facemetric"]["provenance"])
     provenance["steps"] = state["progress"]["epoch"] * state["steps_per_epoch"] + state["progress"]["step"]
     save_weights(options.out, embedder, provenance=provenance, metrics={})

@@ -1,0 +1,31 @@
+"""The weights in a checkpoint: those of the run's best epoch where that was its last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import unfinished_weights
+from small_trainings import SMALL, tensors
+
+from facemetric import pretrain
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_checkpoints_weights_open_as_a_folder(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    options: dict[str, Any] = SMALL | {"embedding_size": 8, "ema": ema}
+    run = pretrain(str(faces), **options, out=tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["unfinished_weights", str(run.run), "--out", str(tmp_path / "out")])
+    unfinished_weights.main()
+    found, best = tensors(tmp_path / "out"), tensors(run)
+    assert found.keys() == best.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, best[name], rtol=1e-5, atol=1e-6)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())["facemetric"]
+    steps = [json.loads(line)["step"] for line in (run.run / "log.jsonl").read_text().splitlines()]
+    assert record["provenance"]["steps"] == steps[-1]
