@@ -60,7 +60,8 @@ def accepted_type(name: str, hint: Any) -> str:
         part = "str | Path" if one is str else accepted_type(name, one)
         return f"{part} | Sequence[{part}]" if Ellipsis in get_args(hint) else f"Sequence[{part}]"
     if get_origin(hint) is Literal:
-        return f"Literal[{', '.join(map(repr, get_args(hint)))}]"
+        choices = ", ".join(f'"{choice}"' for choice in get_args(hint))
+        return f"Literal[{choices}]"
     words = []
     for kind in get_args(hint) or (hint,):
         if kind is Path or (kind is str and name in NAMES_A_FILE):
