@@ -192,7 +192,7 @@ def matching_rows(first: EmbeddingTable, second: EmbeddingTable) -> npt.NDArray[
         twice = table.standing_twice()
         if twice:
             raise DataError(
-                f"{len(twice)} of the paths of the {which} model's embeddings stand on several rows: {some_of(twice)}; "
+                f"{len(twice)} of the paths of the {which} model's embeddings are on several rows: {some_of(twice)}; "
                 "name each image once, or list the same paths in the same order for both models"
             )
     paths = first.paths.tolist()

@@ -173,7 +173,7 @@ def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
 
 
 def pair_cases(found: Evaluation, pictures: Pictures, pairs: HardPairs) -> tuple[Case, ...]:
-    """A case for each pair; the name of one person is written once."""
+    """A case for each pair; the name of one person is given once."""
     cases = []
     for a, b, score in zip(pairs.rows_a.tolist(), pairs.rows_b.tolist(), pairs.score.tolist(), strict=True):
         one, other = (str(found.table.identities[row]) for row in (a, b))
@@ -190,7 +190,7 @@ def shown(found: Evaluation, pictures: Pictures, row: int, label: str = "", capt
 
 def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
     """Images whose nearest neighbour is somebody else, those first where that one's score is highest; two
-    people stand there once."""
+    people are there once."""
     if found.neighbours is None:
         return None
     each, who = found.neighbours.each, found.table.identities
@@ -239,12 +239,12 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
     place = np.round(lay_out(table.embeddings[rows], seed=seed, quick=True), 4)
     people, person = np.unique(table.identities[rows], return_inverse=True)
     sprite = make_sprite(pictures.squares(rows.tolist(), CELL), len(rows), CELL)
-    method = (
+    layout = (
         "laid out by t\N{NON-BREAKING HYPHEN}SNE"
         if table.embeddings.shape[1] != 2
         else "as the two numbers of the embeddings"
     )
-    lead = f"{len(rows):,} images of {len(people):,} people, {method}."
+    lead = f"{len(rows):,} images of {len(people):,} people, {layout}."
     if len(rows) < len(table):
         lead += (
             f" Whole people were drawn from all {len(table):,} images with seed {seed}, those with two images "

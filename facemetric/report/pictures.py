@@ -108,7 +108,7 @@ def draw_sheet(
     captions: Sequence[str] = (),
 ) -> Path:
     """Write a jpg of the pictures of rows of a table, `title` above; `marked` ones (one a row) get a frame, and
-    `captions` (one a row) stand at their feet.
+    `captions` (one a row) are under them.
 
     An image that cannot be read leaves a grey square."""
     columns = min(COLUMNS, len(rows))

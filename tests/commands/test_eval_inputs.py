@@ -27,7 +27,7 @@ def test_rows_come_in_the_order_of_the_first_and_more_may_be_there() -> None:
 
 def test_a_path_that_stands_twice_is_no_name() -> None:
     with pytest.raises(
-        DataError, match=r"1 of the paths of the first model's .* stand on several rows: a; name"
+        DataError, match=r"1 of the paths of the first model's .* are on several rows: a; name"
     ):
         aligned(table("aba", "xxy"), table("ab", "xx"))
     with pytest.raises(DataError, match=r"2 of the paths of the second model's .* several rows: b, c; name"):
