@@ -250,7 +250,7 @@ def pretrain(
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
-    head: Literal["softmax", "arcface", "cosface"] = ...,
+    head: str = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,

@@ -216,6 +216,14 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 
 
 @app.command
+def heads() -> None:
+    """List the heads that pretrain can learn identities with; use one with --head NAME."""
+    from facemetric.model.heads import head_help
+
+    print(head_help())
+
+
+@app.command
 def weights() -> None:
     """List the weights that come with facemetric: size, speed and accuracy; use one with --weights NAME."""
     from facemetric.commands.listings import list_weights

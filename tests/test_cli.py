@@ -91,7 +91,8 @@ def images_in(folder: Path) -> list[Path]:
     [
         ("pretrian FACES", 'Unknown command "pretrian". Did you mean "pretrain"?'),
         ("pretrain FACES --archh x", "Unknown option: --archh. Did you mean --arch?"),
-        ("pretrain FACES --head arcfase", 'Did you mean "arcface"?'),
+        ("pretrain FACES --head arcfase", "unknown head 'arcfase': did you mean 'arcface'"),
+        ("pretrain FACES --amp bfloat61", 'Did you mean "bfloat16"?'),
         ("pretrain FACES --epochs many", 'unable to convert "many" into int'),
         ("pretrain FACES --epochs 0", "--epochs is 0; it must be at least 1"),
         ("pretrain FACES --max-bad 2", "--max-bad is 2.0; it is a share, choose 0..1"),
@@ -191,7 +192,7 @@ def test_a_failed_start_is_mended_in_the_same_folder(
         ("archh = 'x'\n", "Did you mean --arch?"),
         ("epochs = 'many'\n", 'unable to convert "many" into int'),
         ("epochs =\n", "is not TOML"),
-        ("head = 'arcfase'\n", 'Did you mean "arcface"?'),
+        ("amp = 'bfloat61'\n", 'Did you mean "bfloat16"?'),
         (
             "lr = 1\n[pretrain]\n",
             "c.toml is a recipe, with the table [pretrain]; run it with `facemetric run",

@@ -275,8 +275,8 @@ def test_every_number_can_be_written() -> None:
 def test_a_misspelt_argument_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown option 'epoch': did you mean 'epochs'"):
         make_config(PretrainConfig, epoch=3)
-    with pytest.raises(ConfigError, match="unknown head 'arcfase': did you mean 'arcface'"):
-        make_config(PretrainConfig, head="arcfase")
+    with pytest.raises(ConfigError, match="unknown amp 'bfloat61': did you mean 'bfloat16'"):
+        make_config(PretrainConfig, amp="bfloat61")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ def test_progress_is_shown_only_where_it_is_switched_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    show_progress(False)  # as it is when facemetric is imported: conftest.py turns it on for the tests
     assert not progress_shown()
     say("a line")
     assert list(progress_bar([1, 2], desc="embedding", delay=0)) == [1, 2]

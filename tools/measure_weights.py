@@ -3,7 +3,8 @@
     python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
 
 DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
-weights are first copied there in float16, and the copy is what is measured. LFW's View 2 (`pairs.txt`) is for
+weights are first copied there in float16, with the hashes of their training images, and the copy is what is measured.
+LFW's View 2 (`pairs.txt`) is for
 reporting: run this once for weights that were chosen without it. The validation people are those of
 `configs/shipped_validation.txt`, whom no run trained on.
 """
@@ -14,9 +15,12 @@ import argparse
 import json
 import math
 import re
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,8 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
 from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.audit.seen import FILE as TRAINING_IMAGES
+from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.curves import OperatingPoint
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
@@ -207,12 +213,38 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | None = None) -> None:
+    """Write weights in float16 in the place of `target`, with the hashes of their training images; no paths of this
+    machine go along, and thresholds stay behind. `size` and `crop` change the picture that the network sees."""
+    ours = read_config(source)["facemetric"]
+    hashes = read_training_images(source)
+    embedder = load_weights(source)
+    pre = embedder.preprocess
+    side = size or pre.size[0]
+    embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
+    save_weights(
+        target,
+        embedder,
+        provenance=without_folders(ours["provenance"]),
+        metrics=ours["metrics"],
+        half=True,
+    )
+    if hashes is not None:
+        shutil.copyfile(source / TRAINING_IMAGES, target / TRAINING_IMAGES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--flip", action="store_true", help="average with the mirror image's embedding")
     parser.add_argument("--ship", type=Path, help="folder to write the weights to, in float16")
+    parser.add_argument(
+        "--size", type=int, help="with --ship: another side of the picture, pixels; calibrate then"
+    )
+    parser.add_argument(
+        "--crop", type=float, nargs=4, help="with --ship: another crop, as in training; calibrate then"
+    )
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
     folder = find_weights(options.weights)
@@ -221,15 +253,10 @@ def main() -> None:
         text = card.read_text()
     thresholds: dict[str, Any] = {}
     if options.ship:  # replaces the whole folder
-        source = read_config(folder)["facemetric"]
-        thresholds = source.get("thresholds", {})  # float16 moves a cosine by less than their intervals
-        save_weights(
-            options.ship,
-            load_weights(folder),
-            provenance=without_folders(source["provenance"]),
-            metrics=source["metrics"],
-            half=True,
-        )
+        if not (options.size or options.crop):
+            # float16 moves a cosine by less than their intervals.
+            thresholds = read_config(folder)["facemetric"].get("thresholds", {})
+        ship(folder, options.ship, size=options.size, crop=options.crop)
         folder = options.ship
     embedder = load_weights(folder)
     figures: dict[str, Any] = {

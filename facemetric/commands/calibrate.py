@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemetric.commands.embedding import announced, check_config, embed_data
+from facemetric.commands.embedding import announced, check_config, embed_data, open_weights
 from facemetric.config import CalibrateConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
@@ -34,11 +34,13 @@ TRAINED_ON = "the data that the weights were trained on: on new people expect a 
 class Calibrated:
     """The thresholds that were stored, in the order of the FARs that were asked for, and where.
 
-    `weights` is the folder to verify with: that of the weights, or a copy of shipped ones."""
+    `weights` is the folder to verify with: that of the weights, or a copy of shipped ones. `notes`: sentences for
+    the user."""
 
     thresholds: tuple[CalibratedThreshold, ...] = field(repr=False)
     chosen_on: str
     config: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -46,9 +48,10 @@ class Calibrated:
         return self.config.parent
 
     def text(self) -> str:
-        """A line for each threshold, then what they were chosen on and where they are."""
+        """Notes, a line for each threshold, then what they were chosen on and where they are."""
         first = self.thresholds[0]
         lines = [
+            *self.notes,
             *map(text_of, self.thresholds),
             f"chosen on {plural(first.images, 'image')} of {plural(first.identities, 'person', 'people')}: "
             f"{self.chosen_on}",
@@ -74,8 +77,8 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         bool(config.data), "no DATA was given; name images of people that the weights were not trained on"
     )
     require(bool(config.far), "no FAR was given; name one or more, such as --far 1e-3")
-    folder = find_weights(config.weights)
-    keep_in = folder
+    weights = open_weights(config.weights)
+    keep_in = folder = weights.folder
     if folder in shipped_weights():
         keep_in = config.out / folder.name
         check_copy(folder, keep_in)
@@ -84,9 +87,13 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index, allow_case_twins=config.case_twins)
-    table = embed_data(config, index)
+    seen = weights.seen(index)
+    table = embed_data(config, index, weights)
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)
+    warning = seen.text(config.weights) if seen is not None else ""
+    if seen is not None and warning and chosen_on != TRAINED_ON:
+        chosen_on += f"; but {seen.found} of {seen.looked_at} images looked at are training images of theirs, or copies"
     size = usual_size(index)
     if keep_in != folder:
         copy_weights(folder, keep_in)
@@ -94,7 +101,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     path = store_thresholds(
         keep_in, [Stored(t, config.flip, chosen_on, index.fingerprint, size) for t in thresholds]
     )
-    return Calibrated(thresholds, chosen_on, path)
+    return Calibrated(thresholds, chosen_on, path, (warning,) if warning else ())
 
 
 def text_of(found: CalibratedThreshold) -> str:

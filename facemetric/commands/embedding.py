@@ -13,6 +13,7 @@ from facemetric.config import DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError, first_few
+from facemetric.evaluation.audit.seen import Seen, training_images_seen
 from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device, pick_workers, progress_shown, say
@@ -36,6 +37,10 @@ class Weights:
     def load(self, device: str) -> Embedder:
         """The network, on a device such as `auto` or `cpu`."""
         return load_weights(self.folder, pick_device(device))
+
+    def seen(self, index: ImageIndex) -> Seen | None:
+        """How much of the images is of their training, from a sample; None where they keep no hashes."""
+        return training_images_seen(self.folder, index)
 
 
 def open_weights(name: str) -> Weights:

@@ -74,6 +74,8 @@ class EvalInputs:
     second: EmbeddingTable | None = None
     weights: Weights | None = None
     second_weights: Weights | None = None
+    warnings: tuple[str, ...] = ()
+    """That images of `images` are training images of the weights, for both models."""
 
 
 def open_inputs(config: EvalConfig) -> EvalInputs:
@@ -125,7 +127,16 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         None if second is None else aligned(table, second),
         weights,
         second_weights,
+        warnings_of(images, weights, second_weights),
     )
+
+
+def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str, ...]:
+    """A warning for each of some weights that were trained on the images."""
+    if images is None:
+        return ()
+    found = [(each.name, each.seen(images)) for each in models if each is not None]
+    return tuple(text for name, seen in found if seen is not None and (text := seen.text(name)))
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:

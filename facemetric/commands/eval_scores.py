@@ -55,7 +55,7 @@ class Scored:
 
 def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
     """Everything that is asked for, family by family."""
-    scored = Scored()
+    scored = Scored(notes=list(inputs.warnings))
     persons = persons_in(inputs) if inputs.listed is not None else None
     if persons is not None:
         score_listed(config, inputs, persons, scored)

@@ -90,7 +90,9 @@ def try_out(config: RunConfig) -> pd.DataFrame:
     """The whole recipe with TRIAL_STEPS steps of each training, in a folder that is gone at the end."""
     with tempfile.TemporaryDirectory() as folder:
         settings = (*config.set, f"max_steps={TRIAL_STEPS}")
-        return run(replace(config, set=settings, out=Path(folder) / "trial", dry=False, resume=False))
+        table = run(replace(config, set=settings, out=Path(folder) / "trial", dry=False, resume=False))
+    say(f"a trial of at most {TRIAL_STEPS} steps of each training; nothing of it was kept")
+    return table
 
 
 def check_step(step: Step, made: Collection[str]) -> None:

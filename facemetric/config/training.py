@@ -27,7 +27,6 @@ from facemetric.config.fields import (
 )
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
-Head = Literal["softmax", "arcface", "cosface"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
 Init = Literal["identity", "pca", "lda", "random"]
@@ -143,8 +142,8 @@ class PretrainConfig(StageConfig):
     label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
     """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
 
-    head: Annotated[Head, MODEL] = "softmax"
-    """Cross-entropy on plain logits, or with an additive angular (arcface) or cosine (cosface) margin."""
+    head: Annotated[str, MODEL] = "softmax"
+    """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
     margin: Annotated[float, MODEL, AT_LEAST_0] = 0.2
     """Margin of arcface (radians) or cosface (cosine); it grows from 0 over the first third of training."""
     scale: Annotated[float, MODEL] = 24.0

@@ -117,8 +117,8 @@ HEADS: dict[str, type[Head]] = {"softmax": SoftmaxHead, "arcface": ArcFaceHead, 
 
 
 def head_help() -> str:
-    """What the heads are, one after the other, for the help of an option: the first line of each class."""
-    return " ".join(f"{name}: {(head.__doc__ or '').splitlines()[0]}" for name, head in HEADS.items())
+    """What the heads are, one a line: each name, and the first line of its class."""
+    return "\n".join(f"{name}: {(head.__doc__ or '').splitlines()[0]}" for name, head in HEADS.items())
 
 
 def check_head(kind: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
+from facemetric.evaluation.audit.seen import WARNING
 from facemetric.evaluation.figures import DIFFERENCE, VALUE, Figure, Heading, in_tables
 from facemetric.report.page import Cell, Grid
 from facemetric.report.record import Evaluation
@@ -13,11 +14,12 @@ WIDTH = 120  # columns of the terminal
 
 
 def evaluation_text(found: Evaluation) -> str:
-    """What eval prints: three figures first, what was scored, all other figures, what was not measured, notes."""
+    """What eval prints: warnings, three figures, what was scored, all other figures, what was not measured, notes."""
     figures = found.figures()
     leading = found.headline()
     rest = [f for f in figures if f.brief and f not in leading]
-    lines = figure_lines(leading, indent="")
+    warnings = [note for note in found.notes if note.startswith(WARNING)]
+    lines = [*map(wrapped, warnings), *figure_lines(leading, indent="")]
     lines.append(wrapped(f"{found.subtitle()}; 95 % intervals in brackets"))
     for heading, rows in in_tables(rest).items():
         measured = [row for row in rows if row.value is not None or not row.series]
@@ -26,7 +28,7 @@ def evaluation_text(found: Evaluation) -> str:
             lines += figure_lines(measured)
     if lacking := not_measured(rest):
         lines += ["", wrapped(f"not measured: {lacking}")]
-    lines += [wrapped(f"note: {note}") for note in found.notes]
+    lines += [wrapped(f"note: {note}") for note in found.notes if note not in warnings]
     lines.append(f"written to {found.out}")
     if found.report is not None:
         lines.append(f"report at {found.report}")

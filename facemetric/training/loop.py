@@ -25,7 +25,7 @@ from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set
 from facemetric.training.distributed import say
 from facemetric.training.optim import Amp
 from facemetric.training.run import Run
-from facemetric.training.run_folder import CHECKPOINT, Pace, figures_line, in_words
+from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
 from facemetric.training.task import Settings, Task
 
 
@@ -329,23 +329,3 @@ class Trainer:
         if state["scaler"]:  # a run in another precision has none: the scale starts again
             self.amp.scaler.load_state_dict(state["scaler"])
         self.at = Progress(**state["progress"])
-
-
-class Meter:
-    """Means of figures over some steps."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, figures: dict[str, float]) -> None:
-        """Count one step's figures."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-
-    def flush(self) -> dict[str, float]:
-        """The means so far; the next ones start from nothing."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means

@@ -191,8 +191,8 @@ def warn_of_seen(weights: str, index: ImageIndex, workers: int) -> None:
         seen = training_images_seen(find_weights(weights), index, workers=pick_workers(workers))
         if seen is None:
             say(f"{weights} keep no hashes of their training images: whether they saw these is not known")
-        elif seen.found:
-            say(seen.text(weights))
+        elif warning := seen.text(weights):
+            say(warning)
 
 
 def keep_hashes(run: Run, index: ImageIndex, weights: str, workers: int) -> None:

@@ -8,11 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from facemetric import Verifier, calibrate, load_embedder, pretrain, show_progress
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.evaluation.audit.seen import keep_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import choose_thresholds
@@ -190,3 +192,22 @@ def test_a_threshold_cannot_be_taken_over_by_other_weights(
     shutil.copy(own_weights / "config.json", tmp_path / "other" / "config.json")
     with pytest.raises(WeightsError, match=r"is not the file that config\.json describes"):
         Verifier(tmp_path / "other", far=0.1, device="cpu")
+
+
+def test_thresholds_of_training_images_come_with_a_warning(
+    own_weights: Path, faces: Path, tmp_path: Path
+) -> None:
+    keep_training_images(own_weights, read_index([str(faces)]).select(np.arange(48)))
+    found = calibrate(str(faces), weights=own_weights, far=0.1, out=tmp_path / "out", **FAST)
+    warning = f"warning: 48 of 96 images looked at (50% of the data) are training images of {own_weights}, or copies"
+    assert found.text().startswith(warning)
+    assert found.notes[0].startswith(warning)
+    kept = config_of(own_weights)["facemetric"]["thresholds"]["0.1"]
+    told = "; but 48 of 96 images looked at are training images of theirs, or copies"
+    assert kept["chosen_on"].endswith(told)
+    for name in sorted(path.name for path in faces.iterdir())[8:]:
+        shutil.copytree(faces / name, tmp_path / "new" / name)
+    unseen = calibrate(str(tmp_path / "new"), weights=own_weights, far=0.1, out=tmp_path / "out", **FAST)
+    assert unseen.notes == ()
+    assert "warning" not in unseen.text()
+    assert "images looked at" not in unseen.chosen_on

@@ -23,6 +23,7 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs, resolve
 from facemetric.data.pairs import write_pairs
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation.audit.seen import keep_training_images
 from facemetric.evaluation.embed import images_of
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.table import EmbeddingTable
@@ -150,6 +151,7 @@ def test_the_text_says_what_was_measured(scored: Any) -> None:
 def test_a_call_is_quiet_and_the_command_prints(
     untrained: Path, faces: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    show_progress(False)  # as in a script: conftest.py turns it on for the tests
     found = evaluate(untrained, pairs=pairs, data=faces, out=tmp_path / "out", **NO_REPORT)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(SystemExit, match="0"):
@@ -428,10 +430,8 @@ def test_each_set_has_its_own_list_of_bad_images(
         sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())[number].write_bytes(b"")
     options: dict[str, Any] = {"data": tmp_path / "data", "gallery": tmp_path / "gallery"} | NO_REPORT
     out = tmp_path / "out"
-    before = show_progress(True)
     found = evaluate(untrained, compare=untrained, max_bad=0.06, out=out, **options)  # 1 of 96, 1 of 18
     assert (len(found.table), len(found.gallery_table)) == (95, 17)
-    show_progress(before)
     assert "gallery: 1 of 18 images cannot be read and are not scored" in capsys.readouterr().out
     lists = {of: (out / f"{of}bad_images.csv").read_text() for of in ("", "gallery_", "second_")}
     assert all(len(text.splitlines()) == 2 for text in lists.values())
@@ -439,3 +439,27 @@ def test_each_set_has_its_own_list_of_bad_images(
     with pytest.raises(DataError, match="1 of 18 images are bad"):
         evaluate(untrained, max_bad=0.03, out=out, **options)
     assert not (out / "second_bad_images.csv").exists()  # of the evaluation before
+
+
+def test_images_that_the_weights_were_trained_on_are_told_first(
+    own_weights: Path, untrained: Path, faces: Path, tmp_path: Path
+) -> None:
+    index = read_index([str(faces)])
+    keep_training_images(own_weights, index.select(np.arange(48)))
+    found = evaluate(own_weights, data=faces, out=tmp_path / "out", **OPTIONS)
+    warning = f"warning: 48 of 96 images looked at (50% of the data) are training images of {own_weights}, or copies"
+    assert found.notes[0].startswith(warning)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"][0] == found.notes[0]
+    text = evaluation_text(found)
+    assert text.startswith("warning: 48 of 96 images looked at (50% of the data)")
+    assert text.count("warning:") == 1
+    assert "48 of 96 images looked at" in (tmp_path / "out" / "report.html").read_text()
+    compared = evaluate(untrained, data=faces, compare=str(own_weights), out=tmp_path / "two", **NO_REPORT)
+    assert compared.notes[0].startswith(warning)
+    # The same weights on people whom they never saw.
+    for name in sorted(path.name for path in faces.iterdir())[8:]:
+        shutil.copytree(faces / name, tmp_path / "new" / name)
+    unseen = evaluate(own_weights, data=tmp_path / "new", out=tmp_path / "three", **NO_REPORT)
+    assert "warning" not in evaluation_text(unseen)
+    stored = evaluate(embeddings=tmp_path / "out" / "embeddings.npz", out=tmp_path / "four", **NO_REPORT)
+    assert "warning" not in evaluation_text(stored)

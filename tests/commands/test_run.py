@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +268,31 @@ def test_a_run_that_stopped_goes_on(toml: Path, tmp_path: Path, monkeypatch: pyt
     record = json.loads((out / "finetune" / "run.json").read_text())
     assert record["done"]
     assert record["minutes"] > 0
+
+
+def test_a_dry_run_tries_every_stage_and_leaves_nothing(
+    toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(recipe, "TRIAL_STEPS", 3)
+    before = {path for path in toml.parent.rglob("*") if path != temporary}
+    out = tmp_path / "out"
+    table = recipe.run(toml, out=out, dry=True, set=["finetune.margin=0.1,0.2"])
+    shown = capsys.readouterr().out
+    assert table["stage"].tolist() == ["pretrain", "finetune", "finetune"]
+    assert table["neighbours_knn_1"].notna().all()
+    assert (table["minutes"] > 0).all()
+    for stage in ("pretrain", "eval_pretrain", "finetune", "eval_finetune"):
+        assert f"{stage}: " in shown or f"/{stage}\n" in shown
+    assert "--max-steps: 3 of 5 steps are done; the rest would take about" in shown
+    assert len(re.findall(r"--max-steps: 3 of \d+ steps are done", shown)) == 3
+    assert "neighbours_knn_1" in shown
+    assert shown.endswith("a trial of at most 3 steps of each training; nothing of it was kept\n")
+    assert not out.exists()
+    assert not list(temporary.iterdir())
+    assert {path for path in toml.parent.rglob("*") if path != temporary} == before
+    with pytest.raises(ConfigError, match="--epochs is 0"):
+        recipe.run(toml, out=out, dry=True, set=["pretrain.epochs=0"])
+    assert not list(temporary.iterdir())

@@ -210,5 +210,5 @@ def test_agreement_of_bad_input():
         agreement([0, 0, 1], ["a", "b"])
     with pytest.raises(DataError, match="1 identity; clusters are measured against two"):
         agreement([0, 0, 1], ["a", "a", "a"])
-    with pytest.raises(DataError, match="0 identity"):
+    with pytest.raises(DataError, match="0 identities; clusters"):
         agreement([], [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from facemetric.model.teacher import RIDGE, direction_loss, relation_loss, ridge_map
+from facemetric.model.teacher import direction_loss, first_layer, relation_loss, ridge_map
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -54,10 +54,10 @@ def test_the_ridge_finds_a_linear_teacher_again() -> None:
     rng = np.random.default_rng(4)
     values, weight, bias = rng.normal(size=(500, 6)), rng.normal(size=(6, 3)), rng.normal(size=3)
     targets = values @ weight + bias + rng.normal(size=(500, 3))
-    layer = ridge_map(torch.tensor(values), torch.tensor(targets))
+    layer = ridge_map(torch.tensor(values), torch.tensor(targets), 0.01)
     centred = values - values.mean(0)
     gram = centred.T @ centred
-    wanted = np.linalg.solve(gram + RIDGE * np.diag(gram).mean() * np.eye(6), centred.T @ targets)
+    wanted = np.linalg.solve(gram + 0.01 * np.diag(gram).mean() * np.eye(6), centred.T @ targets)
     np.testing.assert_allclose(layer.weight.detach().numpy(), wanted.T, rtol=1e-5)
     found = layer(torch.tensor(values, dtype=torch.float32)).detach().numpy()
     np.testing.assert_allclose(found.mean(0), targets.mean(0), atol=1e-5)  # the penalty leaves the mean
@@ -66,8 +66,32 @@ def test_the_ridge_finds_a_linear_teacher_again() -> None:
 def test_the_ridge_has_an_answer_for_fewer_images_than_features() -> None:
     rng = np.random.default_rng(5)
     values, targets = torch.tensor(rng.normal(size=(4, 9))), torch.tensor(rng.normal(size=(4, 2)))
-    layer = ridge_map(values, targets)
+    layer = ridge_map(values, targets, 1e-3)
     assert torch.isfinite(layer.weight).all()
     torch.testing.assert_close(layer(values.float()), targets.float(), atol=0.01, rtol=0)
-    same = ridge_map(torch.ones(3, 2), torch.tensor([[1.0], [2.0], [3.0]]))  # nothing to tell them apart by
+    same = ridge_map(
+        torch.ones(3, 2), torch.tensor([[1.0], [2.0], [3.0]]), 1e-3
+    )  # nothing to tell them apart by
     torch.testing.assert_close(same(torch.ones(1, 2)), torch.tensor([[2.0]]))
+
+
+def test_the_first_layer_is_not_fooled_by_as_many_features_as_images() -> None:
+    rng = np.random.default_rng(6)
+    signal = rng.normal(size=(400, 8))
+    targets = torch.tensor(3 + signal + rng.normal(size=(400, 8)), dtype=torch.float32)
+    values = torch.tensor(np.concatenate([signal, rng.normal(size=(400, 292))], 1), dtype=torch.float32)
+    layer = first_layer(values[:300], targets[:300])
+
+    def error(of: torch.nn.Linear) -> float:
+        with torch.no_grad():
+            return float(direction_loss(of(values[300:]), targets[300:]))
+
+    assert error(layer) < 0.9 * error(ridge_map(values[:300], targets[:300], 1e-3))
+    better = torch.nn.Linear(300, 8)
+    with torch.no_grad():
+        better.weight.zero_()
+        better.weight[:, :8] = torch.eye(8)
+        better.bias.fill_(3.0)
+    assert first_layer(values[:300], targets[:300], better) is better
+    worse = torch.nn.Linear(300, 8)
+    assert first_layer(values[:300], targets[:300], worse) is not worse

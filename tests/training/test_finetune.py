@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -310,3 +311,30 @@ def test_options_that_cannot_be_are_named(
     with pytest.raises(ConfigError, match=message):
         finetune(str(faces), weights=str(stage_one.run), **FAST | options, out=tmp_path / "run")
     Run(tmp_path / "run", config_toml="", resume=False).close()  # no run was left behind
+
+
+def test_validation_on_images_that_the_weights_were_trained_on_is_told(
+    stage_one: Trained, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage one's own validation people are new to its weights; people that it trained on are not."""
+    weights = tmp_path / "weights"
+    shutil.copytree(stage_one.weights, weights)
+    options = FAST | {"weights": str(weights), "projection_init": "random", "max_steps": 1}
+
+    def told(name: str, **changed: Any) -> str:
+        capsys.readouterr()
+        finetune(str(faces), **options | changed, out=tmp_path / name)
+        return capsys.readouterr().out
+
+    same_people = told("same")
+    assert "training images" not in same_people
+    trained_on = set(read_split(FinetuneConfig((str(faces),))).train.identities)
+    (tmp_path / "val.txt").write_text("\n".join(sorted(trained_on)[:2]))
+    text = told("other", val_identities=tmp_path / "val.txt")
+    assert f"warning: 12 of 12 images looked at (100% of the data) are training images of {weights}" in text
+    (weights / "training_images.npz").unlink()
+    unknown = told("unknown", val_identities=tmp_path / "val.txt")
+    assert (
+        f"{weights} keep no hashes of their training images: whether they saw these is not known" in unknown
+    )
+    assert "warning" not in unknown

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from facemetric import cli, load_embedder, pretrain
 from facemetric.config import PretrainConfig
@@ -18,7 +19,9 @@ from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
+from facemetric.model.heads import HEADS, MarginHead
 from facemetric.training.run import Run, Trained
+from facemetric.training.run_folder import LOG, read_log
 from facemetric.training.split import read_split
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.validation import open_set_figures
@@ -181,3 +184,48 @@ def test_a_run_goes_on_with_the_pictures_it_began_with(faces: Path, tmp_path: Pa
     run = pretrain(str(faces), **options, out=tmp_path / "run")
     with pytest.raises(ConfigError, match="the picture of this run changed since it began"):
         pretrain(str(faces), **options | {"epochs": 2, "image_size": 48}, out=run.run, resume=True)
+
+
+def test_max_steps_ends_early_with_weights_and_the_rest_can_follow(
+    faces: Path, small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = small | {"epochs": 2}
+    whole = pretrain(str(faces), **options, out=tmp_path / "whole")
+    capsys.readouterr()
+    early = pretrain(str(faces), **options, max_steps=3, out=tmp_path / "early")
+    assert "--max-steps: 3 of 10 steps are done; the rest would take about" in capsys.readouterr().out
+    log = read_log(early.run / LOG)
+    assert (log[-1]["event"], log[-1]["step"]) == ("stopped", 3)
+    assert [line["step"] for line in log if line["event"] == "validation"] == [3]
+    assert "val_auc" in early.metrics
+    assert load_embedder(early.weights).preprocess.size == (32, 32)
+    rest = pretrain(str(faces), **options, out=tmp_path / "early", resume=True)
+    assert read_log(rest.run / LOG)[-1]["event"] == "finished"
+    states = [torch.load(run.run / "checkpoint.pt", weights_only=True)["model"] for run in (whole, rest)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class HalvedHead(MarginHead):
+    """Half the cosine for the image's own identity."""
+
+    def harder(self, cosine_B: Tensor, margin: float, emb_BD: Tensor | None) -> Tensor:
+        """Half the cosine."""
+        CALLS.append(len(cosine_B))
+        return cosine_B / 2
+
+
+CALLS: list[int] = []
+
+
+def test_a_head_of_ones_own_trains_by_its_name(
+    faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a class and a line in HEADS: nothing else knows the names of heads."""
+    with pytest.raises(ConfigError, match="unknown head 'halved'"):
+        pretrain(str(faces), **small, head="halved", out=tmp_path / "run")
+    monkeypatch.setitem(HEADS, "halved", HalvedHead)
+    run = pretrain(str(faces), **small, head="halved", max_steps=1, out=tmp_path / "run")
+    assert CALLS == [16]
+    assert read_log(run.run / LOG)[-1]["step"] == 1
+    with pytest.raises(ConfigError, match="unknown head 'halfed': did you mean 'halved'"):
+        pretrain(str(faces), **small, head="halfed", out=tmp_path / "other")

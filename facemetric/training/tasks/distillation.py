@@ -24,7 +24,7 @@ from facemetric.errors import DataError, plural
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
-from facemetric.model.teacher import Student, direction_loss, relation_loss, ridge_map
+from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
@@ -61,6 +61,9 @@ class Distillation(Classification):
         asked for, the embedding is the teacher's."""
         config, size = self.config, self.teacher.shape[1]
         to_teacher: nn.Module = nn.Identity()
+        before = embedder.folded_projection()  # of weights that followed a teacher before
+        fits = isinstance(before, nn.Linear) and before.out_features == size
+        self.first_projection = cast(nn.Linear, before) if fits else None
         if config.embedding_size == 0:
             embedder.projection, embedder.neck = nn.Linear(embedder.num_features, size), nn.Identity()
         else:
@@ -78,12 +81,12 @@ class Distillation(Classification):
             embedder = self.model.embedder
             seen_NF, rows = self.first_features(embedder)
             if self.config.embedding_size == 0:
-                fitted = ridge_map(seen_NF, self.teacher[rows].to(seen_NF))
+                fitted = first_layer(seen_NF, self.teacher[rows].to(seen_NF), self.first_projection)
                 embedder.projection = fitted.to(self.device)
             else:
                 with torch.no_grad():
                     seen_ND = functional.normalize(embedder.eval().project(seen_NF), dim=1)
-                self.model.to_teacher = ridge_map(seen_ND, self.teacher[rows].to(seen_ND)).to(self.device)
+                self.model.to_teacher = first_layer(seen_ND, self.teacher[rows].to(seen_ND)).to(self.device)
         super().prepare()
 
     def first_centres(self) -> Tensor | None:

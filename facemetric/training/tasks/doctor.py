@@ -8,7 +8,7 @@ collapse        The spread of unit embeddings is 1 - |mean|^2: 0 where all are o
                 cannot be apart by a margin of 0.2.
 stuck           A hinge loss equal to its margin (within 2 %), or a soft margin's equal to log 2, with d_ap and
                 d_an equal within 5 %, and at least two fifths of the triplets violating the margin: positives and
-                negatives are told apart no better than by chance. Where few violate it, the means are of those
+                negatives are told apart no better than by chance. Where hardly any violate it, the means are of those
                 alone, and they lie about the margin in a good run too.
 dead miner      No triplet with a loss in a whole window: nothing is learned any more.
 one class       Batches without a triplet at all: one identity, or no identity with two images.
@@ -53,7 +53,7 @@ class Doctor:
         self.say = say
         self.milder = "all" if miner == "semihard" else "semihard"
         self.window: deque[Seen] = deque(maxlen=WINDOW)
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
 
     def watch(self, seen: Seen) -> None:
         """Take a step's figures into account, and say what they show."""
@@ -61,18 +61,18 @@ class Doctor:
         if len(self.window) < WINDOW:
             return
         for name, text in self.findings():
-            if name not in self.said:
-                self.said.add(name)
+            if name not in self.reported:
+                self.reported.add(name)
                 self.say(name, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, so that it says the same: the window, and what was said."""
-        return {"window": [tuple(seen) for seen in self.window], "said": sorted(self.said)}
+        """What a resumed run needs, so that it reports the same: the window, and what was reported."""
+        return {"window": [tuple(seen) for seen in self.window], "said": sorted(self.reported)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.window = deque((Seen(*seen) for seen in state["window"]), maxlen=WINDOW)
-        self.said = set(state["said"])
+        self.reported = set(state["said"])
 
     def findings(self) -> list[tuple[str, str]]:
         """(name, cause and remedy) of everything that the window shows."""

@@ -54,7 +54,7 @@ def cached_features(
 
     View 0 is the plain picture, each further one is augmented. The key of the cache names the backbone's
     weights, the images (names, sizes, times of change), the transforms and the seed; a file that is cut short
-    is made anew."""
+    is made again."""
     key = cache_key(embedder, index, views=views, augment=augment, seed=seed)
     shape = (views, len(index), embedder.num_features)
     found = read_cache(cache, key, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from facemetric.data.index import read_index
 from facemetric.evaluation.audit.seen import (
     BITS,
     FILE,
+    Seen,
     keep_training_images,
     nearest_bits,
     read_training_images,
@@ -77,3 +79,30 @@ def test_bits_are_counted() -> None:
     assert nearest_bits(one, other[:0]).tolist() == [BITS] * 5
     assert nearest_bits(one, one).tolist() == [0] * 5
     assert by_hand != pytest.approx([0] * 5)
+
+
+def test_what_chance_could_bring_is_not_told() -> None:
+    assert Seen(4, 500, 4 / 500).text("w") == ""
+    assert Seen(5, 500, 5 / 500).text("w") == (
+        "warning: 5 of 500 images looked at (1% of the data) are training images of w, or copies; "
+        "figures of such images are too good"
+    )
+
+
+def test_real_faces_are_told_apart_and_their_copies_found(real_data: Path, tmp_path: Path) -> None:
+    """As the module says, on fewer: LFW against faces of other sets, and JPEG copies of those, resized."""
+    index = read_index([str(real_data / "pins112.tar")])
+    training = index.select(np.arange(0, len(index), 8))
+    keep_training_images(tmp_path, training)
+    unseen = training_images_seen(tmp_path, read_index([str(real_data / "lfw112.tar")]))
+    assert unseen is not None
+    assert unseen.looked_at == 500
+    assert unseen.found <= 1
+    copies = tmp_path / "copies" / "p"
+    copies.mkdir(parents=True)
+    for row in range(100):
+        with Image.open(io.BytesIO(training.read(row))) as image:
+            image.resize((100, 100)).resize((112, 112)).save(copies / f"{row:03d}.jpg", quality=75)
+    packed = training_images_seen(tmp_path, read_index([str(copies.parent)]))
+    assert packed is not None
+    assert packed.found >= 98

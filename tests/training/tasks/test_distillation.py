@@ -149,7 +149,7 @@ def test_weights_begin_where_least_squares_lead(
     embedded = embed_index(direct.model.embedder, direct.split.train).table
     paths = embedded.paths.tolist()
     mean = cosine(np.repeat(table.embeddings.mean(0)[None], len(paths), 0))
-    assert cosine(embedded.embeddings) > mean + 0.5 * (1 - mean)  # the best single answer is the mean
+    assert cosine(embedded.embeddings) > mean + 0.25 * (1 - mean)  # the best single answer is the mean
     backbone = load_embedder(stage_one.run).backbone.state_dict()
     assert all(
         torch.equal(direct.model.embedder.backbone.state_dict()[name], backbone[name]) for name in backbone

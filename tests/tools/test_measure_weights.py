@@ -1,0 +1,68 @@
+"""Weights that are shipped: half the size, no paths of the machine, and the hashes of their training images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from measure_weights import ship
+from untrained_weights import own_weights, untrained
+
+from facemetric import load_embedder
+from facemetric.data.index import read_index
+from facemetric.evaluation.audit.seen import (
+    FILE,
+    keep_training_images,
+    read_training_images,
+    training_images_seen,
+)
+from facemetric.model.weights_folder import MODEL, amend_config, read_config
+
+__all__ = ["own_weights", "untrained"]
+
+
+@pytest.fixture
+def trained(own_weights: Path, faces: Path) -> Path:
+    """Weights with the options of a training, and hashes of half the drawn faces."""
+    options = {"data": ["faces=/home/somebody/faces112.tar"], "lr": 0.1}
+    amend_config(own_weights, provenance={"options": options}, metrics={"val_auc": 0.9})
+    keep_training_images(own_weights, read_index([str(faces)]).select(np.arange(48)))
+    return own_weights
+
+
+def test_shipped_weights_know_their_training_images(trained: Path, faces: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shipped" / "name"
+    ship(trained, target)
+    before, after = read_training_images(trained), read_training_images(target)
+    assert before is not None
+    assert after is not None
+    assert np.array_equal(before.hashes, after.hashes)
+    assert np.array_equal(before.medians, after.medians)
+    assert before.images == after.images == 48
+    seen = training_images_seen(target, read_index([str(faces)]))
+    assert seen is not None
+    assert (seen.found, seen.looked_at) == (48, 96)
+
+
+def test_shipped_weights_are_half_the_size_and_name_no_folders(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "name"
+    ship(trained, target)
+    assert (target / MODEL).stat().st_size < 0.6 * (trained / MODEL).stat().st_size
+    ours = read_config(target)["facemetric"]
+    assert ours["provenance"]["options"] == {"data": ["faces=faces112.tar"], "lr": 0.1}
+    assert ours["metrics"] == {"val_auc": 0.9}
+    image = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        one, other = (load_embedder(folder)(image) for folder in (trained, target))
+    assert torch.nn.functional.cosine_similarity(one, other).min() > 0.999
+
+
+def test_hashes_of_weights_that_were_shipped_before_do_not_stay(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "name"
+    ship(trained, target)
+    (trained / FILE).unlink()
+    ship(trained, target)
+    assert read_training_images(target) is None
+    assert not (target / FILE).exists()
