@@ -41,7 +41,7 @@ from facemetric.evaluation.curves import OperatingPoint
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
-from facemetric.files import write_whole
+from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.weights import load_weights, save_weights
 from facemetric.model.weights_folder import CONFIG, find_weights, read_config
@@ -277,7 +277,7 @@ def main() -> None:
     config["facemetric"]["metrics"] = config["facemetric"].get("metrics", {}) | figures
     if thresholds:
         config["facemetric"]["thresholds"] = thresholds
-    write_whole(folder / CONFIG, lambda staged: staged.write_text(json.dumps(config, indent=2) + "\n"))
+    write_text_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     table = card_table(config["facemetric"]["metrics"])
     if text:
         before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", text, maxsplit=1, flags=re.DOTALL)

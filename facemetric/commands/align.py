@@ -149,11 +149,6 @@ def _identity_of(path: str | Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def save_whole(crop: Image.Image, path: Path, quality: int) -> None:
-    """Ctrl-C leaves no half picture."""
-    write_whole(path, lambda staged: crop.save(staged, "JPEG", quality=quality, subsampling=0))
-
-
 class Job:
     """What a process keeps between photographs."""
 

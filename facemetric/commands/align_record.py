@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from facemetric.errors import ConfigError, writing
 from facemetric.faces.template import POINTS
-from facemetric.files import write_whole
+from facemetric.files import write_text_whole
 
 COLUMNS = (
     "path",
@@ -82,11 +82,11 @@ class Record:
                     f"{path.parent} holds crops made with {', '.join(other)}; give these again, or name another --out"
                 )
             return
-        _replace(path, json.dumps(options, indent=2) + "\n")
+        write_text_whole(path, json.dumps(options, indent=2) + "\n")
 
     def _read(self) -> None:
         if not self.path.exists():
-            _replace(self.path, _text([list(COLUMNS)]))
+            write_text_whole(self.path, _text([list(COLUMNS)]))
             return
         text = self.path.read_bytes().decode("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]
@@ -96,7 +96,7 @@ class Record:
         for row in reader:
             self._count(row["path"], row["found"], row["faces"], row["crop"])
         if whole != text:  # killed in the middle of a line
-            _replace(self.path, whole)
+            write_text_whole(self.path, whole)
 
     def add(self, lines: list[Line]) -> None:
         """Append whole lines."""
@@ -117,7 +117,3 @@ def _text(rows: list[list[Any]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    write_whole(path, lambda staged: staged.write_bytes(text.encode("utf-8", "surrogateescape")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +32,13 @@ from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists
-from facemetric.errors import DataError, writing
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.audit.hashes import read_frequencies
 from facemetric.evaluation.audit.labels import centred, judge_images
 from facemetric.evaluation.audit.people import Alike, alike_across, alike_identities
 from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.verification import plain
-from facemetric.files import write_whole
+from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights
@@ -188,37 +187,36 @@ def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageI
         "check.json": json.dumps(record, indent=2, allow_nan=False) + "\n"
     }
     for name, text in files.items():
-        with writing(config.out / name):
-            write_whole(config.out / name, partial(fill, text.encode("utf-8", "surrogateescape")))
+        write_text_whole(config.out / name, text)
     draw_check_sheets(config.out, checked.findings, index, test, pages=config.sheets)
-
-
-def fill(content: bytes, path: Path) -> None:
-    """Write bytes to a file."""
-    path.write_bytes(content)
 
 
 def text_of(checked: Checked, config: CheckConfig) -> str:
     """The table that is printed."""
     figures, found = checked.figures, checked.figures["found"]
-    lines = [("checked", f"{figures['images']:,} images of {figures['identities']:,} identities")]
+    lines = [
+        ("checked", f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}")
+    ]
     for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
         if key in figures:
             lines.append(
-                (kind, f"{found.get(kind, 0):,} pairs  (hashes differ in {figures[key]} of 255 bits or less)")
+                (
+                    kind,
+                    f"{plural(found.get(kind, 0), 'pair')}  (hashes differ in {figures[key]} of 255 bits or less)",
+                )
             )
     if config.against:
-        lines.append((TEST_NAME, f"{found.get(TEST_NAME, 0):,} identities"))
+        lines.append((TEST_NAME, plural(found.get(TEST_NAME, 0), "identity")))
     for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
         if key in figures:
             of = figures[key]
             halves = of["share_of_halves_found"]
             sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
             by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
-            text = f"{found.get(kind, 0):,} pairs  (nearer than their neighbours by {by}: chance"
+            text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
             lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
     if "judged" in figures:
-        text = f"{found.get(MISLABELLED, 0):,} of {figures['judged']:,} images, for you to look at"
+        text = f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
         lines.append(
             (MISLABELLED, f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)")
         )
@@ -229,7 +227,9 @@ def text_of(checked: Checked, config: CheckConfig) -> str:
             ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
         )
     if figures["pairs_cut"]:
-        lines.append(("left out", f"{figures['pairs_cut']:,} pairs of images less alike than those listed"))
+        lines.append(
+            ("left out", f"{plural(figures['pairs_cut'], 'pair')} of images less alike than those listed")
+        )
     width = max(len(name) for name, _ in lines)
     body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
     return f"{body}\n{'written to':<{width}}  {checked.out}"

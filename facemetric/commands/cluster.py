@@ -20,7 +20,7 @@ from facemetric.errors import plural
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
-from facemetric.files import write_whole
+from facemetric.files import write_text_whole, write_whole
 from facemetric.machine import progress_bar
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
@@ -159,7 +159,7 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     write_csv(found)
     record = found.to_dict() | {"options": config_dict(config)}
     text = json.dumps(record, indent=2) + "\n"
-    write_whole(config.out / "clusters.json", lambda path: path.write_text(text))
+    write_text_whole(config.out / "clusters.json", text)
     print(text_of(found))
     draw_sheets(config, found, index)
     return found
@@ -250,6 +250,6 @@ def text_of(found: Clustered) -> str:
         a = found.agreement
         parts = {"precision": a.precision, "recall": a.recall, "F": a.f}
         text = ", ".join(f"{name} {i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for name, i in parts.items())
-        lines.append(f"against {a.identities:,} identities: B-cubed {text}")
+        lines.append(f"against {plural(a.identities, 'identity')}: B-cubed {text}")
         lines.append(f"purity {a.purity:.4f}, NMI {a.nmi:.4f}, ARI {a.ari:.4f}")
     return "\n".join([*lines, f"written to {found.out}"])

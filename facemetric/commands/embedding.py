@@ -12,7 +12,7 @@ from typing import Any
 from facemetric.config import DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.errors import DataError
+from facemetric.errors import DataError, first_few
 from facemetric.evaluation.audit.seen import Seen, training_images_seen
 from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
@@ -124,9 +124,8 @@ def embed_images(
     named = set(needed)
     broken = [f"{index.name(row)} ({reason})" for row, reason in embedded.bad if row in named]
     if broken:
-        shown = ", ".join(broken[:10]) + (", ..." if len(broken) > 10 else "")
         raise DataError(
-            f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {shown}; "
+            f"{len(broken)} of {len(named)} images that the pairs name cannot be read: {first_few(broken, 10)}; "
             "mend the images or take their pairs out"
         )
     path = bad_images_of(config.out, of)

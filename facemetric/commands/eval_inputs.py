@@ -24,7 +24,7 @@ from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
 from facemetric.data.pair_list import Ints, Pairs
 from facemetric.data.pairs import read_pairs
-from facemetric.errors import DataError
+from facemetric.errors import DataError, first_few
 from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
@@ -192,15 +192,15 @@ def matching_rows(first: EmbeddingTable, second: EmbeddingTable) -> npt.NDArray[
         twice = table.standing_twice()
         if twice:
             raise DataError(
-                f"{len(twice)} of the paths of the {which} model's embeddings are on several rows: {some_of(twice)}; "
-                "name each image once, or list the same paths in the same order for both models"
+                f"{len(twice)} of the paths of the {which} model's embeddings are on several rows: "
+                f"{first_few(twice, 5)}; name each image once, or list the same paths in the same order for both models"
             )
     paths = first.paths.tolist()
     rows = np.array([-1 if (row := second.find(path)) is None else row for path in paths])
     missing = [path for path, row in zip(paths, rows, strict=True) if row < 0]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(first)} images have no embedding of the second model: {some_of(missing)}; "
+            f"{len(missing)} of {len(first)} images have no embedding of the second model: {first_few(missing, 5)}; "
             "both models must embed the same images, under the same paths"
         )
     return rows
@@ -221,10 +221,6 @@ def check_people(first: EmbeddingTable, other: npt.NDArray[np.str_]) -> None:
             f"{first.name(row)}, {str(first.identities[row])!r} and {str(other[row])!r}; give both models the "
             "same identities"
         )
-
-
-def some_of(paths: list[str]) -> str:
-    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def check_sizes(table: EmbeddingTable, other: EmbeddingTable, what: str) -> None:

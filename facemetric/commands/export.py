@@ -26,7 +26,7 @@ from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
-from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.export import OnnxEmbedder, export_onnx, quantize_onnx, required
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights, read_config
@@ -183,10 +183,7 @@ def torch_embed(embedder: Embedder, *, flip: bool) -> Embed:
         for batch in in_batches(crops):
             pixels = torch.from_numpy(np.stack([transform(Image.fromarray(crop)) for crop in batch]))
             seen = normalise(pixels, embedder.preprocess, embedder.device)
-            emb = in_pieces(embedder, seen)
-            if flip:
-                emb = torch.nn.functional.normalize(emb + in_pieces(embedder, seen.flip(3)), dim=1)
-            parts.append(emb.numpy())
+            parts.append(embed_batch(embedder, seen, flip=flip).numpy())
         return np.concatenate(parts)
 
     return embed

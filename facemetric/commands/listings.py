@@ -34,7 +34,7 @@ BEYOND = 1e15  # no figure, step or minute of a run is as large
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Rows of texts as lines whose columns stand under each other."""
+    """Rows of texts as lines whose columns are aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)

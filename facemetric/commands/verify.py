@@ -11,6 +11,7 @@ from PIL import Image
 
 from facemetric.config import VerifyConfig, check_ranges, require
 from facemetric.config.calls import takes_options
+from facemetric.errors import plural
 from facemetric.evaluation.thresholds import Stored, stored_threshold
 from facemetric.machine import pick_device
 from facemetric.model.embedder import similarity
@@ -55,7 +56,8 @@ class Verdict:
             f"at FAR {found.wanted_far:g} [{found.far.low:.2g}, {found.far.high:.2g}]: this share of pairs of two "
             f"people is taken for one; TAR {found.tar.value:.3f} [{found.tar.low:.3f}, {found.tar.high:.3f}]: this "
             "share of pairs of one person is recognised",
-            f"chosen on {found.images:,} images of {found.identities:,} people: {self.stored.chosen_on}",
+            f"chosen on {plural(found.images, 'image')} of {plural(found.identities, 'person', 'people')}: "
+            f"{self.stored.chosen_on}",
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from facemetric.data.index import ImageIndex
 from facemetric.data.store import composed
-from facemetric.errors import DataError, did_you_mean, plural
+from facemetric.errors import DataError, did_you_mean, first_few, plural
 
 CHAIN = 0.5  # share of listed pairs below which a group of names looks like a chain of look-alikes
 
@@ -229,10 +229,9 @@ def check_identities(index: ImageIndex, *, least: int = 2, allow_case_twins: boo
         if other != name:
             twins.append(f"{other!r} and {name!r}")
     if twins:
-        shown = ", ".join(twins[:5]) + (", ..." if len(twins) > 5 else "")
         raise DataError(
-            f"{plural(len(twins), 'pair')} of identities that differ in letter case alone: {shown}; merge "
-            "them (--merge), or where they are different people, say so with --case-twins"
+            f"{plural(len(twins), 'pair')} of identities that differ in letter case alone: {first_few(twins, 5)}; "
+            "merge them (--merge), or where they are different people, say so with --case-twins"
         )
 
 

@@ -18,7 +18,7 @@ from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import progress_bar
-from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.embedder import Embedder, embed_batch, in_pieces
 
 
 class Embedded(NamedTuple):
@@ -52,10 +52,7 @@ def embed_index(
         for rows, images, broken in images_of(embedder, index, batch_size, workers, progress):
             bad += broken
             if len(rows):
-                emb = in_pieces(embedder, images)
-                if flip:
-                    emb = functional.normalize(emb + in_pieces(embedder, images.flip(3)), dim=1)
-                emb_ND[rows] = emb.float().cpu().numpy()
+                emb_ND[rows] = embed_batch(embedder, images, flip=flip).cpu().numpy()
                 read[rows] = True
     finally:
         embedder.train(was_training)

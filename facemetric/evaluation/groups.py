@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from facemetric.errors import plural
 from facemetric.evaluation.figures import Figure, Heading, tar_name
 from facemetric.evaluation.intervals.records import Interval
 
@@ -62,7 +63,7 @@ class Group:
 
     def sizes(self) -> str:
         """How much there is of it, in words."""
-        return f"{self.n_people:,} people, {self.n_genuine:,} + {self.n_impostor:,} pairs"
+        return f"{plural(self.n_people, 'person', 'people')}, {self.n_genuine:,} + {self.n_impostor:,} pairs"
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def sized_group(name: str, n_genuine: int, n_impostor: int, n_people: int) -> Gr
     reason = ""
     if min(n_genuine, n_impostor) < LEAST_PAIRS or n_people < LEAST_PEOPLE:
         reason = (
-            f"{n_genuine} genuine and {n_impostor} impostor pairs of {n_people} people; "
+            f"{n_genuine} genuine and {n_impostor} impostor pairs of {plural(n_people, 'person', 'people')}; "
             f"needed {LEAST_PAIRS} of each, of {LEAST_PEOPLE} people"
         )
     return Group(name, n_genuine, n_impostor, n_people, (), reason)

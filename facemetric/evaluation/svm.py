@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
@@ -66,15 +66,13 @@ class SvmAccuracy(NamedTuple):
     def took_part(self) -> str:
         """Whose images were classified, in words."""
         trained = f"{self.folds} folds" if self.folds else "learned from the gallery"
-        parts = [f"{self.images:,} images of {self.people:,} people, {trained}"]
+        parts = [f"{plural(self.images, 'image')} of {plural(self.people, 'person', 'people')}, {trained}"]
         if self.people_left_out:
             why = "of fewer images" if self.folds else "who are not in it"
-            parts.append(f"{self.people_left_out:,} people {why} left out")
+            parts.append(f"{plural(self.people_left_out, 'person', 'people')} {why} left out")
         if self.people_not_drawn or self.images_not_drawn:
-            parts.append(
-                f"drawn from {self.people + self.people_not_drawn:,} people, with {self.images_not_drawn:,} more "
-                "images of those drawn"
-            )
+            before = plural(self.people + self.people_not_drawn, "person", "people")
+            parts.append(f"drawn from {before}, with {self.images_not_drawn:,} more images of those drawn")
         return "; ".join(parts)
 
 

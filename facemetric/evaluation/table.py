@@ -101,7 +101,7 @@ class EmbeddingTable:
         return len(self.embeddings)
 
     def find(self, name: str) -> int | None:
-        """Row of a path; None where no row has it, or several do. With `name`, enough for `pairs.resolve`."""
+        """Row of a path; None where no row has it, or several do. With `name`, enough for `pair_images.resolve`."""
         row = self._rows.get(name)
         return None if row == TWICE else row
 

@@ -142,7 +142,7 @@ def _levels(found: Verification) -> Floats:
 def _intervals(
     point: OperatingPoint, threshold_T: Floats, tar_BT: Floats, far_BT: Floats
 ) -> tuple[Interval, Interval, Interval]:
-    """CalibratedThreshold, FAR and TAR of a wanted FAR, from the rates of the draws at rising thresholds."""
+    """Threshold, FAR and TAR of a wanted FAR, from the rates of the draws at rising thresholds."""
     at = int(np.searchsorted(threshold_T, point.threshold))
     # A draw's FAR may rise with the threshold by an error of some pairs; its curve must not turn back.
     falling_TB = np.maximum.accumulate(far_BT[:, ::-1], axis=1).T

@@ -191,10 +191,6 @@ def _search(images: Sequence[Image.Image], detector: Detector, options: Options)
     return [found[i] for i in range(len(images))]
 
 
-def _best_score(several: Sequence[_Seen]) -> float:
-    return max((one.look.score for one in several), default=0.0)
-
-
 def _look(
     images: Sequence[Image.Image],
     rows: Sequence[int],

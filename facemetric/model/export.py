@@ -28,14 +28,13 @@ from torch.nn import functional
 from facemetric.data.images import Preprocess
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError
-from facemetric.files import write_whole
+from facemetric.files import write_bytes_whole, write_whole
 from facemetric.model.embedder import Embedder
 
 INPUT, OUTPUT = "images", "embeddings"
 METADATA = "facemetric"  # key of the JSON text in the file's metadata
 OPSET = 18
 PRECISION = 22  # bits behind the point of pillow's weights for 8-bit pictures
-PREPROCESSING = "preprocessing"  # part of the names of the nodes that stay exact in int8
 
 
 def triangle(x: float) -> float:
@@ -202,7 +201,7 @@ def export_onnx(
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(dict(metadata or {}))
     onnx.checker.check_model(proto)
-    return write_whole(file, lambda path: path.write_bytes(proto.SerializeToString()))
+    return write_bytes_whole(file, proto.SerializeToString())
 
 
 def required(name: str) -> Any:

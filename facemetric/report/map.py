@@ -15,7 +15,7 @@ from tensorboard.plugins.projector import ProjectorConfig
 
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.table import EmbeddingTable, unit_rows
-from facemetric.files import write_whole
+from facemetric.files import write_bytes_whole
 from facemetric.report.pictures import Sprite
 
 MOST_SIDE = 8192  # pixels: the largest texture that browsers promise, and so the projector's largest sprite
@@ -48,7 +48,7 @@ def write_projector(folder: Path, table: EmbeddingTable, parts: Sequence[str], s
     if sprite is not None:
         buffer = io.BytesIO()
         sprite.image.save(buffer, "JPEG", quality=85)
-        write_whole(folder / SPRITE, lambda path: path.write_bytes(buffer.getvalue()))
+        write_bytes_whole(folder / SPRITE, buffer.getvalue())
         info.sprite.image_path = SPRITE
         info.sprite.single_image_dim.extend([sprite.cell, sprite.cell])
     return write_text(folder / CONFIG, text_format.MessageToString(config))
@@ -61,7 +61,7 @@ def one_field(text: str) -> str:
 
 def write_text(file: Path, text: str) -> Path:
     """A text file that appears whole."""
-    return write_whole(file, lambda path: path.write_bytes(text.encode("utf-8", "backslashreplace")))
+    return write_bytes_whole(file, text.encode("utf-8", "backslashreplace"))
 
 
 def joined(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:

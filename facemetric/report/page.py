@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from facemetric.files import write_whole
+from facemetric.files import write_bytes_whole
 
 ASSETS = Path(__file__).parent / "assets"
 TEMPLATE, STYLE, SCRIPT = "report.html", "report.css", "report.js"
@@ -178,7 +178,7 @@ class Page:
 def write_page(file: str | Path, page: Page) -> Path:
     """Write the report; the file appears whole. What no UTF-8 can hold in a name is written as an escape."""
     text = render(page).encode("utf-8", "backslashreplace")
-    return write_whole(file, lambda path: path.write_bytes(text))
+    return write_bytes_whole(file, text)
 
 
 def render(page: Page) -> str:

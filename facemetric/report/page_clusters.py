@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from facemetric.errors import plural
 from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
 from facemetric.evaluation.curves import Ints, OperatingPoint
 from facemetric.evaluation.figures import Figure, Heading
@@ -30,9 +31,9 @@ def groups_of(
     clusters = find_clusters(table.embeddings[rows], point.threshold)
     sizes = clusters.sizes()
     lead = (
-        f"The {len(rows):,} images of the map below, grouped by average similarity at the threshold "
-        f"{point.threshold:.4f} of FAR = {point.wanted:g}, without a look at their names: {len(sizes):,} clusters, "
-        f"{int((sizes == 1).sum()):,} of them of one image."
+        f"The {plural(len(rows), 'image')} of the map below, grouped by average similarity at the threshold "
+        f"{point.threshold:.4f} of FAR = {point.wanted:g}, without a look at their names: "
+        f"{plural(len(sizes), 'cluster')}, {int((sizes == 1).sum()):,} of them of one image."
     )
     grid = agreement_table(agreement(clusters.number, who, seed=seed), lead)
     cases = []
@@ -77,7 +78,7 @@ def cluster_case(found: Evaluation, pictures: Pictures, rows: Ints, clusters: Cl
     members = rows[clusters.rows(number)]
     people, counts = np.unique(found.table.identities[members], return_counts=True)
     most = int(counts.argmax())
-    text = f"{len(members):,} images of {len(people):,} {'person' if len(people) == 1 else 'people'}"
+    text = f"{plural(len(members), 'image')} of {plural(len(people), 'person', 'people')}"
     text += f": {people[most]}" if len(people) == 1 else f"; {counts[most]} of {people[most]}"
     shown = members[:SHOWN].tolist()
     return Case(tuple(Picture(found.table.name(row), pictures.uri(row)) for row in shown), text=text)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from facemetric.data.index import ImageIndex
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.errors import ConfigError, did_you_mean, plural
 from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading, headline, to_frame
 from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
@@ -265,12 +265,13 @@ class Evaluation:
         parts = []
         if self.verified is not None:
             v, pairs = self.verified.verification, self.verified.pairs
-            count = f"{v.n_genuine + v.n_impostor:,}"
-            which = f"all {count} pairs" if pairs == "all" else f"{count} pairs of {Path(pairs).name}"
+            count = plural(v.n_genuine + v.n_impostor, "pair")
+            which = f"all {count}" if pairs == "all" else f"{count} of {Path(pairs).name}"
             parts.append(f"{which}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor")
         return "; ".join([*parts, size_of(self.table)])
 
 
 def size_of(table: EmbeddingTable) -> str:
     """How much a table holds, in words."""
-    return f"{len(table):,} images of {len(set(table.identities.tolist())):,} identities"
+    people = len(set(table.identities.tolist()))
+    return f"{plural(len(table), 'image')} of {plural(people, 'identity')}"

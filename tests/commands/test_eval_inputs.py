@@ -49,7 +49,7 @@ def test_both_tables_must_have_the_same_people_under_any_names() -> None:
 
 def test_images_without_a_second_embedding_are_named() -> None:
     with pytest.raises(
-        DataError, match=r"6 of 7 images have no embedding of .*: b, c, d, e, f, \.\.\.; both"
+        DataError, match=r"6 of 7 images have no embedding of .*: b, c, d, e, f and 1 more; both"
     ):
         aligned(table("abcdefg", "xxxxxxx"), table("a", "x"))
 

@@ -267,7 +267,7 @@ def test_groups_of_the_pairs(table: Path, pairs: Path, tmp_path: Path) -> None:
     assert [gap["rate"] for gap in found["largest_gaps"]][:2] == ["tar", "far"]
     text = text_of(scored)
     assert "By light, at overall FAR = 0.01: Largest gap in TAR: " in text
-    assert "dusk not measured 4 genuine and 0 impostor pairs of 1 people" in text
+    assert "dusk not measured 4 genuine and 0 impostor pairs of 1 person" in text
     assert re.search(r"day TAR 0\.\d{4} \[[^]]*\] FAR 0\.\d{4} \[", text)
     assert "at overall FAR = 0.1:" not in text  # in the report
     assert {"slices.light.day.tar_at_far_0.1", "slices.light.far_gap_at_far_0.1"} <= set(

@@ -12,7 +12,7 @@ from pathlib import Path
 from facemetric.data.readers import skips as kinds
 from facemetric.data.readers.reader import NO_GROUPS, FileReader, Row
 from facemetric.data.readers.skips import Skips, skipped_folder
-from facemetric.errors import DataError, did_you_mean, plural
+from facemetric.errors import DataError, did_you_mean, first_few, plural
 
 Listed = tuple[str, str | None, Mapping[str, str]]  # path, identity, groups
 
@@ -121,10 +121,9 @@ def _listed_rows(root: str, listed: Iterable[Listed], *, source: str) -> Iterato
         else:
             missing.append(image)
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{source}: {plural(len(missing), 'path')} without a file below {root}: {shown}; correct or remove "
-            "those lines"
+            f"{source}: {plural(len(missing), 'path')} without a file below {root}: {first_few(missing, 5)}; "
+            "correct or remove those lines"
         )
 
 

@@ -110,7 +110,7 @@ class Skips:
     def notes(self) -> list[str]:
         """A sentence for each kind: how many, and the first few."""
         shown = (
-            ", ".join(self.examples[kind]) + (", ..." if count > EXAMPLES else "")
+            ", ".join(self.examples[kind]) + (f" and {count - EXAMPLES:,} more" if count > EXAMPLES else "")
             for kind, count in self.counts.items()
         )
         return [f"skipped {phrase}: {names}" for phrase, names in zip(self.phrases(), shown, strict=True)]

@@ -13,7 +13,7 @@ from facemetric.data.readers.folder import FolderReader, entries, is_folder
 from facemetric.data.readers.reader import Reader
 from facemetric.data.readers.skips import why_skip_file, why_skip_folder
 from facemetric.data.store import Rows
-from facemetric.errors import DataError, plural
+from facemetric.errors import DataError, first_few, plural
 
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
@@ -138,7 +138,7 @@ def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:
     people = [name for name in rows.identities if name.startswith(prefix) and not is_loose(name)]
     if people and not any(name in rows.folders for name in people):
         below = min(name for name in rows.folders if name.startswith(people[0] + "/"))
-        shown = ", ".join(name[len(prefix) :] for name in people[:3]) + (", ..." if len(people) > 3 else "")
+        shown = first_few(name[len(prefix) :] for name in people)
         rows.notes.append(
             f"{path}: all images of its {plural(len(people), 'identity', 'identities')} ({shown}) lie in folders "
             f"further down, such as {below[len(prefix) :]!r}; if these are the identities, name the folders above "

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from facemetric.data.readers.reader import Member, RangeReader, Row, images_of
 from facemetric.data.readers.skips import Skips
-from facemetric.errors import DataError, plural
+from facemetric.errors import DataError, first_few, plural
 
 BLOCK = 512
 META_LIMIT = 1 << 20  # bytes of a long name or pax header: real ones are a few hundred
@@ -103,9 +103,9 @@ def _walk(path: str, fd: int, total: int) -> Iterator[Member]:
                 yield Member(_tidy(name), size, data)
         at = data + (size + BLOCK - 1) // BLOCK * BLOCK
     if refused:
-        shown = ", ".join(refused[:5]) + (", ..." if len(refused) > 5 else "")
         raise DataError(
-            f"{path}: {plural(len(refused), 'member')} refused: {shown}; make it again of plain files by relative paths"
+            f"{path}: {plural(len(refused), 'member')} refused: {first_few(refused, 5)}; "
+            "make it again of plain files by relative paths"
         )
 
 

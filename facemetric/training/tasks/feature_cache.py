@@ -23,7 +23,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
 from facemetric.errors import writing
-from facemetric.files import Lock, is_locked, sync, write_whole
+from facemetric.files import Lock, is_locked, sync, write_text_whole
 from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
 
@@ -74,7 +74,7 @@ def cached_features(
         record = json.dumps({"shape": shape, "bad": sorted(bad.items())})
         sync(part)
         os.replace(part, cache / f"{key}.npy")
-        write_whole(cache / f"{key}.json", lambda file: file.write_text(record), durable=True)
+        write_text_whole(cache / f"{key}.json", record, durable=True)
     finally:
         for path in (part, part.with_suffix(".lock")):
             path.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ def test_only_some_examples_are_named(tmp_path: Path) -> None:
         put(tmp_path / f"anna/{n}.txt")
     (note,) = read_index(tmp_path).notes
     assert note == (
-        "skipped 7 files that are no images: anna/0.txt, anna/1.txt, anna/2.txt, anna/3.txt, anna/4.txt, ..."
+        "skipped 7 files that are no images: anna/0.txt, anna/1.txt, anna/2.txt, anna/3.txt, anna/4.txt and 2 more"
     )
 
 
