@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,22 +118,28 @@ def text_of(found: CalibratedThreshold) -> str:
 
 def kinship(config: CalibrateConfig, index: ImageIndex, folder: Path) -> str:
     """In words, whether these people helped to make the weights, as far as the provenance tells."""
-    mine = {os.path.realpath(parse_source(text).path) for text in config.data}
+    mine = real_paths(config.data)
     for past in lineage(folder):
         options = past.get("options") or {}
-        theirs = {os.path.realpath(parse_source(text).path) for text in options.get("data", ())}
+        labelled, unlabelled = (real_paths(options.get(name) or ()) for name in ("data", "unlabelled"))
         if past.get("data_fingerprint") == index.fingerprint:
             return TRAINED_ON
-        if not mine & theirs:
+        if not mine & (labelled | unlabelled):
             continue
         if not config.identities:
             return TRAINED_ON
         listed = options.get("val_identities")
-        if listed and os.path.realpath(listed) == os.path.realpath(config.identities):
+        same_list = listed and os.path.realpath(listed) == os.path.realpath(config.identities)
+        if same_list and not mine & unlabelled:  # of these all images are trained on
             return CHOSEN_ON
         return f"identities of {config.identities} in data that the weights were trained on; see that they were not"
     names = ", ".join(parse_source(text).path.name for text in config.data)
     return f"{names}, which the weights do not name as their training data"
+
+
+def real_paths(sources: Iterable[str]) -> set[str]:
+    """Where the sources of DATA, or of --unlabelled, are."""
+    return {os.path.realpath(parse_source(text).path) for text in sources}
 
 
 def lineage(folder: Path) -> Iterator[dict[str, Any]]:

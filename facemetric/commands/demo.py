@@ -31,6 +31,7 @@ SIZE = 64  # pixels: small enough for two cores, large enough to see brows
 TEST_SHARE = 0.2
 TRAIN, TEST, RECORD = "faces", "faces_never_seen", "demo.json"
 CHANCE, GOOD = 0.6, 0.8  # AUC on people never seen: below the first, nothing worth a name was learned
+RESUMABLE_OPTIONS = ("out", "device")  # a demo goes on with another, or with `out` written in another way
 PAIRS_A_FOLD = 300  # of each kind, as LFW has
 
 
@@ -112,7 +113,11 @@ def claim_folder(config: DemoConfig) -> None:
         if not record.exists():
             raise ConfigError(f"{out} is not empty; name another --out, or remove it")
         require(config.resume, f"{out} holds a demo; go on with it by --resume, or name another --out")
-        other = differences(json.loads(record.read_text()), options)
+        before, now = (
+            {key: value for key, value in kept.items() if key not in RESUMABLE_OPTIONS}
+            for kept in (json.loads(record.read_text()), options)
+        )
+        other = differences(before, now)
         require(not other, f"{out} holds a demo with other options ({other}); name another --out")
     else:
         require(not config.resume, f"{out} holds no demo to resume; start without --resume")

@@ -29,6 +29,7 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
+from facemetric.config.recipe import TRAINING
 from facemetric.data.readers.sources import parse_source
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
@@ -42,6 +43,7 @@ from facemetric.training.pretrain import pretrain
 from facemetric.training.run import Trained
 from facemetric.training.run_folder import CHECKPOINT, LOG, OF_WEIGHTS, has_checkpoint, read_log
 from facemetric.training.stage import check_training
+from facemetric.training.tasks.teacher_rows import TABLES, named
 
 RECORD, TABLE = "run.json", "table.csv"
 # What a line of the log holds beside the figures of the objective.
@@ -69,13 +71,17 @@ def run(config: RunConfig) -> pd.DataFrame:
     )
     if config.dry:
         return try_out(config)
-    variants = plan(config)
+    return run_variants(plan(config), folder_of(config), resume=config.resume)
+
+
+def run_variants(variants: list[Variant], out: Path, *, resume: bool = False) -> pd.DataFrame:
+    """Check all steps, then run those that are not done; returns the table, which is written into `out`."""
     steps = {step.folder: step for variant in variants for step in variant.steps}
     made = {str(folder) for folder in steps}
     for step in steps.values():
         check_step(step, made)
     for step in steps.values():
-        check_folder(step, resume=config.resume)
+        check_folder(step, resume=resume)
     for folder, step in steps.items():
         record = read_record(folder)
         if record and record["done"]:
@@ -83,23 +89,34 @@ def run(config: RunConfig) -> pd.DataFrame:
             continue
         say(f"\n{step.stage}: {folder}")
         run_step(step, record)
-    return write_table(folder_of(config), variants)
+    return write_table(out, variants)
 
 
 def try_out(config: RunConfig) -> pd.DataFrame:
     """The whole recipe with TRIAL_STEPS steps of each training, in a folder that is gone at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = (*config.set, f"max_steps={TRIAL_STEPS}")
-        table = run(replace(config, set=settings, out=Path(folder) / "trial", dry=False, resume=False))
+        out = Path(folder) / "trial"
+        table = run_variants([shortened(variant) for variant in plan(replace(config, out=out))], out)
     say(f"a trial of at most {TRIAL_STEPS} steps of each training; nothing of it was kept")
     return table
+
+
+def shortened(variant: Variant) -> Variant:
+    """The variant with at most TRIAL_STEPS steps of each training, whatever its recipe and settings ask for."""
+    steps = []
+    for step in variant.steps:
+        if step.stage in TRAINING:
+            limit = min(step.config.max_steps or TRIAL_STEPS, TRIAL_STEPS)
+            step = step._replace(config=replace(step.config, max_steps=limit))
+        steps.append(step)
+    return variant._replace(steps=tuple(steps))
 
 
 def check_step(step: Step, made: Collection[str]) -> None:
     """Raise ConfigError, DataError or WeightsError for what would stop a stage hours later: numbers, names, and paths
     that are not there. `made` are the folders that stages before it will fill."""
     CHECKS[step.stage](step.config)
-    for option in ("data", "gallery"):
+    for option in ("data", "gallery", "unlabelled"):
         for text in getattr(step.config, option, ()):
             if not Path(parse_source(text).path).exists():
                 raise DataError(f"[{step.stage}] {option}: {text}: no such file or folder")
@@ -107,6 +124,12 @@ def check_step(step: Step, made: Collection[str]) -> None:
         path = getattr(step.config, option, None)
         if path is not None and not path.exists():
             raise DataError(f"[{step.stage}] {option}: {path}: no such file")
+    for text in getattr(step.config, "teacher", ()):
+        _, name = named(text)
+        if Path(name).suffix not in TABLES:
+            find_weights(name)
+        elif not Path(name).is_file():
+            raise DataError(f"[{step.stage}] teacher: {text}: no such file")
     for option in ("weights", "compare"):
         name = getattr(step.config, option, "")
         if name and name not in made and not Path(name).is_file():  # a file holds embeddings
@@ -149,7 +172,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 def run_step(step: Step, before: Mapping[str, Any] | None) -> None:
     """Run a stage, or the rest of it, and keep its record; minutes add up over the sittings."""
     config = step.config
-    if before is not None and step.stage in ("pretrain", "finetune"):
+    if before is not None and step.stage in TRAINING:
         if has_checkpoint(step.folder / CHECKPOINT):
             config = replace(config, resume=True)
         else:

@@ -129,7 +129,7 @@ class PretrainConfig(StageConfig):
     start_size: Annotated[int, MODEL, AT_LEAST_0] = 0
     """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 0
-    """Size of a projection trained with the backbone; 0 takes what --weights have, or else the plain features."""
+    """Size of a projection trained with the backbone; 0: that of --teacher, or of --weights, or the plain features."""
 
     teacher: Annotated[tuple[str, ...], DATA] = ()
     """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""

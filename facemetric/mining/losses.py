@@ -23,12 +23,21 @@ from facemetric.mining.miners import SEEDED_MINERS, find_function, resolve_miner
 from facemetric.mining.record import Mined
 from facemetric.mining.uncompiled import uncompiled
 
+# Names that a line of a training's log, or its validation, has for figures of its own.
+RESERVED = (
+    *("event", "step", "epoch", "seconds", "loss", "lr", "grad_norm"),
+    *("steps_per_second", "minutes_left", "memory_mib", "gpu_mib"),
+    *("auc", "eer", "knn_accuracy"),
+)
+RESERVED_START = "tar_at_far_"
+
 
 @dataclass(frozen=True, eq=False)
 class LossRecord:
     """What a loss found: a scalar with its gradient, what it was divided by, and figures by name for the log.
 
-    Ranks that each computed a part combine as sum(loss * weight) / sum(weight).
+    Ranks that each mined a part combine as sum(loss * weight) / sum(weight). A function of your own sees the whole
+    batch on every rank, so its weight is 1.
     """
 
     loss: Tensor
@@ -93,7 +102,8 @@ def resolve_loss(name: str, options: LossOptions | None = None) -> Loss:
     """The loss of a name in LOSSES, or your function "package.module:function" of (embeddings, labels).
 
     Your function returns a scalar tensor, or a record: anything with `loss` (a scalar tensor) and, where it has them,
-    `weight` and `figures` (a mapping from names to numbers). It sees the whole batch, with any `anchors`.
+    `figures` (a mapping from names to numbers; RESERVED lists the names that are taken). It sees the whole batch, with
+    any `anchors`.
     Errors: ConfigError for a name that is not known, a module that does not import, a function it lacks, options that
     cannot be; and in a call, for another thing returned.
     """
@@ -137,8 +147,14 @@ def as_record(returned: Any, name: str) -> LossRecord:
     for key, value in figures.items():
         if not isinstance(key, str) or (isinstance(value, Tensor) and value.numel() != 1):
             raise ConfigError(f"loss {name!r}: figure {key!r} is no number with a name; take its mean")
-    weight = 1.0 if isinstance(returned, Tensor) else getattr(returned, "weight", 1.0)
-    return LossRecord(loss.reshape(()), weight, figures, returned if isinstance(returned, Mined) else None)
+    taken = [key for key in figures if key in RESERVED or key.startswith(RESERVED_START)]
+    if taken:
+        raise ConfigError(
+            f"loss {name!r}: the training has figures of its own by the name of {', '.join(taken)}; rename them (taken "
+            f"are {', '.join(RESERVED)} and {RESERVED_START}...)"
+        )
+    mined = returned if isinstance(returned, Mined) else None
+    return LossRecord(loss.reshape(()), mined.weight if mined is not None else 1.0, figures, mined)
 
 
 def _with_seed(mine: Callable[..., Mined], miner: str, seed: int) -> Callable[..., Mined]:

@@ -60,9 +60,10 @@ def finetune(config: FinetuneConfig) -> Trained:
         metrics = task.keep_better(before, at.best or {}, at.best_epoch)
         other = task.original if before and metrics is not before else None
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
-        keep_hashes(run, split.train, config.weights, config.workers)
-        ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
-        run.log(ended, at.epoch * task.steps_per_epoch + at.step)
+        finished = at.epoch == config.epochs  # not ended by --max-steps
+        if finished:
+            keep_hashes(run, split.train, config.weights, config.workers)
+        run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)
 
 

@@ -219,22 +219,24 @@ class Trainer:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""
         # Process 0 validates for all, so that they agree on the best epoch.
         metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
-        self.run.log("validation", self.done, epoch=self.at.epoch, **metrics)
+        epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
+        self.run.log("validation", self.done, epoch=epoch, **metrics)
         name = self.task.judged_by(metrics)
         score, best = metrics.get(name), self.at.best
-        if score is None or best is None or score > best.get(name, -math.inf):
-            self.at.best, self.at.best_epoch = metrics, self.at.epoch
+        better = score is None or best is None or score > best.get(name, -math.inf)
+        if better:
+            self.at.best, self.at.best_epoch = metrics, epoch
             if distributed.rank() == 0:
                 self.task.save(self.kept, metrics)
-        self.say_epoch(metrics)
+        self.say_epoch(epoch, metrics, better)
 
-    def say_epoch(self, metrics: dict[str, float]) -> None:
+    def say_epoch(self, epoch: int, metrics: dict[str, float], better: bool) -> None:
         """One line, of the validation's figures, or the last ones of the training where there is no validation."""
         shown = metrics or {f"train_{name}": value for name, value in self.last.items()}
         if shown:
-            star = " *" if metrics and self.at.best_epoch == self.at.epoch else ""
+            star = " *" if metrics and better else ""
             end = star + self.pace.left(self.done, self.total)
-            say(figures_line(f"epoch {self.at.epoch}/{self.settings.epochs}", shown, end))
+            say(figures_line(f"epoch {epoch}/{self.settings.epochs}", shown, end))
 
     def say_limit(self) -> None:
         """That --max-steps ended the training, and how long the rest would take."""

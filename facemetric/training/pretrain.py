@@ -35,8 +35,9 @@ def pretrain(config: PretrainConfig) -> Trained:
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
         at = fit(task, run, optimizer, scheduler, setup.settings, resume=run.resume)
         sum_up(run, split, task.open_set.embeddings, device, config.seed)
-        keep_hashes(run, split.train, config.weights, config.workers)
-        ended = "finished" if at.epoch == config.epochs else "stopped"  # by --max-steps
-        run.log(ended, at.epoch * task.steps_per_epoch + at.step)
+        finished = at.epoch == config.epochs  # not ended by --max-steps
+        if finished:
+            keep_hashes(run, task.index, config.weights, config.workers)
+        run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
     say(f"best epoch {at.best_epoch}; weights in {run.best}")
     return Trained(run.folder, run.best, at.best or {})

@@ -61,22 +61,24 @@ class Pace:
 
 
 class Meter:
-    """Means of figures over some steps."""
+    """Means of figures over some steps, of each over the steps that have it."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
+        self.count = 0  # steps
 
     def add(self, figures: dict[str, float]) -> None:
         """Count one step's figures."""
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
         self.count += 1
 
     def flush(self) -> dict[str, float]:
         """The means so far; the next ones start from nothing."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts, self.count = {}, {}, 0
         return means
 
 

@@ -170,15 +170,22 @@ def same_origin(run: Run, state: dict[str, Any], origin: dict[str, str]) -> None
 
 
 def save_best(
-    run: Run, embedder: Embedder, split: Split, config: StageConfig, metrics: dict[str, float]
+    run: Run,
+    embedder: Embedder,
+    split: Split,
+    config: StageConfig,
+    metrics: dict[str, float],
+    *,
+    unlabelled: int = 0,
 ) -> None:
-    """Write an embedder as the run's best weights, with where they come from; process 0 alone does."""
+    """Write an embedder as the run's best weights, with where they come from; process 0 alone does. `unlabelled`:
+    images that it was trained on beside those of the split."""
     if distributed.rank() > 0:
         return
     origin = provenance(
         data=split.origin.data,
         split=split.origin.split,
-        images=len(split.train),
+        images=len(split.train) + unlabelled,
         identities=len(split.train.identities),
         options=config_dict(config),
     )

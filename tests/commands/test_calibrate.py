@@ -156,6 +156,12 @@ def test_training_data_are_called_so(trained: Path, faces: Path, tmp_path: Path)
     config["facemetric"]["provenance"] = {"options": {"weights": str(trained), "data": ["elsewhere"]}}
     (tmp_path / "w" / "config.json").write_text(json.dumps(config))
     assert chosen_on(faces) == said
+    # A teacher taught these without their names, all of them, whatever list the labelled ones were split by.
+    options = {"data": ["elsewhere"], "unlabelled": [f"more={faces}"], "val_identities": str(names)}
+    config["facemetric"]["provenance"] = {"options": options}
+    (tmp_path / "w" / "config.json").write_text(json.dumps(config))
+    assert chosen_on(faces) == said
+    assert "see that they were not" in chosen_on(faces, identities=names)
 
 
 def test_shipped_weights_are_copied_and_stay_as_they_are(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_a_demo_that_was_stopped_goes_on_and_no_other_does(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="holds a demo; go on with it by --resume, or name another --out"):
         claim_folder(config)
     again = replace(config, resume=True)
+    claim_folder(replace(again, device="cpu", out=Path(os.path.relpath(again.out))))
     claim_folder(again)
     assert draw_data(again) == (train, test, pairs)
     assert before == (pairs.read_bytes(), sorted(train.iterdir())[0].stat().st_mtime_ns)

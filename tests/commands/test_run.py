@@ -131,6 +131,13 @@ def test_values_are_toml_or_words() -> None:
         (("", ""), ("eval.pairs=nowhere",), r"\[eval\] pairs: nowhere: no such file"),
         (("", ""), ("eval.embeddings=nowhere.npz",), r"\[eval\] embeddings: nowhere.npz: no such file"),
         (("", ""), ("eval.compare=nowhere",), "no weights at 'nowhere'"),
+        (
+            ("", ""),
+            ("pretrain.unlabelled=nowhere", "pretrain.teacher=nowhere.npz"),
+            r"\[pretrain\] unlabelled: nowhere: no such file or folder",
+        ),
+        (("", ""), ("pretrain.teacher=a=nowhere.npz",), r"\[pretrain\] teacher: a=nowhere.npz: no such file"),
+        (("", ""), ("pretrain.teacher=nowhere",), "no weights at 'nowhere'"),
         (("", ""), ("finetune.weights=nowhere",), "no weights at 'nowhere'"),
         (("", ""), ("finetune.miner=semihrad",), "unknown miner 'semihrad': did you mean 'semihard'"),
         (("", ""), ("optimizer=adamv",), "unknown optimizer 'adamv': did you mean 'adam"),
@@ -296,3 +303,26 @@ def test_a_dry_run_tries_every_stage_and_leaves_nothing(
     with pytest.raises(ConfigError, match="--epochs is 0"):
         recipe.run(toml, out=out, dry=True, set=["pretrain.epochs=0"])
     assert not list(temporary.iterdir())
+
+
+def test_a_dry_run_is_short_whatever_the_recipe_asks_for(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key of one table would keep a setting above the tables from the other, or be given twice."""
+    toml.write_text(toml.read_text().replace("[finetune]", "[finetune]\nmax_steps = 500"))
+    ran: dict[str, Any] = {}
+
+    def stage(config: Any) -> dict[str, float]:
+        ran.setdefault(config.out.name, []).append(getattr(config, "max_steps", None))
+        return {}
+
+    for name in recipe.RUNNERS:
+        monkeypatch.setitem(recipe.RUNNERS, name, stage)
+    recipe.run(toml, out=tmp_path / "out", dry=True)
+    recipe.run(
+        toml, out=tmp_path / "out", dry=True, set=["pretrain.max_steps=7", "finetune.max_steps=30,600"]
+    )
+    assert ran["pretrain"] == [20, 7]
+    assert ran["finetune"] == [20, 20, 20]
+    assert ran["eval_finetune"] == [None] * 3
+    assert not (tmp_path / "out").exists()

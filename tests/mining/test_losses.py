@@ -23,6 +23,7 @@ from facemetric.mining import (
     resolve_loss,
     semihard,
 )
+from facemetric.mining.losses import RESERVED
 
 
 def batch(rows=40, classes=8, seed=9):
@@ -45,6 +46,7 @@ def module(monkeypatch):
     made = types.ModuleType("my_losses")
     made.norms = norms
     made.record = lambda emb, labels: Found(norms(emb, labels), {"labels": len(labels), "mean": emb.mean()})
+    made.weighty = lambda emb, labels: types.SimpleNamespace(loss=norms(emb, labels), weight=7.0)
     made.mined = lambda emb, labels: batch_hard(emb, labels)
     made.vector = lambda emb, labels: emb.norm(dim=1)
     made.number = lambda emb, labels: 1.5
@@ -89,6 +91,7 @@ def test_a_function_of_ones_own(module):
     found = resolve_loss("my_losses:record")(emb, labels, anchors=slice(0, 3), seed=1)
     assert found.loss == norms(emb, labels)
     assert found.figures == {"labels": 40, "mean": emb.mean()}
+    assert resolve_loss("my_losses:weighty")(emb, labels).weight == 1.0  # each process has the whole batch
     found = resolve_loss("my_losses:mined")(emb, labels)
     assert found.mined is not None
     assert found.weight == found.mined.weight
@@ -114,6 +117,14 @@ def test_a_function_of_ones_own(module):
 def test_what_a_function_may_not_return(module, name, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         resolve_loss(f"my_losses:{name}")(*batch())
+
+
+@pytest.mark.parametrize("figure", [*RESERVED, "tar_at_far_0.01"])
+def test_figures_by_a_name_that_is_taken(module, figure):
+    """They would take the place of the training's own loss, or of the figure that picks the best epoch."""
+    sys.modules["my_losses"].own = lambda emb, labels: Found(norms(emb, labels), {"mine": 1.0, figure: 2.0})
+    with pytest.raises(ConfigError, match=f"^loss 'my_losses:own': .* by the name of {figure}; rename them"):
+        resolve_loss("my_losses:own")(*batch())
 
 
 def test_names_that_are_not_there():

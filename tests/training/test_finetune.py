@@ -18,7 +18,9 @@ from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
+from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
+from facemetric.mining.losses import RESERVED
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import SCORE
 from facemetric.training.split import read_split
@@ -136,6 +138,21 @@ def test_the_better_of_start_and_end_is_kept(
         assert len({float(weight.sum()) for weight in epochs}) == 3
 
 
+def test_weights_of_an_epoch_that_was_cut_are_not_called_the_start(
+    stage_one: Trained,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script(monkeypatch, [0.1, 0.2, 0.3])
+    options = FAST | {"weights": str(stage_one.run), "max_steps": 1, "lr": 0.01}
+    run = finetune(str(faces), **options, out=tmp_path / "run")
+    assert "kept epoch 1: " in capsys.readouterr().out
+    assert [line["epoch"] for line in log_of(run, "validation")] == [0, 1]
+    assert log_of(run, "kept")[0]["epoch"] == 1
+
+
 @pytest.mark.parametrize("freeze", ["backbone", "none"])
 def test_the_gain_is_said_with_its_interval(
     stage_one: Trained,
@@ -232,10 +249,15 @@ def test_a_loss_of_ones_own_trains_logs_its_figures_and_resumes(
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["positive_pairs"] == 8 * 4 * 4  # 8 identities of 4 images
     assert "fraction_positive" not in lines[0]
-    assert {"val_loss", "val_positive_pairs"} <= log_of(whole, "validation")[-1].keys()
+    validated = log_of(whole, "validation")[-1]
+    assert {"val_loss", "val_positive_pairs"} <= validated.keys()
+    names = {*lines[0], *(name.removeprefix("val_") for name in validated)} - {"positive_pairs"}
+    assert {name for name in names if not name.startswith("tar_at_far_")} <= set(RESERVED)
     parts = finetune(str(faces), **options, max_steps=4, out=tmp_path / "parts")
     assert log_of(parts, "stopped")[-1]["step"] == 4
+    assert read_training_images(parts.weights) is None  # a trial reads no image for their hashes
     finetune(str(faces), **options, out=tmp_path / "parts", resume=True)
+    assert read_training_images(parts.weights) is not None
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
     with pytest.raises(ConfigError, match="--memory mines triplets against past batches"):

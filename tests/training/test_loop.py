@@ -423,6 +423,33 @@ def test_max_steps_ends_a_training_early_and_more_of_them_go_on(
         assert same(ends[0][part], ends[1][part])
 
 
+def test_an_epoch_that_was_cut_counts_by_its_number(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = train(toy(scores=[0.5]), tmp_path / "run", max_steps=3)
+    assert at.best_epoch == 1
+    assert "epoch 1/3 " in capsys.readouterr().out
+    at = train(toy(scores=[0.4, 0.3, 0.6]), tmp_path / "run", resume=True)
+    assert at.best_epoch == 3
+    assert [line["epoch"] for line in log_of(tmp_path / "run", "validation")] == [1, 1, 2, 3]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["*" in line for line in lines] == [False, False, True]  # the whole first epoch was worse
+
+
+def test_a_figure_of_some_steps_is_averaged_over_these(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = toy.step
+
+    def with_some(self: Any, batch: Any, *rest: Any) -> dict[str, float]:
+        some = {"some": 4.0} if batch[1] in (1, 3) else {}
+        return step(self, batch, *rest) | some | {"all": float(batch[1])}
+
+    monkeypatch.setattr(toy, "step", with_some)
+    train(toy(), tmp_path / "run")
+    assert [(line["some"], line["all"]) for line in log_of(tmp_path / "run", "train")] == [(4.0, 2.0)] * 3
+
+
 def test_without_validation_an_epoch_says_what_it_trained(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

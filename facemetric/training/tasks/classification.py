@@ -136,6 +136,11 @@ class Classification:
         index = train.select(self.rows[self.rows < len(train)])
         return identity_means(self.model.embedder, index, self.sizes[0], self.workers)
 
+    @property
+    def index(self) -> ImageIndex:
+        """All images that are trained on."""
+        return self.split.train
+
     def make_sampler(self) -> ShuffledBatches:
         """Shuffled batches of the rows that are trained on."""
         return self.sampler_of(self.split.train.identity[self.rows])
@@ -167,7 +172,7 @@ class Classification:
         size = (self.sizes[epoch], self.sizes[epoch])
         preprocess = replace(self.model.embedder.preprocess, size=size)
         return load_batches(
-            self.split.train,
+            self.index,
             steps,
             self.setup.transform(preprocess),
             seed=self.config.seed,
@@ -180,17 +185,21 @@ class Classification:
         """Everything trains."""
         self.model.train()
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
-        """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        note_bad(self.bad_images, self.split.train, batch.bad)
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings (B, D), with their graph, of a batch's images, parts of which may be erased.
+
+        Raises DataError where fewer than two of them could be read."""
+        note_bad(self.bad_images, self.index, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
-        if self.erase:
-            images = self.erase(images)
+        return self.model.embed(self.erase(images) if self.erase else images)
+
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+        """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
         labels = batch.labels.to(self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        emb_BD = self.model.embed(images)
+        emb_BD = self.embed(batch)
         logits = self.model.head(emb_BD).float()
         harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
@@ -237,7 +246,8 @@ class Classification:
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""
-        save_best(self.run, model.embedder, self.split, self.config, metrics)  # type: ignore[arg-type]
+        others = len(self.index) - len(self.split.train)
+        save_best(self.run, model.embedder, self.split, self.config, metrics, unlabelled=others)  # type: ignore[arg-type]
 
 
 class Rows(Sequence[np.ndarray]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import eval_transform
-from facemetric.errors import DataError, plural
+from facemetric.errors import plural
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
@@ -29,8 +29,8 @@ from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
-from facemetric.training.stage import Setup, same_origin
-from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification, Rows
+from facemetric.training.stage import Setup
+from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 
 FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
@@ -123,7 +123,7 @@ class Distillation(Classification):
 
     @property
     def index(self) -> ImageIndex:
-        """All images that are trained on, for the loader."""
+        """All images that are trained on, labelled or not."""
         return cast(ImageIndex, self.images)
 
     def make_sampler(self) -> ShuffledBatches:
@@ -133,31 +133,11 @@ class Distillation(Classification):
         self.rows = np.concatenate([self.rows, np.arange(len(train), len(self.images))])
         return self.sampler_of(labels)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Shuffled batches of all images, of the epoch's size."""
-        size = (self.sizes[epoch], self.sizes[epoch])
-        preprocess = replace(self.model.embedder.preprocess, size=size)
-        return load_batches(
-            self.index,
-            Rows(self.sampler.epoch(epoch), self.rows),
-            self.setup.transform(preprocess),
-            seed=self.config.seed,
-            epoch=epoch,
-            workers=self.workers,
-            start=start,
-        )
-
     def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
         """The teacher's terms on every image, the cross-entropy on those with a label."""
-        note_bad(self.bad_images, self.index, batch.bad)
-        if len(batch.rows) < 2:
-            raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         config, model = self.config, self.model
-        images = normalise(batch.images, model.embedder.preprocess, self.device)
-        if self.erase:
-            images = self.erase(images)
+        emb_BD = self.embed(batch).float()
         teacher_BT = self.teacher[batch.rows].to(self.device)
-        emb_BD = model.embed(images).float()
         share = len(emb_BD) / distributed.total(emb_BD.new_tensor(len(emb_BD)))  # of the global batch
         parts = {"direction": direction_loss(model.to_teacher(emb_BD), teacher_BT) * share}
         loss = config.teacher_weight * parts["direction"]
@@ -197,10 +177,6 @@ class Distillation(Classification):
         for part in self.images.parts[1:]:
             taught.update(part.fingerprint.encode())
         return super().origin | {"teacher": taught.hexdigest()}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Raises ConfigError for other data or another teacher."""
-        same_origin(self.run, state, self.origin)
 
 
 def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facemetric.data.index import ImageIndex, Location
+from facemetric.data.index import ImageIndex, Location, parse_source
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
@@ -37,6 +37,12 @@ class Joined:
 
     def _part(self, i: int) -> tuple[ImageIndex, int]:
         return (self.parts[0], i) if i < self.first else (self.parts[1], i - self.first)
+
+    def select(self, rows: np.ndarray) -> Joined:
+        """The images of these row numbers, each part's in their order."""
+        others = rows[rows >= self.first] - self.first
+        rest = self.parts[1].select(others) if len(self.parts) > 1 else None
+        return Joined(self.parts[0].select(rows[rows < self.first]), rest)
 
     def name(self, i: int) -> str:
         """The image's name in its own index."""
@@ -146,6 +152,6 @@ def readable(file: Path) -> bool:
 
 
 def named(text: str) -> tuple[str, str]:
-    """(name, path) of NAME=PATH; the name is empty for a plain path."""
-    name, equals, path = text.partition("=")
-    return (name, path) if equals and "/" not in name else ("", text)
+    """(name, path) of NAME=PATH, read as DATA is; the name is empty for a plain path."""
+    source = parse_source(text)
+    return source.name if source.named else "", str(source.path)

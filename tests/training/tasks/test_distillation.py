@@ -16,9 +16,11 @@ from facemetric import load_embedder, pretrain
 from facemetric.config import PretrainConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, TrainingError
+from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
+from facemetric.model.weights_folder import read_config
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
@@ -184,6 +186,11 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
     }
     whole = pretrain(str(faces), **options, out=tmp_path / "whole")
     assert {"val_eer", "closed_set_accuracy"} <= set(whole.metrics)
+    # What it was trained on: 14 people with 6 images, and 96 images without a label.
+    kept = read_training_images(whole.weights)
+    assert kept is not None
+    assert (kept.images, len(kept.hashes)) == (84 + 96, 84 + 96)
+    assert read_config(whole.weights)["facemetric"]["provenance"]["images"] == 84 + 96
     step, count = Distillation.step, [0]
 
     def stopping(self: Distillation, batch: Any, progress: float, backward: Any) -> dict[str, float]:

@@ -60,6 +60,10 @@ def test_labelled_and_unlabelled_come_from_several_tables(faces: Path, tmp_path:
     assert images.name(96) == others.name(0)
     assert images.read(97) == others.read(1)
     assert images.location(98) == others.location(2)
+    some = images.select(np.array([3, 96, 102]))
+    assert [some.name(i) for i in range(len(some))] == [images.name(i) for i in (3, 96, 102)]
+    assert some.identity.tolist() == [0, UNLABELLED, UNLABELLED]
+    assert len(Joined(labelled, None).select(np.arange(4))) == 4
     found = teacher_rows(given(f"a={tmp_path / 'a.npz'}", str(tmp_path / "b.npz")), images)
     first = teacher_rows(given(str(tmp_path / "b.npz")), Joined(others, None))
     np.testing.assert_array_equal(found[96:], first)
@@ -122,3 +126,11 @@ def test_weights_embed_the_images_once(
 )
 def test_a_name_stands_before_the_path(text: str, found: tuple[str, str]) -> None:
     assert named(text) == found
+
+
+def test_a_folder_with_an_equals_sign_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`facemetric run --set lr=0.1,0.2` makes such folders."""
+    (tmp_path / "lr=0.1" / "pretrain").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert named("lr=0.1/pretrain") == ("", "lr=0.1/pretrain")
+    assert named("lr=0.2/pretrain") == ("lr", "0.2/pretrain")
