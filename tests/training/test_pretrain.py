@@ -146,7 +146,7 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
         for image in sorted((three / name).iterdir())[1:]:
             image.unlink()
     (tmp_path / "val.txt").write_text(names[0])
-    with pytest.raises(DataError, match=r"1 validation identities have 1 images.*--val-fraction 0"):
+    with pytest.raises(DataError, match=r"validation has 1 image of 1 identity; .*--val-fraction 0"):
         pretrain(str(three), **small, val_identities=tmp_path / "val.txt", out=tmp_path / "other")
 
 
@@ -224,8 +224,8 @@ def test_a_head_of_ones_own_trains_by_its_name(
     with pytest.raises(ConfigError, match="unknown head 'halved'"):
         pretrain(str(faces), **small, head="halved", out=tmp_path / "run")
     monkeypatch.setitem(HEADS, "halved", HalvedHead)
-    run = pretrain(str(faces), **small, head="halved", max_steps=1, out=tmp_path / "run")
-    assert CALLS == [16]
-    assert read_log(run.run / LOG)[-1]["step"] == 1
+    run = pretrain(str(faces), **small, head="halved", max_steps=2, out=tmp_path / "run")
+    assert CALLS == [16]  # in the second step: the margin grows from 0
+    assert read_log(run.run / LOG)[-1]["step"] == 2
     with pytest.raises(ConfigError, match="unknown head 'halfed': did you mean 'halved'"):
         pretrain(str(faces), **small, head="halfed", out=tmp_path / "other")
