@@ -4,9 +4,8 @@
 
 DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
 weights are first copied there in float16, with the hashes of their training images, and the copy is what is measured.
-LFW's View 2 (`pairs.txt`) is for
-reporting: run this once for weights that were chosen without it. The validation people are those of
-`configs/shipped_validation.txt`, whom no run trained on.
+LFW's View 2 (`pairs.txt`) is for reporting: run this once for weights that were chosen without it. The validation
+people are those of `configs/shipped_validation.txt`, whom no run trained on.
 """
 
 from __future__ import annotations

@@ -341,7 +341,7 @@ def test_validation_on_images_that_the_weights_were_trained_on_is_told(
     """Stage one's own validation people are new to its weights; people that it trained on are not."""
     weights = tmp_path / "weights"
     shutil.copytree(stage_one.weights, weights)
-    options = FAST | {"weights": str(weights), "projection_init": "random", "max_steps": 1}
+    options = FAST | {"weights": str(weights), "max_steps": 1}
 
     def told(name: str, **changed: Any) -> str:
         capsys.readouterr()
