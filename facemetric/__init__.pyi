@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
-
-from pandas import DataFrame
-
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
@@ -34,6 +31,7 @@ from facemetric.model.embedder import similarity as similarity
 from facemetric.model.weights import load_weights
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
+from pandas import DataFrame
 
 __version__: str
 load_embedder = load_weights
@@ -57,6 +55,7 @@ def calibrate(
     merge: str | Path | None = ...,
     case_twins: bool = ...,
 ) -> Calibrated: ...
+
 @overload
 def check_data(config: CheckConfig, /) -> Checked: ...
 @overload
@@ -79,6 +78,7 @@ def check_data(
     mislabelled: float = ...,
     sheets: int = ...,
 ) -> Checked: ...
+
 @overload
 def cluster(config: ClusterConfig, /) -> Clustered: ...
 @overload
@@ -96,11 +96,12 @@ def cluster(
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
-    method: Literal["components", "dbscan", "agglomerative"] = ...,
+    method: Literal['components', 'dbscan', 'agglomerative'] = ...,
     min_images: int = ...,
     labels: bool = ...,
     sheets: int = ...,
 ) -> Clustered: ...
+
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -125,13 +126,14 @@ def evaluate(
     device: str = ...,
     workers: int = ...,
 ) -> Evaluation: ...
+
 @overload
 def export(config: ExportConfig, /) -> Exported: ...
 @overload
 def export(
     weights: str | Path = ...,
     *,
-    to: Literal["onnx", "openvino"] = ...,
+    to: Literal['onnx', 'openvino'] = ...,
     out: str | Path = ...,
     side: int = ...,
     flip: bool = ...,
@@ -139,6 +141,7 @@ def export(
     data: str | Path | Sequence[str | Path] = ...,
     pairs: str | Path | None = ...,
 ) -> Exported: ...
+
 @overload
 def finetune(config: FinetuneConfig, /) -> Trained: ...
 @overload
@@ -147,7 +150,7 @@ def finetune(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal["identities", "images"] = ...,
+    val_by: Literal['identities', 'images'] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -161,7 +164,7 @@ def finetune(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
+    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -180,16 +183,15 @@ def finetune(
     resume: bool = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
-    freeze: Literal["backbone", "batchnorm", "none"]
-    | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
+    freeze: Literal['backbone', 'batchnorm', 'none'] | Sequence[Literal['backbone', 'batchnorm', 'none']] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
+    projection_init: Literal['identity', 'pca', 'lda', 'random'] = ...,
     loss: str = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
-    distance: Literal["squared", "euclidean", "cosine"] = ...,
+    distance: Literal['squared', 'euclidean', 'cosine'] = ...,
     images_per_identity: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
@@ -199,6 +201,7 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
+
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -207,7 +210,7 @@ def pretrain(
     *,
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
-    val_by: Literal["identities", "images"] = ...,
+    val_by: Literal['identities', 'images'] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -221,7 +224,7 @@ def pretrain(
     warmup_epochs: float = ...,
     clip_grad: float = ...,
     ema: float = ...,
-    amp: Literal["auto", "bfloat16", "float16", "off"] = ...,
+    amp: Literal['auto', 'bfloat16', 'float16', 'off'] = ...,
     image_size: int = ...,
     crop: Sequence[float] = ...,
     hflip: float = ...,
@@ -262,6 +265,7 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -273,6 +277,7 @@ def run(
     dry: bool = ...,
     resume: bool = ...,
 ) -> DataFrame: ...
+
 @overload
 def verify(config: VerifyConfig, /) -> Verdict: ...
 @overload
@@ -285,6 +290,7 @@ def verify(
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...
+
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
 @overload
