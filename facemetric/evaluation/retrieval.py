@@ -22,29 +22,13 @@ from facemetric.evaluation.table import unit_rows
 from facemetric.mining.tiles import in_threads, product_tiles
 
 Ints = npt.NDArray[np.int64]
-
-
 BUDGET_MIB = 8.0  # the tile of each thread
-
-
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
-
-
 MOST_CELLS = 1 << 21  # queries x neighbours that are looked at together
-
-
 EQUAL = 1e-6  # 1 - cosine of two embeddings of one image
-
-
 MOST_COPIES = 8  # of one image in a gallery
-
-
 MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
-
-
 NOBODY = np.iinfo(np.int64).max  # a key after all others
-
-
 LOW = (1 << 32) - 1  # where a key holds the row
 
 
