@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -102,8 +103,9 @@ def shown_default(value: Any) -> str:
 
 app = App(
     name="facemetric",
-    help="Identity embeddings from folders of images: train (pretrain, finetune), measure (eval, visualize), all of\n"
-    "these from one recipe (run), use (calibrate, verify, cluster).\n\n"
+    help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, cluster,\n"
+    "export).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -127,7 +129,8 @@ def check_words(config: Any) -> None:
         find_weights(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
         find_weights(compared)
-    import_timm()
+    if not isinstance(config, AlignConfig):  # it has no use for timm
+        import_timm()
 
 
 def check_pictures(config: VerifyConfig) -> None:
@@ -194,16 +197,17 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     check_words(config)
     from facemetric.commands.check import run_check
 
-    run_check(config)
+    print(run_check(config).text())
 
 
 @app.command
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
+    check_words(config)
     from facemetric.commands.align import run_align
 
     add_cwd_to_path()
-    run_align(config)
+    print(run_align(config).text())
 
 
 @app.command
@@ -240,7 +244,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     check_words(config)
     from facemetric.commands.cluster import run_cluster
 
-    run_cluster(config)
+    print(run_cluster(config).text())
 
 
 @app.command
@@ -290,7 +294,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
         app(rest, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        fail(one_line(str(error)) + remedy_of(error))
+        fail(message_of(error))
     except FacemetricError as error:
         fail(one_line(str(error)))
     except OSError as error:
@@ -309,15 +313,27 @@ def main(tokens: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGTERM, terminate)
 
 
-def remedy_of(error: cyclopts.CycloptsError) -> str:
-    """What to write in place of an option or a word that the command does not take, where that is known."""
+def message_of(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the words in a line, and what to write in their place where that is known.
+
+    An option's other name goes before one of like spelling, which cyclopts names."""
+    text, chain = one_line(str(error)), tuple(error.command_chain or ())
     if isinstance(error, cyclopts.UnknownOptionError):
         meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
-        return f" Did you mean {meant}?" if meant and "Did you mean" not in str(error) else ""
-    if isinstance(error, cyclopts.UnusedCliTokensError):
-        order = WORD_ORDER.get((error.command_chain or ("",))[-1], "")
-        return f" {order}" if order else ""
-    return ""
+        plain, guessed, _ = text.partition(" Did you mean")
+        if meant and (not guessed or options_of(chain) & set(re.findall("--[a-z-]+", meant))):
+            return f"{plain} Did you mean {meant}?"
+    elif isinstance(error, cyclopts.UnusedCliTokensError) and chain and chain[-1] in WORD_ORDER:
+        return f"{text} {WORD_ORDER[chain[-1]]}"
+    return text
+
+
+def options_of(chain: Sequence[str]) -> set[str]:
+    """The flags of a command, such as `("data", "check")`."""
+    command = app
+    for name in chain:
+        command = command[name]
+    return {name for argument in command.assemble_argument_collection() for name in argument.names}
 
 
 def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
