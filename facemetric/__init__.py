@@ -23,6 +23,7 @@ from typing import Any
 # Where each public name is; torch is imported when the first that needs it is used, not by `import facemetric`.
 HOMES = {
     # commands
+    "align": "facemetric.commands.align",
     "calibrate": "facemetric.commands.calibrate",
     "check_data": "facemetric.commands.check",
     "cluster": "facemetric.commands.cluster",
@@ -39,6 +40,7 @@ HOMES = {
     "load_embedder": "facemetric.model.weights:load_weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
+    "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
     "Checked": "facemetric.commands.check",
     "Clustered": "facemetric.commands.cluster",
@@ -48,6 +50,7 @@ HOMES = {
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
+    "AlignConfig": "facemetric.config",
     "CalibrateConfig": "facemetric.config",
     "CheckConfig": "facemetric.config",
     "ClusterConfig": "facemetric.config",

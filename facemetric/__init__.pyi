@@ -7,12 +7,14 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
+from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
+from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
@@ -39,6 +41,25 @@ from facemetric.training.run import Trained as Trained
 __version__: str
 load_embedder = load_weights
 
+@overload
+def align(config: AlignConfig, /) -> Aligned: ...
+@overload
+def align(
+    photos: str | Path | Sequence[str | Path] = ...,
+    *,
+    out: str | Path = ...,
+    size: int = ...,
+    several: Literal["take", "leave", "every"] = ...,
+    face: Literal["prominent", "largest", "central"] = ...,
+    min_score: float = ...,
+    detect_size: int = ...,
+    turns: bool = ...,
+    crops: bool = ...,
+    keep_missed: float = ...,
+    detector: str = ...,
+    quality: int = ...,
+    workers: int = ...,
+) -> Aligned: ...
 @overload
 def calibrate(config: CalibrateConfig, /) -> Calibrated: ...
 @overload

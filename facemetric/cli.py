@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
-from facemetric.cli_words import one_line, remedy_of
+from facemetric.cli_words import message_of, one_line
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -56,8 +56,9 @@ def shown_default(value: Any) -> str:
 
 app = App(
     name="facemetric",
-    help="Identity embeddings from folders of images: train (pretrain, finetune), measure (eval, visualize), all of\n"
-    "these from one recipe (run), use (calibrate, verify, cluster).\n\n"
+    help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, cluster,\n"
+    "export).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -81,7 +82,8 @@ def check_words(config: Any) -> None:
         find_weights(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
         find_weights(compared)
-    import_timm()
+    if not isinstance(config, AlignConfig):  # it has no use for timm
+        import_timm()
 
 
 def check_pictures(config: VerifyConfig) -> None:
@@ -148,16 +150,17 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     check_words(config)
     from facemetric.commands.check import run_check
 
-    run_check(config)
+    print(run_check(config).text())
 
 
 @app.command
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
+    check_words(config)
     from facemetric.commands.align import run_align
 
     add_cwd_to_path()
-    run_align(config)
+    print(run_align(config).text())
 
 
 @app.command
@@ -194,7 +197,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     check_words(config)
     from facemetric.commands.cluster import run_cluster
 
-    run_cluster(config)
+    print(run_cluster(config).text())
 
 
 @app.command
@@ -252,7 +255,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
         app(rest, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        fail(one_line(str(error)) + remedy_of(error))
+        fail(message_of(error, app))
     except FacemetricError as error:
         fail(one_line(str(error)))
     except OSError as error:

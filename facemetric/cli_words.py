@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import cyclopts
 
 # What other programs call an option, and the option here.
@@ -51,15 +54,27 @@ WORD_ORDER = {
 }
 
 
-def remedy_of(error: cyclopts.CycloptsError) -> str:
-    """What to write in place of an option or a word that the command does not take, where that is known."""
+def message_of(error: cyclopts.CycloptsError, app: cyclopts.App) -> str:
+    """What is wrong with the words in a line, and what to write in their place where that is known.
+
+    An option's other name goes before one of like spelling, which cyclopts names."""
+    text, chain = one_line(str(error)), tuple(error.command_chain or ())
     if isinstance(error, cyclopts.UnknownOptionError):
         meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
-        return f" Did you mean {meant}?" if meant and "Did you mean" not in str(error) else ""
-    if isinstance(error, cyclopts.UnusedCliTokensError):
-        order = WORD_ORDER.get((error.command_chain or ("",))[-1], "")
-        return f" {order}" if order else ""
-    return ""
+        plain, guessed, _ = text.partition(" Did you mean")
+        if meant and (not guessed or options_of(app, chain) & set(re.findall("--[a-z-]+", meant))):
+            return f"{plain} Did you mean {meant}?"
+    elif isinstance(error, cyclopts.UnusedCliTokensError) and chain and chain[-1] in WORD_ORDER:
+        return f"{text} {WORD_ORDER[chain[-1]]}"
+    return text
+
+
+def options_of(app: cyclopts.App, chain: Sequence[str]) -> set[str]:
+    """The flags of a command, such as `("data", "check")`."""
+    command = app
+    for name in chain:
+        command = command[name]
+    return {name for argument in command.assemble_argument_collection() for name in argument.names}
 
 
 def one_line(message: str) -> str:

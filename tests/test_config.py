@@ -16,11 +16,13 @@ import pytest
 import facemetric
 from facemetric import cli
 from facemetric.config import (
+    AlignConfig,
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     FinetuneConfig,
     PretrainConfig,
     RunConfig,
@@ -47,6 +49,8 @@ KINDS: dict[str, Any] = {
     "run": RunConfig,
     "demo": DemoConfig,
     "data check": CheckConfig,
+    "align": AlignConfig,
+    "export": ExportConfig,
 }
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.pretrain",
@@ -59,6 +63,8 @@ RUNNERS = {
     "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.check.run_check",
+    "align": "facemetric.commands.align.run_align",
+    "export": "facemetric.commands.export.run_export",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]
 
@@ -93,7 +99,7 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name in ("data", "gallery", "against", "set", "teacher", "unlabelled"):
+    if name in ("photos", "data", "gallery", "against", "set", "teacher", "unlabelled"):
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)

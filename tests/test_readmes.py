@@ -20,6 +20,7 @@ CONFIGS = {
     "data check": "CheckConfig",
     "demo": "DemoConfig",
     "eval": "EvalConfig",
+    "export": "ExportConfig",
     "finetune": "FinetuneConfig",
     "pretrain": "PretrainConfig",
     "run": "RunConfig",

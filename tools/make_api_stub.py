@@ -19,6 +19,7 @@ from facemetric.config.calls import accepted_type
 
 STUB = Path(facemetric.__file__).with_name("__init__.pyi")
 COMMANDS = {
+    "align": "AlignConfig",
     "calibrate": "CalibrateConfig",
     "check_data": "CheckConfig",
     "cluster": "ClusterConfig",

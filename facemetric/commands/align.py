@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from facemetric.commands.align_record import Line, Record
-from facemetric.config import AlignConfig, config_dict, make_config, require
+from facemetric.config import AlignConfig, check_ranges, config_dict, require
+from facemetric.config.calls import takes_options
 from facemetric.data.images import BadImage
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.errors import DataError
@@ -32,6 +32,7 @@ from facemetric.faces.detector import load_detector
 from facemetric.faces.photographs import open_photograph
 from facemetric.faces.quality import sharpness
 from facemetric.files import write_whole
+from facemetric.machine import progress_bar, say
 
 CHUNK = 64  # photographs that a process is given at once
 PIXELS_AT_ONCE = 16_000_000  # of photographs that are looked at together
@@ -60,43 +61,46 @@ class Aligned(NamedTuple):
     crops: int
     record: Path
 
+    def text(self) -> str:
+        """What the terminal says."""
+        return (
+            f"{self.with_face + self.without + self.unreadable:,} photographs: a face in {self.with_face:,} "
+            f"({self.with_several:,} with several), none in {self.without:,}, {self.unreadable:,} cannot be read; "
+            f"{self.crops:,} crops in {self.record.parent}, what was found in {self.record}"
+        )
 
-def align(photos: str | Path | Sequence[str | Path] = (), **options: Any) -> Aligned:
+
+@takes_options(AlignConfig)
+def align(config: AlignConfig) -> Aligned:
     """Photographs to aligned faces; the options are those of AlignConfig.
 
     `align("photos", out="faces")` is `facemetric align photos --out faces`. Raises ConfigError or DataError."""
-    return run_align(make_config(AlignConfig, photos=photos, **options))
+    return run_align(config)
 
 
 def run_align(config: AlignConfig) -> Aligned:
     """align, from a config."""
+    check_ranges(config)
     require(bool(config.photos), "align needs photographs: facemetric align PHOTOS --out FACES")
     load_detector(config.detector)  # a misspelt one is an error before the first photograph
     index = read_index(list(config.photos), loose=True)
-    for note in index.notes:
-        print(note)
+    say(*index.notes)
     check_targets(index, config)
     decides = {name: value for name, value in config_dict(config).items() if name in DECIDES}
     record = Record(config.out, decides)
     rows = [row for row in range(len(index)) if index.name(row) not in record.done]
     if len(rows) < len(index):
         done = f"{len(index) - len(rows):,} of {len(index):,} photographs are in {record.path}"
-        print(f"{done}; going on with the rest")
+        say(f"{done}; going on with the rest")
     workers = os.cpu_count() or 1 if config.workers < 0 else config.workers
-    with tqdm(total=len(rows), desc="aligning", unit="image", delay=2) as bar:
+    with progress_bar(total=len(rows), desc="aligning", unit="image") as bar:
         for photographs, lines in lines_of(index, rows, config, min(workers, -(-len(rows) // CHUNK))):
             record.add(lines)
             bar.update(photographs)
     counts = record.counts
-    aligned = Aligned(
+    return Aligned(
         counts["yes"], counts["several"], counts["no"], counts["bad"], counts["crops"], record.path
     )
-    print(
-        f"{sum(counts[k] for k in ('yes', 'no', 'bad')):,} photographs: a face in {counts['yes']:,}"
-        f" ({counts['several']:,} with several), none in {counts['no']:,}, {counts['bad']:,} cannot be read;"
-        f" {counts['crops']:,} crops in {config.out}, what was found in {record.path}"
-    )
-    return aligned
 
 
 def crop_name(index: ImageIndex, row: int) -> str:

@@ -22,8 +22,8 @@ from facemetric.model.weights_folder import (
     check_copy,
     copy_weights,
     find_weights,
+    is_shipped,
     read_config,
-    shipped_weights,
 )
 from facemetric.training.validation import CHOSEN_ON
 
@@ -79,8 +79,11 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     require(bool(config.far), "no FAR was given; name one or more, such as --far 1e-3")
     weights = open_weights(config.weights)
     keep_in = folder = weights.folder
-    if folder in shipped_weights():
-        keep_in = config.out / folder.name
+    if is_shipped(folder):
+        keep_in = config.out / os.path.basename(os.path.realpath(folder))
+        require(
+            not is_shipped(keep_in), f"--out {config.out} holds the shipped weights themselves; name another"
+        )
         check_copy(folder, keep_in)
     index = announced(read_index(config.data))
     index = apply_lists(index, config.merge, None, None, say)

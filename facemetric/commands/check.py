@@ -39,7 +39,7 @@ from facemetric.evaluation.audit.people import Alike, alike_across, alike_identi
 from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_text_whole
-from facemetric.machine import pick_device, pick_workers
+from facemetric.machine import pick_device, pick_workers, say
 from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights
 
@@ -54,6 +54,50 @@ class Checked(NamedTuple):
     findings: list[Finding]
     figures: dict[str, Any]
     out: Path
+
+    def text(self) -> str:
+        """The table that the terminal shows."""
+        figures, found = self.figures, self.figures["found"]
+        lines = [("checked", f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}")]
+        for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
+            if key in figures:
+                lines.append(
+                    (
+                        kind,
+                        f"{plural(found.get(kind, 0), 'pair')}  (hashes differ in {figures[key]} of 255 bits or less)",
+                    )
+                )
+        if "bits_test" in figures:
+            lines.append((TEST_NAME, plural(found.get(TEST_NAME, 0), "identity")))
+        for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
+            if key in figures:
+                of = figures[key]
+                halves = of["share_of_halves_found"]
+                sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
+                by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
+                text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
+                lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
+        if "judged" in figures:
+            text = f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
+            lines.append(
+                (
+                    MISLABELLED,
+                    f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)",
+                )
+            )
+        else:
+            lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
+        for kind, why in figures["in_no_list"].items():
+            lines.append(
+                ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
+            )
+        if figures["pairs_cut"]:
+            lines.append(
+                ("left out", f"{plural(figures['pairs_cut'], 'pair')} of images less alike than those listed")
+            )
+        width = max(len(name) for name, _ in lines)
+        body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+        return f"{body}\n{'written to':<{width}}  {self.out}"
 
 
 @takes_options(CheckConfig)
@@ -97,7 +141,6 @@ def run_check(config: CheckConfig) -> Checked:
     unsure = unsure_kinds(found, expected, len(train.images.identities))
     checked = Checked(findings, figures | {"found": found, "in_no_list": unsure}, config.out)
     write(config, checked, train.images, None if test is None else test.images)
-    print(text_of(checked, config))
     return checked
 
 
@@ -107,7 +150,7 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
     Raises DataError above --max-bad."""
     index = announced(read_index(data), f"{of}: " if of else "")
     if not of:
-        index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, print)
+        index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
     path = bad_images_of(config.out, of)
     list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
@@ -191,45 +234,3 @@ def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageI
     draw_check_sheets(config.out, checked.findings, index, test, pages=config.sheets)
 
 
-def text_of(checked: Checked, config: CheckConfig) -> str:
-    """The table that is printed."""
-    figures, found = checked.figures, checked.figures["found"]
-    lines = [
-        ("checked", f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}")
-    ]
-    for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
-        if key in figures:
-            lines.append(
-                (
-                    kind,
-                    f"{plural(found.get(kind, 0), 'pair')}  (hashes differ in {figures[key]} of 255 bits or less)",
-                )
-            )
-    if config.against:
-        lines.append((TEST_NAME, plural(found.get(TEST_NAME, 0), "identity")))
-    for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
-        if key in figures:
-            of = figures[key]
-            halves = of["share_of_halves_found"]
-            sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
-            by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
-            text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
-            lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
-    if "judged" in figures:
-        text = f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
-        lines.append(
-            (MISLABELLED, f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)")
-        )
-    else:
-        lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
-    for kind, why in figures["in_no_list"].items():
-        lines.append(
-            ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
-        )
-    if figures["pairs_cut"]:
-        lines.append(
-            ("left out", f"{plural(figures['pairs_cut'], 'pair')} of images less alike than those listed")
-        )
-    width = max(len(name) for name, _ in lines)
-    body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
-    return f"{body}\n{'written to':<{width}}  {checked.out}"

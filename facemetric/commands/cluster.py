@@ -21,7 +21,7 @@ from facemetric.evaluation.clustering import Agreement, Clusters, agreement, fin
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_text_whole, write_whole
-from facemetric.machine import progress_bar
+from facemetric.machine import progress_bar, say
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
@@ -56,6 +56,29 @@ class Clustered:
 
     def __repr__(self) -> str:
         return f"Clustered({self.clusters!r}, written to {str(self.out)!r})"
+
+    def text(self) -> str:
+        """What the terminal says."""
+        clusters = self.clusters
+        sizes = clusters.sizes()
+        by = f"cosine {clusters.threshold:.4f}"
+        if self.stored is not None:
+            by += f", which is FAR {self.stored.threshold.wanted_far:g} by {self.stored.chosen_on}"
+        noise = f" ({clusters.noise} of them noise)" if clusters.noise else ""
+        lines = [
+            f"{plural(len(clusters.number), 'image')} in {plural(len(sizes), 'cluster')} ({clusters.method}, {by})",
+            f"{plural(int((sizes == 1).sum()), 'cluster')} of one image{noise}, the largest has {sizes[0]:,}",
+        ]
+        if self.agreement is not None:
+            a = self.agreement
+            if not self.labelled.all():
+                some = f"{(~self.labelled).sum()} of {len(self.labelled)} images"
+                lines.append(f"{some} have no identity: the figures are of the others")
+            parts = {"precision": a.precision, "recall": a.recall, "F": a.f}
+            text = ", ".join(f"{name} {i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for name, i in parts.items())
+            lines.append(f"against {plural(a.identities, 'identity')}: B-cubed {text}")
+            lines.append(f"purity {a.purity:.4f}, NMI {a.nmi:.4f}, ARI {a.ari:.4f}")
+        return "\n".join([*lines, f"written to {self.out}"])
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre; and its identity."""
@@ -160,7 +183,6 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     record = found.to_dict() | {"options": config_dict(config)}
     text = json.dumps(record, indent=2) + "\n"
     write_text_whole(config.out / "clusters.json", text)
-    print(text_of(found))
     draw_sheets(config, found, index)
     return found
 
@@ -175,7 +197,7 @@ def threshold_of(config: ClusterConfig) -> Stored | None:
             find_weights(config.weights)  # before images are read
         return None
     require(bool(config.weights), "no threshold: give --weights, which hold them by FAR, or --threshold")
-    stored = stored_threshold(find_weights(config.weights), config.far)
+    stored = stored_threshold(find_weights(config.weights), config.far, name=config.weights)
     require(
         stored.flip or not config.flip,
         f"the threshold for FAR {config.far:g} was chosen without --flip: leave it out, or calibrate with --flip",
@@ -189,10 +211,6 @@ def measure(
     """Agreement with the identities; None where there are not two."""
     if len(np.unique(table.identities[labelled])) < 2:
         return None
-    if not labelled.all():
-        print(
-            f"{(~labelled).sum()} of {len(labelled)} images have no identity: the figures are of the others"
-        )
     return agreement(clusters.number[labelled], table.identities[labelled], seed=seed)
 
 
@@ -223,7 +241,7 @@ def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | Non
         if not any(folder.iterdir()):  # it may hold files of the user's
             folder.rmdir()
     if index is None:
-        print("no sheets: name the images, as well as --embeddings, to draw them")
+        say("no sheets: name the images, as well as --embeddings, to draw them")
         return
     records = found.records(config.sheets)
     pictures = Pictures(found.table, index)
@@ -231,25 +249,4 @@ def draw_sheets(config: ClusterConfig, found: Clustered, index: ImageIndex | Non
         file = folder / f"cluster_{record.number:05d}.jpg"
         draw_sheet(file, pictures, record.rows, title=record.title(), marked=record.others)
     several = plural(int((found.clusters.sizes() >= 2).sum()), "cluster")
-    print(f"sheets of {len(records)} of {several} of two images or more in {folder} (--sheets)")
-
-
-def text_of(found: Clustered) -> str:
-    """What is printed."""
-    clusters = found.clusters
-    sizes = clusters.sizes()
-    by = f"cosine {clusters.threshold:.4f}"
-    if found.stored is not None:
-        by += f", which is FAR {found.stored.threshold.wanted_far:g} by {found.stored.chosen_on}"
-    noise = f" ({clusters.noise} of them noise)" if clusters.noise else ""
-    lines = [
-        f"{plural(len(clusters.number), 'image')} in {plural(len(sizes), 'cluster')} ({clusters.method}, {by})",
-        f"{plural(int((sizes == 1).sum()), 'cluster')} of one image{noise}, the largest has {sizes[0]:,}",
-    ]
-    if found.agreement is not None:
-        a = found.agreement
-        parts = {"precision": a.precision, "recall": a.recall, "F": a.f}
-        text = ", ".join(f"{name} {i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for name, i in parts.items())
-        lines.append(f"against {plural(a.identities, 'identity')}: B-cubed {text}")
-        lines.append(f"purity {a.purity:.4f}, NMI {a.nmi:.4f}, ARI {a.ari:.4f}")
-    return "\n".join([*lines, f"written to {found.out}"])
+    say(f"sheets of {len(records)} of {several} of two images or more in {folder} (--sheets)")

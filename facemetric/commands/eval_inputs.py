@@ -19,6 +19,7 @@ from facemetric.commands.embedding import (
     open_weights,
     remove_lists,
 )
+from facemetric.commands.eval_overlap import ImageSet, among_readable, find_overlap
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
@@ -27,7 +28,7 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError, first_few
 from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
-from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
+from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
 
 
@@ -50,9 +51,10 @@ class ListedPairs(NamedTuple):
         return self._replace(rows_a=rows_a, rows_b=rows_b)
 
 
-def list_pairs(config: EvalConfig, pairs: Pairs, names: Names) -> ListedPairs:
-    """The pairs in an index or a table: the one place where their paths are looked up."""
-    found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=config.out / "missing_images.txt"))
+def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
+    """The pairs in an index or a table: the one place where their paths are looked up. `out` gets a list of the
+    images that are not there."""
+    found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=out / "missing_images.txt"))
     kept = found.pairs
     folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
     return ListedPairs(kept, found.rows_a, found.rows_b, (*found.notes(), *filter(None, [folds])))
@@ -63,7 +65,7 @@ class EvalInputs:
     """What is scored. `listed` has rows of `table`; `second` has its rows in the order of `table`.
 
     `images`: those of `table` where they were embedded now, else those that lend their pictures, or None.
-    `overlap`: the images that are in the gallery too, by what the model makes of them: the same file, or a copy."""
+    `overlap`: the images that are in the gallery too, by their files and their embeddings."""
 
     name: str
     table: EmbeddingTable
@@ -96,17 +98,18 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
     if pairs is not None:
         names = table if table is not None else images
         assert names is not None
-        listed = list_pairs(config, pairs, names)
+        listed = list_pairs(pairs, names, config.out)
     gallery, gallery_images = open_gallery(config)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
     require(
         second_weights is None or images is not None, "--compare with weights needs their images: give --data"
     )
     needed = listed.needed() if listed is not None and weights is not None else []
+    own_images = None
     if weights is not None:
         assert images is not None
         embedded = embed(config, weights, images, needed)
-        table = embedded.table
+        table, own_images = embedded.table, among_readable(images, embedded.bad)
         listed = listed.among_readable(embedded.bad) if listed is not None else None
     assert table is not None
     if second_weights is not None:
@@ -114,7 +117,8 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         second = embed(config, second_weights, images, needed, SECOND).table
     if gallery_images is not None:
         assert weights is not None
-        gallery = embed(config, weights, gallery_images, [], GALLERY).table
+        embedded = embed(config, weights, gallery_images, [], GALLERY)
+        gallery, gallery_images = embedded.table, among_readable(gallery_images, embedded.bad)
     elif gallery is not None:
         check_sizes(table, gallery, "the gallery")
     return EvalInputs(
@@ -123,7 +127,9 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         images,
         listed,
         gallery,
-        same_images(table.embeddings, gallery.embeddings) if gallery is not None else NO_OVERLAP,
+        NO_OVERLAP
+        if gallery is None
+        else find_overlap(ImageSet(table, own_images), ImageSet(gallery, gallery_images)),
         None if second is None else aligned(table, second),
         weights,
         second_weights,

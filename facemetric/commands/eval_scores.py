@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.commands.eval_inputs import EvalInputs, ListedPairs
+from facemetric.commands.eval_overlap import overlap_notes
 from facemetric.config import EvalConfig
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
@@ -63,7 +64,8 @@ def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
         score_all_pairs(config, inputs, scored)
     if config.data or config.embeddings:
         score_neighbours(config, inputs, scored)
-        score_identities(config, inputs, scored)
+        score_gallery(config, inputs, scored)
+        score_open_set(config, inputs, scored)
         score_svm(config, inputs, scored)
     if inputs.second is not None:
         compare(config, inputs, persons, scored)
@@ -190,11 +192,13 @@ def not_enrolled(inputs: EvalInputs) -> EmbeddingTable | None:
     return inputs.table.rows(rows) if len(rows) else None
 
 
-def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
-    """Retrieval from the gallery and open-set identification: against it, or against people who are drawn."""
+def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Retrieval from the gallery, where there is one; a note alone where every image finds only itself there."""
     table, gallery = inputs.table, inputs.gallery
-    probes: EmbeddingTable | None = table
-    if gallery is not None:
+    if gallery is None:
+        return
+    scored.notes += overlap_notes(inputs.overlap, len(table))
+    try:
         near = gallery_probe(
             gallery.embeddings,
             gallery.identities,
@@ -204,36 +208,51 @@ def score_identities(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> 
             recall=up_to(len(gallery), RECALL),
             itself=inputs.overlap,
         )
-        intervals = retrieval_intervals(near, table, config.seed)
-        scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
-        if enrolled := inputs.overlap.images():
-            scored.notes.append(
-                f"{enrolled:,} of {len(table):,} images are in the gallery too: none finds itself there, and "
-                "they are left out of identification"
-            )
-        probes = not_enrolled(inputs)
-        if probes is None or np.isin(probes.identities, gallery.identities).all():
-            scored.notes.append("no open-set identification: every image is of a person in the gallery")
-            return
-        if not np.isin(probes.identities, gallery.identities).any():
-            scored.notes.append(
-                "no open-set identification: every image that is not in the gallery is of somebody else"
-            )
-            return
-    else:
-        sizes = np.unique(table.identities, return_counts=True)[1]
-        if (sizes >= 2).sum() < 2:
-            scored.notes.append(
-                "no identification: at least two identities with two images are needed, or a --gallery"
-            )
-            return
-        split = draw_open_set(table.identities, seed=config.seed)
-        gallery, probes = table.rows(split.gallery), table.rows(split.probes)
+    except DataError as error:
+        if not inputs.overlap.images():  # nobody has a name of the gallery: most often a slip in the names
+            raise
+        scored.notes.append(f"no retrieval from the gallery: {error}")
+        return
+    intervals = retrieval_intervals(near, table, config.seed)
+    scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+
+
+class OpenSet(NamedTuple):
+    """Who is enrolled, and who is looked for: some of them people who are not enrolled."""
+
+    gallery: EmbeddingTable
+    probes: EmbeddingTable
+
+
+def score_open_set(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Open-set identification; a note alone where there is nobody to find, or no stranger."""
+    sets = open_set(config, inputs)
+    if isinstance(sets, str):
+        scored.notes.append(sets)
+        return
+    gallery, probes = sets
     identified = identify(
         gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
     )
     bounds = identification_intervals(identified, probes.identities, seed=config.seed)
     scored.families["identification"] = Identified(identified, bounds)
+
+
+def open_set(config: EvalConfig, inputs: EvalInputs) -> OpenSet | str:
+    """The gallery and the images that are not in it, or else people who are drawn; or why there is no such set."""
+    table, gallery = inputs.table, inputs.gallery
+    if gallery is None:
+        sizes = np.unique(table.identities, return_counts=True)[1]
+        if (sizes >= 2).sum() < 2:
+            return "no identification: at least two identities with two images are needed, or a --gallery"
+        split = draw_open_set(table.identities, seed=config.seed)
+        return OpenSet(table.rows(split.gallery), table.rows(split.probes))
+    probes = not_enrolled(inputs)
+    if probes is None or np.isin(probes.identities, gallery.identities).all():
+        return "no open-set identification: every image is of a person in the gallery"
+    if not np.isin(probes.identities, gallery.identities).any():
+        return "no open-set identification: every image that is not in the gallery is of somebody else"
+    return OpenSet(gallery, probes)
 
 
 def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:

@@ -13,17 +13,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from facemetric.config import ExportConfig, require
+from facemetric.commands.eval_inputs import ListedPairs, list_pairs
+from facemetric.config import ExportConfig, check_ranges, require
 from facemetric.config.calls import takes_options
 from facemetric.data.drawn.draw import draw_face, face_identity, face_nuisance
 from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.pair_images import resolve
-from facemetric.data.pair_list import Pairs
 from facemetric.data.pairs import read_pairs
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
@@ -56,13 +54,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the files, how near each is to torch, on how many images, and torch's own accuracy."""
+    """What an export wrote: the files, how near each is to torch, on how many images, and torch's own accuracy.
+
+    `notes`: which listed pairs the accuracies leave out."""
 
     folder: Path
     files: tuple[Agreement, ...]
     images: int
     source: str
     accuracy: float | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as export.json has them."""
@@ -88,6 +89,7 @@ def run_export(config: ExportConfig) -> Exported:
     pairs = read_pairs(config.pairs) if config.pairs else None
     config.out.mkdir(parents=True, exist_ok=True)
     index = read_index(list(config.data)) if config.data else None
+    listed = list_pairs(pairs, index, config.out) if pairs is not None and index is not None else None
     sample = (
         drawn_crops(PARITY_IMAGES, config.side)
         if index is None
@@ -110,10 +112,11 @@ def run_export(config: ExportConfig) -> Exported:
     found = [agreement(file, embed(sample), ours(sample)) for file, embed in models.items()]
     check_agreement(found[0])
     accuracy = None
-    if pairs is not None and index is not None:
-        accuracy, *others = accuracies(pairs, index, config.side, [ours, *models.values()])
+    if listed is not None and index is not None:
+        accuracy, *others = accuracies(listed, index, config.side, [ours, *models.values()])
         found = [replace(each, accuracy=other) for each, other in zip(found, others, strict=True)]
-    exported = Exported(config.out, tuple(found), len(sample), source, accuracy)
+    notes = listed.notes if listed is not None else ()
+    exported = Exported(config.out, tuple(found), len(sample), source, accuracy, notes)
     write_text_whole(config.out / "export.json", json.dumps(exported.to_dict(), indent=2) + "\n")
     return exported
 
@@ -121,7 +124,7 @@ def run_export(config: ExportConfig) -> Exported:
 def check_options(config: ExportConfig) -> None:
     """Raise ConfigError where options do not go together."""
     require(bool(config.weights), "no weights were given: facemetric export WEIGHTS, such as faces-112")
-    require(config.side >= 8, f"--side is {config.side}; needed are 8 pixels or more, such as 112")
+    check_ranges(config)
     require(
         not (config.int8 and config.to != "onnx"), f"--int8 is for --to onnx, not {config.to}; leave one out"
     )
@@ -138,9 +141,8 @@ def describe(folder: Path, config: ExportConfig) -> dict[str, Any]:
         "architecture": known["architecture"],
         "embedding_size": ours["embedding_size"],
         "crop": [config.side, config.side],
-        "template": "five-point ArcFace, 112 x 112",
         "flip": config.flip,
-        "thresholds": ours.get("thresholds", []),
+        "thresholds": ours.get("thresholds", {}),
     }
 
 
@@ -205,11 +207,10 @@ def check_agreement(found: Agreement) -> None:
         )
 
 
-def accuracies(pairs: Pairs, index: ImageIndex, side: int, models: list[Embed]) -> list[float]:
+def accuracies(listed: ListedPairs, index: ImageIndex, side: int, models: list[Embed]) -> list[float]:
     """Fold accuracy of the pairs by each model, each image read once."""
-    names = np.array([index.name(i) for i in range(len(index))], dtype=np.str_)
-    rows_a, rows_b = resolve(pairs, index)
-    needed = np.unique(np.concatenate([rows_a, rows_b]))
+    pairs, needed = listed.pairs, np.array(listed.needed())
+    a, b = np.searchsorted(needed, listed.rows_a), np.searchsorted(needed, listed.rows_b)
     parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in models]
     for at in range(0, len(needed), 8 * BATCH):
         crops = np.stack([np.asarray(crop_of(index, int(row), side)) for row in needed[at : at + 8 * BATCH]])
@@ -217,9 +218,7 @@ def accuracies(pairs: Pairs, index: ImageIndex, side: int, models: list[Embed]) 
             part.append(embed(crops))
     found = []
     for part in parts:
-        table = EmbeddingTable(np.concatenate(part), names[needed], names[needed])
-        a, b = np.searchsorted(needed, rows_a), np.searchsorted(needed, rows_b)
-        result = verify_pairs(pair_scores(table.embeddings, a, b), pairs.same, fold=pairs.fold)
+        result = verify_pairs(pair_scores(np.concatenate(part), a, b), pairs.same, fold=pairs.fold)
         assert result.accuracy is not None
         found.append(float(result.accuracy.mean))
     return found
@@ -252,6 +251,7 @@ def export_text(found: Exported) -> str:
             f"lowest cosine {each.lowest_cosine:.6f}"
         )
         lines.append(line + (f", accuracy {each.accuracy:.4f}" if each.accuracy is not None else ""))
+    lines += [f"note: {note}" for note in found.notes]
     if found.accuracy is not None:
         lines.append(f"{'torch':<16} accuracy {found.accuracy:.4f}")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from facemetric.model.weights import load_weights
 from facemetric.model.weights_folder import find_weights
 
 UNLIKE = 1.5  # times larger or smaller than the images that the threshold was chosen on
+NOISE = 0.5  # correlation of neighbouring grey values, below which a crop is noise; that of photographs is above 0.8
 FLAT = 4.0  # standard deviation of grey values of 0..255, below which a crop shows nothing
 
 NO_FACE_CHECK = (
@@ -31,6 +32,7 @@ NO_FACE_CHECK = (
 class Verdict:
     """`same` is `score >= threshold`, both cosines, -1..1; `far` is the FAR that the threshold was chosen for.
 
+    `faceless`: neither picture can show a face, so that the answer means nothing.
     `stored`: the threshold's record, with intervals and what it was chosen on; `notes`: sentences for the user."""
 
     same: bool
@@ -39,6 +41,7 @@ class Verdict:
     far: float
     notes: tuple[str, ...] = field(repr=False)
     stored: Stored = field(repr=False)
+    faceless: bool = field(default=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict, and the threshold's record as config.json has it, in plain values for JSON."""
@@ -47,7 +50,7 @@ class Verdict:
         }
 
     def text(self) -> str:
-        """The answer first, then what it rests on."""
+        """The answer first, then what it rests on; above both the notes where the pictures show no faces."""
         found, compared = self.stored.threshold, ">=" if self.same else "<"
         threshold = found.threshold
         lines = [
@@ -59,7 +62,8 @@ class Verdict:
             f"chosen on {plural(found.images, 'image')} of {plural(found.identities, 'person', 'people')}: "
             f"{self.stored.chosen_on}",
         ]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join(notes + lines if self.faceless else lines + notes)
 
 
 class Verifier:
@@ -70,7 +74,7 @@ class Verifier:
 
     def __init__(self, weights: str | Path, *, far: float = 1e-3, device: str = "auto") -> None:
         self.weights = find_weights(weights)
-        self.stored = stored_threshold(self.weights, far)
+        self.stored = stored_threshold(self.weights, far, name=weights)
         self.embedder = load_weights(self.weights, pick_device(device))
 
     @property
@@ -91,10 +95,11 @@ class Verifier:
 
         Raises DataError for a picture that is missing, broken or of another type."""
         crops = [self.crop_of(picture, name) for picture, name in ((a, "the first"), (b, "the second"))]
-        emb_2D = self.embedder.embed([image for image, _ in crops], flip=self.stored.flip)
+        emb_2D = self.embedder.embed([crop for crop, _ in crops], flip=self.stored.flip)
         score = float(similarity(emb_2D[0], emb_2D[1])[0, 0])
         notes = (NO_FACE_CHECK, *(note for _, found in crops for note in found))
-        return Verdict(score >= self.threshold, score, self.threshold, self.far, notes, self.stored)
+        faceless = all(why_no_face(crop) for crop, _ in crops)
+        return Verdict(score >= self.threshold, score, self.threshold, self.far, notes, self.stored, faceless)
 
     def crop_of(self, picture: Picture, name: str) -> tuple[Image.Image, list[str]]:
         """The face crop of a picture, and notes on it. The one place where a photograph becomes a crop: it is taken
@@ -102,8 +107,8 @@ class Verifier:
         name = str(picture) if isinstance(picture, (str, Path)) else f"{name} picture"
         image = read_picture(picture, name, enough=self.embedder.transform.enough)
         notes = [size_note(picture_size(picture), name, self.stored.image_size)]
-        if np.asarray(image.convert("L"), np.float32).std() < FLAT:
-            notes.append(f"{name} is nearly of one colour: it shows no face, and the answer means nothing")
+        if why := why_no_face(image):
+            notes.append(f"{name} is {why}: it shows no face, and the answer means nothing")
         return image, [note for note in notes if note]
 
 
@@ -125,6 +130,18 @@ def run_verify(config: VerifyConfig) -> Verdict:
     )
     check_ranges(config)
     return Verifier(config.weights, far=config.far, device=config.device)(config.image1, config.image2)
+
+
+def why_no_face(crop: Image.Image) -> str:
+    """What a crop is by its grey values that cannot show a face, "" where it may show one."""
+    grey = np.asarray(crop.convert("L"), np.float64)
+    if grey.std() < FLAT:
+        return "nearly of one colour"
+    if min(grey.shape) < 3:
+        return ""
+    centred = grey - grey.mean()
+    beside = (centred[:, 1:] * centred[:, :-1]).mean(), (centred[1:] * centred[:-1]).mean()
+    return "noise" if max(beside) < NOISE * grey.var() else ""
 
 
 def size_note(size: tuple[int, int], name: str, chosen_on: tuple[int, int]) -> str:

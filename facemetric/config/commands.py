@@ -117,7 +117,7 @@ class VerifyConfig:
     _: KW_ONLY
     weights: str = ""
     """A weights folder, a run folder or a shipped name."""
-    far: float = 1e-3
+    far: Annotated[float, POSITIVE_SHARE] = 1e-3
     """FAR of the stored threshold to judge by; `facemetric calibrate` stores them."""
     json: bool = False
     """Print one JSON object."""
@@ -134,7 +134,7 @@ class ClusterConfig(DataConfig):
     """Embeddings to group in place of DATA's, such as an earlier run's embeddings.npz; DATA is for the sheets."""
     threshold: Annotated[float | None, Range(-1, 1)] = None
     """Cosine similarity from which two images count as alike, -1..1; where none is given, that of --far."""
-    far: float = 1e-3
+    far: Annotated[float, POSITIVE_SHARE] = 1e-3
     """FAR of the stored threshold to group by; `facemetric calibrate` stores them."""
     method: Method = "agglomerative"
     """Join by average similarity, by chains of alike images (components), or by chains of crowded ones (dbscan)."""
@@ -213,7 +213,7 @@ class ExportConfig:
     """ONNX for ONNX Runtime and the browser, or OpenVINO."""
     out: Path = Path("runs/export")
     """Folder for the file and export.json, which says how near it is to torch."""
-    side: int = 112
+    side: Annotated[int, Range(8)] = 112
     """Side in pixels of the aligned crops that the file takes."""
     flip: bool = False
     """Average each crop's embedding with its mirror image's: better by a little, at twice the cost."""

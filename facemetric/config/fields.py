@@ -40,7 +40,7 @@ class Range:
 SHARE = Range(0, 1)
 POSITIVE_SHARE = Range(0, 1, above=True)
 AT_LEAST_0, AT_LEAST_1, AT_LEAST_2 = Range(0), Range(1), Range(2)
-RATE = Range(0, 1.7e308, above=True)  # a learning rate
+RATE = POSITIVE = Range(0, 1.7e308, above=True)  # a learning rate, a scale
 SEED = Range(0, 2**32 - 1)  # it is multiplied by steps
 WORKERS = Range(-1)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from facemetric.config.build import require
+from facemetric.config.fields import SHARE, WORKERS, Range
 
 
 @dataclass(frozen=True)
@@ -18,39 +18,25 @@ class AlignConfig:
     _: KW_ONLY
     out: Path = Path("faces")
     """Folder for the crops, named as their photographs, and aligned.csv; the same command again goes on there."""
-    size: int = 112
+    size: Annotated[int, Range(16, 4096)] = 112
     """Side of a crop in pixels, 16..4096; the template grows with it."""
     several: Literal["take", "leave", "every"] = "take"
     """Photographs with several faces of like size: take one of them, leave the photograph out, or cut every face."""
     face: Literal["prominent", "largest", "central"] = "prominent"
     """Of several faces, by area less twice the squared distance from the middle, by area, or nearest to the middle."""
-    min_score: float = 0.9
+    min_score: Annotated[float, SHARE] = 0.9
     """Lowest score of a face, 0..1."""
-    detect_size: int = 640
+    detect_size: Annotated[int, Range(96, 1 << 14)] = 640
     """Longer side of a photograph as it is looked at, 96..16384 pixels: a larger one shows smaller faces."""
     turns: bool = True
     """Where no face is found, look at the photograph turned by a quarter, a half and three quarters."""
     crops: bool = False
     """Take pictures that are aligned crops already as they are; without, each is a photograph."""
-    keep_missed: float = 0.0
+    keep_missed: Annotated[float, SHARE] = 0.0
     """Where no face is found, keep the middle square of this share of the shorter side, 0..1; 0 keeps nothing."""
     detector: str = ""
     """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
-    quality: int = 95
+    quality: Annotated[int, Range(1, 100)] = 95
     """Of the JPEGs, 1..100."""
-    workers: int = -1
-    """Processes; the crops do not depend on it. -1 takes every core."""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("size", 16, 4096),
-            ("detect_size", 96, 1 << 14),
-            ("min_score", 0, 1),
-            ("keep_missed", 0, 1),
-            ("quality", 1, 100),
-            ("workers", -1, 1024),
-        ):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(low <= value <= high, f"{flag} is {value}; choose {low}..{high}")
-        require(self.workers != 0, "--workers is 0; choose 1..1024, or -1 for every core")
+    workers: Annotated[int, WORKERS] = -1
+    """Processes; the crops do not depend on it. 0 aligns in the main process, -1 takes every core."""

@@ -16,6 +16,7 @@ from facemetric.config.fields import (
     DATA,
     MODEL,
     OPTIMISATION,
+    POSITIVE,
     RATE,
     RUN,
     SEED,
@@ -146,7 +147,7 @@ class PretrainConfig(StageConfig):
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
     margin: Annotated[float, MODEL, AT_LEAST_0] = 0.2
     """Margin of arcface (radians) or cosface (cosine); it grows from 0 over the first third of training."""
-    scale: Annotated[float, MODEL] = 24.0
+    scale: Annotated[float, MODEL, POSITIVE] = 24.0
     """Length of the logits of arcface and cosface."""
     label_smoothing: Annotated[float, OPTIMISATION, SHARE] = 0.0
     """Share of the target spread over all identities, 0..1."""

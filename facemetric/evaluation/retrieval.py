@@ -133,10 +133,14 @@ def check_k(ks: Sequence[int], n: int) -> None:
 
 
 class Overlap(NamedTuple):
-    """Images that are in both sets: rows of the probes (M,) and of the gallery (M,)."""
+    """Images that are in both sets: rows of the probes (M,) and of the gallery (M,).
+
+    `unsure`: probes whose embedding is that of MOST_COPIES gallery images or more. Embeddings alone do not tell there
+    what is one photograph, so that these are in `probes` only where something else, such as their file, says so."""
 
     probes: Ints
     rows: Ints
+    unsure: Ints = np.empty(0, np.int64)
 
     def images(self) -> int:
         """How many probes are in the gallery."""
@@ -149,8 +153,8 @@ NO_OVERLAP = Overlap(np.empty(0, np.int64), np.empty(0, np.int64))
 def same_images(probe: npt.ArrayLike, gallery: npt.ArrayLike) -> Overlap:
     """Probes (Q, D) that are in the gallery (N, D): the embeddings of one file, or of its copy, are equal.
 
-    Equal is a cosine within 1e-6 of 1, which a network's rounding leaves and two photographs do not reach. Where
-    MOST_COPIES of the gallery are equal to one probe the embeddings tell no images apart, and nothing is found.
+    Equal is a cosine within 1e-6 of 1, which a network's rounding leaves and two photographs do not reach. A probe
+    that MOST_COPIES of the gallery are equal to is `unsure`: none of them is taken for the probe itself.
     """
     probe_QD, gallery_ND = unit_rows(probe), unit_rows(gallery)
     found = _nearest(probe_QD, gallery_ND, min(MOST_COPIES, len(gallery_ND)))
@@ -159,9 +163,9 @@ def same_images(probe: npt.ArrayLike, gallery: npt.ArrayLike) -> Overlap:
     difference = probe_QD[probes].astype(np.float64) - gallery_ND[rows]
     equal = np.einsum("md,md->m", difference, difference) / 2 <= EQUAL  # 1 - cosine, without cancellation
     probes, rows = probes[equal], rows[equal]
-    if len(probes) and np.bincount(probes).max() >= MOST_COPIES:
-        return NO_OVERLAP
-    return Overlap(probes, rows)
+    unsure = np.flatnonzero(np.bincount(probes, minlength=len(probe_QD)) >= MOST_COPIES)
+    kept = ~np.isin(probes, unsure)
+    return Overlap(probes[kept], rows[kept], unsure)
 
 
 class Queries(NamedTuple):

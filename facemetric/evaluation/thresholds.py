@@ -203,10 +203,14 @@ def store_thresholds(folder: Path, found: Iterable[Stored]) -> Path:
     return amend_config(folder, **{KEY: dict(sorted(kept.items(), key=lambda item: -float(item[0])))})
 
 
-def stored_threshold(folder: Path, far: float) -> Stored:
-    """The threshold of a FAR. Raises WeightsError that says which there are and how to make one."""
+def stored_threshold(folder: Path, far: float, *, name: str | Path = "") -> Stored:
+    """The threshold of a FAR. Raises WeightsError that says which there are and how to make one; `name` is what the
+    user calls the weights, where that is not their folder."""
+    name = name or folder
     kept = read_config(folder)["facemetric"].get(KEY) or {}
-    make = f"make one with `facemetric calibrate DATA --weights {folder} --far {far:g}` on people never trained on"
+    make = (
+        f"make one with `facemetric calibrate DATA --weights {name} --far {far:g}` on people never trained on"
+    )
     try:
         for key, record in kept.items():
             if math.isclose(float(key), far):
@@ -221,7 +225,7 @@ def stored_threshold(folder: Path, far: float) -> Stored:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{folder / CONFIG}: the thresholds cannot be read ({error}); {make}") from error
     there = f"it has those for FAR {', '.join(kept)}: choose one by --far, or {make}" if kept else make
-    raise WeightsError(f"{folder} holds no threshold for FAR {far:g}; {there}")
+    raise WeightsError(f"{name} holds no threshold for FAR {far:g}; {there}")
 
 
 def check_same_weights(table: EmbeddingTable, folder: Path) -> None:

@@ -90,6 +90,14 @@ def shipped_weights() -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder is one that comes with facemetric, by whatever path or link it was named."""
+    real = os.path.realpath(folder)
+    return any(
+        real == os.path.realpath(config.parent) for root in SHIPPED for config in root.glob(f"*/{CONFIG}")
+    )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The checked config.json of a weights folder."""
     path = folder / CONFIG

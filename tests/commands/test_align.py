@@ -12,6 +12,7 @@ import pytest
 from photographs import FLOWER, HOPPER, hopper, pair
 from PIL import Image
 
+import facemetric as fm
 import facemetric.cli
 from facemetric.commands.align import align
 from facemetric.commands.align_record import Line, Record
@@ -83,9 +84,9 @@ def test_a_csv_of_an_older_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--min-score", "2"], "--min-score is 2.0; choose 0..1"),
+        (["--min-score", "2"], "--min-score is 2.0; it is a share, choose 0..1"),
         (["--size", "4"], "--size is 4; choose 16..4096"),
-        (["--workers", "0"], "--workers is 0; choose 1..1024, or -1 for every core"),
+        (["--workers", "-2"], "--workers is -2; it must be at least -1"),
         (["--detector", "nothing"], "--detector is 'nothing'; name it as package.module:function"),
     ],
 )
@@ -241,6 +242,23 @@ def test_loose_photographs_and_every_face_of_them(tmp_path: Path) -> None:
     assert turns == {"side.jpg": "3", "two.png.jpg": "0", "two.png.face2.jpg": "0"}
     again = align(tmp_path / "photos", out=tmp_path / "out", several="every", workers=1)
     assert again == found
+
+
+def test_a_call_is_quiet_and_takes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph(tmp_path / "photos" / "a" / "1.jpg")
+    (tmp_path / "photos" / "a" / "note.txt").write_text("no photograph")
+    config = fm.AlignConfig((str(tmp_path / "photos"),), out=tmp_path / "out", workers=0)
+    before = fm.show_progress(False)
+    found = fm.align(config)
+    again = fm.align(tmp_path / "photos", out=tmp_path / "out", workers=0)
+    fm.show_progress(before)
+    assert capsys.readouterr() == ("", "")
+    assert found == again
+    assert found.text().startswith(
+        "1 photographs: a face in 0 (0 with several), none in 1, 0 cannot be read; 0 "
+    )
+    with pytest.raises(ConfigError, match=r"--quality is 0; choose 1\.\.100"):
+        fm.align(tmp_path / "photos", quality=0)
 
 
 def test_crops_among_photographs_stay_as_they_are(tmp_path: Path) -> None:

@@ -185,6 +185,29 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
         calibrate(str(faces), far=0.1, **options)
 
 
+@pytest.mark.parametrize(
+    ("inside", "name"),
+    [("", "shipped/faces-9"), ("shipped", "faces-9"), ("shipped/faces-9", "."), ("", "link"), ("", "path")],
+)
+def test_shipped_weights_stay_as_they_are_by_any_path(
+    inside: str, name: str, own_weights: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "shipped" / "faces-9"
+    shutil.copytree(own_weights, shipped)
+    (tmp_path / "link").symlink_to(shipped)
+    monkeypatch.setattr("facemetric.model.weights_folder.SHIPPED", (tmp_path / "shipped",))
+    monkeypatch.chdir(tmp_path / inside)
+    before = (shipped / "config.json").read_bytes()
+    weights = str(shipped) if name == "path" else name
+    found = calibrate(str(faces), weights=weights, far=0.1, out=tmp_path / "out", **FAST)
+    assert (shipped / "config.json").read_bytes() == before
+    assert found.weights == tmp_path / "out" / "faces-9"
+    assert list(config_of(found.weights)["facemetric"]["thresholds"]) == ["0.1"]
+    with pytest.raises(ConfigError, match="holds the shipped weights themselves; name another"):
+        calibrate(str(faces), weights=weights, far=0.1, out=tmp_path / "shipped", **FAST)
+    assert (shipped / "config.json").read_bytes() == before
+
+
 def test_a_threshold_cannot_be_taken_over_by_other_weights(
     own_weights: Path, faces: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from facemetric import pretrain
+from facemetric import pretrain, show_progress
 from facemetric.cli import main
 from facemetric.commands import check_findings as kinds
 from facemetric.commands.check import check_data, embed_sides
@@ -117,14 +117,14 @@ def test_images_are_compared_without_weights(
     faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    check_data(faulty, out=out, workers=0)
+    checked = check_data(faulty, out=out, workers=0)
     found = {(line["kind"], line["image_a"], line["image_b"], line["note"]) for line in lines(out)}
     assert found == {
         ("duplicate", "drawn_0001/0001.jpg", "drawn_0001/copy.jpg", ""),
         ("duplicate", "drawn_0002/0002.jpg", "drawn_0002/mirrored.png", "mirrored"),
         ("duplicate across identities", "drawn_0003/0003.jpg", "drawn_0004/strange.jpg", ""),
     }
-    said = capsys.readouterr().out
+    said = capsys.readouterr().out + checked.text()
     assert "1 of 129 images cannot be read and are not checked" in said
     assert re.search("checked +128 images of 25 identities", said)
     assert re.search("duplicate +2 pairs", said)
@@ -169,7 +169,7 @@ def test_weights_find_people_and_labels(
     assert weak
     assert all("25 identities are too few to tell from chance" in line["note"] for line in weak)
     assert set(record["figures"]["in_no_list"]) == {kinds.ONE_PERSON, kinds.MISLABELLED}
-    assert "weak" in capsys.readouterr().out
+    assert "weak" in checked.text()
 
 
 def test_a_test_set_is_compared(clean: Path, weights: Path, tmp_path: Path) -> None:
@@ -196,6 +196,15 @@ def test_a_test_set_is_compared(clean: Path, weights: Path, tmp_path: Path) -> N
     assert (out / "sheet_image_in_test_1.jpg").is_file()
 
 
+def test_a_call_is_quiet(faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone.txt").write_text("drawn_0001\n")
+    before = show_progress(False)
+    checked = check_data(faulty, leave_out=tmp_path / "gone.txt", out=tmp_path / "out", workers=0)
+    show_progress(before)
+    assert capsys.readouterr() == ("", "")
+    assert checked.text().splitlines()[-1].endswith(str(tmp_path / "out"))
+
+
 def test_what_is_undefined_is_null_in_the_json(
     clean: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,16 +216,14 @@ def test_what_is_undefined_is_null_in_the_json(
         shutil.copytree(person, some / person.name)
         for picture in sorted((some / person.name).iterdir())[2:]:  # nobody can be cut in halves
             picture.unlink()
-    check_data(some, weights=weights, chance=0.0, out=tmp_path / "out", workers=0, device="cpu")
+    checked = check_data(some, weights=weights, chance=0.0, out=tmp_path / "out", workers=0, device="cpu")
     record = json.loads((tmp_path / "out" / "check.json").read_text(), parse_constant=no_json)
     assert record["figures"]["one_person"] == {
         "threshold": None,
         "expected_by_chance": 0.0,
         "share_of_halves_found": None,
     }
-    assert (
-        "0 pairs  (nearer than their neighbours by any score: chance brings 0.0)" in capsys.readouterr().out
-    )
+    assert "0 pairs  (nearer than their neighbours by any score: chance brings 0.0)" in checked.text()
 
 
 def test_pairs_that_are_not_kept_are_counted_in_both_walks(
@@ -230,7 +237,7 @@ def test_pairs_that_are_not_kept_are_counted_in_both_walks(
     checked = check_data(data, against=clean, out=tmp_path / "out", workers=0)
     # 5 pairs within the set; with the test set each of its 120 images, and the 5 copies again.
     assert checked.figures["pairs_cut"] == (5 - 2) + (125 - 2)
-    assert "126 pairs of images less alike than those listed" in capsys.readouterr().out
+    assert "126 pairs of images less alike than those listed" in checked.text()
 
 
 def test_names_that_are_no_text_and_names_like_comments(

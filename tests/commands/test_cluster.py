@@ -13,7 +13,7 @@ import pytest
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
-from facemetric import calibrate, cluster
+from facemetric import calibrate, cluster, show_progress
 from facemetric.commands.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
@@ -51,11 +51,21 @@ def test_files_and_figures(
     assert record["agreement"] == peer.to_dict()
     assert record["options"]["threshold"] == 0.995
     assert sorted(p.name for p in (out / "sheets").iterdir()) == [f"cluster_0000{i}.jpg" for i in range(3)]
-    said = capsys.readouterr().out
+    said = found.text() + capsys.readouterr().out
     assert f"96 images in {len(wanted.sizes())} clusters (agglomerative, cosine 0.9950)" in said
     assert f"against 16 identities: B-cubed precision {peer.precision.value:.4f} [" in said
     several = (wanted.sizes() >= 2).sum()
     assert f"sheets of 3 of {several} clusters of two images or more" in said
+
+
+def test_a_call_is_quiet(
+    table: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = show_progress(False)
+    cluster(str(faces), embeddings=table, threshold=0.99, out=tmp_path / "a", sheets=1)
+    cluster(embeddings=table, threshold=0.99, out=tmp_path / "b")
+    show_progress(before)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_flat_folder_without_labels(own_weights: Path, faces: Path, tmp_path: Path) -> None:
@@ -89,7 +99,7 @@ def test_folders_that_are_no_people_and_some_loose_images(
     some = cluster(str(root), out=tmp_path / "one", **options)
     assert some.agreement is not None
     assert (some.agreement.images, some.agreement.identities) == (17, 3)
-    assert "1 of 18 images have no identity" in capsys.readouterr().out
+    assert "1 of 18 images have no identity" in some.text()
     none = cluster(str(root), out=tmp_path / "two", labels=False, **options)
     assert none.agreement is None
     np.testing.assert_array_equal(none.clusters.number, some.clusters.number)

@@ -32,6 +32,43 @@ def test_a_file_its_record_and_its_accuracy(
     assert "accuracy" in text.splitlines()[-1]
 
 
+def test_odd_pairs_are_counted_once_and_said(
+    untrained: Path, faces: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Accuracy is that of eval: no image beside itself, no pair twice."""
+    header, *lines = pairs.read_text().splitlines()
+    columns = header.split(",")
+    one = dict(zip(columns, lines[0].split(","), strict=True))
+    itself = ",".join(
+        (
+            one
+            | {"image2_path": one["image1_path"], "path_b": one.get("path_a", ""), "label": "1", "same": "1"}
+        )[c]
+        for c in columns
+    )
+    odd = tmp_path / "odd.csv"
+    odd.write_text("\n".join([header, *lines, *[itself] * 40, *lines[:3]]) + "\n")
+    options = {"side": 32, "data": (str(faces),)}
+    found, clean = (
+        export.run_export(ExportConfig(str(untrained), out=tmp_path / file.stem, pairs=file, **options))
+        for file in (odd, pairs)
+    )
+    assert found.accuracy == clean.accuracy
+    assert clean.notes == ()
+    assert found.notes[0] == "40 of 283 listed pairs hold an image with itself: left out"
+    assert found.notes[1].startswith("3 of 283 listed pairs repeat one before")
+    assert f"note: {found.notes[0]}" in export.export_text(found)
+    assert json.loads((tmp_path / "odd" / "export.json").read_text())["notes"] == list(found.notes)
+
+
+def test_the_file_claims_nothing_that_the_weights_do_not(untrained: Path, tmp_path: Path) -> None:
+    found = export.run_export(ExportConfig(str(untrained), out=tmp_path / "out", side=32))
+    metadata = export.OnnxEmbedder(found.folder / "model.onnx").metadata
+    assert metadata["thresholds"] == {}
+    assert metadata["crop"] == [32, 32]
+    assert "template" not in metadata
+
+
 def test_without_data_drawn_faces_compare(untrained: Path, tmp_path: Path) -> None:
     found = export.run_export(ExportConfig(str(untrained), out=tmp_path / "out", side=32))
     assert (found.source, found.images) == ("drawn faces", export.PARITY_IMAGES)
@@ -55,7 +92,7 @@ def test_a_file_that_does_not_agree_is_an_error(
     ("options", "message"),
     [
         ({"weights": ""}, "no weights were given"),
-        ({"side": 4}, "--side is 4; needed are 8"),
+        ({"side": 4}, "--side is 4; it must be at least 8"),
         ({"int8": True}, "--int8 needs crops"),
         ({"int8": True, "to": "openvino", "data": ("x",)}, "--int8 is for --to onnx, not openvino"),
         ({"pairs": Path("p.csv")}, "--pairs needs its images"),

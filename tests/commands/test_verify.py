@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from photographs import HOPPER
 from PIL import Image
 
 from facemetric import Verifier, calibrate, cli, verify
-from facemetric.commands.verify import NO_FACE_CHECK
+from facemetric.commands.verify import NO_FACE_CHECK, why_no_face
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.table import EmbeddingTable
 
@@ -157,3 +159,33 @@ def test_pictures_of_one_colour_are_told(calibrated: Path, faces: Path, tmp_path
         f"{name}.png is nearly of one colour: it shows no face, and the answer means nothing"
         for name in ("sky", "wall")
     ]
+    assert found.faceless
+    assert found.text().startswith(f"note: {NO_FACE_CHECK}\nnote: ")
+    assert "cosine" in found.text().splitlines()[3]
+    face = images_in(faces)[0]
+    one = verify(tmp_path / "sky.png", face, weights=calibrated, far=0.2, device="cpu")
+    assert not one.faceless
+    assert "cosine" in one.text().splitlines()[0]
+
+
+def test_noise_is_told(calibrated: Path, faces: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    found = verify(tmp_path / "a.png", tmp_path / "b.png", weights=calibrated, far=0.2, device="cpu")
+    assert found.faceless
+    assert found.notes[1].endswith("a.png is noise: it shows no face, and the answer means nothing")
+    assert found.text().startswith("note: ")
+    assert not [path.name for path in images_in(faces) if why_no_face(Image.open(path))]
+    assert why_no_face(Image.open(HOPPER)) == ""
+
+
+def test_the_remedy_names_the_weights_as_the_user_does(
+    own_weights: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(own_weights, tmp_path / "shipped" / "faces-9")
+    monkeypatch.setattr("facemetric.model.weights_folder.SHIPPED", (tmp_path / "shipped",))
+    one = images_in(faces)[0]
+    wanted = r"^faces-9 holds no threshold for FAR 0\.2; make one with `facemetric calibrate DATA --weights faces-9 "
+    with pytest.raises(WeightsError, match=wanted):
+        verify(one, one, weights="faces-9", far=0.2, device="cpu")

@@ -275,7 +275,17 @@ def test_nobody_is_left_to_find_beside_itself():
 def test_embeddings_that_are_all_one_name_no_image():
     emb = np.ones((20, 4)) + 1e-5 * np.random.default_rng(0).normal(size=(20, 4))
     assert same_images(emb, emb).images() == 0
+    assert same_images(emb, emb).unsure.tolist() == list(range(20))
     assert same_images(emb[:7], emb[:7]).images() == 7  # fewer than so many copies are copies
+
+
+def test_one_image_with_many_copies_leaves_the_others_found():
+    emb = np.random.default_rng(0).normal(size=(30, 16))
+    gallery = np.concatenate([emb, np.repeat(emb[4:5], 7, 0), np.repeat(emb[9:10], 6, 0)])
+    found = same_images(emb, gallery)
+    assert found.unsure.tolist() == [4]  # eight of it; of image 9 there are seven
+    assert np.unique(found.probes).tolist() == [i for i in range(30) if i != 4]
+    assert (found.probes == 9).sum() == 7
 
 
 def test_a_person_with_the_whole_gallery_beside_copies():
