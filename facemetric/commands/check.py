@@ -58,7 +58,12 @@ class Checked(NamedTuple):
     def text(self) -> str:
         """The table that the terminal shows."""
         figures, found = self.figures, self.figures["found"]
-        lines = [("checked", f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}")]
+        lines = [
+            (
+                "checked",
+                f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}",
+            )
+        ]
         for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
             if key in figures:
                 lines.append(
@@ -78,7 +83,9 @@ class Checked(NamedTuple):
                 text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
                 lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
         if "judged" in figures:
-            text = f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
+            text = (
+                f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
+            )
             lines.append(
                 (
                     MISLABELLED,
@@ -232,5 +239,3 @@ def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageI
     for name, text in files.items():
         write_text_whole(config.out / name, text)
     draw_check_sheets(config.out, checked.findings, index, test, pages=config.sheets)
-
-

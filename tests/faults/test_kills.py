@@ -244,7 +244,8 @@ def test_a_list_that_changed_is_refused(stage_one: Any, small: Any, faces: Path,
         changed.write_text(text)
         for run, options in runs:
             with pytest.raises(
-                ConfigError, match=r"a list or the people or images that it names of this run changed .* another --out"
+                ConfigError,
+                match=r"a list or the people or images that it names of this run changed .* another --out",
             ):
                 run(str(faces), **options, resume=True)
         changed.write_text(before)
