@@ -174,7 +174,7 @@ def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> N
         cluster(str(faces), **options)
     with pytest.raises(WeightsError, match="no weights were given"):
         cluster(str(faces), threshold=0.5, **options)
-    with pytest.raises(ConfigError, match=r"--threshold is 1\.2; it is a cosine"):
+    with pytest.raises(ConfigError, match=r"--threshold is 1\.2; choose -1\.\.1"):
         cluster(str(faces), weights=own_weights, threshold=1.2, **options)
     with pytest.raises(ConfigError, match="unknown method 'dbscn': did you mean 'dbscan'"):
         cluster(str(faces), weights=own_weights, threshold=0.5, method="dbscn", **options)
