@@ -25,7 +25,7 @@ from facemetric.config import EvalConfig, make_config
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
 from facemetric.evaluation.intervals.listed import verification_intervals
-from facemetric.evaluation.retrieval import nearest
+from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.verification import verify_pairs
 from facemetric.mining.tiles import product_tiles
 

@@ -19,7 +19,7 @@ from facemetric.evaluation.figures import Figure, Heading, tpir_name
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import Ranked, tar_at
 from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals
-from facemetric.evaluation.retrieval import nearest
+from facemetric.evaluation.nearest import nearest
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
 

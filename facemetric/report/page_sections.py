@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.intervals.records import Band
-from facemetric.evaluation.retrieval import Queries, nearest
+from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.retrieval import Queries
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs, Verification
 from facemetric.report.figures import grids

@@ -18,7 +18,7 @@ import torch
 from scipy.stats import beta, norm
 
 from facemetric.evaluation.audit.labels import Floats, Ints, centres, dimensions
-from facemetric.evaluation.retrieval import nearest
+from facemetric.evaluation.nearest import nearest
 from facemetric.mining.tiles import product_tiles
 
 MOST_PAIRS = 100_000  # of identities, kept: the highest

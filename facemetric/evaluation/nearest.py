@@ -1,0 +1,123 @@
+"""The k nearest of a gallery by cosine, exactly and in bounded memory: the one kNN of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from facemetric.errors import ConfigError
+from facemetric.evaluation.curves import Ints
+from facemetric.evaluation.table import unit_rows
+from facemetric.mining.tiles import in_threads, product_tiles
+
+BUDGET_MIB = 8.0  # the tile of each thread
+LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
+MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
+NOBODY = np.iinfo(np.int64).max  # a key after all others
+LOW = (1 << 32) - 1  # where a key holds the row
+
+
+class Neighbours(NamedTuple):
+    """The K best of the gallery for each query, best first: `rows` int64 (Q, K), `score` float32 (Q, K)."""
+
+    rows: Ints
+    score: npt.NDArray[np.float32]
+
+
+def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbours:
+    """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
+    query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
+    check_k([k], len(gallery_ND))
+    return _nearest(query_QD, gallery_ND, k)
+
+
+def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], k: int) -> Neighbours:
+    """`nearest` of unit rows."""
+    best_QK = np.full((len(query_QD), k), NOBODY)
+    parts = min(torch.get_num_threads(), -(-len(query_QD) // LEAST_A_THREAD))
+    ends = [len(query_QD) * part // parts for part in range(parts + 1)]
+    walks = [
+        partial(_walk, query_QD[start:end], gallery_ND, best_QK[start:end]) for start, end in pairwise(ends)
+    ]
+    if parts == 1:
+        walks[0]()
+    else:
+        in_threads(walks)
+    return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))  # rounded cosines pass 1
+
+
+def _walk(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], best_QK: Ints) -> None:
+    """Fill the keys of the best (Q, K). Square tiles: a product of few rows with all columns takes a third longer.
+
+    The gallery goes down, so that the best of a group of its rows is found for all queries in the order of memory.
+    """
+    for rows, cols, values in product_tiles(
+        torch.from_numpy(gallery_ND), torch.from_numpy(query_QD), budget_mib=BUDGET_MIB
+    ):
+        _merge(best_QK[cols], values.numpy(), rows.start)
+
+
+def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None:
+    """Put the scores of a tile, whose gallery rows are `first` and up, among the best keys so far, in place."""
+    C, k = len(score_CQ), best_QK.shape[1]
+    group = min(max(C // (8 * k), 1), MOST_IN_A_GROUP)
+    best_GQ = _best_of_groups(score_CQ, group)
+    if first == 0 and len(best_GQ) >= k:  # at least k rows reach the k-th best of the groups
+        kth_Q = np.partition(best_GQ, len(best_GQ) - k, axis=0)[-k]
+        bound_Q = np.nextafter(kth_Q, np.float32(-np.inf))
+    else:
+        bound_Q = _scores(best_QK[:, -1])
+    G, Q = best_GQ.shape
+    query, start = np.divmod(np.flatnonzero((best_GQ > bound_Q).T), G)
+    row, query = np.add.outer(start * group, np.arange(group)).ravel(), query.repeat(group)
+    if G * group > C:
+        row, query = row[row < C], query[row < C]
+    score = score_CQ.ravel().take(row * Q + query)
+    keep = score > bound_Q[query]
+    row, query, score = row[keep], query[keep], score[keep]
+    count_Q = np.bincount(query, minlength=len(best_QK))
+    touched = np.flatnonzero(count_Q)
+    if not len(touched):
+        return
+    count = count_Q[touched]
+    pool = np.full((len(touched), k + count.max()), NOBODY)
+    pool[:, :k] = best_QK[touched]
+    place = np.arange(len(query)) - (np.cumsum(count) - count).repeat(count)
+    pool[np.arange(len(touched)).repeat(count), k + place] = _keys(score, first + row)
+    pool.sort(axis=1)
+    best_QK[touched] = pool[:, :k]
+
+
+def _best_of_groups(score_CQ: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
+    """The highest of each `group` rows that follow each other; the last group may be smaller."""
+    whole = len(score_CQ) // group * group
+    best_GQ = score_CQ[:whole].reshape(-1, group, score_CQ.shape[1]).max(1)
+    return best_GQ if whole == len(score_CQ) else np.concatenate([best_GQ, score_CQ[whole:].max(0)[None]])
+
+
+def _keys(score: npt.NDArray[np.float32], row: Ints) -> Ints:
+    """Whole numbers that rise as scores fall, and where scores are equal as rows rise: sorted in one go.
+
+    The bits of a positive float32 rise with it; those of a negative one fall, so all but its sign are turned.
+    """
+    bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: minus zero equals zero
+    return (~(bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 32) | row
+
+
+def _scores(key: Ints) -> npt.NDArray[np.float32]:
+    """The scores in such numbers; that of nobody is below all others."""
+    bits = ~(key >> 32)
+    score = (bits ^ ((bits >> 63) & 0x7FFFFFFF)).astype(np.int32).view(np.float32)
+    return np.where(key == NOBODY, np.float32(-np.inf), score)
+
+
+def check_k(ks: Sequence[int], n: int) -> None:
+    for k in ks:
+        if not 1 <= k <= n:
+            raise ConfigError(f"k = {k} neighbours of {n} images; needed 1 to {n}")
