@@ -44,7 +44,7 @@ except fm.FacemetricError as error:
 WRONG = {
     'fm.pretrain("faces", archh="x")': "archh",
     'fm.pretrain("faces", epochs="many")': "epochs",
-    'fm.pretrain("faces", amp="bfloat61")': "amp",
+    'fm.pretrain("faces", val_by="imagess")': "val_by",
     "fm.evaluate(fm.PretrainConfig())": "PretrainConfig",
     'fm.load_embeder("faces-112")': "load_embeder",
 }

@@ -70,6 +70,10 @@ def test_the_readme_of_the_tools_names_them_all() -> None:
     assert set(re.findall(r"^\| `([a-z_]+\.(?:py|sh))`", text, re.MULTILINE)) <= here
 
 
+def test_the_readme_holds_no_placeholders() -> None:
+    assert re.findall(r"\b[A-Z]+_(?:OUTPUT|ROWS)\b", (HOUSE / "README.md").read_text()) == []
+
+
 def test_the_tree_of_the_readme_is_the_tree() -> None:
     text = (HOUSE / "README.md").read_text()
     listed = set(re.findall(r"^  ([a-z_]+)/ ", text, re.MULTILINE))
