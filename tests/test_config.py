@@ -182,6 +182,8 @@ def test_help_names_every_option_with_a_sentence(command: str, capsys: pytest.Ca
         "cluster": "Picture sheets to draw",
         "run": "Options in place of the recipe's",
         "demo": "People to draw",
+        "align": "Folder for the crops",
+        "export": "Folder for the file and export.json",
         "data check": "Picture sheets of each kind",
     }
     assert said[command] in text

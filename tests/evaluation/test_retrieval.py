@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation import retrieval as nearest_module
+from facemetric.evaluation import nearest as nearest_module
 from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.retrieval import gallery_probe, leave_one_out, same_images
 from facemetric.evaluation.table import unit_rows
