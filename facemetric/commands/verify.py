@@ -50,7 +50,7 @@ class Verdict:
         }
 
     def text(self) -> str:
-        """The answer first, then what it rests on; above both the notes where the pictures show no faces."""
+        """The answer, then what it rests on. Notes on the pictures come first: they say when not to trust it."""
         found, compared = self.stored.threshold, ">=" if self.same else "<"
         threshold = found.threshold
         lines = [
@@ -62,8 +62,9 @@ class Verdict:
             f"chosen on {plural(found.images, 'image')} of {plural(found.identities, 'person', 'people')}: "
             f"{self.stored.chosen_on}",
         ]
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join(notes + lines if self.faceless else lines + notes)
+        above = [note for note in self.notes if self.faceless or note != NO_FACE_CHECK]
+        below = [note for note in self.notes if note not in above]
+        return "\n".join([*(f"note: {note}" for note in above), *lines, *(f"note: {note}" for note in below)])
 
 
 class Verifier:

@@ -111,7 +111,7 @@ class Resample(nn.Module):
         """Whether the installed pillow shortens the columns before the lines: newer ones do the cheaper pass first,
         and each pass rounds."""
         noise = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-        wanted = torch.from_numpy(eval_transform(pre)(Image.fromarray(noise[0]))).permute(2, 0, 1).float()
+        wanted = torch.tensor(eval_transform(pre)(Image.fromarray(noise[0]))).permute(2, 0, 1).float()
         differ = []
         for self.down_first in (False, True):
             differ.append(int((self(torch.from_numpy(noise))[0] != wanted).sum()))

@@ -102,6 +102,9 @@ def test_an_image_of_another_size_gets_a_note(calibrated: Path, faces: Path, tmp
             tmp_path / "same.png", tmp_path / f"{name}.png", weights=calibrated, far=0.2, device="cpu"
         )
         notes[name] = found.notes[1:]
+        assert ("cosine" in found.text().splitlines()[0]) is (
+            not notes[name]
+        )  # a note comes above the answer
     assert notes["same"] == notes["near"] == ()
     assert "large.png is 320 x 320 pixels, the threshold was chosen on images of 32 x 32" in notes["large"][0]
     assert len(notes["wide"]) == 1
@@ -165,7 +168,10 @@ def test_pictures_of_one_colour_are_told(calibrated: Path, faces: Path, tmp_path
     face = images_in(faces)[0]
     one = verify(tmp_path / "sky.png", face, weights=calibrated, far=0.2, device="cpu")
     assert not one.faceless
-    assert "cosine" in one.text().splitlines()[0]
+    lines = one.text().splitlines()
+    assert "it shows no face" in lines[0]
+    assert "cosine" in lines[1]
+    assert lines[-1] == f"note: {NO_FACE_CHECK}"
 
 
 def test_noise_is_told(calibrated: Path, faces: Path, tmp_path: Path) -> None:
