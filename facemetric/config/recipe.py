@@ -112,7 +112,7 @@ def folder_of(config: RunConfig) -> Path:
 def read_tables(file: Path) -> Tables:
     """The tables of a recipe. Raises ConfigError where it cannot be read, or a table is unknown."""
     tables: Tables = {"": {}}
-    for key, value in read_toml(file, remedy="; name a recipe, such as configs/mnist.toml").items():
+    for key, value in read_toml(file, remedy="; name a TOML file with tables such as [pretrain]").items():
         if isinstance(value, dict):
             require(key in KINDS, f"{file}: unknown table [{key}]{did_you_mean(key, KINDS)}")
             tables[key] = value

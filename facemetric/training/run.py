@@ -129,7 +129,7 @@ class Run:
         if not self.writes:
             return
         for name, text in self.changed.items():
-            say(f"going on with another {name}: {text}")
+            say(f"going on with other options: {name} {text}")
         self.write_config()
         path = self.folder / LOG
         with open(path, "rb") as file:

@@ -197,7 +197,7 @@ def warn_of_seen(weights: str, index: ImageIndex, workers: int) -> None:
     if distributed.rank() == 0:
         seen = training_images_seen(find_weights(weights), index, workers=pick_workers(workers))
         if seen is None:
-            say(f"{weights} keep no hashes of their training images: whether they saw these is not known")
+            say(f"no hashes of training images are kept with {weights}: whether they saw these is not known")
         elif warning := seen.text(weights):
             say(warning)
 

@@ -357,6 +357,7 @@ def test_validation_on_images_that_the_weights_were_trained_on_is_told(
     (weights / "training_images.npz").unlink()
     unknown = told("unknown", val_identities=tmp_path / "val.txt")
     assert (
-        f"{weights} keep no hashes of their training images: whether they saw these is not known" in unknown
+        f"no hashes of training images are kept with {weights}: whether they saw these is not known"
+        in unknown
     )
     assert "images looked at" not in unknown

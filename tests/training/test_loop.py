@@ -187,7 +187,7 @@ def test_other_options_and_other_processes_are_said(
     monkeypatch.setattr(loop.distributed, "world_size", lambda: 2)
     train(toy(), tmp_path / "run", resume=True, epochs=4)
     said = capsys.readouterr().out
-    assert "going on with another epochs: 4, before 3" in said
+    assert "going on with other options: epochs 4, before 3" in said
     assert "resumed on 2 processes, before 1: every step sees the same images" in said
     assert "will not be the same bits" in said
     train(toy(), tmp_path / "run", resume=True, epochs=4)

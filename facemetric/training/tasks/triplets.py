@@ -184,7 +184,10 @@ class StageTwo:
         size, k = self.config.batch_size, self.config.images_per_identity
         per_batch = size // k
         if per_batch > identities:
-            say(f"batches of all {identities} identities: --batch-size asks for {per_batch}")
+            say(
+                f"batches of all {identities} identities: --batch-size {size} asks for {per_batch}, with {k} images "
+                "of each"
+            )
             per_batch = identities
         elif size % k:
             say(
