@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +19,17 @@ from facemetric.evaluation.curves import (
     CURVE_POINTS,
     Ints,
     Scores,
-    auc,
     check_counts,
-    eer,
-    histogram,
-    roc,
-    tar_at_far,
 )
 from facemetric.evaluation.table import unit_rows
-from facemetric.evaluation.verification import FARS, HARDEST, Hardest, HardPairs, Verification
+from facemetric.evaluation.verification import (
+    FARS,
+    HARDEST,
+    Hardest,
+    HardPairs,
+    Verification,
+    figures_of_scores,
+)
 from facemetric.machine import progress_bar
 from facemetric.mining.tiles import Tile, triangle_in_threads
 
@@ -142,16 +145,8 @@ def verify_all_pairs(
     (genuine, hard_genuine), (impostor, hard_impostor) = (
         (kind.tally.scores(), kind.hardest.pairs(by_person.order)) for kind in counters
     )
-    rate, threshold = eer(genuine, impostor)
-    return Verification(
-        genuine.total,
-        impostor.total,
-        auc(genuine, impostor),
-        rate,
-        threshold,
-        tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc(genuine, impostor, CURVE_POINTS),
-        histogram(genuine, impostor),
+    return replace(
+        figures_of_scores(genuine, impostor, fars, CURVE_POINTS),
         hardest=Hardest(hard_genuine, hard_impostor),
         exact_from=max(genuine.exact_from, impostor.exact_from),
     )

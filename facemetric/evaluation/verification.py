@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from facemetric.evaluation.curves import (
     Ints,
     OperatingPoint,
     Roc,
+    Scores,
     auc,
     eer,
     histogram,
@@ -238,6 +239,15 @@ def verify_pairs(
     else:
         fold_P = np.asarray(fold)
         check_folds(same, fold_P)
+    points = CURVE_POINTS if genuine.total + impostor.total > MANY_PAIRS else None
+    found = figures_of_scores(genuine, impostor, fars, points)
+    return replace(found, accuracy=fold_accuracy(score, same, fold_P, drawn=fold is None))
+
+
+def figures_of_scores(
+    genuine: Scores, impostor: Scores, fars: Sequence[float], points: int | None
+) -> Verification:
+    """The figures of both kinds of scores, without folds; the curve has `points` at most, all where None."""
     rate, threshold = eer(genuine, impostor)
     return Verification(
         genuine.total,
@@ -246,7 +256,6 @@ def verify_pairs(
         rate,
         threshold,
         tuple(tar_at_far(genuine, impostor, far) for far in fars),
-        roc(genuine, impostor, CURVE_POINTS if genuine.total + impostor.total > MANY_PAIRS else None),
+        roc(genuine, impostor, points),
         histogram(genuine, impostor),
-        fold_accuracy(score, same, fold_P, drawn=fold is None),
     )
