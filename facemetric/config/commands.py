@@ -16,6 +16,7 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
+from facemetric.config.photographs import FacesConfig
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
@@ -107,7 +108,7 @@ class CalibrateConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(FacesConfig):
     """Two images: one person or two?"""
 
     image1: str = ""
@@ -126,7 +127,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig(DataConfig):
+class ClusterConfig(FacesConfig, DataConfig):
     """Images grouped by person, without labels."""
 
     _: KW_ONLY
@@ -149,7 +150,7 @@ class ClusterConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class CheckConfig(DataConfig):
+class CheckConfig(FacesConfig, DataConfig):
     """Doubles, wrong labels and leaks of a set; nothing is deleted."""
 
     _: KW_ONLY
