@@ -48,7 +48,7 @@ def population(spread: float = 1.15) -> np.ndarray:
 
 
 def figures_of(found: Verification) -> dict[str, float]:
-    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in found.points}
+    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.true_rate for p in found.points}
     return named | ({"accuracy": found.accuracy.mean} if found.accuracy is not None else {})
 
 
@@ -152,7 +152,9 @@ def main() -> None:
             what = f"400 people, 100 listed pairs, accuracy {truth['accuracy']:.3f}"
             measure: Measure = partial(listed_sample, easy, 400, 50)
         elif row in listed:
-            if row == "counted":  # as lists of more than MANY_PAIRS pairs are; the last row, since it stays so
+            if (
+                row == "counted"
+            ):  # as lists of more than MANY_PAIRS pairs are; the last row, since it stays so
                 interval_module.MANY_PAIRS = 0
             drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
             truth = figures_of(verify_pairs(*drawn, fars=LISTED))

@@ -72,7 +72,9 @@ def on_lfw(weights: Path, data: Path, flip: bool) -> dict[str, Any]:
         figures |= {"lfw_auc": verification.auc, "lfw_eer": verification.eer}
         # Not those that 3,000 impostors cannot support.
         figures |= {
-            f"lfw_tar_at_far_{p.wanted:g}": p.tar for p in verification.points if not math.isnan(p.tar)
+            f"lfw_tar_at_far_{p.wanted:g}": p.true_rate
+            for p in verification.points
+            if not math.isnan(p.true_rate)
         }
         for name, interval in found.intervals.items():
             figures[f"lfw_{name}_95"] = [interval.low, interval.high]
@@ -126,7 +128,7 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
     assert val is not None
     table = embed_index(embedder, val, flip=flip, progress="validation").table
     found = verify_all_pairs(table.embeddings, table.identities, fars=(1e-2, 1e-3, 1e-4))
-    figures = {f"val_tar_at_far_{p.wanted:g}": p.tar for p in found.points}
+    figures = {f"val_tar_at_far_{p.wanted:g}": p.true_rate for p in found.points}
     figures |= {"val_eer": found.eer, "val_auc": found.auc}
     return figures | {"val_relatives_far_at_far_0.01": relatives(table, found.points[0])}
 

@@ -40,10 +40,10 @@ def test_tpir_at_fpir_as_slow_loop():
         for threshold in {s for s, _ in known} | set(unknown):
             if sum(s >= threshold for s in unknown) / len(unknown) <= point.wanted:
                 best = max(best, sum(s >= threshold and right for s, right in known) / len(known))
-        assert point.tar == pytest.approx(best)
-        assert point.far <= point.wanted
+        assert point.true_rate == pytest.approx(best)
+        assert point.false_rate <= point.wanted
     assert not found.points[2].supported
-    assert found.points[3].tar == pytest.approx(found.rank_1)
+    assert found.points[3].true_rate == pytest.approx(found.rank_1)
     assert found.to_dict()["tpir_at_fpir"]["0.001"]["tpir"] is None
     json.dumps(found.to_dict(), allow_nan=False)
 
