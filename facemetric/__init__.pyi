@@ -126,8 +126,13 @@ def cluster(
     far: float = ...,
     method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
+    onto: str | Path | None = ...,
+    corrections: str | Path | None = ...,
+    must_link: str | Path | None = ...,
+    cannot_link: str | Path | None = ...,
     labels: bool = ...,
     sheets: int = ...,
+    page: bool = ...,
 ) -> Clustered: ...
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
@@ -176,6 +181,7 @@ def finetune(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -235,6 +241,7 @@ def pretrain(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -273,7 +280,6 @@ def pretrain(
     start_size: int = ...,
     embedding_size: int = ...,
     teacher: str | Path | Sequence[str | Path] = ...,
-    unlabelled: str | Path | Sequence[str | Path] = ...,
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
