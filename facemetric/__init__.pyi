@@ -7,9 +7,9 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
-from facemetric.commands.align import Aligned as Aligned
+from facemetric.commands.aligning.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
-from facemetric.commands.check import Checked as Checked
+from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict

@@ -149,12 +149,22 @@ class ClusterConfig(FacesConfig, DataConfig):
     """Join by average similarity, by chains of alike images (components), or by chains of crowded ones (dbscan)."""
     min_images: Annotated[int, AT_LEAST_1] = 3
     """Images alike to one, itself counted, that make it part of a chain of dbscan."""
+    onto: Path | None = None
+    """An earlier run's out folder or clusters.csv: its groups keep their numbers, names and images; DATA is old and new."""
+    corrections: Path | None = None
+    """Images that a person put into groups, `path,cluster,name` a line: groups.html saves such a csv."""
+    must_link: Path | None = None
+    """Pairs of images of one person, `path_a,path_b` a line, that are never parted."""
+    cannot_link: Path | None = None
+    """Pairs of images of two people, `path_a,path_b` a line, that are never in one group."""
     labels: bool = True
     """Whether folders, or the csv's identities, are people to measure the clusters against."""
     sheets: Annotated[int, AT_LEAST_0] = 50
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
+    page: bool = True
+    """Write groups.html: a page in which groups are named, joined and parted, and which saves --corrections."""
     out: Path = Path("runs/cluster")
-    """Folder for clusters.csv, clusters.json, sheets/, embeddings.npz and bad_images.csv."""
+    """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
 
 
 @dataclass(frozen=True)
