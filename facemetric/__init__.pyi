@@ -318,6 +318,7 @@ def verify(
     min_quality: float = ...,
     weights: str | Path = ...,
     far: float = ...,
+    frr: float = ...,
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...

@@ -187,6 +187,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
     check_words(config)
     from facemetric.commands.verify import run_verify
 
+    add_cwd_to_path()
     verdict = run_verify(config)
     print(json.dumps(verdict.to_dict()) if config.json else verdict.text())
 
