@@ -23,11 +23,11 @@ from typing import Any
 # Where each public name is; torch is imported when the first that needs it is used, not by `import facemetric`.
 HOMES = {
     # commands
-    "align": "facemetric.commands.align",
+    "align": "facemetric.commands.aligning.align",
     "calibrate": "facemetric.commands.calibrate",
-    "check_data": "facemetric.commands.check",
+    "check_data": "facemetric.commands.checking.check",
     "cluster": "facemetric.commands.cluster",
-    "evaluate": "facemetric.commands.eval",
+    "evaluate": "facemetric.commands.evaluating.eval",
     "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
     "pretrain": "facemetric.training.pretrain",
@@ -40,9 +40,9 @@ HOMES = {
     "load_embedder": "facemetric.model.weights:load_weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
-    "Aligned": "facemetric.commands.align",
+    "Aligned": "facemetric.commands.aligning.align",
     "Calibrated": "facemetric.commands.calibrate",
-    "Checked": "facemetric.commands.check",
+    "Checked": "facemetric.commands.checking.check",
     "Clustered": "facemetric.commands.cluster",
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",

@@ -7,9 +7,9 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
-from facemetric.commands.align import Aligned as Aligned
+from facemetric.commands.aligning.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
-from facemetric.commands.check import Checked as Checked
+from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
@@ -93,6 +93,9 @@ def check_data(
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     against: str | Path | Sequence[str | Path] = ...,
     merge: str | Path | None = ...,
     leave_out: str | Path | None = ...,
@@ -115,6 +118,9 @@ def cluster(
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
@@ -301,6 +307,9 @@ def verify(
     image1: str = ...,
     image2: str = ...,
     *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     weights: str | Path = ...,
     far: float = ...,
     json: bool = ...,

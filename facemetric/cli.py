@@ -124,7 +124,7 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
 def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
     check_words(config)
-    from facemetric.commands.eval import run_evaluate
+    from facemetric.commands.evaluating.eval import run_evaluate
     from facemetric.report.figures import evaluation_text
 
     print(evaluation_text(run_evaluate(config)))
@@ -148,7 +148,7 @@ app.command(data)
 def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -> None:
     """Look through DATA for duplicates, people with two names, wrong labels and people of a test set."""
     check_words(config)
-    from facemetric.commands.check import run_check
+    from facemetric.commands.checking.check import run_check
 
     print(run_check(config).text())
 
@@ -157,7 +157,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
     check_words(config)
-    from facemetric.commands.align import run_align
+    from facemetric.commands.aligning.align import run_align
 
     add_cwd_to_path()
     print(run_align(config).text())

@@ -55,15 +55,15 @@ KINDS: dict[str, Any] = {
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.pretrain",
     "finetune": "facemetric.training.finetune.finetune",
-    "eval": "facemetric.commands.eval.run_evaluate",
+    "eval": "facemetric.commands.evaluating.eval.run_evaluate",
     "visualize": "facemetric.commands.visualize.run_visualize",
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
     "cluster": "facemetric.commands.cluster.run_cluster",
     "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
-    "data check": "facemetric.commands.check.run_check",
-    "align": "facemetric.commands.align.run_align",
+    "data check": "facemetric.commands.checking.check.run_check",
+    "align": "facemetric.commands.aligning.align.run_align",
     "export": "facemetric.commands.export.run_export",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]

@@ -43,7 +43,7 @@ from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import CONFIG, find_weights, read_config
+from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config
 from facemetric.training.split import read_split
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -221,6 +221,7 @@ def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | N
     pre = embedder.preprocess
     side = size or pre.size[0]
     embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
+    embedder.pictures = FACES  # also of a run that began without weights
     save_weights(
         target,
         embedder,

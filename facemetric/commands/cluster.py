@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.commands.cluster_groups import Groups, gone_note, group, look_up, read_given
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
+from facemetric.evaluation.clustering import Agreement, Clusters, agreement
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_text_whole, write_whole
@@ -33,7 +34,8 @@ SHEETS = "sheets"
 
 @dataclass(frozen=True, repr=False)
 class Clustered:
-    """What was found: clusters of the rows of `table`, and how well they agree with the identities.
+    """What was found: clusters of the rows of `table`, what they are called (`groups`), and how well they agree with
+    the identities.
 
     `labelled` (N,) says which rows have an identity; `agreement` is over these, None without two identities.
     """
@@ -41,13 +43,17 @@ class Clustered:
     out: Path
     table: EmbeddingTable
     clusters: Clusters
+    groups: Groups
     labelled: npt.NDArray[np.bool_]
     agreement: Agreement | None
     stored: Stored | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
-        found: dict[str, Any] = {"clustering": self.clusters.to_dict()}
+        found: dict[str, Any] = {
+            "clustering": self.clusters.to_dict(),
+            "groups": self.groups.to_dict(self.clusters),
+        }
         if self.stored is not None:
             found["threshold"] = self.stored.to_dict()
         if self.agreement is not None:
@@ -69,6 +75,7 @@ class Clustered:
             f"{plural(len(clusters.number), 'image')} in {plural(len(sizes), 'cluster')} ({clusters.method}, {by})",
             f"{plural(int((sizes == 1).sum()), 'cluster')} of one image{noise}, the largest has {sizes[0]:,}",
         ]
+        lines += self.groups.text(clusters)
         if self.agreement is not None:
             a = self.agreement
             if not self.labelled.all():
@@ -81,28 +88,39 @@ class Clustered:
         return "\n".join([*lines, f"written to {self.out}"])
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre; and its identity."""
+        """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre, name, confirmed; and its
+        identity."""
         import pandas as pd
 
-        order = np.lexsort((self.clusters.distance, self.clusters.number))
+        order, rank_N = self.order(), self.clusters.number
         columns = {
             "path": self.table.paths[order],
-            "cluster": self.clusters.number[order],
+            "cluster": self.groups.number[rank_N[order]],
             "distance_to_centre": self.clusters.distance[order],
+            "name": np.array(self.groups.name, dtype=object)[rank_N[order]],
+            "confirmed": self.groups.confirmed[order],
             "identity": self.table.identities[order],
         }
         return pd.DataFrame(columns)
 
+    def order(self) -> npt.NDArray[np.int64]:
+        """The rows (N,), the largest cluster first, and in each the nearest to its centre."""
+        return np.lexsort((self.clusters.distance, self.clusters.number))
+
     def records(self, most: int, images: int = MOST) -> list[ClusterRecord]:
         """The `most` largest clusters of two images or more, with the rows of up to so many images."""
-        return cluster_records(self.clusters, self.table.identities, self.labelled, most=most, images=images)
+        found = cluster_records(self.clusters, self.table.identities, self.labelled, most=most, images=images)
+        return [
+            replace(each, number=int(self.groups.number[each.number]), name=self.groups.name[each.number])
+            for each in found
+        ]
 
 
 @dataclass(frozen=True)
 class ClusterRecord:
     """One cluster as a sheet or a report shows it.
 
-    `number` as in clusters.csv; `images` in all. `identity` is the most frequent of its labelled images,
+    `number` and `name` as in clusters.csv; `images` in all. `identity` is the most frequent of its labelled images,
     `purity` its share of them, 0..1; "" and None where none is labelled. `rows` of the table, nearest to the
     centre first, are all of them or the nearest and the farthest; `others[i]`: row i has another identity.
     """
@@ -113,10 +131,11 @@ class ClusterRecord:
     purity: float | None
     rows: tuple[int, ...]
     others: tuple[bool, ...]
+    name: str = ""
 
     def title(self) -> str:
         """The title above its pictures."""
-        text = f"cluster {self.number}: {self.images} images"
+        text = f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {self.images} images"
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"
         if len(self.rows) < self.images:
@@ -162,6 +181,7 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
     require(config.sheets >= 0, f"--sheets is {config.sheets}; it must be at least 0")
     stored = threshold_of(config)
+    given = read_given(config)
     index = announced(read_index(config.data, loose=True)) if config.data else None
     if config.embeddings:
         table = EmbeddingTable.load(config.embeddings)
@@ -173,11 +193,13 @@ def run_cluster(config: ClusterConfig) -> Clustered:
         table = embed_data(replace(config, flip=flip), index)
     threshold = stored.threshold.cosine if stored is not None else config.threshold
     assert threshold is not None
-    clusters = find_clusters(table.embeddings, threshold, method=config.method, min_images=config.min_images)
+    known = look_up(given, table)
+    if note := gone_note(known):
+        say(note)
+    clusters, groups = group(config, table, threshold, known)
     labelled = np.array([config.labels and not is_loose(name) for name in table.identities.tolist()], bool)
-    found = Clustered(
-        config.out, table, clusters, labelled, measure(clusters, table, labelled, config.seed), stored
-    )
+    measured = measure(clusters, table, labelled, config.seed)
+    found = Clustered(config.out, table, clusters, groups, labelled, measured, stored)
     config.out.mkdir(parents=True, exist_ok=True)
     write_csv(found)
     record = found.to_dict() | {"options": config_dict(config)}
@@ -215,18 +237,20 @@ def measure(
 
 
 def write_csv(found: Clustered) -> None:
-    """clusters.csv: path, cluster and cosine distance to its centre, the largest cluster first."""
-    clusters = found.clusters
-    order = np.lexsort((clusters.distance, clusters.number))
+    """clusters.csv: path, cluster, cosine distance to its centre, name and whether a person confirmed it (1 or 0); the
+    largest cluster first."""
+    clusters, groups = found.clusters, found.groups
 
     def fill(path: Path) -> None:
         # Names that are no UTF-8 are written with escapes.
         with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "cluster", "distance_to_centre"])
-            for row in order.tolist():
+            writer.writerow(["path", "cluster", "distance_to_centre", "name", "confirmed"])
+            for row in found.order().tolist():
+                rank = clusters.number[row]
+                distance, sure = f"{clusters.distance[row]:.6f}", int(groups.confirmed[row])
                 writer.writerow(
-                    [found.table.name(row), int(clusters.number[row]), f"{clusters.distance[row]:.6f}"]
+                    [found.table.name(row), int(groups.number[rank]), distance, groups.name[rank], sure]
                 )
 
     write_whole(found.out / "clusters.csv", fill)

@@ -25,7 +25,7 @@ from facemetric.config.commands import (
     VisualizeConfig,
 )
 from facemetric.config.fields import check_ranges
-from facemetric.config.photographs import AlignConfig
+from facemetric.config.photographs import AlignConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
@@ -38,6 +38,7 @@ __all__ = [
     "DemoConfig",
     "EvalConfig",
     "ExportConfig",
+    "FacesConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "RunConfig",

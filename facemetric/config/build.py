@@ -42,7 +42,7 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     needed = "goes without its name" if len(by_position) == 1 else "go without their names"
     unnamed = f"only {' and '.join(by_position)} {needed}; several of them go in one list"
     require(len(positional) <= len(by_position), unnamed)
-    values: dict[str, Any] = dict(zip(known, positional, strict=False))
+    values: dict[str, Any] = dict(zip(by_position, positional, strict=False))
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")

@@ -16,6 +16,7 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
+from facemetric.config.photographs import FacesConfig
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
@@ -107,7 +108,7 @@ class CalibrateConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(FacesConfig):
     """Two images: one person or two?"""
 
     image1: str = ""
@@ -126,7 +127,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig(DataConfig):
+class ClusterConfig(FacesConfig, DataConfig):
     """Images grouped by person, without labels."""
 
     _: KW_ONLY
@@ -140,16 +141,26 @@ class ClusterConfig(DataConfig):
     """Join by average similarity, by chains of alike images (components), or by chains of crowded ones (dbscan)."""
     min_images: Annotated[int, AT_LEAST_1] = 3
     """Images alike to one, itself counted, that make it part of a chain of dbscan."""
+    onto: Path | None = None
+    """An earlier run's out folder or clusters.csv: its groups keep their numbers, names and images; DATA is old and new."""
+    corrections: Path | None = None
+    """Images that a person put into groups, `path,cluster,name` a line: groups.html saves such a csv."""
+    must_link: Path | None = None
+    """Pairs of images of one person, `path_a,path_b` a line, that are never parted."""
+    cannot_link: Path | None = None
+    """Pairs of images of two people, `path_a,path_b` a line, that are never in one group."""
     labels: bool = True
     """Whether folders, or the csv's identities, are people to measure the clusters against."""
     sheets: Annotated[int, AT_LEAST_0] = 50
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
+    page: bool = True
+    """Write groups.html: a page in which groups are named, joined and parted, and which saves --corrections."""
     out: Path = Path("runs/cluster")
-    """Folder for clusters.csv, clusters.json, sheets/, embeddings.npz and bad_images.csv."""
+    """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
 
 
 @dataclass(frozen=True)
-class CheckConfig(DataConfig):
+class CheckConfig(FacesConfig, DataConfig):
     """Doubles, wrong labels and leaks of a set; nothing is deleted."""
 
     _: KW_ONLY

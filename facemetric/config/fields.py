@@ -44,10 +44,10 @@ RATE = POSITIVE = Range(0, 1.7e308, above=True)  # a learning rate, a scale
 SEED = Range(0, 2**32 - 1)  # it is multiplied by steps
 WORKERS = Range(-1)
 
-COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN = (
+COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
     Parameter(group=Group(name, sort_key=number))
     for number, name in enumerate(
-        ("Common", "Data", "Model", "Optimisation", "Augmentation", "Validation", "Run")
+        ("Common", "Data", "Model", "Optimisation", "Augmentation", "Validation", "Run", "Faces")
     )
 )
 

@@ -6,7 +6,23 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.fields import SHARE, WORKERS, Range
+from facemetric.config.fields import FACES, SHARE, WORKERS, Range
+
+Faces = Literal["auto", "crops", "photographs", "off"]
+
+
+@dataclass(frozen=True)
+class FacesConfig:
+    """What the commands share that show or compare pictures: which faces of them count."""
+
+    _: KW_ONLY
+    faces: Annotated[Faces, FACES] = "auto"
+    """crops of faces, photographs with faces, or auto: which of the two each is; off embeds pictures as they are.
+    Weights that know no faces, such as those of digits, take auto for off."""
+    detector: Annotated[str, FACES] = ""
+    """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
+    min_quality: Annotated[float, FACES, SHARE] = 0.0
+    """Faces below this quality do not count, 0..1: of sharpness, size, pose and face score."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ class Embedder(nn.Module):
 
     `arch` and `model_args` are what timm needs to build the backbone again; `preprocess` is what an image
     goes through before. The neck is a batch norm that helps a projection train; weights are saved with the
-    neck folded into the projection (`folded`). `fingerprint`: SHA-256 of the weights that were loaded, or ""."""
+    neck folded into the projection (`folded`). `fingerprint`: SHA-256 of the weights that were loaded, or "".
+    `pictures`: "faces" where the weights expect faces cut to the template, "" for other images."""
 
     fingerprint: str = ""
+    pictures: str = ""
 
     def __init__(
         self,

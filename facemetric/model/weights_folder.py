@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
 OLD = ".old"  # ends the name of a folder that is being replaced
+FACES = "faces"  # `pictures` of weights that expect faces cut to the template; "" of others
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
@@ -118,6 +120,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(ours["preprocess"], dict):
         raise WeightsError(f"{path}: preprocess is {ours['preprocess']!r:.60}; make the weights again")
     return config
+
+
+def expected_pictures(config: Mapping[str, Any]) -> str:
+    """What pictures weights expect, of their config.json: FACES, or "" for any others."""
+    pictures = config["facemetric"].get("pictures", "")
+    if pictures not in ("", FACES):
+        raise WeightsError(
+            f"{CONFIG} says that the weights expect {pictures!r:.40}; this version knows {FACES!r} alone, and no entry "
+            "for other pictures: install a newer one"
+        )
+    return str(pictures)
 
 
 def amend_config(folder: Path, **entries: Any) -> Path:

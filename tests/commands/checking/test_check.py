@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 
 from facemetric import pretrain, show_progress
 from facemetric.cli import main
-from facemetric.commands import check_findings as kinds
-from facemetric.commands.check import check_data, embed_sides
-from facemetric.commands.check_findings import Side, close_of
+from facemetric.commands.checking import findings as kinds
+from facemetric.commands.checking.check import check_data, embed_sides
+from facemetric.commands.checking.findings import Side, close_of
 from facemetric.config import CheckConfig, PretrainConfig, make_config
 from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.index import ImageIndex, read_index

@@ -1,4 +1,4 @@
-"""What `facemetric eval` does: open the inputs, score them (eval_scores.py), write the files."""
+"""What `facemetric eval` does: open the inputs, score them (scores.py), write the files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.commands.embedding import Weights, check_config, is_stored
-from facemetric.commands.eval_inputs import EvalInputs, open_inputs
-from facemetric.commands.eval_scores import NEED_IMAGES, score
+from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
+from facemetric.commands.evaluating.scores import NEED_IMAGES, score
 from facemetric.config import (
     EvalConfig,
     check_least,

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from facemetric.commands.align_record import Line, Record
+from facemetric.commands.aligning.record import Line, Record
 from facemetric.config import AlignConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.images import BadImage

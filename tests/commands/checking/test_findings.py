@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemetric.commands.check_findings import (
+from facemetric.commands.checking.findings import (
     ACROSS,
     DUPLICATE,
     MISLABELLED,
@@ -22,7 +22,7 @@ from facemetric.commands.check_findings import (
     to_leave_out,
     unsure_kinds,
 )
-from facemetric.commands.check_sheets import captions_of
+from facemetric.commands.checking.sheets import captions_of
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.evaluation.audit.hashes import Pairs

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facemetric.commands.check_findings import (
+from facemetric.commands.checking.findings import (
     ACROSS,
     DUPLICATE,
     MISLABELLED,
@@ -26,7 +26,7 @@ from facemetric.commands.check_findings import (
     name_findings,
     unsure_kinds,
 )
-from facemetric.commands.check_sheets import draw_check_sheets
+from facemetric.commands.checking.sheets import draw_check_sheets
 from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
 from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options

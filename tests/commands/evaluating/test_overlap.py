@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from facemetric import evaluate
-from facemetric.commands.eval_overlap import ImageSet, among_readable, find_overlap, same_files
+from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap, same_files
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.figures import evaluation_text

@@ -19,7 +19,7 @@ from facemetric.commands.embedding import (
     open_weights,
     remove_lists,
 )
-from facemetric.commands.eval_overlap import ImageSet, among_readable, find_overlap
+from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from facemetric.commands.check_findings import KINDS, MISLABELLED, ONE_PERSON, TEST_NAME, TEST_PERSON, Finding
+from facemetric.commands.checking.findings import (
+    KINDS,
+    MISLABELLED,
+    ONE_PERSON,
+    TEST_NAME,
+    TEST_PERSON,
+    Finding,
+)
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.report.pictures import COLUMNS, MOST, Pictures, draw_sheet

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.commands.eval_inputs import EvalInputs, ListedPairs
-from facemetric.commands.eval_overlap import overlap_notes
+from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
+from facemetric.commands.evaluating.overlap import overlap_notes
 from facemetric.config import EvalConfig
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs

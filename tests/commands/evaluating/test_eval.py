@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 
 from facemetric import cluster, evaluate, load_embedder, visualize
 from facemetric.cli import main
-from facemetric.commands import eval_inputs
+from facemetric.commands.evaluating import inputs
 from facemetric.commands.run import figures_of_eval
 from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs, resolve
@@ -187,7 +187,7 @@ def test_the_pairs_are_looked_up_once(
     text = pairs.read_text().replace(f"{faces.name}/", "")
     (tmp_path / "pairs.csv").write_text(text)
     calls = []
-    monkeypatch.setattr(eval_inputs, "resolve", lambda *a, **o: calls.append(a) or resolve(*a, **o))
+    monkeypatch.setattr(inputs, "resolve", lambda *a, **o: calls.append(a) or resolve(*a, **o))
     options = NO_REPORT | {"pairs": tmp_path / "pairs.csv", "max_bad": 0.1}
     found = evaluate(untrained, data=table, compare=untrained, out=tmp_path / "out", **options)
     assert len(calls) == 1

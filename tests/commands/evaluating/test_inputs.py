@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facemetric import evaluate
-from facemetric.commands.eval_inputs import aligned
+from facemetric.commands.evaluating.inputs import aligned
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
 
