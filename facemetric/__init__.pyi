@@ -10,7 +10,7 @@ from pandas import DataFrame
 from facemetric.commands.aligning.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
-from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
@@ -120,8 +120,13 @@ def cluster(
     far: float = ...,
     method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
+    onto: str | Path | None = ...,
+    corrections: str | Path | None = ...,
+    must_link: str | Path | None = ...,
+    cannot_link: str | Path | None = ...,
     labels: bool = ...,
     sheets: int = ...,
+    page: bool = ...,
 ) -> Clustered: ...
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
