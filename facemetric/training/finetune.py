@@ -7,11 +7,13 @@ otherwise images are embedded in every step (tasks/on_images.py).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 
 from facemetric.config import FinetuneConfig, config_toml
 from facemetric.config.calls import takes_options
+from facemetric.data.index import ImageIndex
 from facemetric.data.lists import check_identities, with_at_least
 from facemetric.errors import DataError, plural
 from facemetric.files import write_bytes_whole
@@ -63,7 +65,8 @@ def finetune(config: FinetuneConfig) -> Trained:
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
         finished = at.epoch == config.epochs  # not ended by --max-steps
         if finished:
-            keep_hashes(run, Joined(split.train, split.unlabelled), config.weights, config.workers)
+            images = cast(ImageIndex, Joined(split.train, split.unlabelled))
+            keep_hashes(run, images, config.weights, config.workers)
         run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)
 
