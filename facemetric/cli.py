@@ -41,10 +41,12 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.build import read_toml
+from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
 from facemetric.model.weights_folder import find_weights
+from facemetric.training.run_folder import check_run_folder
 
 
 def shown_default(value: Any) -> str:
@@ -73,6 +75,8 @@ def check_words(config: Any) -> None:
     check_ranges(config)
     if isinstance(config, StageConfig):
         check_stage(config)
+    if isinstance(config, (PretrainConfig, FinetuneConfig)):
+        check_run_folder(config.out, config.resume)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
@@ -222,9 +226,9 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 @app.command
 def heads() -> None:
     """List the heads that pretrain can learn identities with; use one with --head NAME."""
-    from facemetric.model.heads import head_help
+    from facemetric.model.heads import heads_text
 
-    print(head_help())
+    print(heads_text())
 
 
 @app.command
@@ -249,7 +253,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, ignore_disk_error_in_thread
-    shown_before = show_progress(True)
+    shown_before, flags_before = show_progress(True), show_flags(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
@@ -271,6 +275,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     finally:
         threading.excepthook = before
         show_progress(shown_before)
+        show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 

@@ -10,6 +10,7 @@ from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
     AT_LEAST_2,
+    FOLDER,
     POSITIVE_SHARE,
     SEED,
     SHARE,
@@ -45,7 +46,7 @@ class EvalConfig:
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
     svm: bool = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
-    out: Path = Path("runs/eval")
+    out: Annotated[Path, FOLDER] = Path("runs/eval")
     """Folder for metrics.json, report.html, embeddings.npz, the curve and its pictures."""
     report: bool = True
     """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
@@ -74,7 +75,7 @@ class DataConfig:
     _: KW_ONLY
     weights: str = ""
     """A weights folder, a run folder or a shipped name."""
-    out: Path = Path("runs/embeddings")
+    out: Annotated[Path, FOLDER] = Path("runs/embeddings")
     """Folder for embeddings.npz and bad_images.csv."""
     flip: bool = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
@@ -103,7 +104,7 @@ class CalibrateConfig(DataConfig):
     """Text or csv file of identities that are one person, `a,b` a line."""
     case_twins: bool = False
     """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
-    out: Path = Path("runs/calibrate")
+    out: Annotated[Path, FOLDER] = Path("runs/calibrate")
     """Folder for embeddings.npz and bad_images.csv; the thresholds go into the weights' config.json."""
 
 
@@ -163,7 +164,7 @@ class ClusterConfig(FacesConfig, DataConfig):
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
     page: bool = True
     """Write groups.html: a page in which groups are named, joined and parted, and which saves --corrections."""
-    out: Path = Path("runs/cluster")
+    out: Annotated[Path, FOLDER] = Path("runs/cluster")
     """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
 
 
@@ -182,7 +183,7 @@ class CheckConfig(FacesConfig, DataConfig):
     """Text file of identities to leave out, as for pretrain."""
     leave_out_images: Path | None = None
     """Text file of images to leave out, as for pretrain."""
-    out: Path = Path("runs/check")
+    out: Annotated[Path, FOLDER] = Path("runs/check")
     """Folder for findings.csv, the lists made of it, check.json and the picture sheets."""
     chance: Annotated[float, SHARE] = 0.01
     """Pairs of identities listed by chance for each identity, 0..1; more of them, and more of the true ones."""
@@ -209,7 +210,7 @@ class VisualizeConfig(DataConfig):
     """Most images in the projector: people are drawn, those with two images first, 30 of one unless people are few."""
     map_images: Annotated[int, AT_LEAST_2] = 2000
     """Most images in a t-SNE picture, drawn in the same way."""
-    out: Path = Path("runs/visualize")
+    out: Annotated[Path, FOLDER] = Path("runs/visualize")
     """Folder for the projector's files and the png; give it to tensorboard --logdir."""
 
 
@@ -230,7 +231,7 @@ class ExportConfig:
     _: KW_ONLY
     to: Runtime = "onnx"
     """ONNX for ONNX Runtime and the browser, or OpenVINO."""
-    out: Path = Path("runs/export")
+    out: Annotated[Path, FOLDER] = Path("runs/export")
     """Folder for the file and export.json, which says how near it is to torch."""
     side: Annotated[int, Range(8)] = 112
     """Side in pixels of the aligned crops that the file takes."""

@@ -167,7 +167,10 @@ def gallery_probe(
     identity_N, identity_Q = identities[: len(gallery_ND)], identities[len(gallery_ND) :]
     gallery_images, probe_images = _Images(gallery_ND, identity_N), _Images(probe_QD, identity_Q)
     beside = " beside itself" if len(itself.probes) else ""
-    lacking = f"none of {len(identity_Q)} probes is of a person in the gallery{beside}; do their identities have one name?"
+    lacking = (
+        f"none of {len(identity_Q)} probes is of a person in the gallery{beside}; do their identities have one "
+        "name?"
+    )
     return _retrieve(probe_images, gallery_images, knn, recall, itself, lacking)
 
 
