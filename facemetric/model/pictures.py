@@ -19,6 +19,7 @@ from torch import Tensor
 from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
+from facemetric.faces.template import SIDE
 
 if TYPE_CHECKING:
     from facemetric.data.transforms import Transform
@@ -56,6 +57,14 @@ class ImageTransform:
         height, width = self.preprocess.size
         crop = f", crop={self.preprocess.crop}" if any(self.preprocess.crop) else ""
         return f"ImageTransform({width} x {height} pixels{crop}, {self.preprocess.interpolation})"
+
+
+def crop_side(preprocess: Preprocess) -> int:
+    """Side in pixels of the crops to cut from photographs for a network: 112, or what it sees where that is more.
+
+    A network for crops of 112 pixels takes up to 168, as it cuts and scales; one that takes more learned on larger ones."""
+    enough = eval_transform(preprocess).enough
+    return SIDE if enough <= 1.5 * SIDE else enough
 
 
 def pictures_in(pictures: Any) -> Iterable[Any]:
@@ -201,7 +210,8 @@ def faces_of(
         picture = waiting.popleft()
         if found.missing is not None and found.missing.unreadable:
             name = name_of(picture, number)
-            read_picture(picture, name)  # says in its own words what is wrong with it
+            if not Path(picture).is_file():
+                read_picture(picture, name)  # says so in its own words
             raise DataError(f"{name} cannot be read: {found.missing.reason}; give an image")
         yield picture, found
 
