@@ -197,7 +197,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
 def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
     """Group the images of DATA by person, without labels."""
     check_words(config)
-    from facemetric.commands.cluster import run_cluster
+    from facemetric.commands.clustering.cluster import run_cluster
 
     add_cwd_to_path()
     print(run_cluster(config).text())

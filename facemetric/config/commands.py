@@ -150,7 +150,7 @@ class ClusterConfig(FacesConfig, DataConfig):
     min_images: Annotated[int, AT_LEAST_1] = 3
     """Images alike to one, itself counted, that make it part of a chain of dbscan."""
     onto: Path | None = None
-    """An earlier run's out folder or clusters.csv: its groups keep their numbers, names and images; DATA is old and new."""
+    """An earlier run's out folder or clusters.csv: its groups keep numbers, names and images. DATA: old and new."""
     corrections: Path | None = None
     """Images that a person put into groups, `path,cluster,name` a line: groups.html saves such a csv."""
     must_link: Path | None = None

@@ -110,8 +110,7 @@ class Embedder(nn.Module):
         self.eval()
         try:
             for pixels_BHWC in batches_of(images, self.transform, batch_size, finder):
-                batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
-                emb_BD.append(embed_batch(self, batch, flip=flip).cpu().numpy())
+                emb_BD.append(self.embed_pixels(pixels_BHWC, flip=flip))
         finally:
             self.train(was_training)
         if not emb_BD:
@@ -132,6 +131,14 @@ class Embedder(nn.Module):
             min_quality=min_quality,
             size=crop_side(self.preprocess),
         )
+
+    def embed_pixels(
+        self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Unit embeddings (B, D) of RGB pixels of the network's own size, which `transform.pixels` gives; the embedder
+        is in evaluation mode already."""
+        batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
+        return embed_batch(self, batch, flip=flip).cpu().numpy()
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""

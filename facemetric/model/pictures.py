@@ -5,6 +5,7 @@ Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,17 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
+from facemetric.data.eval_transform import Transform, eval_transform
 from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
-from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
 from facemetric.faces.template import SIDE
 
 if TYPE_CHECKING:
-    from facemetric.data.transforms import Transform
+    from torch import Tensor
+
     from facemetric.faces.crops import FacesFound
     from facemetric.faces.finder import FaceFinder
 
@@ -41,6 +41,8 @@ class ImageTransform:
         self._cut: Transform = eval_transform(preprocess)
 
     def __call__(self, image: Image.Image) -> Tensor:
+        import torch
+
         pixels_1HWC = torch.from_numpy(self.pixels(image)[None])
         return normalise(pixels_1HWC, self.preprocess, "cpu")[0]
 
@@ -62,16 +64,27 @@ class ImageTransform:
 def crop_side(preprocess: Preprocess) -> int:
     """Side in pixels of the crops to cut from photographs for a network: 112, or what it sees where that is more.
 
-    A network for crops of 112 pixels takes up to 168, as it cuts and scales; one that takes more learned on larger ones."""
+    One that learned on crops of 112 pixels sees up to 168, as it cuts and scales; beyond, it learned on larger ones."""
     enough = eval_transform(preprocess).enough
     return SIDE if enough <= 1.5 * SIDE else enough
+
+
+def is_tensor(thing: Any) -> bool:
+    """Whether it is a tensor of torch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, torch.Tensor)
+
+
+def is_pixels(thing: Any) -> bool:
+    """Whether it is an array or a tensor."""
+    return isinstance(thing, np.ndarray) or is_tensor(thing)
 
 
 def pictures_in(pictures: Any) -> Iterable[Any]:
     """One picture, a batch (array NHWC, tensor NCHW) or several pictures, as pictures to go through."""
     if isinstance(pictures, (str, Path, Image.Image)):
         return [pictures]
-    if isinstance(pictures, (np.ndarray, Tensor)):
+    if is_pixels(pictures):
         if pictures.ndim == 4:
             return pictures
         if pictures.ndim in (2, 3):
@@ -121,19 +134,19 @@ def picture_size(picture: Any) -> tuple[int, int]:
     if isinstance(picture, Image.Image):
         turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return picture.size[::-1] if turned else picture.size
-    height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
+    height, width = picture.shape[-2:] if is_tensor(picture) else picture.shape[:2]
     return width, height
 
 
 def _pixels_of(picture: Any, name: str) -> npt.NDArray[np.uint8]:
     """uint8 (H, W, 3) of an array (H, W, 3) or (H, W), or of a tensor (3, H, W) or (1, H, W)."""
-    if not isinstance(picture, (np.ndarray, Tensor)):
+    if not is_pixels(picture):
         raise DataError(f"{name} is {_in_words(picture)}; needed are {KINDS}")
     if str(picture.dtype).removeprefix("torch.") != "uint8":
         raise DataError(
             f"{name} is {_in_words(picture)}; needed are pixels of 0..255 as uint8{_remedy(picture)}"
         )
-    if isinstance(picture, Tensor):
+    if is_tensor(picture):
         if picture.ndim != 3 or picture.shape[0] not in (1, 3):
             hint = "; permute(2, 0, 1) brings the colours first" if picture.shape[-1:] == (3,) else ""
             raise DataError(f"{name} is {_in_words(picture)}; needed is (3, H, W){hint}")
@@ -152,7 +165,7 @@ def _pixels_of(picture: Any, name: str) -> npt.NDArray[np.uint8]:
 def _remedy(picture: Any) -> str:
     """How to make uint8 of pixels of another type."""
     isfloat = "float" in str(picture.dtype)
-    cast = ".to(torch.uint8)" if isinstance(picture, Tensor) else ".astype('uint8')"
+    cast = ".to(torch.uint8)" if is_tensor(picture) else ".astype('uint8')"
     if isfloat and 0 not in picture.shape and float(picture.min()) >= 0 and float(picture.max()) <= 1:
         return f": (255 * x).round(){cast} makes them of 0..1"
     if isfloat:
@@ -162,9 +175,9 @@ def _remedy(picture: Any) -> str:
 
 def _in_words(picture: Any) -> str:
     """What came: a float32 tensor of shape (3, 4, 4) with values of 0..1."""
-    if not isinstance(picture, (np.ndarray, Tensor)):
+    if not is_pixels(picture):
         return f"a {type(picture).__name__}"
-    kind = "tensor" if isinstance(picture, Tensor) else "array"
+    kind = "tensor" if is_tensor(picture) else "array"
     dtype = str(picture.dtype).removeprefix("torch.")
     words = f"a {dtype} {kind} of shape {tuple(picture.shape)}"
     if "float" in dtype and 0 not in picture.shape:
