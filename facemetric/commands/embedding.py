@@ -42,6 +42,11 @@ class Weights:
         """The network, on a device such as `auto` or `cpu`."""
         return load_weights(self.folder, pick_device(device))
 
+    @property
+    def crop_side(self) -> int:
+        """Side in pixels of the crops to cut from photographs."""
+        return crop_side(Preprocess.from_dict(self.config["facemetric"]["preprocess"]))
+
     def seen(self, index: ImageIndex) -> Seen | None:
         """How much of the images is of their training, from a sample; None where they keep no hashes."""
         return training_images_seen(self.folder, index)
@@ -116,7 +121,7 @@ def faces_of_data(
         pictures=expected_pictures(weights.config),
         detector=config.detector,
         min_quality=config.min_quality,
-        size=crop_side(Preprocess.from_dict(weights.config["facemetric"]["preprocess"])),
+        size=weights.crop_side,
     )
     if finder is None:
         return index, {}

@@ -5,6 +5,7 @@ Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,8 +66,9 @@ def crop_side(preprocess: Preprocess) -> int:
     """Side in pixels of the crops to cut from photographs for a network: 112, or what it sees where that is more.
 
     One that learned on crops of 112 pixels sees up to 168, as it cuts and scales; beyond, it learned on larger ones."""
-    enough = eval_transform(preprocess).enough
-    return SIDE if enough <= 1.5 * SIDE else enough
+    (height, width), (left, top, right, bottom) = preprocess.size, preprocess.crop
+    seen = max(math.ceil(width / (1 - left - right)), math.ceil(height / (1 - top - bottom)))
+    return SIDE if seen <= 1.5 * SIDE else seen
 
 
 def is_tensor(thing: Any) -> bool:

@@ -273,7 +273,7 @@ def test_crops_among_photographs_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_processes_make_the_same_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facemetric.commands.align.CHUNK", 2)
+    monkeypatch.setattr("facemetric.faces.align.CHUNK", 2)
     (tmp_path / "photos" / "grace").mkdir(parents=True)
     for i in range(5):
         shutil.copy(HOPPER, tmp_path / "photos" / "grace" / f"{i:02}.jpg")
