@@ -23,7 +23,7 @@ from typing import Any
 # Where each public name is; torch is imported when the first that needs it is used, not by `import facemetric`.
 HOMES = {
     # commands
-    "align": "facemetric.commands.aligning.align",
+    "align": "facemetric.commands.align",
     "calibrate": "facemetric.commands.calibrate",
     "check_data": "facemetric.commands.checking.check",
     "cluster": "facemetric.commands.clustering.cluster",
@@ -40,7 +40,7 @@ HOMES = {
     "load_embedder": "facemetric.model.weights:load_weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
-    "Aligned": "facemetric.commands.aligning.align",
+    "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
     "Checked": "facemetric.commands.checking.check",
     "Clustered": "facemetric.commands.clustering.cluster",

@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
-from facemetric.commands.aligning.align import Aligned as Aligned
+from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
@@ -57,6 +57,7 @@ def align(
     crops: bool = ...,
     keep_missed: float = ...,
     detector: str = ...,
+    min_quality: float = ...,
     quality: int = ...,
     workers: int = ...,
 ) -> Aligned: ...

@@ -154,6 +154,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     check_words(config)
     from facemetric.commands.checking.check import run_check
 
+    add_cwd_to_path()
     print(run_check(config).text())
 
 
@@ -161,7 +162,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
     check_words(config)
-    from facemetric.commands.aligning.align import run_align
+    from facemetric.commands.align import run_align
 
     add_cwd_to_path()
     print(run_align(config).text())
@@ -202,6 +203,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     check_words(config)
     from facemetric.commands.clustering.cluster import run_cluster
 
+    add_cwd_to_path()
     print(run_cluster(config).text())
 
 

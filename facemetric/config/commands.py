@@ -44,6 +44,8 @@ class EvalConfig:
     """A second model on the same images: weights, or embeddings as .npz or .parquet."""
     fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
+    align: bool = False
+    """Find the faces of photographs of DATA and --gallery first, into `faces` in `out`; crops stay where they are."""
     svm: bool = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
     out: Annotated[Path, FOLDER] = Path("runs/eval")

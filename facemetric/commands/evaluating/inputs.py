@@ -30,6 +30,8 @@ from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.align import AlignOptions, cut_faces
+from facemetric.machine import say
 
 
 class ListedPairs(NamedTuple):
@@ -92,7 +94,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
-    images = read_images(config, pairs)
+    images = with_faces(config, read_images(config, pairs), weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     listed = None
     if pairs is not None:
@@ -100,6 +102,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         assert names is not None
         listed = list_pairs(pairs, names, config.out)
     gallery, gallery_images = open_gallery(config)
+    gallery_images = with_faces(config, gallery_images, weights, GALLERY)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
     require(
         second_weights is None or images is not None, "--compare with weights needs their images: give --data"
@@ -157,6 +160,20 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
         return index_files(pairs.paths(), Path(pairs.source).parent)
     except DataError as error:
         raise DataError(f"{error}; or say with --data which images the pairs name") from None
+
+
+def with_faces(
+    config: EvalConfig, images: ImageIndex | None, weights: Weights | None, of: str = ""
+) -> ImageIndex | None:
+    """With --align the faces of the images, cut into the out folder where they are photographs; else the images."""
+    if images is None or not config.align:
+        return images
+    require(weights is not None, "--align cuts faces for --weights; name some, or leave it out")
+    assert weights is not None
+    options = AlignOptions(size=weights.crop_side, given="auto")
+    found = cut_faces(images, config.out / (f"faces_{of}" if of else "faces"), options, workers=config.workers)
+    say(*filter(None, [found.text()]))
+    return found.index
 
 
 def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:
