@@ -130,6 +130,14 @@ class OnnxEmbedder:
             emb_BD = _unit(emb_BD + self._unit_rows(pixels_BHWC[:, :, ::-1]), self.file)
         return emb_BD
 
+    def colour_note(self, suspicion: str) -> str:
+        """A suspicion of colour_check, and what to change."""
+        beside, order = (
+            self.file.with_suffix(".toml").name,
+            "rgb" if self.preprocess.color == "bgr" else "bgr",
+        )
+        return f'{self.file}: {suspicion}; write color = "{order}" into {beside} beside it, if its author says so'
+
     def _unit_rows(self, pixels_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if not len(pixels_BHWC):
             return np.zeros((0, self.embedding_size), np.float32)
@@ -151,8 +159,9 @@ class OnnxEmbedder:
         if self.input.dtype is not np.uint8:
             pre = self.preprocess
             seen = seen[..., ::-1] if pre.color == "bgr" else seen
-            scale, shift = 1 / (255 * np.float64(pre.std)), -np.float64(pre.mean) / np.float64(pre.std)
-            seen = (seen * scale.astype(np.float32) + shift.astype(np.float32)).astype(self.input.dtype)
+            std, mean = np.array(pre.std), np.array(pre.mean)
+            seen = seen * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+            seen = seen.astype(self.input.dtype)
         return np.ascontiguousarray(seen if self.input.channels_last else seen.transpose(0, 3, 1, 2))
 
     def _outputs(self, seen: npt.NDArray[Any], names: list[str]) -> list[npt.NDArray[Any]]:

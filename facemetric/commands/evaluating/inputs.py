@@ -16,7 +16,7 @@ from facemetric.commands.embedding import (
     embed_images,
     is_stored,
     open_images,
-    open_weights,
+    open_model,
     remove_lists,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
@@ -85,9 +85,9 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
 
     Beside embeddings that were given, `data` only lends its pictures to the report, or to a second model."""
     pairs = read_pairs(config.pairs) if config.pairs else None
-    weights = open_weights(config.weights) if config.weights else None
+    weights = open_model(config.weights) if config.weights else None
     compared = bool(config.compare) and not is_stored(config.compare)
-    second_weights = open_weights(config.compare) if compared else None
+    second_weights = open_model(config.compare) if compared else None
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,10 @@ def embed(
     config: EvalConfig, weights: Weights, index: ImageIndex, needed: list[int], of: str = ""
 ) -> Embedded:
     """Embed the images and keep the table in the out folder. `of`: which set, as for embed_images."""
-    embedder = weights.load(config.device)
+    runtime = weights.runtime(
+        "auto" if weights.onnx is not None else config.runtime, config.device, len(index)
+    )
+    embedder = weights.network(config.device, runtime)
     embedded = embed_images(config, embedder, index, outcome="not scored", of=of, needed=needed)
     embedded.table.save(config.out / (f"embeddings_{of}.npz" if of else "embeddings.npz"))
     return embedded
