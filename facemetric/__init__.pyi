@@ -10,7 +10,7 @@ from pandas import DataFrame
 from facemetric.commands.aligning.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
-from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.vectors.embed import EmbeddedFile as EmbeddedFile
 from facemetric.commands.verify import Verdict as Verdict
@@ -202,6 +202,7 @@ def finetune(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -261,6 +262,7 @@ def pretrain(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -299,7 +301,6 @@ def pretrain(
     start_size: int = ...,
     embedding_size: int = ...,
     teacher: str | Path | Sequence[str | Path] = ...,
-    unlabelled: str | Path | Sequence[str | Path] = ...,
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
@@ -338,6 +339,7 @@ def verify(
     min_quality: float = ...,
     weights: str | Path = ...,
     far: float = ...,
+    frr: float = ...,
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...

@@ -2,7 +2,8 @@
 
     python tools/average_weights.py RUN RUN... --out FOLDER
 
-The mean was trained on the images of all of them: their hashes go along. It costs nothing at test time. Whether it is better than each of them, the validation people must say. Source:
+It costs nothing at test time. Whether it is better than each of them, the validation people must say. The mean was
+trained on the images of all of them: the hashes of these go along. Source:
 Wortsman et al. 2022, arXiv:2203.05482.
 """
 
@@ -52,7 +53,11 @@ def keep_hashes(folders: list[Path], out: Path) -> None:
     if len(kept) == len(found) and all(np.array_equal(kept[0].medians, one.medians) for one in kept):
         write_training_images(out, join_training_images(kept))
         return
-    why = "not all have hashes of their training images" if len(kept) < len(found) else "their hashes differ in kind"
+    why = (
+        "not all have hashes of their training images"
+        if len(kept) < len(found)
+        else "their hashes differ in kind"
+    )
     print(f"{why}: python tools/keep_training_images.py {out} --runs RUN... writes them")
 
 

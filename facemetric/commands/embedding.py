@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from facemetric.config import DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
+from facemetric.data.eval_transform import eval_transform
+from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.loader import load_batches
 from facemetric.errors import DataError, first_few
 from facemetric.evaluation.audit.seen import Seen, training_images_seen
 from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device, pick_workers, progress_shown, say
+from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.embedder import Embedder
 from facemetric.model.fast_path import cached_file, can_make, can_run, make_network, open_network
 from facemetric.model.onnx_embedder import OnnxEmbedder, required
@@ -52,6 +58,11 @@ class Weights:
     def pictures(self) -> str:
         """What pictures they expect: "faces", or "" for others."""
         return expected_pictures(self.config)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What a picture goes through before the network."""
+        return Preprocess.from_dict(self.config["facemetric"]["preprocess"])
 
     def load(self, device: str) -> Embedder:
         """The network, on a device such as `auto` or `cpu`."""
@@ -126,6 +137,16 @@ def open_weights(name: str) -> Weights:
 def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
     """The images of DATA; what was skipped is printed. `loose`: no folder for each identity."""
     return announced(read_index(sources, loose=loose))
+
+
+def colours_in(model: OnnxEmbedder | None, index: ImageIndex) -> str:
+    """A warning where anybody's model seems to take the colours of the images the wrong way round, else ""."""
+    if model is None or model.metadata:
+        return ""
+    rows = np.unique(np.linspace(0, len(index) - 1, min(CROPS, len(index))).astype(int))
+    (batch,) = load_batches(index, [rows], eval_transform(model.preprocess))
+    suspicion = colours_suspected(model.embed_pixels, batch.images.numpy())
+    return f"warning: {model.colour_note(suspicion)}" if suspicion else ""
 
 
 def check_config(config: DataConfig | EvalConfig) -> None:

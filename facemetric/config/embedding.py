@@ -6,18 +6,24 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.fields import AT_LEAST_1, FACES, SHARE, WORKERS  # noqa: F401 (types of FacesConfig too)
-from facemetric.config.photographs import Faces, FacesConfig  # noqa: F401
+from facemetric.config.fields import AT_LEAST_1, WORKERS
+from facemetric.config.photographs import FacesConfig
 
 NetworkRuntime = Literal["auto", "torch", "onnx"]
 
 
 @dataclass(frozen=True)
-class EmbedConfig(FacesConfig):
-    """Pictures to one table of embeddings: .parquet, .npz or .csv."""
+class PicturesOfPeople:
+    """Pictures, by position."""
 
     data: tuple[str, ...] = ()
     """Pictures: a folder of identities or of loose photographs, a csv (path,identity) or .tar files."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig(FacesConfig, PicturesOfPeople):
+    """Pictures to one table of embeddings: .parquet, .npz or .csv."""
+
     _: KW_ONLY
     weights: str = ""
     """A weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""

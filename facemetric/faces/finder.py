@@ -70,6 +70,12 @@ class FaceFinder:
         return found._replace(faces=(), missing=NoFace(reason))
 
 
+def crop_side(enough: int) -> int:
+    """Side of the crops for a network that can use pictures of so many pixels (`Transform.enough`): the template's own,
+    which networks for crops of 112 pixels see at 80 to 140, or larger for one that sees more."""
+    return SIDE if enough <= 1.5 * SIDE else enough
+
+
 def face_finder(
     faces: Faces, *, pictures: str, detector: str = "", min_quality: float = 0.0, size: int = SIDE
 ) -> FaceFinder | None:

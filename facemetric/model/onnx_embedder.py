@@ -33,6 +33,7 @@ from facemetric.model.pictures import ImageTransform, batches_of
 from facemetric.model.weights_folder import file_hash
 
 if TYPE_CHECKING:
+    from facemetric.faces.finder import FaceFinder, Faces
     from facemetric.model.pictures import Picture
 
 METADATA = "facemetric"  # key of the JSON text in the file's metadata
@@ -109,17 +110,33 @@ class OnnxEmbedder:
         return f"OnnxEmbedder({str(self.file)!r}, {width} x {height} pixels -> {self.embedding_size} numbers)"
 
     def embed(
-        self, images: Picture | Iterable[Picture], *, flip: bool = False, batch_size: int = 32
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        flip: bool = False,
+        batch_size: int = 32,
+        faces: Faces | FaceFinder = "off",
     ) -> npt.NDArray[np.float32]:
-        """Unit embeddings (N, D), float32, of N crops, in their order; the pictures are as for `Embedder.embed`.
-
-        `flip` averages with the mirror image. Raises DataError for what is no picture."""
+        """Unit embeddings (N, D), float32, of N pictures, in their order, as `Embedder.embed` gives them; `faces` says
+        whether faces are looked for, which needs torch. Raises DataError for what is no picture."""
+        finder = self.finder(faces)
         emb_BD = [
-            self.embed_pixels(pixels, flip=flip) for pixels in batches_of(images, self.transform, batch_size)
+            self.embed_pixels(pixels, flip=flip)
+            for pixels in batches_of(images, self.transform, batch_size, finder)
         ]
         if not emb_BD:
             raise DataError("no images came; needed is one or more")
         return np.concatenate(emb_BD)
+
+    def finder(self, faces: Faces | FaceFinder = "auto") -> FaceFinder | None:
+        """What finds the faces for this file, None where pictures are embedded as they are."""
+        if faces == "off":
+            return None
+        from facemetric.faces.finder import FaceFinder, crop_side, face_finder  # which need torch
+
+        if isinstance(faces, FaceFinder):
+            return faces
+        return face_finder(faces, pictures=self.pictures, size=crop_side(self.transform.enough))
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False

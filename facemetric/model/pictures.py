@@ -6,7 +6,8 @@ Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +21,9 @@ from facemetric.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from facemetric.faces.crops import FacesFound
+    from facemetric.faces.finder import FaceFinder
 
 Picture: TypeAlias = "str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor"
 """A file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W) or (1, H, W)."""
@@ -172,11 +176,60 @@ def _in_words(picture: Any) -> str:
     return words
 
 
-def batches_of(pictures: Any, transform: ImageTransform, batch_size: int) -> Iterator[npt.NDArray[np.uint8]]:
+def crops_of(pictures: Any, finder: FaceFinder | None, *, enough: int = 0) -> Iterator[Image.Image]:
+    """The most prominent face of each picture, cut to the template; a crop, and without a finder any picture, as it is.
+
+    Raises DataError for a picture without a face, with its name and the reason."""
+    if finder is None:
+        for number, picture in enumerate(pictures_in(pictures)):
+            yield read_picture(picture, f"picture {number}", enough=enough)
+        return
+    for number, (picture, found) in enumerate(faces_of(pictures, finder)):
+        name = picture_name(picture, number)
+        if found.missing is not None:
+            raise DataError(f"{name}: {found.missing.reason}; give a photograph with a face, or faces='off'")
+        face = found.take()
+        # A crop is read as it is read without a finder, to the same bits.
+        yield read_picture(picture, name, enough=enough) if face.was_crop else face.crop
+
+
+def faces_of(
+    pictures: Any, finder: FaceFinder, names: Sequence[str] = ()
+) -> Iterator[tuple[Any, FacesFound]]:
+    """Each picture with its faces, or with why there are none; `names` of pictures in messages.
+
+    Raises DataError where one cannot be read."""
+    waiting: deque[Any] = deque()
+
+    def name_of(picture: Any, number: int) -> str:
+        return names[number] if names else picture_name(picture, number)
+
+    def readable() -> Iterator[Any]:
+        for number, picture in enumerate(pictures_in(pictures)):
+            waiting.append(picture)
+            of_file = isinstance(picture, (str, Path))
+            yield picture if of_file else read_picture(picture, name_of(picture, number))
+
+    for number, found in enumerate(finder(readable())):
+        picture = waiting.popleft()
+        if found.missing is not None and found.missing.unreadable:
+            name = name_of(picture, number)
+            read_picture(picture, name)  # says in its own words what is wrong with it
+            raise DataError(f"{name} cannot be read: {found.missing.reason}; give an image")
+        yield picture, found
+
+
+def picture_name(picture: Any, number: int) -> str:
+    """A picture's name in messages: its path, or its place."""
+    return str(picture) if isinstance(picture, (str, Path)) else f"picture {number}"
+
+
+def batches_of(
+    pictures: Any, transform: ImageTransform, batch_size: int, finder: FaceFinder | None = None
+) -> Iterator[npt.NDArray[np.uint8]]:
     """uint8 (B, H, W, 3) at a time, so that memory holds `batch_size` pictures at the network's size and no more."""
     batch = []
-    for number, picture in enumerate(pictures_in(pictures)):
-        image = read_picture(picture, f"picture {number}", enough=transform.enough)
+    for image in crops_of(pictures, finder, enough=transform.enough):
         batch.append(transform.pixels(image))
         if len(batch) == batch_size:
             yield np.stack(batch)

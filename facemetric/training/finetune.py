@@ -27,6 +27,7 @@ from facemetric.training.split import Split, split_for
 from facemetric.training.stage import Setup, check_training, keep_hashes, load_start, warn_of_seen
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages
+from facemetric.training.tasks.teacher_rows import Joined
 from facemetric.training.validation import sum_up
 
 SINGLES = "identities_with_one_image.txt"
@@ -62,7 +63,7 @@ def finetune(config: FinetuneConfig) -> Trained:
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
         finished = at.epoch == config.epochs  # not ended by --max-steps
         if finished:
-            keep_hashes(run, split.train, config.weights, config.workers)
+            keep_hashes(run, Joined(split.train, split.unlabelled), config.weights, config.workers)
         run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)
 

@@ -13,6 +13,7 @@ from facemetric.commands.embedding import (
     GALLERY,
     SECOND,
     Weights,
+    colours_in,
     embed_images,
     is_stored,
     open_images,
@@ -138,11 +139,13 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
 
 
 def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str, ...]:
-    """A warning for each of some weights that were trained on the images."""
+    """A warning for each of some weights that were trained on the images, or seem to take their colours wrongly."""
     if images is None:
         return ()
     found = [(each.name, each.seen(images)) for each in models if each is not None]
-    return tuple(text for name, seen in found if seen is not None and (text := seen.text(name)))
+    colours = [colours_in(each.onnx, images) for each in models if each is not None]
+    trained = [seen.text(name) for name, seen in found if seen is not None]
+    return tuple(filter(None, [*trained, *colours]))
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:

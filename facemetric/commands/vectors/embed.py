@@ -95,7 +95,9 @@ def run_embed(config: EmbedConfig) -> EmbeddedFile:
     for file in (config.out, list_of_missing(config.out)):
         require(not file.exists(), f"{file} is there already, and nothing is overwritten; name another --out")
     weights = open_model(config.weights)
-    finder_of(config, weights.pictures)  # a misspelt detector is an error before the first picture
+    finder_of(
+        config, weights.preprocess, weights.pictures
+    )  # a misspelt detector is an error before the first picture
     device = distributed.start(config.device)
     index = open_images(config.data, loose=True)
     parts = Parts(config.out, len(index))

@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from facemetric.config import EmbedConfig
 from facemetric.data.eval_transform import eval_transform
-from facemetric.data.images import BadImage, Preprocess
+from facemetric.data.images import BadImage, Preprocess, decode
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import MAX_BYTES, load_batches
 from facemetric.errors import DataError
 from facemetric.faces.crops import Face, FacesFound
-from facemetric.faces.finder import FaceFinder, face_finder
+from facemetric.faces.finder import FaceFinder, crop_side, face_finder
 from facemetric.machine import pick_workers
 
 NO_FACE, UNREADABLE = "no face", "unreadable"
@@ -81,7 +82,7 @@ class Looker:
         ]
         missing = [several._replace(row=row) for row, several in found if isinstance(several, Missing)]
         missing = [each._replace(reason=unread.get(each.row, each.reason)) for each in missing]
-        pixels = [self.cut(face.crop) for _, _, face in faces]
+        pixels = [self.cut(self._crop(row, face)) for row, _, face in faces]
         size = (self.cut.height, self.cut.width, 3)
         return Batch(
             np.array([row for row, _, _ in faces], np.int64),
@@ -93,6 +94,12 @@ class Looker:
             np.stack(pixels) if pixels else np.zeros((0, *size), np.uint8),
             missing,
         )
+
+    def _crop(self, row: int, face: Face) -> Image.Image:
+        """The face's crop; a picture that is one already as evaluation reads it, to the same bits."""
+        if face.was_crop and min(face.crop.size) >= 2 * self.cut.enough:
+            return decode(self.index.read(row), enough=self.cut.enough)
+        return face.crop
 
     def _read(self, rows: Sequence[int], unread: dict[int, str]) -> Iterator[bytes]:
         """The files' bytes, one after the other; b"" for one that does not read, whose reason goes to `unread`."""
@@ -127,10 +134,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def finder_of(config: EmbedConfig, pictures: str) -> FaceFinder | None:
+def finder_of(config: EmbedConfig, pre: Preprocess, pictures: str) -> FaceFinder | None:
     """The finder that the options ask for, None where no face is looked for. `pictures` is what the weights expect."""
     return face_finder(
-        config.faces, pictures=pictures, detector=config.detector, min_quality=config.min_quality
+        config.faces,
+        pictures=pictures,
+        detector=config.detector,
+        min_quality=config.min_quality,
+        size=crop_side(eval_transform(pre).enough),
     )
 
 
@@ -144,7 +155,7 @@ def batches_in(
     """The faces of each batch of rows, in the order of the batches, by as many processes as the options say.
 
     Raises DataError where a process dies."""
-    finder = finder_of(config, pictures)
+    finder = finder_of(config, pre, pictures)
     if finder is None:
         return as_they_are(index, batches, pre, pick_workers(config.workers))
     job = (index, finder, pre, config.every_face)
