@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facemetric.commands.embedding import Network, Weights, open_images, open_model
-from facemetric.commands.vectors.files import Table, check_suffix, list_of_missing, write_missing, write_table
-from facemetric.commands.vectors.parts import PartBuilder, Parts
+from facemetric.commands.vectors.files import Table, check_suffix, write_missing, write_table
+from facemetric.commands.vectors.parts import PartBuilder, Parts, list_of_missing
 from facemetric.commands.vectors.pictures import NO_FACE, UNREADABLE, Batch, batches_in, finder_of
 from facemetric.config import EmbedConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options

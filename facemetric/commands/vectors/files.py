@@ -21,8 +21,9 @@ import csv
 import io
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +55,8 @@ def check_suffix(out: Path) -> None:
             raise ConfigError(f"--out {error}") from None
 
 
-def list_of_missing(out: Path) -> Path:
-    """The csv beside a table that lists the pictures without a row."""
-    return out.with_name(f"{out.stem}.left_out.csv")
-
-
-class Table(NamedTuple):
+@dataclass(frozen=True)
+class Table:
     """What the table is made of: the parts, the images they are of, and the weights' fingerprint."""
 
     parts: Parts

@@ -66,6 +66,11 @@ class PartBuilder:
         }
 
 
+def list_of_missing(out: Path) -> Path:
+    """The csv beside a table that lists the pictures without a row."""
+    return out.with_name(f"{out.stem}.left_out.csv")
+
+
 class Parts:
     """The folder of parts of one table. Pictures 0..`pictures` are in `count` parts.
 
@@ -94,7 +99,8 @@ class Parts:
         another process works on them."""
         job = {"format": FORMAT, **job}
         before = self.known_job()
-        if not before and self.folder.exists() and {path.name for path in self.folder.iterdir()} - {LOCK}:
+        there = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+        if not before and any(name != LOCK and not is_staged(name, JOB) for name in there):
             raise ConfigError(
                 f"{self.folder} is not a folder of facemetric embed; name another --out, or remove it"
             )
@@ -106,8 +112,15 @@ class Parts:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = Lock(self.folder / LOCK)
+        self._remove_staged()
         if not before:
             write_text_whole(self.folder / JOB, json.dumps(job, indent=2) + "\n", durable=True)
+
+    def _remove_staged(self) -> None:
+        """Remove what a killed process had begun to write beside the table; nobody else does while the lock is held."""
+        for path in self.out.parent.iterdir():
+            if any(is_staged(path.name, name) for name in (self.out.name, list_of_missing(self.out).name)):
+                path.unlink()
 
     def file(self, number: int) -> Path:
         """The file of a part."""
@@ -159,3 +172,8 @@ class Parts:
         for path in sorted(self.folder.glob("*.npz")):
             path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_staged(name: str, file: str) -> bool:
+    """Whether a name is that under which `write_whole` prepares a file of this name."""
+    return name.startswith(f".{file}.") and name.removeprefix(f".{file}.").isdigit()
