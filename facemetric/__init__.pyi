@@ -12,12 +12,14 @@ from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
+from facemetric.commands.vectors.embed import EmbeddedFile as EmbeddedFile
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
+from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
@@ -136,6 +138,24 @@ def cluster(
     page: bool = ...,
 ) -> Clustered: ...
 @overload
+def embed(config: EmbedConfig, /) -> EmbeddedFile: ...
+@overload
+def embed(
+    data: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    weights: str | Path = ...,
+    out: str | Path = ...,
+    every_face: bool = ...,
+    flip: bool = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
+    batch_size: int = ...,
+    device: str = ...,
+    workers: int = ...,
+) -> EmbeddedFile: ...
+@overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
 def evaluate(
@@ -155,6 +175,7 @@ def evaluate(
     folds: int = ...,
     max_bad: float = ...,
     batch_size: int = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
     seed: int = ...,
     device: str = ...,
     workers: int = ...,

@@ -26,6 +26,7 @@ from facemetric.config import (
     CheckConfig,
     ClusterConfig,
     DemoConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     FinetuneConfig,
@@ -45,7 +46,7 @@ from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
-from facemetric.model.weights_folder import find_weights
+from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
 from facemetric.training.run_folder import check_run_folder
 
 
@@ -59,8 +60,8 @@ def shown_default(value: Any) -> str:
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
-    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, cluster,\n"
-    "export).\n\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
+    "cluster, export).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -81,11 +82,12 @@ def check_words(config: Any) -> None:
         plan(config)
     if isinstance(config, VerifyConfig):
         check_pictures(config)
+    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
     weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
-    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig)) or weights:
-        find_weights(weights)
+    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
+        (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
-        find_weights(compared)
+        (find_onnx if is_onnx(compared) else find_weights)(compared)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 
@@ -166,6 +168,16 @@ def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -
 
     add_cwd_to_path()
     print(run_align(config).text())
+
+
+@app.command
+def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -> None:
+    """Embed the faces of DATA, photographs or crops, into one table: .parquet, .npz or .csv; resumable."""
+    check_words(config)
+    from facemetric.commands.vectors.embed import run_embed
+
+    add_cwd_to_path()
+    print(run_embed(config).text())
 
 
 @app.command

@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": "CalibrateConfig",
     "check_data": "CheckConfig",
     "cluster": "ClusterConfig",
+    "embed": "EmbedConfig",
     "evaluate": "EvalConfig",
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",

@@ -24,6 +24,7 @@ from facemetric.config.commands import (
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
 from facemetric.config.photographs import AlignConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
@@ -36,6 +37,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbedConfig",
     "EvalConfig",
     "ExportConfig",
     "FacesConfig",

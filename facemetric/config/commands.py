@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -28,7 +29,7 @@ class EvalConfig:
     """Verification of listed or of all pairs, nearest neighbours, identification; of one model or two."""
 
     weights: str = ""
-    """What to evaluate: a weights folder, a run folder or a shipped name."""
+    """What to evaluate: a weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""
     _: KW_ONLY
     pairs: Path | None = None
     """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt, the two-line CPLFW form, or InsightFace .bin."""
@@ -60,6 +61,8 @@ class EvalConfig:
     """Share of unreadable images above which the job stops, 0..1, of `data` and of `gallery`; a pair's always does."""
     batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images embedded at once."""
+    runtime: NetworkRuntime = "torch"
+    """What computes embeddings: torch, ONNX Runtime, or auto as for embed; figures move in their last digits."""
     seed: Annotated[int, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"

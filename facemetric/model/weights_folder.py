@@ -66,6 +66,18 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
+def is_onnx(name: str | Path) -> bool:
+    """Whether a name is that of an ONNX file, which eval and embed take in place of weights."""
+    return str(name).lower().endswith(".onnx")
+
+
+def find_onnx(name: str | Path) -> Path:
+    """The file of an ONNX model. Raises WeightsError where it is not there."""
+    if not Path(name).is_file():
+        raise WeightsError(f"{name}: no such file; name an ONNX file, a weights folder or a shipped name")
+    return Path(name)
+
+
 def find_weights(name: str | Path) -> Path:
     """The weights folder of a path or a shipped name. Raises WeightsError for neither."""
     if not str(name):
@@ -77,6 +89,10 @@ def find_weights(name: str | Path) -> Path:
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
         if (folder / CONFIG).is_file():
             return folder
+    if is_onnx(path) and path.is_file():
+        raise WeightsError(
+            f"{path} is an ONNX file, which `facemetric eval` and `facemetric embed` take; name a weights folder here"
+        )
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
     hint = did_you_mean(str(name), shipped) if shipped else ""
