@@ -52,7 +52,11 @@ def keep_hashes(folders: list[Path], out: Path) -> None:
     if len(kept) == len(found) and all(np.array_equal(kept[0].medians, one.medians) for one in kept):
         write_training_images(out, join_training_images(kept))
         return
-    why = "not all have hashes of their training images" if len(kept) < len(found) else "their hashes differ in kind"
+    why = (
+        "not all have hashes of their training images"
+        if len(kept) < len(found)
+        else "their hashes differ in kind"
+    )
     print(f"{why}: python tools/keep_training_images.py {out} --runs RUN... writes them")
 
 

@@ -152,7 +152,9 @@ def main() -> None:
             what = f"400 people, 100 listed pairs, accuracy {truth['accuracy']:.3f}"
             measure: Measure = partial(listed_sample, easy, 400, 50)
         elif row in listed:
-            if row == "counted":  # as lists of more than MANY_PAIRS pairs are; the last row, since it stays so
+            if (
+                row == "counted"
+            ):  # as lists of more than MANY_PAIRS pairs are; the last row, since it stays so
                 interval_module.MANY_PAIRS = 0
             drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
             truth = figures_of(verify_pairs(*drawn, fars=LISTED))

@@ -198,7 +198,9 @@ def numbered_members(members: Sequence[Member], names: dict[int, str], last: int
     return found
 
 
-def group(config: ClusterConfig, table: EmbeddingTable, threshold: float, known: Known) -> tuple[Clusters, Groups]:
+def group(
+    config: ClusterConfig, table: EmbeddingTable, threshold: float, known: Known
+) -> tuple[Clusters, Groups]:
     """The clusters of a table, by what is known of it, and what they are called."""
     options: dict[str, Any] = {"method": config.method, "min_images": config.min_images}
     clusters = find_clusters(table.embeddings, threshold, start=known.start, **options)

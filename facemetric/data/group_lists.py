@@ -51,7 +51,9 @@ def read_clusters(earlier: str | Path) -> GroupList:
     if path.is_dir():
         path = path / CLUSTERS
         if not path.is_file():
-            raise DataError(f"{earlier} has no {CLUSTERS}; give the out folder of an earlier cluster, or its csv")
+            raise DataError(
+                f"{earlier} has no {CLUSTERS}; give the out folder of an earlier cluster, or its csv"
+            )
     return _read_groups(path, confirmed=False)
 
 

@@ -165,7 +165,9 @@ class KnownGroups:
         brought_N = np.where(start.key != NOBODY, self.numbers(), NOBODY)
         have = brought_N != NOBODY
         counts = Counter(zip(cluster_N[have].tolist(), brought_N[have].tolist(), strict=True))
-        for (cluster, number), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0][1], item[0][0])):
+        for (cluster, number), _ in sorted(
+            counts.items(), key=lambda item: (-item[1], item[0][1], item[0][0])
+        ):
             give(cluster, number)
         fresh = max(self.last, self.firm.max(initial=NOBODY), self.earlier.max(initial=NOBODY)) + 1
         new = np.flatnonzero(number_C == NOBODY)

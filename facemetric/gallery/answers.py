@@ -99,10 +99,12 @@ class Added:
 
     def text(self) -> str:
         """What the terminal says."""
-        lines = [
-            f"{plural(self.faces, 'face')} of {plural(len(self.people), 'person', 'people')} enrolled in {self.path}, "
-            f"from {plural(self.photographs, 'photograph')}"
-        ]
+        lines = []
+        if self.faces or not self.already:
+            lines.append(
+                f"{plural(self.faces, 'face')} of {plural(len(self.people), 'person', 'people')} enrolled in {self.path}, "
+                f"from {plural(self.photographs, 'photograph')}"
+            )
         if self.already:
             lines.append(f"{plural(self.already, 'photograph')} enrolled before")
         if self.skipped:
