@@ -60,8 +60,11 @@ def enrol(
             added.skipped.append((seen.name, seen.missing))
         elif seen.rivals > 1 and not take_largest:
             added.skipped.append((seen.name, f"{seen.rivals} faces of like size; whose is it?"))
+        elif (face := seen.faces[seen.taken]).is_small:
+            reason = f"the face is {face.width:.0f} pixels wide, too small to tell people apart by; give a larger one"
+            added.skipped.append((seen.name, reason))
         else:
-            new.add(name, seen, seen.faces[seen.taken])
+            new.add(name, seen, face)
         if len(new.faces) >= COMMIT_FACES or (new.faces and time.monotonic() - last > COMMIT_SECONDS):
             _write(folder, new, added)
             new, last = _New(), time.monotonic()

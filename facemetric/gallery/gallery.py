@@ -298,7 +298,8 @@ class Gallery:
         chosen = self.threshold(fpir) if len(enrolled.names) > 1 else None
         rows = drawn_rows(len(enrolled), CHECKED)
         near = nearest_of(enrolled, rows)
-        twice, alike, unlike = [], {}, []
+        twice, unlike = [], []
+        alike: dict[tuple[str, str], float] = {}
         for i, row in enumerate(rows.tolist()):
             other, score = int(near.other_row[i]), float(near.other_score[i])
             if chosen is None or other < 0:

@@ -109,7 +109,7 @@ class PartRecord:
 def write_part(folder: Path, name: str, rows: Rows) -> PartRecord:
     """Write rows as a part; each of its files appears whole. Raises OSError (a full disk)."""
     people, person = np.unique(np.array(rows.names, dtype=object), return_inverse=True)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "embeddings": np.ascontiguousarray(rows.embeddings, np.float32),
         "person": person.astype(np.int32),
         "photo_hash": np.ascontiguousarray(rows.photo_hash, np.uint8),
