@@ -10,7 +10,7 @@ from pandas import DataFrame
 from facemetric.commands.aligning.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
-from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
@@ -126,8 +126,13 @@ def cluster(
     far: float = ...,
     method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
+    onto: str | Path | None = ...,
+    corrections: str | Path | None = ...,
+    must_link: str | Path | None = ...,
+    cannot_link: str | Path | None = ...,
     labels: bool = ...,
     sheets: int = ...,
+    page: bool = ...,
 ) -> Clustered: ...
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
@@ -176,6 +181,7 @@ def finetune(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -235,6 +241,7 @@ def pretrain(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -273,7 +280,6 @@ def pretrain(
     start_size: int = ...,
     embedding_size: int = ...,
     teacher: str | Path | Sequence[str | Path] = ...,
-    unlabelled: str | Path | Sequence[str | Path] = ...,
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
@@ -312,6 +318,7 @@ def verify(
     min_quality: float = ...,
     weights: str | Path = ...,
     far: float = ...,
+    frr: float = ...,
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...

@@ -192,6 +192,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
     check_words(config)
     from facemetric.commands.verify import run_verify
 
+    add_cwd_to_path()
     verdict = run_verify(config)
     print(json.dumps(verdict.to_dict()) if config.json else verdict.text())
 
@@ -200,7 +201,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
 def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
     """Group the images of DATA by person, without labels."""
     check_words(config)
-    from facemetric.commands.cluster import run_cluster
+    from facemetric.commands.clustering.cluster import run_cluster
 
     print(run_cluster(config).text())
 

@@ -59,7 +59,7 @@ RUNNERS = {
     "visualize": "facemetric.commands.visualize.run_visualize",
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
-    "cluster": "facemetric.commands.cluster.run_cluster",
+    "cluster": "facemetric.commands.clustering.cluster.run_cluster",
     "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.checking.check.run_check",

@@ -2,7 +2,8 @@
 
     python tools/average_weights.py RUN RUN... --out FOLDER
 
-The mean was trained on the images of all of them: their hashes go along. It costs nothing at test time. Whether it is better than each of them, the validation people must say. Source:
+It costs nothing at test time. Whether it is better than each of them, the validation people must say. The mean was
+trained on the images of all of them: the hashes of these go along. Source:
 Wortsman et al. 2022, arXiv:2203.05482.
 """
 

@@ -108,18 +108,26 @@ class CalibrateConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class VerifyConfig(FacesConfig):
-    """Two images: one person or two?"""
+class TwoPictures:
+    """Two pictures, by position."""
 
     image1: str = ""
-    """An image file."""
+    """A photograph, or a crop of a face."""
     image2: str = ""
     """Another one."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig(FacesConfig, TwoPictures):
+    """Two pictures: one person or two?"""
+
     _: KW_ONLY
     weights: str = ""
     """A weights folder, a run folder or a shipped name."""
     far: Annotated[float, POSITIVE_SHARE] = 1e-3
     """FAR of the stored threshold to judge by; `facemetric calibrate` stores them."""
+    frr: Annotated[float, POSITIVE_SHARE] = 0.01
+    """FRR of the stored threshold below which people differ, 0.05 or 0.01; from there to that of --far: cannot tell."""
     json: bool = False
     """Print one JSON object."""
     device: str = "auto"
@@ -142,7 +150,7 @@ class ClusterConfig(FacesConfig, DataConfig):
     min_images: Annotated[int, AT_LEAST_1] = 3
     """Images alike to one, itself counted, that make it part of a chain of dbscan."""
     onto: Path | None = None
-    """An earlier run's out folder or clusters.csv: its groups keep their numbers, names and images; DATA is old and new."""
+    """An earlier run's out folder or clusters.csv: its groups keep numbers, names and images. DATA: old and new."""
     corrections: Path | None = None
     """Images that a person put into groups, `path,cluster,name` a line: groups.html saves such a csv."""
     must_link: Path | None = None

@@ -1,6 +1,6 @@
-"""Options of the commands that look for faces in photographs."""
+"""Options of the commands that look for faces in photographs.
 
-from __future__ import annotations
+Annotations are evaluated here: cyclopts looks names up in the module of the config that inherits them."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,12 +13,15 @@ Faces = Literal["auto", "crops", "photographs", "off"]
 
 @dataclass(frozen=True)
 class FacesConfig:
-    """What the commands share that show or compare pictures: which faces of them count."""
+    """What the commands share that show or compare pictures: which faces of them count.
+
+    Named before a config whose options go by position, which then come first: `ClusterConfig(FacesConfig, DataConfig)`.
+    """
 
     _: KW_ONLY
     faces: Annotated[Faces, FACES] = "auto"
-    """crops of faces, photographs with faces, or auto: which of the two each is; off embeds pictures as they are.
-    Weights that know no faces, such as those of digits, take auto for off."""
+    """crops of faces, photographs with faces, or auto: which of the two each is; off embeds pictures as they are,
+    as auto does with weights that know no faces."""
     detector: Annotated[str, FACES] = ""
     """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
     min_quality: Annotated[float, FACES, SHARE] = 0.0

@@ -47,6 +47,8 @@ class StageConfig:
     """Share of the identities to validate on where no file names them, 0..1; 0 validates on none."""
     val_by: Annotated[ValBy, VALIDATION] = "identities"
     """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
+    unlabelled: Annotated[tuple[str, ...], DATA] = ()
+    """Images without identities: stage one learns them from --teacher; in stage two each is a person of its own."""
     leave_out: Annotated[Path | None, DATA] = None
     """Text file of identities to leave out."""
     leave_out_images: Annotated[Path | None, DATA] = None
@@ -134,8 +136,6 @@ class PretrainConfig(StageConfig):
 
     teacher: Annotated[tuple[str, ...], DATA] = ()
     """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
-    unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images that only the teacher knows, without identities. NAME=PATH names a source."""
     teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
     """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
     relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
@@ -197,7 +197,7 @@ class FinetuneConfig(StageConfig):
     images_per_identity: Annotated[int, OPTIMISATION, AT_LEAST_2] = 4
     """Images of each identity in a batch."""
     views: Annotated[int, AUGMENTATION, AT_LEAST_1] = 1
-    """Cached copies of each image with --freeze backbone: the plain one and views - 1 augmented ones."""
+    """Cached copies of each image with --freeze backbone: the plain and views - 1 augmented; 3 of --unlabelled ones."""
     cache: Annotated[Path | None, RUN] = None
     """Folder of the cached features; `features` beside the run folder where none is named."""
     memory: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
@@ -255,6 +255,10 @@ def check_stage(config: StageConfig) -> None:
             f"--memory mines triplets against past batches, and --loss is {config.loss}; leave out one of the two",
         )
         check_freeze(config)
+        require(
+            not config.unlabelled or config.freeze == ("backbone",),
+            "--unlabelled needs --freeze backbone in stage two: its positives are cached views of one image",
+        )
         check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
 

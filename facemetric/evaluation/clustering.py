@@ -240,10 +240,13 @@ def _agglomerative(
 
     The average cosine of two clusters is the product of their sums over their sizes, so no pair is looked up;
     and where it reaches the threshold some pair does, so only linked clusters are candidates. Chains of nearest
-    neighbours find the joins in any order (Müllner 2011, arXiv:1109.2378, section 3.2).
+    neighbours find the joins in any order (Müllner 2011, arXiv:1109.2378, section 3.2), and still do so where two
+    clusters may not become one: what is joined with either may not either.
     """
     n = len(unit_ND)
     state = _Merging(unit_ND.copy(), graph, threshold)
+    if start is not None:
+        state.begin(start)
     with progress_bar(total=n, desc="joining", unit="cluster") as bar:
         for first in range(n):
             chain = [first] if state.parent[first] == first and not state.done[first] else []

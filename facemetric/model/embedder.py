@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess, normalise
 from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.faces.template import SIDE
 from facemetric.model.pictures import ImageTransform, batches_of
 
 if TYPE_CHECKING:
@@ -90,26 +92,53 @@ class Embedder(nn.Module):
         *,
         flip: bool = False,
         batch_size: int = PIECE,
+        faces: Faces | FaceFinder = "auto",
     ) -> npt.NDArray[np.float32]:
-        """Unit embeddings (N, D), float32, of N face crops, in their order.
+        """Unit embeddings (N, D), float32, of N photographs or face crops, in their order.
 
         `images`: paths, PIL images, uint8 arrays (H, W, 3) and uint8 tensors (3, H, W), pixels RGB of 0..255, mixed
         as they come, in a list or from a generator; or one of them; or a batch (N, H, W, 3), a tensor (N, 3, H, W).
-        Crops are framed as those that the weights were trained on. `flip` averages with the mirror image, at twice
-        the cost. Memory holds `batch_size` images at once. The embedder stays on its device, and in its mode.
-        Raises DataError for anything else, for a file that cannot be read and where there is no image."""
+        `faces`: "photographs" finds the most prominent face of each, turns it upright and cuts it to the template;
+        "crops" checks that each shows a face and leaves it alone; "auto" looks which of the two each is, and is "off",
+        pictures as they are, where the weights know no faces (`pictures`); or a FaceFinder of your own making.
+        `flip` averages with the mirror image, at twice the cost. Memory holds `batch_size` images at once, and some 64
+        photographs. The embedder stays on its device, and in its mode.
+        Raises DataError for anything else, for a file that cannot be read, for a picture without a face, with its name
+        and the reason, and where there is no image."""
+        finder = self.finder(faces)
         emb_BD = []
         was_training = self.training
         self.eval()
         try:
-            for pixels_BHWC in batches_of(images, self.transform, batch_size):
-                batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
-                emb_BD.append(embed_batch(self, batch, flip=flip).cpu().numpy())
+            for pixels_BHWC in batches_of(images, self.transform, batch_size, finder):
+                emb_BD.append(self.embed_pixels(pixels_BHWC, flip=flip))
         finally:
             self.train(was_training)
         if not emb_BD:
             raise DataError("no images came; needed is one or more")
         return np.concatenate(emb_BD)
+
+    def finder(
+        self, faces: Faces | FaceFinder = "auto", *, detector: str = "", min_quality: float = 0.0
+    ) -> FaceFinder | None:
+        """What finds the faces for these weights (`face_finder`), its crops as large as the network can use; None
+        where pictures are embedded as they are."""
+        if isinstance(faces, FaceFinder):
+            return faces
+        # A network for crops of 112 pixels sees them at 80 to 140; one that sees more was trained on larger ones.
+        enough = self.transform.enough
+        size = SIDE if enough <= 1.5 * SIDE else enough
+        return face_finder(
+            faces, pictures=self.pictures, detector=detector, min_quality=min_quality, size=size
+        )
+
+    def embed_pixels(
+        self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Unit embeddings (B, D) of RGB pixels of the network's own size, which `transform.pixels` gives; the embedder
+        is in evaluation mode already."""
+        batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
+        return embed_batch(self, batch, flip=flip).cpu().numpy()
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""

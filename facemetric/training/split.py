@@ -44,6 +44,7 @@ class Split:
     train: ImageIndex
     val: ImageIndex | None
     origin: Origin
+    unlabelled: ImageIndex | None = None  # images to train on whose identity is not known
     closed: bool = False  # the validation images are of identities that are trained on
     known: bool = False  # the weights it begins with may have seen some of the validation identities
 
@@ -80,7 +81,19 @@ def read_split(config: StageConfig) -> Split:
         say(f"validating on {counted(val)} ({whose})")
     parts = [part.fingerprint for part in (index, val) if part is not None]
     origin = Origin(fingerprint, hashlib.sha256(" ".join(parts).encode()).hexdigest())
-    return Split(index, val, origin, closed=config.val_by == "images")
+    return Split(index, val, origin, read_unlabelled(config), closed=config.val_by == "images")
+
+
+def read_unlabelled(config: StageConfig) -> ImageIndex | None:
+    """The images of --unlabelled, without those of --leave-out-images."""
+    if not config.unlabelled:
+        return None
+    index = read_index(config.unlabelled, loose=True)
+    for note in index.notes:
+        say(note)
+    index = apply_lists(index, None, None, config.leave_out_images, say)
+    say(f"learning from {plural(len(index), 'unlabelled image')} as well")
+    return index
 
 
 def counted(index: ImageIndex) -> str:

@@ -29,7 +29,7 @@ class Positives(NamedTuple):
     at: list[Tensor]  # (n,) sorted reference row
     squared: list[Tensor]  # (n,) squared d_ap
     bound: list[Tensor]  # (n,) squared d_an below which the triplet is active
-    active: list[Tensor]  # (n,) active triplets, which is dL/d(d_ap)
+    active: list[Tensor]  # (n,) active triplets, in the end times the weight of the anchor: dL/d(d_ap)
 
 
 def valid_triplets(order: Order) -> int:
@@ -50,11 +50,12 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
     n_rows = order.prefix[0] if order.prefix else 0
     if order.whole and n_rows:
         n_rows = len(ops.left_MD)  # rows without a positive are still negatives of the others
+    weight_M, buffers = ops.weight_M, 2 if ops.weight_M is None else 3  # beside the distances
     walk = product_tiles(
         ops.left_MD[:n_rows],
         ops.right_ND,
         budget_mib=budget_mib,
-        buffers=3,
+        buffers=buffers + 1,
         triangle=order.whole and n_rows > 0,
     )
     count = partial(_count, order, positives, ladder := make_ladder(order.prefix, positives.bound))
@@ -62,14 +63,19 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
     spare = ops.left_MD.new_empty(0)
     for rows, cols, dist_RC in walk:
         if not len(spare):
-            spare = dist_RC.new_empty(2, dist_RC.numel())
-        weight_RC, scratch_RC = (b[: dist_RC.numel()].view(dist_RC.shape) for b in spare)
+            spare = dist_RC.new_empty(buffers, dist_RC.numel())
+        weight_RC, scratch_RC, *down_RC = (b[: dist_RC.numel()].view(dist_RC.shape) for b in spare)
         order.fill_same(dist_RC, rows, cols, FAR_AWAY[dist_RC.dtype])
         pairs = None if near is None else near.find(dist_RC, rows, cols)
         count(dist_RC, rows, weight_RC, scratch_RC, fresh=True, tally=True)
-        if order.whole:
-            # on the diagonal both sides are the same triplets: add their weights, count them once
+        if weight_M is not None:
+            weight_RC *= weight_M[rows, None]
+        # on the diagonal both sides are the same triplets: add their weights, count them once
+        if order.whole and weight_M is None:
             count(dist_RC.T, cols, weight_RC.T, scratch_RC.T, fresh=False, tally=rows != cols)
+        elif order.whole and weight_M is not None:
+            count(dist_RC.T, cols, down_RC[0].T, scratch_RC.T, fresh=True, tally=rows != cols)
+            weight_RC += down_RC[0].mul_(weight_M[cols])
         if near is not None and pairs is not None:
             near.add(pairs, weight_RC, one_side=order.whole and rows == cols)
         to_coefficient(weight_RC, dist_RC, rule)
@@ -87,13 +93,20 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
             m = min(len(active_n), len(active_mK))
             active_n[:m] = active_mK[:m, k]
     active, sum_ap = sum_an.new_zeros(()), sum_an.new_zeros(())
-    for squared, active_n in zip(positives.squared, positives.active, strict=True):
+    for active_n in positives.active:
         active += active_n.sum(dtype=torch.float64)
+    weight = active
+    if weight_M is not None:
+        weight = sum_an.new_zeros(())
+        for active_n in positives.active:
+            active_n *= weight_M[: len(active_n)]
+            weight += active_n.sum(dtype=torch.float64)
+    for squared, active_n in zip(positives.squared, positives.active, strict=True):
         sum_ap += (rule.distance(squared).double() * active_n).sum()
-    loss = sum_ap + rule.margin * active - sum_an
+    loss = sum_ap + rule.margin * weight - sum_an
     grads = gradients(ops, order, rule, out_ME, out_NE, positives, near)
     total = torch.stack([loss, active, sum_ap, sum_an])
-    return TripletSums(loss, active, valid_triplets(order), total, *grads)
+    return TripletSums(loss, weight, valid_triplets(order), total, *grads)
 
 
 def find_bounds(ops: Operands, order: Order, rule: Rule) -> Positives:

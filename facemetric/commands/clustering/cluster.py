@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.commands.cluster_groups import Groups, gone_note, group, look_up, read_given
+from facemetric.commands.clustering.groups import Groups, gone_note, group, look_up, read_given
 from facemetric.commands.embedding import announced, check_config, embed_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options

@@ -1,4 +1,4 @@
-"""Groups that stay: what `cluster` is told of its images (an earlier run, corrections, pairs), and what it made of it."""
+"""Groups that stay: what `cluster` is told of its images (an earlier run, corrections, pairs), and what came of it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
 from facemetric import calibrate, cluster, show_progress
-from facemetric.commands.cluster import cluster_records
+from facemetric.commands.clustering.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.clustering import agreement, find_clusters
