@@ -6,6 +6,7 @@
     vectors = embedder.embed(["a.jpg", "b.jpg"])       # (2, 256) float32, unit length
     fm.similarity(vectors, vectors)                    # cosine, (2, 2)
     fm.Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg").same
+    fm.Gallery("staff").identify("party.jpg").names
 
     fm.pretrain("faces", arch="lcnet_050", out="runs/one")
     fm.evaluate("runs/one", pairs="pairs.csv")
@@ -31,12 +32,14 @@ HOMES = {
     "evaluate": "facemetric.commands.evaluating.eval",
     "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
+    "identify": "facemetric.commands.identifying.identify",
     "pretrain": "facemetric.training.pretrain",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
     # models
     "Embedder": "facemetric.model.embedder",
+    "Gallery": "facemetric.gallery.gallery",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights:load_weights",
     "similarity": "facemetric.model.embedder",
@@ -49,6 +52,7 @@ HOMES = {
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",
     "Exported": "facemetric.commands.export",
+    "Identified": "facemetric.commands.identifying.identify",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -60,6 +64,7 @@ HOMES = {
     "EvalConfig": "facemetric.config",
     "ExportConfig": "facemetric.config",
     "FinetuneConfig": "facemetric.config",
+    "IdentifyConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
     "RunConfig": "facemetric.config",
     "VerifyConfig": "facemetric.config",

@@ -30,6 +30,11 @@ from facemetric.config import (
     EvalConfig,
     ExportConfig,
     FinetuneConfig,
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
     PretrainConfig,
     RunConfig,
     RunsConfig,
@@ -60,8 +65,11 @@ def shown_default(value: Any) -> str:
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
-    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
-    "cluster, export).\n\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,
+"
+    "gallery, identify, cluster, export).
+
+"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -219,6 +227,63 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     print(run_cluster(config).text())
 
 
+gallery = App(name="gallery", help="People enrolled in a folder, for `facemetric identify`.")
+app.command(gallery)
+
+
+@gallery.command
+def add(config: Annotated[GalleryAddConfig, Parameter(name="*")] = GalleryAddConfig()) -> None:
+    """Enroll people in GALLERY from a folder of identities, or one person from --name NAME PHOTO..."""
+    from facemetric.commands.gallery import check_add, run_add
+
+    check_add(config)
+    check_words(config)
+
+    add_cwd_to_path()
+    print(run_add(config).text())
+
+
+@gallery.command(name="list")
+def list_(config: Annotated[GalleryListConfig, Parameter(name="*")] = GalleryListConfig()) -> None:
+    """List the people of GALLERY, or the photographs of those named."""
+    from facemetric.commands.gallery import run_list
+
+    text, record = run_list(config)
+    print(json.dumps(record) if config.json else text)
+
+
+@gallery.command
+def remove(config: Annotated[GalleryRemoveConfig, Parameter(name="*")] = GalleryRemoveConfig()) -> None:
+    """Remove people, or --photos, from GALLERY and from the disk."""
+    from facemetric.commands.gallery import run_remove
+
+    print(run_remove(config))
+
+
+@gallery.command(name="check")
+def check_gallery(config: Annotated[GalleryCheckConfig, Parameter(name="*")] = GalleryCheckConfig()) -> None:
+    """Look through GALLERY for damaged files, one picture under two names, people who look like one."""
+    check_words(config)
+    from facemetric.commands.gallery import run_check
+
+    found = run_check(config)
+    print(json.dumps(found.to_dict()) if config.json else found.text())
+
+
+@app.command
+def identify(config: Annotated[IdentifyConfig, Parameter(name="*")] = IdentifyConfig()) -> None:
+    """Say who is on photographs, among the people of a gallery, or that it is nobody known."""
+    from facemetric.commands.gallery import check_identify
+
+    check_identify(config)
+    check_words(config)
+    from facemetric.commands.identifying.identify import run_identify
+
+    add_cwd_to_path()
+    found = run_identify(config)
+    print(found.to_json() if config.json else found.text())
+
+
 @app.command
 def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()) -> None:
     """Write weights as one ONNX file that takes crops as they are, and compare it with torch."""
@@ -337,6 +402,7 @@ def with_config_file(tokens: list[str]) -> list[str]:
     # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
     options: dict[str, Any] = dict.fromkeys(app, read)
     options["data"] = {"check": options["data"]}
+    options["gallery"] = dict.fromkeys(gallery, options["gallery"])
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "EvalConfig",
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",
+    "identify": "IdentifyConfig",
     "pretrain": "PretrainConfig",
     "run": "RunConfig",
     "verify": "VerifyConfig",

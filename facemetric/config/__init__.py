@@ -26,6 +26,13 @@ from facemetric.config.commands import (
 )
 from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
+from facemetric.config.gallery import (
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
+)
 from facemetric.config.photographs import AlignConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
@@ -42,6 +49,11 @@ __all__ = [
     "ExportConfig",
     "FacesConfig",
     "FinetuneConfig",
+    "GalleryAddConfig",
+    "GalleryCheckConfig",
+    "GalleryListConfig",
+    "GalleryRemoveConfig",
+    "IdentifyConfig",
     "PretrainConfig",
     "RunConfig",
     "RunsConfig",
