@@ -31,6 +31,7 @@ HOMES = {
     "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
     "pretrain": "facemetric.training.pretrain",
+    "push": "facemetric.commands.push",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
@@ -47,6 +48,7 @@ HOMES = {
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",
     "Exported": "facemetric.commands.export",
+    "Pushed": "facemetric.commands.push",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -58,6 +60,7 @@ HOMES = {
     "ExportConfig": "facemetric.config",
     "FinetuneConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
+    "PushConfig": "facemetric.config",
     "RunConfig": "facemetric.config",
     "VerifyConfig": "facemetric.config",
     "VisualizeConfig": "facemetric.config",

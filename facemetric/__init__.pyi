@@ -12,6 +12,7 @@ from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.check import Checked as Checked
 from facemetric.commands.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
+from facemetric.commands.push import Pushed as Pushed
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import AlignConfig as AlignConfig
@@ -22,6 +23,7 @@ from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
 from facemetric.config import PretrainConfig as PretrainConfig
+from facemetric.config import PushConfig as PushConfig
 from facemetric.config import RunConfig as RunConfig
 from facemetric.config import VerifyConfig as VerifyConfig
 from facemetric.config import VisualizeConfig as VisualizeConfig
@@ -283,6 +285,17 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+@overload
+def push(config: PushConfig, /) -> Pushed: ...
+@overload
+def push(
+    weights: str | Path = ...,
+    repo: str = ...,
+    *,
+    private: bool = ...,
+    replace: bool = ...,
+    dry_run: bool = ...,
+) -> Pushed: ...
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload

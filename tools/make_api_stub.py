@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",
     "pretrain": "PretrainConfig",
+    "push": "PushConfig",
     "run": "RunConfig",
     "verify": "VerifyConfig",
     "visualize": "VisualizeConfig",
