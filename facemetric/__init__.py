@@ -34,6 +34,7 @@ HOMES = {
     "finetune": "facemetric.training.finetune",
     "identify": "facemetric.commands.identifying.identify",
     "pretrain": "facemetric.training.pretrain",
+    "push": "facemetric.commands.push",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
@@ -53,6 +54,7 @@ HOMES = {
     "Evaluation": "facemetric.report.record",
     "Exported": "facemetric.commands.export",
     "Identified": "facemetric.commands.identifying.identify",
+    "Pushed": "facemetric.commands.push",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -66,6 +68,7 @@ HOMES = {
     "FinetuneConfig": "facemetric.config",
     "IdentifyConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
+    "PushConfig": "facemetric.config",
     "RunConfig": "facemetric.config",
     "VerifyConfig": "facemetric.config",
     "VisualizeConfig": "facemetric.config",

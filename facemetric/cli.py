@@ -36,6 +36,7 @@ from facemetric.config import (
     GalleryRemoveConfig,
     IdentifyConfig,
     PretrainConfig,
+    PushConfig,
     RunConfig,
     RunsConfig,
     StageConfig,
@@ -65,11 +66,8 @@ def shown_default(value: Any) -> str:
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
-    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,
-"
-    "gallery, identify, cluster, export).
-
-"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
+    "gallery, identify, cluster), hand on (export, push).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -291,6 +289,15 @@ def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()
     from facemetric.commands.export import export_text, run_export
 
     print(export_text(run_export(config)))
+
+
+@app.command
+def push(config: Annotated[PushConfig, Parameter(name="*")] = PushConfig()) -> None:
+    """Send weights and a card of their figures to the Hugging Face Hub; what is sent is shown first."""
+    check_ranges(config)
+    from facemetric.commands.push import run_push
+
+    print(run_push(config).text())
 
 
 @app.command

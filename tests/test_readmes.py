@@ -24,6 +24,7 @@ CONFIGS = {
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",
     "pretrain": "PretrainConfig",
+    "push": "PushConfig",
     "run": "RunConfig",
     "runs": "RunsConfig",
     "verify": "VerifyConfig",

@@ -29,6 +29,7 @@ COMMANDS = {
     "finetune": "FinetuneConfig",
     "identify": "IdentifyConfig",
     "pretrain": "PretrainConfig",
+    "push": "PushConfig",
     "run": "RunConfig",
     "verify": "VerifyConfig",
     "visualize": "VisualizeConfig",

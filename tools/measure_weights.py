@@ -46,7 +46,7 @@ from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config
+from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
 from facemetric.training.validation import CHOSEN_ON, FARS
 
@@ -225,18 +225,6 @@ def card_table(figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| measured | |\n|---|---|\n{lines}"
-
-
-def without_folders(value: Any) -> Any:
-    """Options with the names of files in place of their paths: where they lay is nobody's business."""
-    if isinstance(value, dict):
-        return {key: without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_folders(each) for each in value]
-    if isinstance(value, str) and "/" in value:
-        name, equals, path = value.rpartition("=")
-        return f"{name}{equals}{Path(path).name}"
-    return value
 
 
 def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | None = None) -> None:

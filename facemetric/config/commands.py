@@ -248,3 +248,20 @@ class ExportConfig:
     """Aligned crops on which the file is compared with torch, as for pretrain; drawn faces where none are named."""
     pairs: Path | None = None
     """Pairs of images of --data: the accuracy of torch and of each file is measured on them."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Weights and their card to the Hugging Face Hub."""
+
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    repo: str = ""
+    """OWNER/NAME on the Hub; made where there is none."""
+    _: KW_ONLY
+    private: bool = False
+    """Make it private: only its owner can read it. Of a repository that is public already, an error."""
+    replace: bool = False
+    """Put your files in the place of others of their names; without, that is an error."""
+    dry_run: bool = False
+    """Show what would be sent, and send nothing."""
