@@ -39,16 +39,17 @@
   // ---- pictures: one blob for each sprite, so that no element holds a long text ----
   const sprites = data.sprites.map(([uri, columns]) => {
     if (!uri) return null;
-    const bytes = atob(uri.slice(uri.indexOf(",") + 1));
-    const blob = new Blob([Uint8Array.from(bytes, (c) => c.charCodeAt(0))], { type: "image/jpeg" });
+    const text = atob(uri.slice(uri.indexOf(",") + 1));
+    const bytes = new Uint8Array(text.length);
+    for (let k = 0; k < text.length; k += 1) bytes[k] = text.charCodeAt(k);
+    const blob = new Blob([bytes], { type: "image/jpeg" });
     return { url: URL.createObjectURL(blob), columns };
   });
   data.sprites = null;
   const pictured = slot.reduce((most, s) => Math.max(most, s + 1), 0);
   function photo(i) {
     const button = make("button", { type: "button", className: "photo", title: paths[i], dataset: { photo: i } });
-    const pressed = chosen.has(i);
-    button.setAttribute("aria-pressed", String(pressed));
+    button.setAttribute("aria-pressed", String(chosen.has(i)));
     button.setAttribute("aria-label", paths[i]);
     const at = slot[i] < 0 ? null : sprites[Math.floor(slot[i] / sheet)];
     if (!at) {
@@ -69,7 +70,7 @@
   function card(number) {
     const own = members.get(number);
     const single = own.length === 1;
-    const tick = make("input", { type: "checkbox", checked: ticked.has(number), className: "tick" });
+    const tick = make("input", { type: "checkbox", className: "tick" });
     tick.setAttribute("aria-label", `Choose ${title(number)}`);
     const name = make("input", { className: "name", value: names.get(number) || "", placeholder: "Who is this?", autocomplete: "off" });
     name.setAttribute("aria-label", `Name of group ${number}`);
@@ -84,7 +85,21 @@
     const photos = make("div", { className: "photos" }, ...(all ? own : own.slice(0, SHOWN)).map(photo));
     if (!all) photos.append(make("button", { type: "button", className: "more" }, `Show all ${own.length.toLocaleString("en")}`));
     const kind = single ? "single" : "group";
-    return make("article", { id: `group-${number}`, className: ticked.has(number) ? `${kind} chosen` : kind, dataset: { group: number } }, head, photos);
+    return make("article", { id: `group-${number}`, className: kind, dataset: { group: number } }, head, photos);
+  }
+
+  // Cards that look as before are used again: a change among 10,000 photographs draws a few of them.
+  const drawn = new Map();
+  function cardOf(number) {
+    const looks = [names.get(number), isSure(number), opened.has(number), ...members.get(number)].join();
+    const before = drawn.get(number);
+    if (before && before.looks === looks) {
+      before.element.querySelector(".name").value = names.get(number) || "";
+      return before.element;
+    }
+    const element = card(number);
+    drawn.set(number, { looks, element });
+    return element;
   }
 
   // ---- the whole page ----
@@ -101,13 +116,23 @@
     gather();
     const numbers = [...members.keys()].filter(fits);
     numbers.sort((a, b) => members.get(b).length - members.get(a).length || a - b);
-    byId("groups").replaceChildren(...numbers.filter((n) => members.get(n).length > 1).map(card));
-    byId("singles").replaceChildren(...numbers.filter((n) => members.get(n).length === 1).map(card));
+    byId("groups").replaceChildren(...numbers.filter((n) => members.get(n).length > 1).map(cardOf));
+    byId("singles").replaceChildren(...numbers.filter((n) => members.get(n).length === 1).map(cardOf));
     byId("singles-section").hidden = !byId("singles").childElementCount;
     byId("empty").hidden = numbers.length > 0;
     byId("targets").replaceChildren(...[...names].filter(([n]) => members.has(n)).map(([, name]) => make("option", { value: name })));
     questions();
+    press();
     bars();
+  }
+  // Which photographs and groups are chosen, shown on what is drawn.
+  function press() {
+    document.querySelectorAll("[data-photo]").forEach((button) => button.setAttribute("aria-pressed", String(chosen.has(Number(button.dataset.photo)))));
+    document.querySelectorAll("[data-group]").forEach((place) => {
+      const on = ticked.has(Number(place.dataset.group));
+      place.classList.toggle("chosen", on);
+      place.querySelector(".tick").checked = on;
+    });
   }
   function questions() {
     const held = (number) => members.get(number).some((i) => sure[i]);
@@ -254,9 +279,7 @@
     } else if (!chosen.delete(i)) chosen.add(i);
     anchor = i;
     ticked.clear();
-    document.querySelectorAll("[data-photo]").forEach((button) => button.setAttribute("aria-pressed", String(chosen.has(Number(button.dataset.photo)))));
-    document.querySelectorAll(".tick").forEach((tick) => { tick.checked = false; });
-    document.querySelectorAll(".chosen").forEach((place) => place.classList.remove("chosen"));
+    press();
     bars();
   }
   document.addEventListener("click", (event) => {
@@ -268,17 +291,14 @@
     if (button.dataset.photo !== undefined) pick(Number(button.dataset.photo), event.shiftKey);
     else if (button.classList.contains("tick")) {
       if (!ticked.delete(number)) ticked.add(number);
-      place.classList.toggle("chosen", ticked.has(number));
-      if (chosen.size) {
-        chosen.clear();
-        document.querySelectorAll('[aria-pressed="true"]').forEach((each) => each.setAttribute("aria-pressed", "false"));
-      }
+      chosen.clear();
+      press();
       bars();
     } else if (button.classList.contains("here")) move([...chosen], number);
     else if (button.classList.contains("right")) change(() => {}, number);
     else if (button.classList.contains("more")) {
       opened.add(number);
-      place.replaceWith(card(number));
+      place.replaceWith(cardOf(number));
       bars();
     } else if (button.classList.contains("yes")) join([Number(pair.dataset.one), Number(pair.dataset.other)]);
     else if (button.classList.contains("no")) {
