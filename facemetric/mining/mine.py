@@ -120,7 +120,7 @@ def mine(
     rule = make_rule(margin, distance)
     if budget_mib is not None:
         budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
-    _check_shapes(embeddings_BD, labels_B, "embeddings")
+    check_shapes(embeddings_BD, labels_B, "embeddings")
     labels_B = labels_B.to(embeddings_BD.device)
     dtype = compute_dtype(embeddings_BD.dtype)
     if dtype == torch.float32 and _ties_matter(embeddings_BD, kernel, rule, distance):
@@ -130,7 +130,7 @@ def mine(
     y_BD = compute_rows(embeddings_BD, distance)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
-        _check_shapes(*anchors, "anchors")
+        check_shapes(*anchors, "anchors")
         if anchors[0].shape[1] != embeddings_BD.shape[1]:
             raise DataError(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
@@ -149,7 +149,7 @@ def mine(
                 grad.mul_(scale)
         if loss.dtype != dtype:
             loss = loss.to(dtype)
-    loss = _Attach.apply((loss, sums.grad_ND, grad_MD), y_BD, x_MD)
+    loss = attach(loss, sums.grad_ND, y_BD, grad_MD, x_MD)
     return Mined(loss, sums.valid, weight, sums.lazy_parts, _Triplets(batch, sums.chosen))
 
 
@@ -207,6 +207,13 @@ class _Triplets(Details):
         return loss_M
 
 
+def attach(
+    loss: Tensor, grad_BD: Tensor, y_BD: Tensor, grad_MD: Tensor | None = None, x_MD: Tensor | None = None
+) -> Tensor:
+    """A loss whose gradient for y, and for x where there is one, is known."""
+    return _Attach.apply((loss, grad_BD, grad_MD), y_BD, x_MD)
+
+
 class _Attach(torch.autograd.Function):
     """A loss that is already known, with its gradient for the embeddings and for anchors apart from them."""
 
@@ -250,7 +257,8 @@ def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> 
     return distance == "cosine" and (kernel.ties_count or kernel.ties_choose) and on_a_grid(rows_BD.detach())
 
 
-def _check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+def check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+    """DataError unless there are rows (B, D) with a label each."""
     if rows_BD.dim() != 2 or labels_B.dim() != 1 or len(labels_B) != len(rows_BD):
         raise DataError(
             f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"
