@@ -37,7 +37,7 @@ HOMES = {
     # models
     "Embedder": "facemetric.model.embedder",
     "Verifier": "facemetric.commands.verify",
-    "load_embedder": "facemetric.model.weights:load_weights",
+    "load_embedder": "facemetric.model.weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
     "Aligned": "facemetric.commands.aligning.align",

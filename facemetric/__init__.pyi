@@ -34,12 +34,11 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
 
 __version__: str
-load_embedder = load_weights
 
 @overload
 def align(config: AlignConfig, /) -> Aligned: ...

@@ -42,7 +42,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config
 from facemetric.training.split import read_split
 
@@ -219,7 +219,7 @@ def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | N
     machine go along, and thresholds stay behind. `size` and `crop` change the picture that the network sees."""
     ours = read_config(source)["facemetric"]
     hashes = read_training_images(source)
-    embedder = load_weights(source)
+    embedder = load_embedder(source)
     pre = embedder.preprocess
     side = size or pre.size[0]
     embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
@@ -260,7 +260,7 @@ def main() -> None:
             thresholds = read_config(folder)["facemetric"].get("thresholds", {})
         ship(folder, options.ship, size=options.size, crop=options.crop)
         folder = options.ship
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     figures: dict[str, Any] = {
         "flip": options.flip,
         "images_per_second": images_per_second(embedder, False),

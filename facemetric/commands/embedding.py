@@ -18,7 +18,7 @@ from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device, pick_workers, progress_shown, say
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.run_folder import BAD_IMAGES
 
@@ -36,7 +36,7 @@ class Weights:
 
     def load(self, device: str) -> Embedder:
         """The network, on a device such as `auto` or `cpu`."""
-        return load_weights(self.folder, pick_device(device))
+        return load_embedder(self.folder, pick_device(device))
 
     def seen(self, index: ImageIndex) -> Seen | None:
         """How much of the images is of their training, from a sample; None where they keep no hashes."""
