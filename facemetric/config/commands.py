@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -28,7 +29,7 @@ class EvalConfig:
     """Verification of listed or of all pairs, nearest neighbours, identification; of one model or two."""
 
     weights: str = ""
-    """What to evaluate: a weights folder, a run folder or a shipped name."""
+    """What to evaluate: a weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""
     _: KW_ONLY
     pairs: Path | None = None
     """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt, the two-line CPLFW form, or InsightFace .bin."""
@@ -44,6 +45,8 @@ class EvalConfig:
     """A second model on the same images: weights, or embeddings as .npz or .parquet."""
     fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
+    align: bool = False
+    """Find the faces of photographs of DATA and --gallery first, into `faces` in `out`; crops stay where they are."""
     svm: bool = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
     out: Annotated[Path, FOLDER] = Path("runs/eval")
@@ -58,6 +61,8 @@ class EvalConfig:
     """Share of unreadable images above which the job stops, 0..1, of `data` and of `gallery`; a pair's always does."""
     batch_size: Annotated[int, AT_LEAST_1] = 256
     """Images embedded at once."""
+    runtime: NetworkRuntime = "torch"
+    """What computes embeddings: torch, ONNX Runtime, or auto as for embed; figures move in their last digits."""
     seed: Annotated[int, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"
@@ -243,3 +248,20 @@ class ExportConfig:
     """Aligned crops on which the file is compared with torch, as for pretrain; drawn faces where none are named."""
     pairs: Path | None = None
     """Pairs of images of --data: the accuracy of torch and of each file is measured on them."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Weights and their card to the Hugging Face Hub."""
+
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    repo: str = ""
+    """OWNER/NAME on the Hub; made where there is none."""
+    _: KW_ONLY
+    private: bool = False
+    """Make it private: only its owner can read it. Of a repository that is public already, an error."""
+    replace: bool = False
+    """Put your files in the place of others of their names; without, that is an error."""
+    dry_run: bool = False
+    """Show what would be sent, and send nothing."""

@@ -55,6 +55,8 @@ class AlignConfig:
     """Where no face is found, keep the middle square of this share of the shorter side, 0..1; 0 keeps nothing."""
     detector: str = ""
     """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
+    min_quality: Annotated[float, SHARE] = 0.0
+    """Faces below this quality do not count, 0..1: of sharpness, size, pose and face score."""
     quality: Annotated[int, Range(1, 100)] = 95
     """Of the JPEGs, 1..100."""
     workers: Annotated[int, WORKERS] = -1

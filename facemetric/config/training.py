@@ -58,6 +58,8 @@ class StageConfig:
     """Text or csv file of identities that are one person, `a,b` a line."""
     case_twins: Annotated[bool, DATA] = False
     """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
+    align: Annotated[bool, DATA] = False
+    """Find the faces of photographs first, once, into `faces` in the run folder; aligned crops stay where they are."""
     max_bad: Annotated[float, DATA, SHARE] = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 

@@ -21,8 +21,7 @@ from torch.nn import functional
 from facemetric.data.images import Preprocess, normalise
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.faces.finder import FaceFinder, Faces, face_finder
-from facemetric.faces.template import SIDE
-from facemetric.model.pictures import ImageTransform, batches_of
+from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,11 +124,12 @@ class Embedder(nn.Module):
         where pictures are embedded as they are."""
         if isinstance(faces, FaceFinder):
             return faces
-        # A network for crops of 112 pixels sees them at 80 to 140; one that sees more was trained on larger ones.
-        enough = self.transform.enough
-        size = SIDE if enough <= 1.5 * SIDE else enough
         return face_finder(
-            faces, pictures=self.pictures, detector=detector, min_quality=min_quality, size=size
+            faces,
+            pictures=self.pictures,
+            detector=detector,
+            min_quality=min_quality,
+            size=crop_side(self.preprocess),
         )
 
     def embed_pixels(

@@ -27,7 +27,15 @@ from facemetric.commands.checking.findings import (
     unsure_kinds,
 )
 from facemetric.commands.checking.sheets import draw_check_sheets
-from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
+from facemetric.commands.embedding import (
+    TEST,
+    announced,
+    bad_images_of,
+    check_config,
+    faces_of_data,
+    list_bad,
+    remove_lists,
+)
 from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
@@ -158,6 +166,8 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
     index = announced(read_index(data), f"{of}: " if of else "")
     if not of:
         index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    if config.weights:
+        index, _ = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
     path = bad_images_of(config.out, of)
     list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
