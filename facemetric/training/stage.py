@@ -24,7 +24,7 @@ from facemetric.mining.losses import Loss, LossOptions, resolve_loss
 from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.heads import check_head
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import FACES, find_weights, provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -142,7 +142,7 @@ def parse_arch_args(text: str) -> dict[str, Any]:
 
 def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | str = "cpu") -> Embedder:
     """The embedder of --weights, with the crop and the size of picture that the options ask for."""
-    embedder = load_weights(config.weights)
+    embedder = load_embedder(config.weights)
     pre, side = embedder.preprocess, config.image_size
     embedder.preprocess = replace(
         pre, crop=config.crop if any(config.crop) else pre.crop, size=(side, side) if side else pre.size
