@@ -22,7 +22,6 @@ from facemetric.machine import pick_workers
 from facemetric.model.weights_folder import find_weights
 from facemetric.training.run_folder import CONFIG
 from facemetric.training.split import read_split
-from facemetric.training.tasks.distillation import read_unlabelled
 from facemetric.training.tasks.teacher_rows import Joined
 
 
@@ -30,10 +29,9 @@ def images_of(run: Path) -> ImageIndex | Joined:
     """The images that a run was trained on, with a name or without."""
     options = read_toml(run / CONFIG, remedy="; name the folder of a run")
     config = make_config(PretrainConfig if "arch" in options else FinetuneConfig, **options)
-    train = read_split(config).train
-    if isinstance(config, FinetuneConfig):
-        return with_at_least(train, 2)[0]
-    return Joined(train, read_unlabelled(config))
+    split = read_split(config)
+    train = with_at_least(split.train, 2)[0] if isinstance(config, FinetuneConfig) else split.train
+    return Joined(train, split.unlabelled)
 
 
 def main() -> None:
