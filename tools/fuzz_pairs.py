@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facemetric.commands.eval_inputs import list_pairs
+from facemetric.commands.evaluating.inputs import list_pairs
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable

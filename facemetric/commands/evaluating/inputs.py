@@ -36,7 +36,7 @@ from facemetric.machine import say
 
 
 class ListedPairs(NamedTuple):
-    """Listed pairs, each once, and the rows int32 (P,) of both their images; `notes` say what was left out, and more."""
+    """Listed pairs, each once, and the rows int32 (P,) of both their images; `notes` say what was left out."""
 
     pairs: Pairs
     rows_a: npt.NDArray[np.int32]
