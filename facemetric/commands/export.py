@@ -21,7 +21,7 @@ from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.pairs import read_pairs
 from facemetric.data.transforms import eval_transform
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import ConfigError, DataError, plural
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
@@ -244,7 +244,9 @@ def openvino_embed(file: Path) -> Embed:
 
 def export_text(found: Exported) -> str:
     """What the terminal says."""
-    lines = [f"exported to {found.folder}, compared with torch on {found.images} images ({found.source})"]
+    lines = [
+        f"exported to {found.folder}, compared with torch on {plural(found.images, 'image')} ({found.source})"
+    ]
     for each in found.files:
         line = (
             f"{each.file:<16} {each.megabytes:.1f} MB  largest difference {each.largest_difference:.1e}, "

@@ -27,6 +27,7 @@ from facemetric.config.fields import (
     Range,
     check_ranges,
 )
+from facemetric.errors import plural
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
@@ -289,7 +290,8 @@ def check_batch(config: FinetuneConfig) -> None:
     size, images = config.batch_size, config.images_per_identity
     require(
         size // images >= 2,
-        f"--batch-size {size} holds {size // images} identities of {images} images; two are needed: raise --batch-size",
+        f"--batch-size {size} holds {plural(size // images, 'identity', 'identities')} of {images} images; two "
+        "are needed: raise --batch-size",
     )
     require(
         config.projection_init == "identity" or config.embedding_size > 0,

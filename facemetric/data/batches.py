@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, plural
 
 SHUFFLED, IDENTITIES = 1, 2  # so that two samplers of one seed do not share their random numbers
 
@@ -77,7 +77,7 @@ class ShuffledBatches:
             self.count = int(np.minimum(np.unique(self.labels, return_counts=True)[1], cap).sum())
         if self.count < (batch_size if drop_last else 1):
             raise ConfigError(
-                f"{self.count} images, a batch needs {batch_size}; lower --batch-size to {self.count}"
+                f"{plural(self.count, 'image')}, a batch needs {batch_size}; lower --batch-size to {self.count}"
             )
         self.batch_size, self.seed, self.share = batch_size, seed, (rank, world_size)
         self.steps = self.count // batch_size if drop_last else -(-self.count // batch_size)
@@ -117,7 +117,9 @@ class IdentityBatches:
         self.counts = np.bincount(self.labels)
         found = len(self.counts)
         if found < self.p:
-            raise ConfigError(f"{found} identities, the batch needs {self.p}; ask for {found} or less")
+            raise ConfigError(
+                f"{plural(found, 'identity', 'identities')}, the batch needs {self.p}; ask for {found} or less"
+            )
         self.starts = np.cumsum(self.counts) - self.counts
         self.seed, self.share = seed, (rank, world_size)
         self.steps = steps or -(-len(self.labels) // (self.p * self.k))
