@@ -46,7 +46,7 @@ from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config
+from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
 from facemetric.training.validation import CHOSEN_ON, FARS
 
@@ -76,7 +76,9 @@ def on_lfw(weights: Path, data: Path, flip: bool) -> dict[str, Any]:
         figures |= {"lfw_auc": verification.auc, "lfw_eer": verification.eer}
         # Not those that 3,000 impostors cannot support.
         figures |= {
-            f"lfw_tar_at_far_{p.wanted:g}": p.tar for p in verification.points if not math.isnan(p.tar)
+            f"lfw_tar_at_far_{p.wanted:g}": p.true_rate
+            for p in verification.points
+            if not math.isnan(p.true_rate)
         }
         for name, interval in found.intervals.items():
             figures[f"lfw_{name}_95"] = [interval.low, interval.high]
@@ -151,7 +153,7 @@ def on_validation(embedder: Embedder, val: ImageIndex, flip: bool) -> dict[str, 
     """All pairs of the validation identities, and how often relatives pass for one person."""
     table = embed_index(embedder, val, flip=flip, progress="validation").table
     found = verify_all_pairs(table.embeddings, table.identities, fars=(1e-2, 1e-3, 1e-4))
-    figures = {f"val_tar_at_far_{p.wanted:g}": p.tar for p in found.points}
+    figures = {f"val_tar_at_far_{p.wanted:g}": p.true_rate for p in found.points}
     figures |= {"val_eer": found.eer, "val_auc": found.auc}
     return figures | {"val_relatives_far_at_far_0.01": relatives(table, found.points[0])}
 
@@ -223,18 +225,6 @@ def card_table(figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"| measured | |\n|---|---|\n{lines}"
-
-
-def without_folders(value: Any) -> Any:
-    """Options with the names of files in place of their paths: where they lay is nobody's business."""
-    if isinstance(value, dict):
-        return {key: without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_folders(each) for each in value]
-    if isinstance(value, str) and "/" in value:
-        name, equals, path = value.rpartition("=")
-        return f"{name}{equals}{Path(path).name}"
-    return value
 
 
 def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | None = None) -> None:

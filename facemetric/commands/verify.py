@@ -191,7 +191,7 @@ class Verifier:
         else:
             crops = self._faces_of((a, b), names, self.finder, notes, faces)
         emb_2D = self.embedder.embed(crops, flip=self.stored.flip, faces="off")
-        score = float(similarity(emb_2D[0], emb_2D[1])[0, 0])
+        score = float(similarity(emb_2D[0], emb_2D[1]))
         found = self.answers.probability if self.answers is not None else None
         return Verdict(
             score >= self.threshold,

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.fields import FACES, SHARE, WORKERS, Range
+from facemetric.config.fields import FACES, FOLDER, SHARE, WORKERS, Range
 
 Faces = Literal["auto", "crops", "photographs", "off"]
 
@@ -35,7 +35,7 @@ class AlignConfig:
     photos: tuple[str, ...] = ()
     """Photographs: a folder of identities or of loose photographs, a csv (path,identity) or .tar files."""
     _: KW_ONLY
-    out: Path = Path("faces")
+    out: Annotated[Path, FOLDER] = Path("faces")
     """Folder for the crops, named as their photographs, and aligned.csv; the same command again goes on there."""
     size: Annotated[int, Range(16, 4096)] = 112
     """Side of a crop in pixels, 16..4096; the template grows with it."""

@@ -14,6 +14,7 @@ from facemetric.config.fields import (
     AUGMENTATION,
     COMMON,
     DATA,
+    FOLDER,
     MODEL,
     OPTIMISATION,
     POSITIVE,
@@ -121,7 +122,7 @@ class PretrainConfig(StageConfig):
     """Stage one: a backbone learns identities with cross-entropy."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/pretrain")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/pretrain")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the best weights."""
     arch: Annotated[str, COMMON] = "mobilenetv4_conv_small"
     """Any backbone of timm, by its name there."""
@@ -174,7 +175,7 @@ class FinetuneConfig(StageConfig):
     """Stage two: a projection, or everything, learns distances from online triplets."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/finetune")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/finetune")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the better weights of start and end."""
     weights: Annotated[str, COMMON] = ""
     """Weights to start from: a weights folder, a run folder or a shipped name."""
@@ -224,7 +225,7 @@ class FinetuneConfig(StageConfig):
 class DemoConfig:
     """The whole story on faces drawn by facemetric itself."""
 
-    out: Path = Path("runs/demo")
+    out: Annotated[Path, FOLDER] = Path("runs/demo")
     """Folder for the drawn faces, the runs and the result."""
     _: KW_ONLY
     identities: Annotated[int, Range(20)] = 300

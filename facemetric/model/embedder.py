@@ -197,14 +197,16 @@ def embed_batch(embedder: Embedder, images: Tensor, *, flip: bool = False) -> Te
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Cosine of every embedding in `a` (N, D) with every one in `b` (M, D): (N, M), float32, -1..1.
 
-    One embedding (D,) counts as (1, D). Lengths do not matter. Raises DataError where sizes differ, where a number is
+    Of two single embeddings (D,) it is one number, an array of shape (); one beside several counts as (1, D). Lengths
+    do not matter. Raises DataError where sizes differ, where a number is
     not finite, or where an embedding is all zeros and has no direction."""
     a_ND, b_MD = _unit(a, "a"), _unit(b, "b")
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(
             f"embeddings have {a_ND.shape[1]} and {b_MD.shape[1]} numbers; both must be of one model"
         )
-    return np.clip(a_ND @ b_MD.T, -1, 1)
+    cosine_NM = np.clip(a_ND @ b_MD.T, -1, 1)
+    return cosine_NM.reshape(()) if np.ndim(a) == np.ndim(b) == 1 else cosine_NM
 
 
 def _unit(rows: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:

@@ -203,12 +203,12 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
 def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:
     """Identities of one person, wrong labels, and people of the test set: what takes embeddings."""
     assert train.embeddings is not None
-    who = train.images.identity
+    identity = train.images.identity
     findings: list[Finding] = []
     figures: dict[str, Any] = {}
     if len(train.images.identities) > 1:
-        alike = alike_identities(train.embeddings, who, chance=config.chance, seed=config.seed)
-        judged = judge_images(train.embeddings, who)
+        alike = alike_identities(train.embeddings, identity, chance=config.chance, seed=config.seed)
+        judged = judge_images(train.embeddings, identity)
         findings += alike_findings(alike, train.images) + label_findings(
             judged, train.images, config.mislabelled
         )
@@ -220,7 +220,7 @@ def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[li
     if test is not None and test.embeddings is not None:
         across = alike_across(
             train.embeddings,
-            who,
+            identity,
             test.embeddings,
             test.images.identity,
             chance=config.chance,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.commands.clustering.groups import Groups, gone_note, group, look_up, read_given
+from facemetric.commands.clustering.page import write_page
 from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
@@ -212,6 +213,9 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     text = json.dumps(record, indent=2) + "\n"
     write_text_whole(config.out / "clusters.json", text)
     draw_sheets(config, found, index)
+    if config.page:
+        page = write_page(config, table, clusters, groups, Pictures(table, index))
+        say(f"name, join and part the groups in {page}")
     return found
 
 
