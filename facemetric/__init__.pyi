@@ -12,6 +12,7 @@ from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
+from facemetric.commands.identifying.identify import Identified as Identified
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import AlignConfig as AlignConfig
@@ -21,6 +22,7 @@ from facemetric.config import ClusterConfig as ClusterConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
+from facemetric.config import IdentifyConfig as IdentifyConfig
 from facemetric.config import PretrainConfig as PretrainConfig
 from facemetric.config import RunConfig as RunConfig
 from facemetric.config import VerifyConfig as VerifyConfig
@@ -31,6 +33,7 @@ from facemetric.errors import FacemetricError as FacemetricError
 from facemetric.errors import TrainingError as TrainingError
 from facemetric.errors import WeightsError as WeightsError
 from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
+from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
@@ -232,6 +235,24 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
+@overload
+def identify(config: IdentifyConfig, /) -> Identified: ...
+@overload
+def identify(
+    photos: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    gallery: str = ...,
+    fpir: float = ...,
+    threshold: float | None = ...,
+    top: int = ...,
+    json: bool = ...,
+    show: str | Path | None = ...,
+    weights: str | Path = ...,
+    device: str = ...,
+) -> Identified: ...
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload

@@ -22,6 +22,11 @@ CONFIGS = {
     "eval": "EvalConfig",
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",
+    "gallery add": "GalleryAddConfig",
+    "gallery check": "GalleryCheckConfig",
+    "gallery list": "GalleryListConfig",
+    "gallery remove": "GalleryRemoveConfig",
+    "identify": "IdentifyConfig",
     "pretrain": "PretrainConfig",
     "run": "RunConfig",
     "runs": "RunsConfig",
@@ -29,7 +34,7 @@ CONFIGS = {
     "visualize": "VisualizeConfig",
 }
 OF_ALL = {"--config", "--help", "--version", "--install-completion"}
-COMMAND = re.compile(r"facemetric ((?:data )?[a-z]+)\b([^\n`|)]*(?:\\\n[^\n`]*)*)")
+COMMAND = re.compile(r"facemetric ((?:data |gallery )?[a-z]+)\b([^\n`|)]*(?:\\\n[^\n`]*)*)")
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
