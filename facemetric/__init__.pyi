@@ -7,23 +7,27 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
-from facemetric.commands.aligning.align import Aligned as Aligned
+from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.identifying.identify import Identified as Identified
+from facemetric.commands.push import Pushed as Pushed
+from facemetric.commands.vectors.embed import EmbeddedFile as EmbeddedFile
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
+from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
 from facemetric.config import IdentifyConfig as IdentifyConfig
 from facemetric.config import PretrainConfig as PretrainConfig
+from facemetric.config import PushConfig as PushConfig
 from facemetric.config import RunConfig as RunConfig
 from facemetric.config import VerifyConfig as VerifyConfig
 from facemetric.config import VisualizeConfig as VisualizeConfig
@@ -60,6 +64,7 @@ def align(
     crops: bool = ...,
     keep_missed: float = ...,
     detector: str = ...,
+    min_quality: float = ...,
     quality: int = ...,
     workers: int = ...,
 ) -> Aligned: ...
@@ -138,6 +143,24 @@ def cluster(
     page: bool = ...,
 ) -> Clustered: ...
 @overload
+def embed(config: EmbedConfig, /) -> EmbeddedFile: ...
+@overload
+def embed(
+    data: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    weights: str | Path = ...,
+    out: str | Path = ...,
+    every_face: bool = ...,
+    flip: bool = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
+    batch_size: int = ...,
+    device: str = ...,
+    workers: int = ...,
+) -> EmbeddedFile: ...
+@overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
 def evaluate(
@@ -150,6 +173,7 @@ def evaluate(
     embeddings: str | Path | None = ...,
     compare: str | Path = ...,
     fars: float | Sequence[float] = ...,
+    align: bool = ...,
     svm: bool = ...,
     out: str | Path = ...,
     report: bool = ...,
@@ -157,6 +181,7 @@ def evaluate(
     folds: int = ...,
     max_bad: float = ...,
     batch_size: int = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
@@ -189,6 +214,7 @@ def finetune(
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -267,6 +293,7 @@ def pretrain(
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -316,6 +343,17 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+@overload
+def push(config: PushConfig, /) -> Pushed: ...
+@overload
+def push(
+    weights: str | Path = ...,
+    repo: str = ...,
+    *,
+    private: bool = ...,
+    replace: bool = ...,
+    dry_run: bool = ...,
+) -> Pushed: ...
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload

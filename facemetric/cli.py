@@ -26,6 +26,7 @@ from facemetric.config import (
     CheckConfig,
     ClusterConfig,
     DemoConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     FinetuneConfig,
@@ -35,6 +36,7 @@ from facemetric.config import (
     GalleryRemoveConfig,
     IdentifyConfig,
     PretrainConfig,
+    PushConfig,
     RunConfig,
     RunsConfig,
     StageConfig,
@@ -46,10 +48,12 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.build import read_toml
+from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
-from facemetric.model.weights_folder import find_weights
+from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
+from facemetric.training.run_folder import check_run_folder
 
 
 def shown_default(value: Any) -> str:
@@ -62,8 +66,8 @@ def shown_default(value: Any) -> str:
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
-    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, gallery,\n"
-    "identify, cluster, export).\n\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
+    "gallery, identify, cluster), hand on (export, push).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -78,15 +82,18 @@ def check_words(config: Any) -> None:
     check_ranges(config)
     if isinstance(config, StageConfig):
         check_stage(config)
+    if isinstance(config, (PretrainConfig, FinetuneConfig)):
+        check_run_folder(config.out, config.resume)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
         check_pictures(config)
+    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
     weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
-    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig)) or weights:
-        find_weights(weights)
+    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
+        (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
-        find_weights(compared)
+        (find_onnx if is_onnx(compared) else find_weights)(compared)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 
@@ -155,6 +162,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     check_words(config)
     from facemetric.commands.checking.check import run_check
 
+    add_cwd_to_path()
     print(run_check(config).text())
 
 
@@ -162,10 +170,20 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
     check_words(config)
-    from facemetric.commands.aligning.align import run_align
+    from facemetric.commands.align import run_align
 
     add_cwd_to_path()
     print(run_align(config).text())
+
+
+@app.command
+def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -> None:
+    """Embed the faces of DATA, photographs or crops, into one table: .parquet, .npz or .csv; resumable."""
+    check_words(config)
+    from facemetric.commands.vectors.embed import run_embed
+
+    add_cwd_to_path()
+    print(run_embed(config).text())
 
 
 @app.command
@@ -203,6 +221,7 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     check_words(config)
     from facemetric.commands.clustering.cluster import run_cluster
 
+    add_cwd_to_path()
     print(run_cluster(config).text())
 
 
@@ -273,6 +292,15 @@ def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()
 
 
 @app.command
+def push(config: Annotated[PushConfig, Parameter(name="*")] = PushConfig()) -> None:
+    """Send weights and a card of their figures to the Hugging Face Hub; what is sent is shown first."""
+    check_ranges(config)
+    from facemetric.commands.push import run_push
+
+    print(run_push(config).text())
+
+
+@app.command
 def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> None:
     """Draw faces, pretrain, finetune and eval on people never seen: the whole story in a minute and a half."""
     check_words(config)
@@ -284,9 +312,9 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 @app.command
 def heads() -> None:
     """List the heads that pretrain can learn identities with; use one with --head NAME."""
-    from facemetric.model.heads import head_help
+    from facemetric.model.heads import heads_text
 
-    print(head_help())
+    print(heads_text())
 
 
 @app.command
@@ -311,7 +339,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, ignore_disk_error_in_thread
-    shown_before = show_progress(True)
+    shown_before, flags_before = show_progress(True), show_flags(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
@@ -333,6 +361,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     finally:
         threading.excepthook = before
         show_progress(shown_before)
+        show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 

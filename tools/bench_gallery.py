@@ -99,7 +99,7 @@ def speed(folder: Path, faces: int, rounds: int) -> None:
         ours, plain = [], []
         for _ in range(rounds):
             ours.append(timed(lambda query=query: find_people(enrolled, query, 3)))
-            plain.append(timed(lambda query=query: torch.from_numpy(query) @ whole.T))
+            plain.append(timed(lambda query=query, whole=whole: torch.from_numpy(query) @ whole.T))
         told(f"{probes} faces, the 3 most similar people", ours)
         told(f"{probes} faces, the plain matrix product", plain)
         ratios = [min(one[side] for one in ours) / min(one[side] for one in plain) for side in (0, 1)]
@@ -120,9 +120,8 @@ def speed(folder: Path, faces: int, rounds: int) -> None:
         "removing one",
         [timed(lambda: mine.remove(lambda part: np.array(part.names, object)[part.person] == "one more"))],
     )
-    print(
-        f"peak memory {resident_peak() / 2**20:,.0f} MiB, of it {len(enrolled) * SIZE * 4 / 2**20:,.0f} a copy for the plain product"
-    )
+    copy = len(enrolled) * SIZE * 4 / 2**20
+    print(f"peak memory {resident_peak() / 2**20:,.0f} MiB, of it {copy:,.0f} a copy for the plain product")
 
 
 class Drawn:

@@ -122,8 +122,8 @@ class Verdict:
         p = min(max(self.probability, 1 - CERTAIN), CERTAIN)
         value = f"{'above ' if p == CERTAIN else 'below ' if p == 1 - CERTAIN else ''}{p:.3f}"
         return [
-            f"probability {value} that it is one person, if that was as likely as two beforehand (on other people "
-            f"such probabilities were wrong by {self.error:.3f} on average)"
+            f"probability {value} that it is one person, if that was as likely as two beforehand (wrong by "
+            f"{self.error:.3f} on average on other people of the same set, by more on people unlike them)"
         ]
 
     def _lower_line(self) -> list[str]:
@@ -191,7 +191,7 @@ class Verifier:
         else:
             crops = self._faces_of((a, b), names, self.finder, notes, faces)
         emb_2D = self.embedder.embed(crops, flip=self.stored.flip, faces="off")
-        score = float(similarity(emb_2D[0], emb_2D[1])[0, 0])
+        score = float(similarity(emb_2D[0], emb_2D[1]))
         found = self.answers.probability if self.answers is not None else None
         return Verdict(
             score >= self.threshold,

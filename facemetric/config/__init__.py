@@ -20,10 +20,12 @@ from facemetric.config.commands import (
     DataConfig,
     EvalConfig,
     ExportConfig,
+    PushConfig,
     RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
 from facemetric.config.gallery import (
     GalleryAddConfig,
@@ -43,6 +45,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbedConfig",
     "EvalConfig",
     "ExportConfig",
     "FacesConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "GalleryRemoveConfig",
     "IdentifyConfig",
     "PretrainConfig",
+    "PushConfig",
     "RunConfig",
     "RunsConfig",
     "StageConfig",

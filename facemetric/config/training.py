@@ -14,6 +14,7 @@ from facemetric.config.fields import (
     AUGMENTATION,
     COMMON,
     DATA,
+    FOLDER,
     MODEL,
     OPTIMISATION,
     POSITIVE,
@@ -57,6 +58,8 @@ class StageConfig:
     """Text or csv file of identities that are one person, `a,b` a line."""
     case_twins: Annotated[bool, DATA] = False
     """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
+    align: Annotated[bool, DATA] = False
+    """Find the faces of photographs first, once, into `faces` in the run folder; aligned crops stay where they are."""
     max_bad: Annotated[float, DATA, SHARE] = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 
@@ -119,7 +122,7 @@ class PretrainConfig(StageConfig):
     """Stage one: a backbone learns identities with cross-entropy."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/pretrain")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/pretrain")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the best weights."""
     arch: Annotated[str, COMMON] = "mobilenetv4_conv_small"
     """Any backbone of timm, by its name there."""
@@ -172,7 +175,7 @@ class FinetuneConfig(StageConfig):
     """Stage two: a projection, or everything, learns distances from online triplets."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/finetune")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/finetune")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the better weights of start and end."""
     weights: Annotated[str, COMMON] = ""
     """Weights to start from: a weights folder, a run folder or a shipped name."""
@@ -222,7 +225,7 @@ class FinetuneConfig(StageConfig):
 class DemoConfig:
     """The whole story on faces drawn by facemetric itself."""
 
-    out: Path = Path("runs/demo")
+    out: Annotated[Path, FOLDER] = Path("runs/demo")
     """Folder for the drawn faces, the runs and the result."""
     _: KW_ONLY
     identities: Annotated[int, Range(20)] = 300

@@ -77,29 +77,29 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
     if np.shape(number) != np.shape(identity) or np.ndim(number) != 1:
         raise DataError(f"clusters of shape {np.shape(number)}, identities of shape {np.shape(identity)}")
     cluster_N = np.unique(np.asarray(number), return_inverse=True)[1]
-    who_N = np.unique(np.asarray(identity), return_inverse=True)[1]
-    people, clusters = int(who_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
+    identity_N = np.unique(np.asarray(identity), return_inverse=True)[1]
+    people, clusters = int(identity_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
     if people < 2:
         raise DataError(f"{plural(people, 'identity')}; clusters are measured against two or more")
     cell_S, cell_N, shared_S = np.unique(
-        cluster_N * people + who_N, return_inverse=True, return_counts=True
+        cluster_N * people + identity_N, return_inverse=True, return_counts=True
     )  # identities as a pair of numbers: C x people may be far more than N
     shared_N = shared_S[cell_N]
     most_C = np.zeros(clusters, np.int64)
     np.maximum.at(most_C, cell_S // people, shared_S)
     value_N2 = np.stack(
-        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(who_N)[who_N]], axis=1
+        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(identity_N)[identity_N]], axis=1
     )
-    drawn_B2 = mean_draws(value_N2, who_N, seed=seed)
+    drawn_B2 = mean_draws(value_N2, identity_N, seed=seed)
     precision, recall = value_N2.mean(0).tolist()
     return Agreement(
-        float(most_C.sum() / len(who_N)),
-        float(normalized_mutual_info_score(who_N, cluster_N)),
-        float(adjusted_rand_score(who_N, cluster_N)),
+        float(most_C.sum() / len(identity_N)),
+        float(normalized_mutual_info_score(identity_N, cluster_N)),
+        float(adjusted_rand_score(identity_N, cluster_N)),
         percentiles(precision, drawn_B2[:, 0]),
         percentiles(recall, drawn_B2[:, 1]),
         percentiles(_harmonic(precision, recall), _harmonic(*drawn_B2.T)),
-        len(who_N),
+        len(identity_N),
         people,
         clusters,
     )

@@ -134,6 +134,16 @@ def faces_in(
     return [one for one in found if one is not None]
 
 
+def good_faces(found: FacesFound, min_quality: float) -> FacesFound:
+    """Without the faces whose quality is below `min_quality`, 0..1; a reason where none is left."""
+    good = tuple(face for face in found.faces if face.quality.figure >= min_quality)
+    if good or not found.faces:
+        return found._replace(faces=good)
+    best = max(face.quality.figure for face in found.faces)
+    reason = f"the face is of quality {best:.2f}, below the {min_quality:g} asked for (--min-quality)"
+    return found._replace(faces=(), missing=NoFace(reason))
+
+
 def face_or_reason(
     image: Picture,
     detector: Detector | None = None,

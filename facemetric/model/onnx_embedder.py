@@ -29,10 +29,11 @@ import numpy.typing as npt
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
-from facemetric.model.pictures import ImageTransform, batches_of
+from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 from facemetric.model.weights_folder import file_hash
 
 if TYPE_CHECKING:
+    from facemetric.faces.finder import FaceFinder, Faces
     from facemetric.model.pictures import Picture
 
 METADATA = "facemetric"  # key of the JSON text in the file's metadata
@@ -109,17 +110,33 @@ class OnnxEmbedder:
         return f"OnnxEmbedder({str(self.file)!r}, {width} x {height} pixels -> {self.embedding_size} numbers)"
 
     def embed(
-        self, images: Picture | Iterable[Picture], *, flip: bool = False, batch_size: int = 32
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        flip: bool = False,
+        batch_size: int = 32,
+        faces: Faces | FaceFinder = "off",
     ) -> npt.NDArray[np.float32]:
-        """Unit embeddings (N, D), float32, of N crops, in their order; the pictures are as for `Embedder.embed`.
-
-        `flip` averages with the mirror image. Raises DataError for what is no picture."""
+        """Unit embeddings (N, D), float32, of N pictures, in their order, as `Embedder.embed` gives them; `faces` says
+        whether faces are looked for, which needs torch. Raises DataError for what is no picture."""
+        finder = self.finder(faces)
         emb_BD = [
-            self.embed_pixels(pixels, flip=flip) for pixels in batches_of(images, self.transform, batch_size)
+            self.embed_pixels(pixels, flip=flip)
+            for pixels in batches_of(images, self.transform, batch_size, finder)
         ]
         if not emb_BD:
             raise DataError("no images came; needed is one or more")
         return np.concatenate(emb_BD)
+
+    def finder(self, faces: Faces | FaceFinder = "auto") -> FaceFinder | None:
+        """What finds the faces for this file, None where pictures are embedded as they are."""
+        if faces == "off":
+            return None
+        from facemetric.faces.finder import FaceFinder, face_finder  # which need torch
+
+        if isinstance(faces, FaceFinder):
+            return faces
+        return face_finder(faces, pictures=self.pictures, size=crop_side(self.preprocess))
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False
@@ -129,6 +146,14 @@ class OnnxEmbedder:
         if flip and not self.metadata.get("flip"):  # else the file itself averages
             emb_BD = _unit(emb_BD + self._unit_rows(pixels_BHWC[:, :, ::-1]), self.file)
         return emb_BD
+
+    def colour_note(self, suspicion: str) -> str:
+        """A suspicion of colour_check, and what to change."""
+        beside, order = (
+            self.file.with_suffix(".toml").name,
+            "rgb" if self.preprocess.color == "bgr" else "bgr",
+        )
+        return f'{self.file}: {suspicion}; write color = "{order}" into {beside} beside it, if its author says so'
 
     def _unit_rows(self, pixels_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if not len(pixels_BHWC):
@@ -151,8 +176,9 @@ class OnnxEmbedder:
         if self.input.dtype is not np.uint8:
             pre = self.preprocess
             seen = seen[..., ::-1] if pre.color == "bgr" else seen
-            scale, shift = 1 / (255 * np.float64(pre.std)), -np.float64(pre.mean) / np.float64(pre.std)
-            seen = (seen * scale.astype(np.float32) + shift.astype(np.float32)).astype(self.input.dtype)
+            std, mean = np.array(pre.std), np.array(pre.mean)
+            seen = seen * (1 / (255 * std)).astype(np.float32) - (mean / std).astype(np.float32)
+            seen = seen.astype(self.input.dtype)
         return np.ascontiguousarray(seen if self.input.channels_last else seen.transpose(0, 3, 1, 2))
 
     def _outputs(self, seen: npt.NDArray[Any], names: list[str]) -> list[npt.NDArray[Any]]:

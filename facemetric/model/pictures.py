@@ -5,6 +5,7 @@ Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from PIL import Image
 from facemetric.data.eval_transform import Transform, eval_transform
 from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
 from facemetric.errors import DataError
+from facemetric.faces.template import SIDE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,15 @@ class ImageTransform:
         height, width = self.preprocess.size
         crop = f", crop={self.preprocess.crop}" if any(self.preprocess.crop) else ""
         return f"ImageTransform({width} x {height} pixels{crop}, {self.preprocess.interpolation})"
+
+
+def crop_side(preprocess: Preprocess) -> int:
+    """Side in pixels of the crops to cut from photographs for a network: 112, or what it sees where that is more.
+
+    One that learned on crops of 112 pixels sees up to 168, as it cuts and scales; beyond, it learned on larger ones."""
+    (height, width), (left, top, right, bottom) = preprocess.size, preprocess.crop
+    seen = max(math.ceil(width / (1 - left - right)), math.ceil(height / (1 - top - bottom)))
+    return SIDE if seen <= 1.5 * SIDE else seen
 
 
 def is_tensor(thing: Any) -> bool:
@@ -214,7 +225,8 @@ def faces_of(
         picture = waiting.popleft()
         if found.missing is not None and found.missing.unreadable:
             name = name_of(picture, number)
-            read_picture(picture, name)  # says in its own words what is wrong with it
+            if not Path(picture).is_file():
+                read_picture(picture, name)  # says so in its own words
             raise DataError(f"{name} cannot be read: {found.missing.reason}; give an image")
         yield picture, found
 

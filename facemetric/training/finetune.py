@@ -24,7 +24,7 @@ from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
-from facemetric.training.run_folder import figures_line
+from facemetric.training.run_folder import check_run_folder, figures_line
 from facemetric.training.split import Split, split_for
 from facemetric.training.stage import Setup, check_training, keep_hashes, load_start, warn_of_seen
 from facemetric.training.tasks.on_features import OnFeatures
@@ -42,6 +42,7 @@ def finetune(config: FinetuneConfig) -> Trained:
     `finetune("faces", weights="runs/pretrain", freeze="backbone")` is
     `facemetric finetune faces --weights runs/pretrain --freeze backbone`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
     embedder = load_start(config, device)

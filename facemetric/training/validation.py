@@ -60,7 +60,7 @@ class OpenSet:
 def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
     """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
     found = verify_all_pairs(embeddings, identities, fars=VAL_FARS)
-    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
+    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.true_rate) for p in found.points if p.supported}
     figures["val_eer"] = float(found.eer)
     figures["val_auc"] = float(found.auc)
     figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]

@@ -56,9 +56,7 @@ def test_average_linkage_with_pairs_by_hand(seed, n, threshold):
     score = slow.cosines(emb)
     one = [tuple(pair) for pair in rng.integers(n, size=(2, 2)).tolist() if pair[0] != pair[1]]
     together = slow.pieces(n, one)
-    two = [
-        (a, b) for a, b in rng.integers(n, size=(4, 2)).tolist() if a != b and together[a] != together[b]
-    ]
+    two = [(a, b) for a, b in rng.integers(n, size=(4, 2)).tolist() if a != b and together[a] != together[b]]
     found = known(n, one=one, two=two)
     got = find_clusters(emb, threshold, start=found.start()).number
     twin = slow.average_linkage(score, threshold, one, two)

@@ -13,10 +13,11 @@ from facemetric.commands.embedding import (
     GALLERY,
     SECOND,
     Weights,
+    colours_in,
     embed_images,
     is_stored,
     open_images,
-    open_weights,
+    open_model,
     remove_lists,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
@@ -30,6 +31,8 @@ from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.align import AlignOptions, cut_faces
+from facemetric.machine import say
 
 
 class ListedPairs(NamedTuple):
@@ -85,14 +88,14 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
 
     Beside embeddings that were given, `data` only lends its pictures to the report, or to a second model."""
     pairs = read_pairs(config.pairs) if config.pairs else None
-    weights = open_weights(config.weights) if config.weights else None
+    weights = open_model(config.weights) if config.weights else None
     compared = bool(config.compare) and not is_stored(config.compare)
-    second_weights = open_weights(config.compare) if compared else None
+    second_weights = open_model(config.compare) if compared else None
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
-    images = read_images(config, pairs)
+    images = with_faces(config, read_images(config, pairs), weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     listed = None
     if pairs is not None:
@@ -100,6 +103,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         assert names is not None
         listed = list_pairs(pairs, names, config.out)
     gallery, gallery_images = open_gallery(config)
+    gallery_images = with_faces(config, gallery_images, weights, GALLERY)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
     require(
         second_weights is None or images is not None, "--compare with weights needs their images: give --data"
@@ -138,11 +142,13 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
 
 
 def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str, ...]:
-    """A warning for each of some weights that were trained on the images."""
+    """A warning for each of some weights that were trained on the images, or seem to take their colours wrongly."""
     if images is None:
         return ()
     found = [(each.name, each.seen(images)) for each in models if each is not None]
-    return tuple(text for name, seen in found if seen is not None and (text := seen.text(name)))
+    colours = [colours_in(each.onnx, images) for each in models if each is not None]
+    trained = [seen.text(name) for name, seen in found if seen is not None]
+    return tuple(filter(None, [*trained, *colours]))
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
@@ -159,6 +165,22 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
         raise DataError(f"{error}; or say with --data which images the pairs name") from None
 
 
+def with_faces(
+    config: EvalConfig, images: ImageIndex | None, weights: Weights | None, of: str = ""
+) -> ImageIndex | None:
+    """With --align the faces of the images, cut into the out folder where they are photographs; else the images."""
+    if images is None or not config.align:
+        return images
+    require(weights is not None, "--align cuts faces for --weights; name some, or leave it out")
+    assert weights is not None
+    options = AlignOptions(size=weights.crop_side, given="auto")
+    found = cut_faces(
+        images, config.out / (f"faces_{of}" if of else "faces"), options, workers=config.workers
+    )
+    say(*filter(None, [found.text()]))
+    return found.index
+
+
 def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:
     """The gallery: embeddings, or images that are to be embedded, or neither."""
     if not config.gallery:
@@ -173,7 +195,10 @@ def embed(
     config: EvalConfig, weights: Weights, index: ImageIndex, needed: list[int], of: str = ""
 ) -> Embedded:
     """Embed the images and keep the table in the out folder. `of`: which set, as for embed_images."""
-    embedder = weights.load(config.device)
+    runtime = weights.runtime(
+        "auto" if weights.onnx is not None else config.runtime, config.device, len(index)
+    )
+    embedder = weights.network(config.device, runtime)
     embedded = embed_images(config, embedder, index, outcome="not scored", of=of, needed=needed)
     embedded.table.save(config.out / (f"embeddings_{of}.npz" if of else "embeddings.npz"))
     return embedded
