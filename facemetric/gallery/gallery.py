@@ -14,7 +14,7 @@ from PIL import Image
 
 from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean, plural
 from facemetric.evaluation.table import UNREADABLE, unit_rows
-from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.faces.photographs import Picture
 from facemetric.files import write_whole
 from facemetric.gallery.answers import Added, Checked, FaceAnswer, PhotoAnswer
@@ -144,8 +144,7 @@ class Gallery:
     @cached_property
     def _finder(self) -> FaceFinder | None:
         faces, detector, min_quality = self._faces
-        pictures = self.embedder.pictures
-        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality)
+        return self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     def add(self, name: str, photos: Picture | Iterable[Picture], *, take_largest: bool = False) -> Added:
         """Enroll a person from photographs: paths, bytes, PIL images or arrays (H, W, 3), one or several.
