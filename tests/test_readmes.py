@@ -19,6 +19,7 @@ CONFIGS = {
     "cluster": "ClusterConfig",
     "data check": "CheckConfig",
     "demo": "DemoConfig",
+    "embed": "EmbedConfig",
     "eval": "EvalConfig",
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",

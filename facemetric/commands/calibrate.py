@@ -14,6 +14,7 @@ from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError, plural
+from facemetric.evaluation.answers import choose_answers, store_answers
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
@@ -104,9 +105,12 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         copy_weights(folder, keep_in)
         whose = "shipped weights" if is_shipped(folder) else "weights of the Hub"
         say(f"{whose} are not changed: your copy with the thresholds is --weights {keep_in}")
-    path = store_thresholds(
-        keep_in, [Stored(t, config.flip, chosen_on, index.fingerprint, size) for t in thresholds]
+    mark = index.fingerprint
+    answers = choose_answers(
+        table.embeddings, table.identities, flip=config.flip, data_fingerprint=mark, seed=config.seed
     )
+    store_answers(keep_in, answers)
+    path = store_thresholds(keep_in, [Stored(t, config.flip, chosen_on, mark, size) for t in thresholds])
     return Calibrated(thresholds, chosen_on, path, (warning,) if warning else ())
 
 

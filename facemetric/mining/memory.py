@@ -48,11 +48,18 @@ class CrossBatchMemory(nn.Module):
 
     @uncompiled
     def forward(
-        self, embeddings_BD: Tensor, labels_B: Tensor, *, rows: slice | None = None, **options: Any
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        *,
+        rows: slice | None = None,
+        weights: Tensor | None = None,
+        **options: Any,
     ) -> Mined:
         """Mines the rows of the batch against the batch and the memory; `options` are those of the miner.
 
-        `rows` are those to mine, all without it: under torchrun one process's part of the gathered batch.
+        `rows` are those to mine, all without it: under torchrun one process's part of the gathered batch. `weights`
+        (B,) are those of the batch's rows as anchors, which the memory's are not.
         Errors: DataError for another dimension than `dim` or for labels that are not integers.
         """
         if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embeddings.shape[1]:
@@ -66,6 +73,8 @@ class CrossBatchMemory(nn.Module):
         known = int(self.filled)
         if self.seeded:
             options = {"seed": self.seed + int(self.batches)} | options
+        if weights is not None:
+            options["weights"] = torch.cat([weights, weights.new_ones(known)])
         mined = self.mine(
             torch.cat([embeddings_BD, self.embeddings[:known]]),
             torch.cat([labels_B.to(torch.int64), self.labels[:known]]),
