@@ -6,6 +6,7 @@
     vectors = embedder.embed(["a.jpg", "b.jpg"])       # (2, 256) float32, unit length
     fm.similarity(vectors, vectors)                    # cosine, (2, 2)
     fm.Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg").same
+    fm.Gallery("staff").identify("party.jpg").names
 
     fm.pretrain("faces", arch="lcnet_050", out="runs/one")
     fm.evaluate("runs/one", pairs="pairs.csv")
@@ -25,28 +26,35 @@ HOMES = {
     # commands
     "align": "facemetric.commands.align",
     "calibrate": "facemetric.commands.calibrate",
-    "check_data": "facemetric.commands.check",
-    "cluster": "facemetric.commands.cluster",
-    "evaluate": "facemetric.commands.eval",
+    "check_data": "facemetric.commands.checking.check",
+    "cluster": "facemetric.commands.clustering.cluster",
+    "embed": "facemetric.commands.vectors.embed",
+    "evaluate": "facemetric.commands.evaluating.eval",
     "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
+    "identify": "facemetric.commands.identifying.identify",
     "pretrain": "facemetric.training.pretrain",
+    "push": "facemetric.commands.push",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
     # models
     "Embedder": "facemetric.model.embedder",
+    "Gallery": "facemetric.gallery.gallery",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights:load_weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
     "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
-    "Checked": "facemetric.commands.check",
-    "Clustered": "facemetric.commands.cluster",
+    "Checked": "facemetric.commands.checking.check",
+    "Clustered": "facemetric.commands.clustering.cluster",
+    "EmbeddedFile": "facemetric.commands.vectors.embed",
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",
     "Exported": "facemetric.commands.export",
+    "Identified": "facemetric.commands.identifying.identify",
+    "Pushed": "facemetric.commands.push",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -54,10 +62,13 @@ HOMES = {
     "CalibrateConfig": "facemetric.config",
     "CheckConfig": "facemetric.config",
     "ClusterConfig": "facemetric.config",
+    "EmbedConfig": "facemetric.config",
     "EvalConfig": "facemetric.config",
     "ExportConfig": "facemetric.config",
     "FinetuneConfig": "facemetric.config",
+    "IdentifyConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
+    "PushConfig": "facemetric.config",
     "RunConfig": "facemetric.config",
     "VerifyConfig": "facemetric.config",
     "VisualizeConfig": "facemetric.config",

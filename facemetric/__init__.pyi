@@ -9,19 +9,25 @@ from pandas import DataFrame
 
 from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
-from facemetric.commands.check import Checked as Checked
-from facemetric.commands.cluster import Clustered as Clustered
+from facemetric.commands.checking.check import Checked as Checked
+from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
+from facemetric.commands.identifying.identify import Identified as Identified
+from facemetric.commands.push import Pushed as Pushed
+from facemetric.commands.vectors.embed import EmbeddedFile as EmbeddedFile
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
 from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
+from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
+from facemetric.config import IdentifyConfig as IdentifyConfig
 from facemetric.config import PretrainConfig as PretrainConfig
+from facemetric.config import PushConfig as PushConfig
 from facemetric.config import RunConfig as RunConfig
 from facemetric.config import VerifyConfig as VerifyConfig
 from facemetric.config import VisualizeConfig as VisualizeConfig
@@ -31,6 +37,7 @@ from facemetric.errors import FacemetricError as FacemetricError
 from facemetric.errors import TrainingError as TrainingError
 from facemetric.errors import WeightsError as WeightsError
 from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
+from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
@@ -57,6 +64,7 @@ def align(
     crops: bool = ...,
     keep_missed: float = ...,
     detector: str = ...,
+    min_quality: float = ...,
     quality: int = ...,
     workers: int = ...,
 ) -> Aligned: ...
@@ -93,6 +101,9 @@ def check_data(
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     against: str | Path | Sequence[str | Path] = ...,
     merge: str | Path | None = ...,
     leave_out: str | Path | None = ...,
@@ -115,14 +126,40 @@ def cluster(
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     embeddings: str | Path | None = ...,
     threshold: float | None = ...,
     far: float = ...,
     method: Literal["components", "dbscan", "agglomerative"] = ...,
     min_images: int = ...,
+    onto: str | Path | None = ...,
+    corrections: str | Path | None = ...,
+    must_link: str | Path | None = ...,
+    cannot_link: str | Path | None = ...,
     labels: bool = ...,
     sheets: int = ...,
+    page: bool = ...,
 ) -> Clustered: ...
+@overload
+def embed(config: EmbedConfig, /) -> EmbeddedFile: ...
+@overload
+def embed(
+    data: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    weights: str | Path = ...,
+    out: str | Path = ...,
+    every_face: bool = ...,
+    flip: bool = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
+    batch_size: int = ...,
+    device: str = ...,
+    workers: int = ...,
+) -> EmbeddedFile: ...
 @overload
 def evaluate(config: EvalConfig, /) -> Evaluation: ...
 @overload
@@ -136,6 +173,7 @@ def evaluate(
     embeddings: str | Path | None = ...,
     compare: str | Path = ...,
     fars: float | Sequence[float] = ...,
+    align: bool = ...,
     svm: bool = ...,
     out: str | Path = ...,
     report: bool = ...,
@@ -143,6 +181,7 @@ def evaluate(
     folds: int = ...,
     max_bad: float = ...,
     batch_size: int = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
@@ -170,10 +209,12 @@ def finetune(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -221,6 +262,24 @@ def finetune(
     backbone_lr: float = ...,
 ) -> Trained: ...
 @overload
+def identify(config: IdentifyConfig, /) -> Identified: ...
+@overload
+def identify(
+    photos: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    gallery: str = ...,
+    fpir: float = ...,
+    threshold: float | None = ...,
+    top: int = ...,
+    json: bool = ...,
+    show: str | Path | None = ...,
+    weights: str | Path = ...,
+    device: str = ...,
+) -> Identified: ...
+@overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
 def pretrain(
@@ -229,10 +288,12 @@ def pretrain(
     val_identities: str | Path | None = ...,
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
+    unlabelled: str | Path | Sequence[str | Path] = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -267,7 +328,6 @@ def pretrain(
     start_size: int = ...,
     embedding_size: int = ...,
     teacher: str | Path | Sequence[str | Path] = ...,
-    unlabelled: str | Path | Sequence[str | Path] = ...,
     teacher_weight: float = ...,
     relation_weight: float = ...,
     label_weight: float = ...,
@@ -283,6 +343,17 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+@overload
+def push(config: PushConfig, /) -> Pushed: ...
+@overload
+def push(
+    weights: str | Path = ...,
+    repo: str = ...,
+    *,
+    private: bool = ...,
+    replace: bool = ...,
+    dry_run: bool = ...,
+) -> Pushed: ...
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload
@@ -301,8 +372,12 @@ def verify(
     image1: str = ...,
     image2: str = ...,
     *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
     weights: str | Path = ...,
     far: float = ...,
+    frr: float = ...,
     json: bool = ...,
     device: str = ...,
 ) -> Verdict: ...

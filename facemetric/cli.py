@@ -26,10 +26,17 @@ from facemetric.config import (
     CheckConfig,
     ClusterConfig,
     DemoConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     FinetuneConfig,
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
     PretrainConfig,
+    PushConfig,
     RunConfig,
     RunsConfig,
     StageConfig,
@@ -41,10 +48,12 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.build import read_toml
+from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
-from facemetric.model.weights_folder import find_weights
+from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
+from facemetric.training.run_folder import check_run_folder
 
 
 def shown_default(value: Any) -> str:
@@ -57,8 +66,8 @@ def shown_default(value: Any) -> str:
 app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
-    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, cluster,\n"
-    "export).\n\n"
+    "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
+    "gallery, identify, cluster), hand on (export, push).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -73,15 +82,18 @@ def check_words(config: Any) -> None:
     check_ranges(config)
     if isinstance(config, StageConfig):
         check_stage(config)
+    if isinstance(config, (PretrainConfig, FinetuneConfig)):
+        check_run_folder(config.out, config.resume)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
         check_pictures(config)
+    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
     weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
-    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig)) or weights:
-        find_weights(weights)
+    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
+        (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
-        find_weights(compared)
+        (find_onnx if is_onnx(compared) else find_weights)(compared)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 
@@ -124,7 +136,7 @@ def finetune(config: Annotated[FinetuneConfig, Parameter(name="*")] = FinetuneCo
 def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) -> None:
     """Measure weights: verification on --pairs, nearest neighbours on --data."""
     check_words(config)
-    from facemetric.commands.eval import run_evaluate
+    from facemetric.commands.evaluating.eval import run_evaluate
     from facemetric.report.figures import evaluation_text
 
     print(evaluation_text(run_evaluate(config)))
@@ -148,8 +160,9 @@ app.command(data)
 def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -> None:
     """Look through DATA for duplicates, people with two names, wrong labels and people of a test set."""
     check_words(config)
-    from facemetric.commands.check import run_check
+    from facemetric.commands.checking.check import run_check
 
+    add_cwd_to_path()
     print(run_check(config).text())
 
 
@@ -161,6 +174,16 @@ def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -
 
     add_cwd_to_path()
     print(run_align(config).text())
+
+
+@app.command
+def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -> None:
+    """Embed the faces of DATA, photographs or crops, into one table: .parquet, .npz or .csv; resumable."""
+    check_words(config)
+    from facemetric.commands.vectors.embed import run_embed
+
+    add_cwd_to_path()
+    print(run_embed(config).text())
 
 
 @app.command
@@ -187,6 +210,7 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
     check_words(config)
     from facemetric.commands.verify import run_verify
 
+    add_cwd_to_path()
     verdict = run_verify(config)
     print(json.dumps(verdict.to_dict()) if config.json else verdict.text())
 
@@ -195,9 +219,67 @@ def verify(config: Annotated[VerifyConfig, Parameter(name="*")] = VerifyConfig()
 def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfig()) -> None:
     """Group the images of DATA by person, without labels."""
     check_words(config)
-    from facemetric.commands.cluster import run_cluster
+    from facemetric.commands.clustering.cluster import run_cluster
 
+    add_cwd_to_path()
     print(run_cluster(config).text())
+
+
+gallery = App(name="gallery", help="People enrolled in a folder, for `facemetric identify`.")
+app.command(gallery)
+
+
+@gallery.command
+def add(config: Annotated[GalleryAddConfig, Parameter(name="*")] = GalleryAddConfig()) -> None:
+    """Enroll people in GALLERY from a folder of identities, or one person from --name NAME PHOTO..."""
+    from facemetric.commands.gallery import check_add, run_add
+
+    check_add(config)
+    check_words(config)
+
+    add_cwd_to_path()
+    print(run_add(config).text())
+
+
+@gallery.command(name="list")
+def list_(config: Annotated[GalleryListConfig, Parameter(name="*")] = GalleryListConfig()) -> None:
+    """List the people of GALLERY, or the photographs of those named."""
+    from facemetric.commands.gallery import run_list
+
+    text, record = run_list(config)
+    print(json.dumps(record) if config.json else text)
+
+
+@gallery.command
+def remove(config: Annotated[GalleryRemoveConfig, Parameter(name="*")] = GalleryRemoveConfig()) -> None:
+    """Remove people, or --photos, from GALLERY and from the disk."""
+    from facemetric.commands.gallery import run_remove
+
+    print(run_remove(config))
+
+
+@gallery.command(name="check")
+def check_gallery(config: Annotated[GalleryCheckConfig, Parameter(name="*")] = GalleryCheckConfig()) -> None:
+    """Look through GALLERY for damaged files, one picture under two names, people who look like one."""
+    check_words(config)
+    from facemetric.commands.gallery import run_check
+
+    found = run_check(config)
+    print(json.dumps(found.to_dict()) if config.json else found.text())
+
+
+@app.command
+def identify(config: Annotated[IdentifyConfig, Parameter(name="*")] = IdentifyConfig()) -> None:
+    """Say who is on photographs, among the people of a gallery, or that it is nobody known."""
+    from facemetric.commands.gallery import check_identify
+
+    check_identify(config)
+    check_words(config)
+    from facemetric.commands.identifying.identify import run_identify
+
+    add_cwd_to_path()
+    found = run_identify(config)
+    print(found.to_json() if config.json else found.text())
 
 
 @app.command
@@ -207,6 +289,15 @@ def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()
     from facemetric.commands.export import export_text, run_export
 
     print(export_text(run_export(config)))
+
+
+@app.command
+def push(config: Annotated[PushConfig, Parameter(name="*")] = PushConfig()) -> None:
+    """Send weights and a card of their figures to the Hugging Face Hub; what is sent is shown first."""
+    check_ranges(config)
+    from facemetric.commands.push import run_push
+
+    print(run_push(config).text())
 
 
 @app.command
@@ -221,9 +312,9 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 @app.command
 def heads() -> None:
     """List the heads that pretrain can learn identities with; use one with --head NAME."""
-    from facemetric.model.heads import head_help
+    from facemetric.model.heads import heads_text
 
-    print(head_help())
+    print(heads_text())
 
 
 @app.command
@@ -248,7 +339,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, ignore_disk_error_in_thread
-    shown_before = show_progress(True)
+    shown_before, flags_before = show_progress(True), show_flags(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
@@ -270,6 +361,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     finally:
         threading.excepthook = before
         show_progress(shown_before)
+        show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 
@@ -317,6 +409,7 @@ def with_config_file(tokens: list[str]) -> list[str]:
     # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
     options: dict[str, Any] = dict.fromkeys(app, read)
     options["data"] = {"check": options["data"]}
+    options["gallery"] = dict.fromkeys(gallery, options["gallery"])
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
 

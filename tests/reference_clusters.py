@@ -35,12 +35,28 @@ def dbscan(score, threshold, least):
     return core, components(inner, threshold)
 
 
-def average_linkage(score, threshold):
-    """Join the two clusters of the highest mean of all their pairs, again and again."""
-    groups = [[i] for i in range(len(score))]
+def pieces(n, pairs):
+    """Which images pairs link, directly or by others."""
+    score = np.eye(n)
+    for a, b in pairs:
+        score[a, b] = score[b, a] = 1
+    return components(score, 1)
+
+
+def average_linkage(score, threshold, one=(), two=()):
+    """Join the two clusters of the highest mean of all their pairs, again and again. Images that the pairs `one` link
+    begin together; clusters with the images of a pair of `two` are never joined."""
+    piece = pieces(len(score), one)
+    groups = [[i for i in range(len(score)) if piece[i] == p] for p in sorted(set(piece))]
+
+    def mean_of(a, b):
+        if any((i, j) in two or (j, i) in two for i in groups[a] for j in groups[b]):
+            return -np.inf
+        return np.mean([score[i][j] for i in groups[a] for j in groups[b]])
+
     while len(groups) > 1:
         pairs = [(a, b) for a in range(len(groups)) for b in range(a)]
-        mean = [np.mean([score[i][j] for i in groups[a] for j in groups[b]]) for a, b in pairs]
+        mean = [mean_of(a, b) for a, b in pairs]
         best = int(np.argmax(mean))
         if mean[best] < threshold:
             break

@@ -49,21 +49,22 @@ def groups(labels, anchor_labels=None, own=None):
 
 
 def triplets(kind, x, y, labels, asked, own, margin, distance, select):
-    """(d_ap, d_an, weight) of every triplet that `kind` looks at."""
+    """(anchor, d_ap, d_an, weight) of every triplet that `kind` looks at."""
     for a, positives, negatives in groups(labels, asked, own):
         d_p = [pair_distance(x[a], y[p], distance) for p in positives]
         d_n = [pair_distance(x[a], y[n], distance) for n in negatives]
         if kind == "hard":
-            yield max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), 1.0
+            yield a, max(d_p, key=torch.Tensor.item), min(d_n, key=torch.Tensor.item), 1.0
         for dp in d_p if kind != "hard" else ():
             if kind == "semihard":
                 rounding = 1e-14 if distance == "cosine" else 0  # 1 - cos of one direction is not quite 0
                 farther = [dn for dn in d_n if dn > dp + TIE * (dp + dn) + rounding]
                 nearest = min(farther, key=torch.Tensor.item) if farther else None
-                yield dp, max(d_n, key=torch.Tensor.item) if nearest is None else nearest, 1.0
+                yield a, dp, max(d_n, key=torch.Tensor.item) if nearest is None else nearest, 1.0
                 continue
             for dn in d_n:
                 yield (
+                    a,
                     dp,
                     dn,
                     float(is_active(dp, dn, margin))
@@ -72,8 +73,11 @@ def triplets(kind, x, y, labels, asked, own, margin, distance, select):
                 )
 
 
-def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, anchors=None):
-    """`kind` is all, semihard, hard or select; `anchors` None, a slice, or (embeddings, labels)."""
+def twin(
+    kind, embeddings, labels, margin=0.2, distance="squared", select=None, anchors=None, importance=None
+):
+    """`kind` is all, semihard, hard or select; `anchors` None, a slice, or (embeddings, labels); `importance`
+    the weight of each anchor, 1 without it."""
     y = embeddings.double().detach().requires_grad_()
     x, asked, own = y, None, None
     if isinstance(anchors, slice):
@@ -82,11 +86,15 @@ def twin(kind, embeddings, labels, margin=0.2, distance="squared", select=None, 
     elif anchors is not None:
         x, asked = anchors[0].double().detach().requires_grad_(), anchors[1]
     found = list(triplets(kind, x, y, labels, asked, own, margin, distance, select))
-    terms, weights = [pay(dp, dn, margin) for dp, dn, _ in found], [w for _, _, w in found]
+    importance = [1.0] * len(x) if importance is None else importance.tolist()
+    terms, weights = (
+        [pay(dp, dn, margin) for _, dp, dn, _ in found],
+        [w * importance[a] for a, _, _, w in found],
+    )
     total = math.fsum(weights)
     kept = [t * w / total for t, w in zip(terms, weights, strict=True) if w] if total else []
     loss = torch.stack(kept).sum() if kept else y.sum() * 0
-    active = sum(1 for dp, dn, w in found if w and is_active(dp, dn, margin))
+    active = sum(1 for _, dp, dn, w in found if w and is_active(dp, dn, margin))
     wanted = [y] if not isinstance(anchors, tuple) else [y, x]
     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     grads = [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, grads, strict=True)]
@@ -97,8 +105,8 @@ def means(kind, embeddings, labels, margin=0.2, distance="squared", select=None)
     """Sum of the weights, and the means of d_ap and of d_an over the triplets, by weight."""
     y = embeddings.double()
     found = list(triplets(kind, y, y, labels, None, None, margin, distance, select))
-    total = math.fsum(w for _, _, w in found)
-    return total, *(math.fsum(float(t[i]) * t[2] for t in found) / max(total, 1e-30) for i in (0, 1))
+    total = math.fsum(w for *_, w in found)
+    return total, *(math.fsum(float(t[i]) * t[3] for t in found) / max(total, 1e-30) for i in (1, 2))
 
 
 def cube(kind, embeddings, labels, margin=0.2, distance="squared", select=None):

@@ -55,14 +55,14 @@ KINDS: dict[str, Any] = {
 RUNNERS = {
     "pretrain": "facemetric.training.pretrain.pretrain",
     "finetune": "facemetric.training.finetune.finetune",
-    "eval": "facemetric.commands.eval.run_evaluate",
+    "eval": "facemetric.commands.evaluating.eval.run_evaluate",
     "visualize": "facemetric.commands.visualize.run_visualize",
     "calibrate": "facemetric.commands.calibrate.run_calibrate",
     "verify": "facemetric.commands.verify.run_verify",
-    "cluster": "facemetric.commands.cluster.run_cluster",
+    "cluster": "facemetric.commands.clustering.cluster.run_cluster",
     "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
-    "data check": "facemetric.commands.check.run_check",
+    "data check": "facemetric.commands.checking.check.run_check",
     "align": "facemetric.commands.align.run_align",
     "export": "facemetric.commands.export.run_export",
 }

@@ -30,7 +30,8 @@ PEOPLE, IMAGES = 20_000, 4
 DRAWS = 500  # of the bootstrap: half of eval's own, whose percentiles are a little steadier
 LISTED = (0.1, 0.01)
 EASY = {"hundred-easy": 0.7, "hundred-easier": 0.45}  # a hundred pairs: 95 and 99 of them are right
-ROWS = ("few", "many", *EASY, "all-pairs", "neighbours", "counted")
+FEW_PEOPLE = {"forty-easy": 0.7, "forty-easier": 0.45}  # forty people's hundred genuine pairs, by all pairs
+ROWS = ("few", "many", *EASY, "all-pairs", *FEW_PEOPLE, "neighbours", "counted")
 ALL_PAIRS = (0.1, 0.01, 1e-3, 1e-4)
 Figures = Mapping[str, float]
 Measure = Callable[[int], Mapping[str, Interval]]
@@ -48,7 +49,7 @@ def population(spread: float = 1.15) -> np.ndarray:
 
 
 def figures_of(found: Verification) -> dict[str, float]:
-    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in found.points}
+    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.true_rate for p in found.points}
     return named | ({"accuracy": found.accuracy.mean} if found.accuracy is not None else {})
 
 
@@ -152,12 +153,20 @@ def main() -> None:
             what = f"400 people, 100 listed pairs, accuracy {truth['accuracy']:.3f}"
             measure: Measure = partial(listed_sample, easy, 400, 50)
         elif row in listed:
-            if row == "counted":  # as lists of more than MANY pairs are; the last row, since it stays so
-                interval_module.MANY = 0
+            if (
+                row == "counted"
+            ):  # as lists of more than MANY_PAIRS pairs are; the last row, since it stays so
+                interval_module.MANY_PAIRS = 0
             drawn = draw_pairs(emb, 1_000_000, np.random.default_rng(1))[:2]
             truth = figures_of(verify_pairs(*drawn, fars=LISTED))
             what = f"{listed[row]:,} people, 2,000 listed pairs{', by counts' * (row == 'counted')}"
             measure = partial(listed_sample, emb, listed[row], 1000)
+        elif row in FEW_PEOPLE:
+            easy, some = population(FEW_PEOPLE[row]), taken[:8000]
+            labels = np.repeat(np.arange(len(some)), some.sum(1))
+            truth = figures_of(verify_all_pairs(easy[: len(some)][some], labels, fars=LISTED))
+            what = f"40 people, 100 images, all pairs, AUC {truth['auc']:.4f}"
+            measure = partial(all_pairs_sample, easy, taken, 40)
         elif row == "neighbours":
             labels = np.repeat(np.arange(PEOPLE), taken[:, 1:].sum(1))
             values = nearest_right(emb, taken)

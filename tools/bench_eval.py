@@ -151,8 +151,8 @@ def bench_neighbours(clock: Clock) -> None:
 
 def bench_share(weights: str, pairs: str, data: list[str], clock: Clock) -> None:
     """What an evaluation of listed pairs spends its time on, once Python has imported what it needs."""
-    from facemetric.commands import eval as scorecard
-    from facemetric.commands import eval_inputs as tables
+    from facemetric.commands.evaluating import eval as scorecard
+    from facemetric.commands.evaluating import inputs as tables
     from facemetric.model.embedder import Embedder
 
     imports = time.process_time()

@@ -37,6 +37,9 @@ def main() -> None:
     provenance["steps"] = state["progress"]["epoch"] * state["steps_per_epoch"] + state["progress"]["step"]
     save_weights(options.out, embedder, provenance=provenance, metrics={})
     print(f"{options.out}: after {provenance['steps']:,} steps of {options.run}")
+    print(
+        f"hashes of its training images: python tools/keep_training_images.py {options.out} --runs {options.run}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError, plural
+from facemetric.evaluation.answers import choose_answers, store_answers
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
@@ -23,6 +24,7 @@ from facemetric.model.weights_folder import (
     copy_weights,
     find_weights,
     is_shipped,
+    name_of_copy,
     read_config,
 )
 from facemetric.training.validation import CHOSEN_ON
@@ -79,10 +81,11 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     require(bool(config.far), "no FAR was given; name one or more, such as --far 1e-3")
     weights = open_weights(config.weights)
     keep_in = folder = weights.folder
-    if is_shipped(folder):
-        keep_in = config.out / os.path.basename(os.path.realpath(folder))
+    if name := name_of_copy(folder):
+        keep_in = config.out / name
         require(
-            not is_shipped(keep_in), f"--out {config.out} holds the shipped weights themselves; name another"
+            not name_of_copy(keep_in),
+            f"--out {config.out} holds the shipped weights themselves; name another",
         )
         check_copy(folder, keep_in)
     index = announced(read_index(config.data))
@@ -100,10 +103,14 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     size = usual_size(index)
     if keep_in != folder:
         copy_weights(folder, keep_in)
-        say(f"shipped weights are not changed: your copy with the thresholds is --weights {keep_in}")
-    path = store_thresholds(
-        keep_in, [Stored(t, config.flip, chosen_on, index.fingerprint, size) for t in thresholds]
+        whose = "shipped weights" if is_shipped(folder) else "weights of the Hub"
+        say(f"{whose} are not changed: your copy with the thresholds is --weights {keep_in}")
+    mark = index.fingerprint
+    answers = choose_answers(
+        table.embeddings, table.identities, flip=config.flip, data_fingerprint=mark, seed=config.seed
     )
+    store_answers(keep_in, answers)
+    path = store_thresholds(keep_in, [Stored(t, config.flip, chosen_on, mark, size) for t in thresholds])
     return Calibrated(thresholds, chosen_on, path, (warning,) if warning else ())
 
 
@@ -153,6 +160,6 @@ def lineage(folder: Path) -> Iterator[dict[str, Any]]:
         past = read_config(folder)["facemetric"].get("provenance") or {}
         yield past
         try:
-            folder = find_weights((past.get("options") or {}).get("weights") or "")
+            folder = find_weights((past.get("options") or {}).get("weights") or "", fetch=False)
         except WeightsError:
             return

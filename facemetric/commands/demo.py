@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facemetric.commands.eval import evaluate
+from facemetric.commands.evaluating.eval import evaluate
 from facemetric.config import DemoConfig, check_least, config_dict, differences, require
 from facemetric.data.drawn.draw import draw_faces
 from facemetric.data.index import read_index

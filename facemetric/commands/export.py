@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from facemetric.commands.eval_inputs import ListedPairs, list_pairs
+from facemetric.commands.evaluating.inputs import ListedPairs, list_pairs
 from facemetric.config import ExportConfig, check_ranges, require
 from facemetric.config.calls import takes_options
 from facemetric.data.drawn.draw import draw_face, face_identity, face_nuisance

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from facemetric.commands.eval import check_options, run_evaluate
+from facemetric.commands.evaluating.eval import check_options, run_evaluate
 from facemetric.commands.visualize import check_visualize, run_visualize
 from facemetric.config import (
     RunConfig,

@@ -109,7 +109,7 @@ def read_parts(config: VisualizeConfig, weights: Weights) -> Iterator[tuple[str,
     options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}
     if not options.get("data"):
         raise ConfigError(f"{config.weights} does not say what it was trained on; name images as DATA")
-    split = read_split(make_config(StageConfig, **options))
+    split = read_split(make_config(StageConfig, **options), config.out, side=weights.crop_side)
     if split.origin.data != origin.get("data_fingerprint"):
         say("the data has changed since the weights were trained on it")
     yield TRAIN, split.train

@@ -20,12 +20,21 @@ from facemetric.config.commands import (
     DataConfig,
     EvalConfig,
     ExportConfig,
+    PushConfig,
     RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
+from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
-from facemetric.config.photographs import AlignConfig
+from facemetric.config.gallery import (
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
+)
+from facemetric.config.photographs import AlignConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
@@ -36,10 +45,18 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",
+    "EmbedConfig",
     "EvalConfig",
     "ExportConfig",
+    "FacesConfig",
     "FinetuneConfig",
+    "GalleryAddConfig",
+    "GalleryCheckConfig",
+    "GalleryListConfig",
+    "GalleryRemoveConfig",
+    "IdentifyConfig",
     "PretrainConfig",
+    "PushConfig",
     "RunConfig",
     "RunsConfig",
     "StageConfig",

@@ -14,6 +14,7 @@ from facemetric.config.fields import (
     AUGMENTATION,
     COMMON,
     DATA,
+    FOLDER,
     MODEL,
     OPTIMISATION,
     POSITIVE,
@@ -48,6 +49,8 @@ class StageConfig:
     """Share of the identities to validate on where no file names them, 0..1; 0 validates on none."""
     val_by: Annotated[ValBy, VALIDATION] = "identities"
     """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
+    unlabelled: Annotated[tuple[str, ...], DATA] = ()
+    """Images without identities: stage one learns them from --teacher; in stage two each is a person of its own."""
     leave_out: Annotated[Path | None, DATA] = None
     """Text file of identities to leave out."""
     leave_out_images: Annotated[Path | None, DATA] = None
@@ -56,6 +59,8 @@ class StageConfig:
     """Text or csv file of identities that are one person, `a,b` a line."""
     case_twins: Annotated[bool, DATA] = False
     """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
+    align: Annotated[bool, DATA] = False
+    """Find the faces of photographs first, once, into `faces` in the run folder; aligned crops stay where they are."""
     max_bad: Annotated[float, DATA, SHARE] = 0.01
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 
@@ -118,7 +123,7 @@ class PretrainConfig(StageConfig):
     """Stage one: a backbone learns identities with cross-entropy."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/pretrain")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/pretrain")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the best weights."""
     arch: Annotated[str, COMMON] = "mobilenetv4_conv_small"
     """Any backbone of timm, by its name there."""
@@ -135,8 +140,6 @@ class PretrainConfig(StageConfig):
 
     teacher: Annotated[tuple[str, ...], DATA] = ()
     """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
-    unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images that only the teacher knows, without identities. NAME=PATH names a source."""
     teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
     """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
     relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
@@ -173,7 +176,7 @@ class FinetuneConfig(StageConfig):
     """Stage two: a projection, or everything, learns distances from online triplets, or another loss."""
 
     _: KW_ONLY
-    out: Annotated[Path, COMMON] = Path("runs/finetune")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/finetune")
     """Run folder: config.toml, log.jsonl, TensorBoard events, checkpoint, the better weights of start and end."""
     weights: Annotated[str, COMMON] = ""
     """Weights to start from: a weights folder, a run folder or a shipped name."""
@@ -205,7 +208,7 @@ class FinetuneConfig(StageConfig):
     alike: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
     """Identities of a batch come in groups of so many that look alike, found again each epoch; 0 draws them all."""
     views: Annotated[int, AUGMENTATION, AT_LEAST_1] = 1
-    """Cached copies of each image with --freeze backbone: the plain one and views - 1 augmented ones."""
+    """Cached copies of each image with --freeze backbone: the plain and views - 1 augmented; 3 of --unlabelled ones."""
     cache: Annotated[Path | None, RUN] = None
     """Folder of the cached features; `features` beside the run folder where none is named."""
     memory: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
@@ -230,7 +233,7 @@ class FinetuneConfig(StageConfig):
 class DemoConfig:
     """The whole story on faces drawn by facemetric itself."""
 
-    out: Path = Path("runs/demo")
+    out: Annotated[Path, FOLDER] = Path("runs/demo")
     """Folder for the drawn faces, the runs and the result."""
     _: KW_ONLY
     identities: Annotated[int, Range(20)] = 300
@@ -260,6 +263,10 @@ def check_stage(config: StageConfig) -> None:
     if isinstance(config, FinetuneConfig):
         check_loss(config)
         check_freeze(config)
+        require(
+            not config.unlabelled or config.freeze == ("backbone",),
+            "--unlabelled needs --freeze backbone in stage two: its positives are cached views of one image",
+        )
         check_batch(config)
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from facemetric.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB; below PIL's own warning of a bomb
 MAX_JPEG_PIXELS = 256_000_000  # of a JPEG that is decoded smaller: above the 200 megapixels of phones
@@ -217,6 +219,8 @@ def normalise(images_BHWC: torch.Tensor, pre: Preprocess, device: torch.device |
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) on the device, (x / 255 - mean) / std, in channels_last
     memory.
     """
+    import torch  # an exported network has no use for it
+
     B, H, W, _ = images_BHWC.shape
     images_BHWC = images_BHWC.to(device, non_blocking=True)
     if pre.color == "bgr":

@@ -1,4 +1,4 @@
-"""From a decoded picture to the pixels of the network: the plain way, and the augmented one.
+"""From a decoded picture to the pixels of the network: the augmented way. The plain one is in eval_transform.py.
 
 The crops and policies are timm's, the colour jitter torchvision's, each drawing from Python's, numpy's or
 torch's global generator, which the loader seeds for each image (see batches.py). Pictures are PIL RGB,
@@ -8,11 +8,10 @@ results uint8 (H, W, 3).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from PIL import Image, ImageFilter
 from timm.data.auto_augment import (
     augment_and_mix_transform,
@@ -22,12 +21,14 @@ from timm.data.auto_augment import (
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
+from facemetric.data.eval_transform import Box, Pixels, Step, Transform, eval_transform
 from facemetric.data.images import INTERPOLATIONS, Preprocess
 from facemetric.errors import ConfigError
 
+__all__ = ["Augment", "TrainTransform", "Transform", "eval_transform", "train_transform"]
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's grey
 CROP_RATIO = (0.9, 1.1)  # width / height of a random crop, against the picture's own
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,57 +52,6 @@ class Augment:
             raise ConfigError(f"crop_scale is {self.crop_scale}; 0 < smallest <= largest <= 1 is needed")
         if self.color_jitter < 0:
             raise ConfigError(f"color_jitter is {self.color_jitter}; 0 or more is needed")
-
-
-Step = Callable[[Image.Image], Image.Image]
-Pixels = Callable[[Image.Image], np.ndarray]
-
-
-class Transform:
-    """PIL RGB -> uint8 (H, W, 3). `enough` is the shorter side that `decode` needs to keep.
-
-    Calling it is `draw(image)(image)`: first everything random, then the pixels. The first part takes from the
-    global generators, so one thread at a time may do it; the second takes nearly all the time and no random
-    numbers, but where `draws_late` says so; nothing at all is random where `draws` is False."""
-
-    draws = False
-    draws_late = False
-
-    def __init__(self, pre: Preprocess) -> None:
-        self.crop = pre.crop
-        self.height, self.width = pre.size
-        self.resample = INTERPOLATIONS[pre.interpolation]
-        left, top, right, bottom = pre.crop
-        # Twice the size still leaves the resize something to average.
-        self.enough = int(2 * max(self.width / (1 - left - right), self.height / (1 - top - bottom))) + 1
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        return self.draw(image)(image)
-
-    def draw(self, image: Image.Image) -> Pixels:
-        """What is to be done to the image, with its random numbers drawn."""
-        return partial(self.make, self.region(image), (), False)
-
-    def make(self, box: Box, steps: Sequence[Step], flip: bool, image: Image.Image) -> np.ndarray:
-        """The pixels of the box, after the steps and the flip."""
-        image = self.cut(image, box)
-        for step in steps:
-            image = step(image)
-        if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(image)
-
-    def region(self, image: Image.Image) -> Box:
-        """(left, upper, right, lower) in pixels, after the fixed crop."""
-        left, top, right, bottom = self.crop
-        width, height = image.size
-        return left * width, top * height, width - right * width, height - bottom * height
-
-    def cut(self, image: Image.Image, box: Box) -> Image.Image:
-        """Crop and resize in one step."""
-        if box == (0, 0, *image.size) and image.size == (self.width, self.height):
-            return image
-        return image.resize((self.width, self.height), self.resample, box=box)
 
 
 class TrainTransform(Transform):
@@ -134,11 +84,6 @@ class TrainTransform(Transform):
             image, self.augment.crop_scale, ratio
         )
         return left + x, top + y, left + x + width, top + y + height
-
-
-def eval_transform(pre: Preprocess) -> Transform:
-    """The fixed crop, stretched to the network's size."""
-    return Transform(pre)
 
 
 def train_transform(pre: Preprocess, augment: Augment) -> TrainTransform:

@@ -17,12 +17,15 @@ from scipy.sparse import csr_array
 from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
+from facemetric.evaluation.known_groups import NOBODY, Start, rows_by_number
+from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.table import unit_rows
 from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+AVERAGE = "agglomerative"
 MAX_LINKS = 1 << 26  # both directions counted: 320 MiB of links, at 100,000 images 671 an image
 BUDGET_MIB = 8.0
 # Two ways of adding up one average differ by some 1e-7 in float32; without slack a tie could go round for ever.
@@ -75,29 +78,29 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
     if np.shape(number) != np.shape(identity) or np.ndim(number) != 1:
         raise DataError(f"clusters of shape {np.shape(number)}, identities of shape {np.shape(identity)}")
     cluster_N = np.unique(np.asarray(number), return_inverse=True)[1]
-    who_N = np.unique(np.asarray(identity), return_inverse=True)[1]
-    people, clusters = int(who_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
+    identity_N = np.unique(np.asarray(identity), return_inverse=True)[1]
+    people, clusters = int(identity_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
     if people < 2:
         raise DataError(f"{plural(people, 'identity')}; clusters are measured against two or more")
     cell_S, cell_N, shared_S = np.unique(
-        cluster_N * people + who_N, return_inverse=True, return_counts=True
+        cluster_N * people + identity_N, return_inverse=True, return_counts=True
     )  # identities as a pair of numbers: C x people may be far more than N
     shared_N = shared_S[cell_N]
     most_C = np.zeros(clusters, np.int64)
     np.maximum.at(most_C, cell_S // people, shared_S)
     value_N2 = np.stack(
-        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(who_N)[who_N]], axis=1
+        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(identity_N)[identity_N]], axis=1
     )
-    drawn_B2 = mean_draws(value_N2, who_N, seed=seed)
+    drawn_B2 = mean_draws(value_N2, identity_N, seed=seed)
     precision, recall = value_N2.mean(0).tolist()
     return Agreement(
-        float(most_C.sum() / len(who_N)),
-        float(normalized_mutual_info_score(who_N, cluster_N)),
-        float(adjusted_rand_score(who_N, cluster_N)),
+        float(most_C.sum() / len(identity_N)),
+        float(normalized_mutual_info_score(identity_N, cluster_N)),
+        float(adjusted_rand_score(identity_N, cluster_N)),
         percentiles(precision, drawn_B2[:, 0]),
         percentiles(recall, drawn_B2[:, 1]),
         percentiles(_harmonic(precision, recall), _harmonic(*drawn_B2.T)),
-        len(who_N),
+        len(identity_N),
         people,
         clusters,
     )
@@ -152,29 +155,65 @@ class Clusters:
 
 
 def find_clusters(
-    embeddings: npt.ArrayLike, threshold: float, *, method: str = "agglomerative", min_images: int = 3
+    embeddings: npt.ArrayLike,
+    threshold: float,
+    *,
+    method: str = AVERAGE,
+    min_images: int = 3,
+    start: Start | None = None,
 ) -> Clusters:
     """Group embeddings (N, D) of any length by the cosine `threshold`, -1..1.
 
     `components` joins all that a chain of links connects. `dbscan` lets only images with `min_images` at the
     threshold (themselves counted) carry the chain on. `agglomerative` joins the two clusters of the highest
-    average cosine until none reaches the threshold. Sources: Ester et al. 1996, KDD; Sokal and Michener 1958.
+    average cosine until none reaches the threshold; alone it takes a `start`, what is known before, and keeps to it
+    exactly. Sources: Ester et al. 1996, KDD; Sokal and Michener 1958.
     Raises ConfigError for an unknown method or a threshold out of range, DataError for too many links.
     """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
     if not -1 <= threshold <= 1:
         raise ConfigError(f"a threshold of {threshold}; it is a cosine, choose -1..1")
+    if start is not None and method != AVERAGE:
+        raise ConfigError(f"{method} cannot keep to what is known before; choose {AVERAGE}")
     if min_images < 1:
         raise ConfigError(f"{min_images} images at the threshold; dbscan needs at least 1")
     unit_ND = unit_rows(embeddings)
     graph = link_graph(unit_ND, threshold)
-    label_N = METHODS[method](unit_ND, graph, threshold, min_images)
+    if start is not None:
+        label_N = _agglomerative(unit_ND, graph, threshold, min_images, start)
+    else:
+        label_N = METHODS[method](unit_ND, graph, threshold, min_images)
     loose = label_N < 0
     label_N[loose] = label_N.max(initial=-1) + 1 + np.arange(loose.sum())
     number_N = _largest_first(label_N)
     links = (graph.nnz - len(unit_ND)) // 2
     return Clusters(number_N, _to_centre(unit_ND, number_N), method, threshold, links, int(loose.sum()))
+
+
+class Alike(NamedTuple):
+    """Pairs (P, 2) of clusters that are alike, the most alike first, and the mean cosine (P,) of their images."""
+
+    pair: Ints
+    score: Floats
+
+
+def alike_clusters(embeddings: npt.ArrayLike, number: npt.ArrayLike, least: float, *, near: int = 5) -> Alike:
+    """Clusters (N,), numbered 0..C-1, whose images have a mean cosine of `least` or more: of each the `near` nearest
+    are looked at."""
+    unit_ND, number_N = unit_rows(embeddings), np.asarray(number)
+    n, sizes = len(number_N), np.bincount(number_N)
+    mean_CD = csr_array((np.ones(n, np.float32), (number_N, np.arange(n)))) @ unit_ND / sizes[:, None]
+    if len(sizes) < 2:
+        return Alike(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    found = nearest(mean_CD + 1e-12, mean_CD + 1e-12, min(near + 1, len(sizes)))
+    one = np.repeat(np.arange(len(sizes)), found.rows.shape[1])
+    pair = np.stack([one, found.rows.reshape(-1)], axis=1)
+    pair = np.unique(np.sort(pair[pair[:, 0] != pair[:, 1]], axis=1), axis=0)
+    score = np.einsum("pd,pd->p", mean_CD[pair[:, 0]], mean_CD[pair[:, 1]])
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] >= least]
+    return Alike(pair[order], score[order])
 
 
 def link_graph(unit_ND: Floats, threshold: float) -> Any:
@@ -219,19 +258,24 @@ def _dbscan(unit_ND: Floats, graph: Any, threshold: float, min_images: int) -> I
     return DBSCAN(eps=1, min_samples=min_images, metric="precomputed").fit(graph).labels_.astype(np.int64)
 
 
-def _agglomerative(unit_ND: Floats, graph: Any, threshold: float, min_images: int) -> Ints:
+def _agglomerative(
+    unit_ND: Floats, graph: Any, threshold: float, min_images: int, start: Start | None = None
+) -> Ints:
     """Average linkage, cut at the threshold: exact on the links alone, where scikit-learn's structured
     version leaves missing links out of the average.
 
     The average cosine of two clusters is the product of their sums over their sizes, so no pair is looked up;
     and where it reaches the threshold some pair does, so only linked clusters are candidates. Chains of nearest
-    neighbours find the joins in any order (Müllner 2011, arXiv:1109.2378, section 3.2).
+    neighbours find the joins in any order (Müllner 2011, arXiv:1109.2378, section 3.2), and still do so where two
+    clusters may not become one: what is joined with either may not either.
     """
     n = len(unit_ND)
     state = _Merging(unit_ND.copy(), graph, threshold)
+    if start is not None:
+        state.begin(start)
     with progress_bar(total=n, desc="joining", unit="cluster") as bar:
-        for start in range(n):
-            chain = [start] if state.parent[start] == start and not state.done[start] else []
+        for first in range(n):
+            chain = [first] if state.parent[first] == first and not state.done[first] else []
             while chain:
                 last = chain[-1]
                 others, score = state.candidates(last)
@@ -251,7 +295,9 @@ def _agglomerative(unit_ND: Floats, graph: Any, threshold: float, min_images: in
 
 
 class _Merging:
-    """Clusters that grow: of each root the sum (D,) and the number of its members, and its linked clusters."""
+    """Clusters that grow: of each root the sum (D,) and the number of its members, and its linked clusters.
+
+    Two roots of different `key`s never become one, nor do those of rows that are `apart`."""
 
     def __init__(self, sum_ND: Floats, graph: Any, threshold: float) -> None:
         self.sum, self.threshold = sum_ND, threshold
@@ -259,6 +305,27 @@ class _Merging:
         self.parent = np.arange(len(sum_ND), dtype=np.int32)
         self.near = np.split(graph.indices, graph.indptr[1:-1])
         self.done = np.diff(graph.indptr) == 1  # linked with itself alone
+        self.key = np.full(len(sum_ND), NOBODY, np.int64)
+        self.apart: dict[int, Ints] = {}
+
+    def begin(self, start: Start) -> None:
+        """Make one cluster of the images that are known to be together, and note which may never be."""
+        self.key = start.key.copy()
+        for a, b in start.apart.tolist():
+            for row, other in ((a, b), (b, a)):
+                self.apart[row] = np.append(self.apart.get(row, np.empty(0, np.int64)), other)
+        for rows in rows_by_number(start.together).values():
+            if len(rows) == 1:
+                continue
+            root = int(rows[0])
+            self.parent[rows] = root
+            self.sum[root], self.size[root] = self.sum[rows].sum(0), len(rows)
+            self.near[root] = np.unique(np.concatenate([self.near[row] for row in rows]))
+            self.done[root], self.key[root] = False, self.key[rows].max()
+            if apart := [self.apart.pop(row) for row in rows.tolist() if row in self.apart]:
+                self.apart[root] = np.concatenate(apart)
+            for row in rows[1:]:
+                self.near[row] = self.near[row][:0]
 
     def roots(self, of: npt.NDArray) -> npt.NDArray:
         """The clusters that images or former clusters belong to now; the smaller joins the larger, so a few
@@ -276,6 +343,10 @@ class _Merging:
         Others are struck off: an average with a joined cluster is no higher than the higher of both parts."""
         others = np.unique(self.roots(self.near[root]))
         others = others[(others != root) & ~self.done[others]]
+        if self.key[root] != NOBODY:
+            others = others[(self.key[others] == NOBODY) | (self.key[others] == self.key[root])]
+        if root in self.apart:
+            others = np.setdiff1d(others, self.roots(self.apart[root]))
         score = self.sum[others] @ self.sum[root] / (self.size[others] * self.size[root])
         keep = score >= self.threshold
         self.near[root] = others[keep]
@@ -290,10 +361,14 @@ class _Merging:
         self.size[one] += self.size[other]
         self.near[one] = np.concatenate([self.near[one], self.near[other]])
         self.near[other] = self.near[other][:0]
+        self.key[one] = max(self.key[one], self.key[other])
+        if other in self.apart:
+            apart = self.apart.pop(other)
+            self.apart[one] = np.concatenate([self.apart[one], apart]) if one in self.apart else apart
         return one
 
 
-METHODS = {"components": _components, "dbscan": _dbscan, "agglomerative": _agglomerative}
+METHODS = {"components": _components, "dbscan": _dbscan, AVERAGE: _agglomerative}
 
 
 def _largest_first(label_N: Ints) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from facemetric.data.batches import chunks
+from facemetric.data.eval_transform import eval_transform
 from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import load_batches
-from facemetric.data.transforms import eval_transform
+from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import progress_bar
-from facemetric.model.embedder import Embedder, embed_batch, in_pieces
+from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.onnx_embedder import OnnxEmbedder
 
 
 class Embedded(NamedTuple):
@@ -30,7 +32,7 @@ class Embedded(NamedTuple):
 
 @torch.inference_mode()
 def embed_index(
-    embedder: Embedder,
+    embedder: Embedder | OnnxEmbedder,
     index: ImageIndex,
     *,
     batch_size: int = 256,
@@ -46,16 +48,13 @@ def embed_index(
     emb_ND = np.zeros((len(index), embedder.embedding_size), np.float32)
     read = np.zeros(len(index), bool)
     bad: list[tuple[int, str]] = []
-    was_training = embedder.training
-    embedder.eval()
-    try:
-        for rows, images, broken in images_of(embedder, index, batch_size, workers, progress):
-            bad += broken
-            if len(rows):
-                emb_ND[rows] = embed_batch(embedder, images, flip=flip).cpu().numpy()
+    with evaluating(embedder):
+        for batch in pixels_of(embedder, index, batch_size, workers, progress):
+            bad += batch.bad
+            if len(batch.rows):
+                rows = batch.rows.numpy()
+                emb_ND[rows] = embedder.embed_pixels(batch.images.numpy(), flip=flip)
                 read[rows] = True
-    finally:
-        embedder.train(was_training)
     kept = np.flatnonzero(read)
     if not len(kept):
         raise DataError(none_readable(index, bad))
@@ -63,6 +62,20 @@ def embed_index(
     paths = np.array([index.name(int(i)) for i in kept], dtype=np.str_)
     groups = {name: column[kept] for name, column in index.groups().items()}
     return Embedded(EmbeddingTable(emb_ND[kept], identities, paths, groups, embedder.fingerprint), bad)
+
+
+@contextlib.contextmanager
+def evaluating(embedder: Embedder | OnnxEmbedder) -> Iterator[None]:
+    """The embedder in evaluation mode meanwhile, and as it was afterwards."""
+    if isinstance(embedder, OnnxEmbedder):
+        yield
+        return
+    was_training = embedder.training
+    embedder.eval()
+    try:
+        yield
+    finally:
+        embedder.train(was_training)
 
 
 def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
@@ -107,11 +120,19 @@ def images_of(
     embedder: Embedder, index: ImageIndex, batch_size: int, workers: int, progress: str
 ) -> Iterator[tuple[np.ndarray, Tensor, list[tuple[int, str]]]]:
     """(rows, normalised images on the embedder's device, bad) in the order of the index."""
+    for batch in pixels_of(embedder, index, batch_size, workers, progress):
+        yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
+
+
+def pixels_of(
+    embedder: Embedder | OnnxEmbedder, index: ImageIndex, batch_size: int, workers: int, progress: str
+) -> Iterator[Batch]:
+    """Batches of the pixels that the network takes, in the order of the index."""
     batches = chunks(len(index), batch_size)
     transform = eval_transform(embedder.preprocess)
     with progress_bar(total=len(index), desc=progress, unit="image", delay=1) as bar:
         for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):
-            yield batch.rows.numpy(), normalise(batch.images, embedder.preprocess, embedder.device), batch.bad
+            yield batch
             bar.update(len(batch.rows) + len(batch.bad))
 
 

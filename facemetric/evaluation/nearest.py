@@ -18,6 +18,10 @@ from facemetric.mining.tiles import in_threads, product_tiles
 
 BUDGET_MIB = 8.0  # the tile of each thread
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
+ROWS_A_THREAD = (
+    32_768  # of a gallery in parts, 4 million products: below this a thread costs more than it brings
+)
+FEW = 16  # queries, so few that the product is faster with them as its rows
 MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
 NOBODY = np.iinfo(np.int64).max  # a key after all others
 LOW = (1 << 32) - 1  # where a key holds the row
@@ -52,15 +56,69 @@ def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float
     return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))  # rounded cosines pass 1
 
 
-def _walk(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], best_QK: Ints) -> None:
-    """Fill the keys of the best (Q, K). Square tiles: a product of few rows with all columns takes a third longer.
+def nearest_in_parts(queries: npt.ArrayLike, parts: Sequence[npt.NDArray[np.float32]], k: int) -> Neighbours:
+    """`nearest` where the gallery lies in parts (N, D) of unit rows, such as memory-mapped files, which are not copied.
+
+    Rows are counted through all parts in their order. A row that is not a unit vector has another score than its
+    cosine: whoever stores them sees to that."""
+    query_QD = unit_rows(queries)
+    check_k([k], sum(map(len, parts)))
+    starts = np.cumsum([0, *map(len, parts)])
+    threads = max(1, min(torch.get_num_threads(), int(starts[-1]) // ROWS_A_THREAD))
+    best_TQK = np.full((threads, len(query_QD), k), NOBODY)
+    works = [
+        partial(_walk_pieces, query_QD, _rows_between(parts, starts, low, high), best_TQK[thread])
+        for thread, (low, high) in enumerate(
+            pairwise([int(starts[-1]) * thread // threads for thread in range(threads + 1)])
+        )
+    ]
+    in_threads(works)
+    best_QK = np.sort(best_TQK.transpose(1, 0, 2).reshape(len(query_QD), -1), axis=1)[:, :k]
+    return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))
+
+
+def _rows_between(
+    parts: Sequence[npt.NDArray[np.float32]], starts: Ints, low: int, high: int
+) -> list[tuple[int, npt.NDArray[np.float32]]]:
+    """The pieces of the parts that hold the rows [low, high), each with the number of its first row."""
+    pieces = []
+    for start, part in zip(starts.tolist(), parts, strict=False):
+        first, end = max(low, start), min(high, start + len(part))
+        if first < end:
+            pieces.append((first, part[first - start : end - start]))
+    return pieces
+
+
+def _walk_pieces(
+    query_QD: npt.NDArray[np.float32],
+    pieces: Sequence[tuple[int, npt.NDArray[np.float32]]],
+    best_QK: Ints,
+) -> None:
+    """Fill the keys of the best (Q, K) of some pieces of a gallery."""
+    for first, piece_ND in pieces:
+        if len(query_QD) > FEW:
+            _walk(query_QD, piece_ND, best_QK, first)
+            continue
+        tiles = product_tiles(torch.from_numpy(query_QD), torch.from_numpy(piece_ND), budget_mib=BUDGET_MIB)
+        for rows, cols, values in tiles:
+            _merge(best_QK[rows], values.numpy().T, first + cols.start)
+
+
+def _walk(
+    query_QD: npt.NDArray[np.float32],
+    gallery_ND: npt.NDArray[np.float32],
+    best_QK: Ints,
+    start: int = 0,
+) -> None:
+    """Fill the keys of the best (Q, K); the gallery's first row is number `start`. Square tiles: a product of few
+    rows with all columns takes a third longer.
 
     The gallery goes down, so that the best of a group of its rows is found for all queries in the order of memory.
     """
     for rows, cols, values in product_tiles(
         torch.from_numpy(gallery_ND), torch.from_numpy(query_QD), budget_mib=BUDGET_MIB
     ):
-        _merge(best_QK[cols], values.numpy(), rows.start)
+        _merge(best_QK[cols], values.numpy(), start + rows.start)
 
 
 def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None:
@@ -68,7 +126,7 @@ def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None
     C, k = len(score_CQ), best_QK.shape[1]
     group = min(max(C // (8 * k), 1), MOST_IN_A_GROUP)
     best_GQ = _best_of_groups(score_CQ, group)
-    if first == 0 and len(best_GQ) >= k:  # at least k rows reach the k-th best of the groups
+    if len(best_GQ) >= k and (best_QK == NOBODY).all():  # at least k rows reach the k-th best of the groups
         kth_Q = np.partition(best_GQ, len(best_GQ) - k, axis=0)[-k]
         bound_Q = np.nextafter(kth_Q, np.float32(-np.inf))
     else:
@@ -78,7 +136,7 @@ def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None
     row, query = np.add.outer(start * group, np.arange(group)).ravel(), query.repeat(group)
     if G * group > C:
         row, query = row[row < C], query[row < C]
-    score = score_CQ.ravel().take(row * Q + query)
+    score = score_CQ.ravel().take(row * Q + query) if score_CQ.flags.c_contiguous else score_CQ[row, query]
     keep = score > bound_Q[query]
     row, query, score = row[keep], query[keep], score[keep]
     count_Q = np.bincount(query, minlength=len(best_QK))
@@ -97,7 +155,11 @@ def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None
 def _best_of_groups(score_CQ: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
     """The highest of each `group` rows that follow each other; the last group may be smaller."""
     whole = len(score_CQ) // group * group
-    best_GQ = score_CQ[:whole].reshape(-1, group, score_CQ.shape[1]).max(1)
+    if score_CQ.T.flags.c_contiguous:  # numpy takes ten times as long over a short axis
+        grouped = torch.from_numpy(score_CQ.T)[:, :whole].unflatten(1, (-1, group))
+        best_GQ = grouped.amax(2).numpy().T
+    else:
+        best_GQ = score_CQ[:whole].reshape(-1, group, score_CQ.shape[1]).max(1)
     return best_GQ if whole == len(score_CQ) else np.concatenate([best_GQ, score_CQ[whole:].max(0)[None]])
 
 

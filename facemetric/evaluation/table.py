@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEYS = ("embeddings", "identities", "paths")
+ONE_ROW = {
+    "embedding": "embeddings",
+    "identity": "identities",
+    "path": "paths",
+}  # in a parquet that embed wrote
 WEIGHTS = "weights_sha256"  # the fingerprint of the weights, on every row
 GROUP = "group_"  # columns of this beginning are groups, such as group_age
 TWICE = -1  # marks a path that several rows have
@@ -141,7 +146,7 @@ class EmbeddingTable:
 
     def save(self, file: str | Path) -> Path:
         """Write `.npz` or, with pyarrow, `.parquet` (`embeddings` as lists). The file appears whole."""
-        path = _checked_name(file)
+        path = checked_name(file)
         texts = {"identities": self.identities, "paths": self.paths}
         texts |= {GROUP + name: column for name, column in self.groups.items()}
         texts |= {WEIGHTS: np.full(len(self), self.weights)} if self.weights else {}
@@ -164,7 +169,7 @@ class EmbeddingTable:
     @classmethod
     def load(cls, file: str | Path) -> EmbeddingTable:
         """Read a table that `save`, or anybody's `numpy.savez`, wrote. Raises DataError; never unpickles."""
-        path = _checked_name(file)
+        path = checked_name(file)
         if not path.is_file():
             raise DataError(f"{path}: no such file; needed embeddings as .npz or .parquet")
         columns = _load_npz(path) if path.suffix == ".npz" else _load_parquet(path)
@@ -196,7 +201,8 @@ def _wanted(names: Sequence[str]) -> list[str]:
     return [k for k in names if k in KEYS or k == WEIGHTS or k.startswith(GROUP)]
 
 
-def _checked_name(file: str | Path) -> Path:
+def checked_name(file: str | Path) -> Path:
+    """A path that a table can have. DataError for another ending, or where pyarrow is missing."""
     path = Path(file)
     if path.suffix not in (".npz", ".parquet"):
         raise DataError(
@@ -246,6 +252,7 @@ def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as err:
         raise DataError(f"{path}: not a readable parquet file ({err}); cut short?") from None
+    table = table.rename_columns([ONE_ROW.get(name, name) for name in table.column_names])
     _need_keys(path, table.column_names)
     lists = table["embeddings"].combine_chunks()
     kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
@@ -257,5 +264,8 @@ def _load_parquet(path: Path) -> dict[str, npt.NDArray]:
             f"{path}: embeddings of differing length, or none; needed the same number in each row"
         )
     flat = lists.flatten().to_numpy(zero_copy_only=False)
-    names = {k: np.array(table[k].to_pylist(), dtype=object) for k in _wanted(table.column_names)[1:]}
+    texts = [name for name in _wanted(table.column_names) if name != "embeddings"]
+    names = {
+        k: np.array([v if v is not None else "" for v in table[k].to_pylist()], dtype=object) for k in texts
+    }
     return {"embeddings": flat.reshape(len(lists), -1), **names}

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from facemetric.faces.detector import default_detector
-from facemetric.faces.mtcnn import NEAR, SEEN, TURNED
+from facemetric.faces.mtcnn import NEAR, SEEN, SURE, TURNED
 from facemetric.faces.template import SIDE, TEMPLATE
 
 LEAST_SIDE = 16  # of a picture that may show a face at all, pixels
@@ -65,7 +65,12 @@ def crop_looks(images: Sequence[Image.Image]) -> list[CropLook]:
         squares = [_middle_square(image) for image in some]
         points = [TEMPLATE * (square.width / SIDE) for square in squares]
         seen, scores = default_detector().look_at(squares, points)
-        turned = default_detector().turned_scores(squares, points)
+        # As in the second look: a face of a score near 1 is upright.
+        doubtful = [i for i, score in enumerate(scores) if score < SURE]
+        turned = np.zeros(len(some))
+        turned[doubtful] = default_detector().turned_scores(
+            [squares[i] for i in doubtful], [points[i] for i in doubtful]
+        )
         for image, square, landmarks, score, other in zip(some, squares, seen, scores, turned, strict=True):
             scale, down = SIDE / square.width, (image.height - square.height) // 2
             away = float(np.linalg.norm(landmarks * scale - TEMPLATE, axis=1).mean())

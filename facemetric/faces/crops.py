@@ -81,6 +81,10 @@ class FacesFound(NamedTuple):
     size: tuple[int, int]
     missing: NoFace | None = None
 
+    def take(self, choice: Choice = "prominent") -> Face:
+        """The chosen one of the faces, of which there is one at least."""
+        return choose(self.faces, self.size, choice)
+
 
 def find_faces(
     images: Sequence[Picture], detector: Detector | None = None, options: Options = DEFAULTS
@@ -88,18 +92,32 @@ def find_faces(
     """The faces of pictures, read from paths, bytes or memory; a picture that does not read is a reason, not an error.
 
     Pictures in one call are looked at together, so many small ones go faster than one after the other."""
+    return faces_in([open_or_reason(image) for image in images], detector or default_detector(), options)
+
+
+def open_or_reason(image: Picture) -> Image.Image | NoFace:
+    """An upright RGB picture, or why it cannot be read."""
+    try:
+        return open_photograph(image)
+    except (BadImage, OSError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        return NoFace(reason, unreadable=True)
+
+
+def faces_in(
+    images: Sequence[Image.Image | NoFace], detector: Detector, options: Options
+) -> list[FacesFound]:
+    """The faces of pictures that were opened, looked at together; what is none keeps its reason."""
     found: list[FacesFound | None] = [None] * len(images)
     opened: dict[int, Image.Image] = {}
     for i, image in enumerate(images):
-        try:
-            opened[i] = open_photograph(image)
-        except (BadImage, OSError) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-            found[i] = FacesFound((), (0, 0), NoFace(reason, unreadable=True))
+        if isinstance(image, NoFace):
+            found[i] = FacesFound((), (0, 0), image)
+        elif min(image.size) < LEAST_SIDE:
+            reason = f"{image.width} x {image.height} pixels; a face needs at least {LEAST_SIDE}"
+            found[i] = FacesFound((), image.size, NoFace(reason))
         else:
-            if min(opened[i].size) < LEAST_SIDE:
-                reason = f"{opened[i].width} x {opened[i].height} pixels; a face needs at least {LEAST_SIDE}"
-                found[i] = FacesFound((), opened.pop(i).size, NoFace(reason))
+            opened[i] = image
     if options.given != "photographs":
         may_be = [i for i, one in opened.items() if min(one.size) >= SQUARE * max(one.size)]
         for i, look in zip(may_be, crop_looks([opened[i] for i in may_be]), strict=True):
@@ -111,11 +129,19 @@ def find_faces(
             found[i] = FacesFound((), one.size, NoFace(shape))
     else:
         photographs = list(opened.values())
-        for i, faces in zip(
-            opened, _in_photographs(photographs, detector or default_detector(), options), strict=True
-        ):
+        for i, faces in zip(opened, _in_photographs(photographs, detector, options), strict=True):
             found[i] = faces
     return [one for one in found if one is not None]
+
+
+def good_faces(found: FacesFound, min_quality: float) -> FacesFound:
+    """Without the faces whose quality is below `min_quality`, 0..1; a reason where none is left."""
+    good = tuple(face for face in found.faces if face.quality.figure >= min_quality)
+    if good or not found.faces:
+        return found._replace(faces=good)
+    best = max(face.quality.figure for face in found.faces)
+    reason = f"the face is of quality {best:.2f}, below the {min_quality:g} asked for (--min-quality)"
+    return found._replace(faces=(), missing=NoFace(reason))
 
 
 def face_or_reason(

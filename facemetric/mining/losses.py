@@ -287,8 +287,14 @@ class TripletLoss(nn.Module):
         self.mined: Mined | None = None
 
     @uncompiled
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors = None) -> Tensor:
-        """The loss of a batch, a scalar with its gradient."""
+    def forward(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        anchors: Anchors = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, a scalar with its gradient; `anchors` and `weights` as in `batch_all`."""
         mine = self.mine
         if self.miner in SEEDED_MINERS:
             mine = partial(mine, seed=self.seed + int(self.calls))
@@ -300,6 +306,7 @@ class TripletLoss(nn.Module):
             distance=self.distance,
             anchors=anchors,
             budget_mib=self.budget_mib,
+            weights=weights,
         )
         self.mined = replace(mined, loss=mined.loss.detach())
         return mined.loss

@@ -48,16 +48,25 @@ class CrossBatchMemory(nn.Module):
 
     @uncompiled
     def forward(
-        self, embeddings_BD: Tensor, labels_B: Tensor, *, rows: slice | None = None, **options: Any
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        *,
+        rows: slice | None = None,
+        weights: Tensor | None = None,
+        **options: Any,
     ) -> Mined:
         """Mines the rows of the batch against the batch and the memory; `options` are those of the miner.
 
-        `rows` are those to mine, all without it: under torchrun one process's part of the gathered batch.
+        `rows` are those to mine, all without it: under torchrun one process's part of the gathered batch. `weights`
+        (B,) are those of the batch's rows as anchors, which the memory's are not.
         Errors: DataError for another dimension than `dim` or for labels that are not integers.
         """
         if self.seeded:
             options = {"seed": self.seed + int(self.batches)} | options
         both, labels = self.behind(embeddings_BD, labels_B)
+        if weights is not None:
+            options["weights"] = torch.cat([weights, weights.new_ones(len(labels) - len(labels_B))])
         mined = self.mine(both, labels, anchors=rows or slice(0, len(labels_B)), **options)
         if self.training:
             self.store(embeddings_BD, labels_B)

@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
     """How one miner adds up: in tiles, and all at once for a small batch."""
 
     in_tiles: Callable[[Operands, Order, Rule, float], TripletSums]
-    in_one_matrix: Callable[[Tensor, Tensor, Rule], TripletSums | None] | None = (
+    in_one_matrix: Callable[[Tensor, Tensor, Rule, Tensor | None], TripletSums | None] | None = (
         None  # None: tiles are to do it
     )
     ties_count: bool = False  # the loss is divided by a count that a tie changes
@@ -69,6 +69,16 @@ def make_rule(margin: Margin, distance: str) -> Rule:
     return Rule(number, False, distance == "euclidean")
 
 
+class MiningOptions(NamedTuple):
+    """What a call of a miner may say beside embeddings and labels; `batch_all` tells what each means."""
+
+    margin: Margin
+    distance: str
+    anchors: Anchors
+    budget_mib: float | None
+    weights: Tensor | None = None
+
+
 class Batch(NamedTuple):
     """What is mined: rows in the dtype of the computation, cosine's brought to one length."""
 
@@ -78,18 +88,19 @@ class Batch(NamedTuple):
     rule: Rule
     kernel: Kernel
     budget_mib: float | None
+    weight_M: Tensor | None = None  # of each anchor, in the dtype of the rows
 
     def sorted(self) -> tuple[Operands, Order]:
         """The rows in runs of one label."""
         rows_BD, labels_B, anchors = self.rows_BD, self.labels_B, self.anchors
         if isinstance(anchors, tuple):
             order = order_against(anchors[1].to(labels_B.device), labels_B, None)
-            return operands(anchors[0], rows_BD, order), order
+            return operands(anchors[0], rows_BD, order, self.weight_M), order
         if isinstance(anchors, slice):
             order = order_against(labels_B[anchors], labels_B, self.own())
-            return operands(rows_BD[anchors], rows_BD, order), order
+            return operands(rows_BD[anchors], rows_BD, order, self.weight_M), order
         order = order_whole(labels_B)
-        return operands(rows_BD, None, order), order
+        return operands(rows_BD, None, order, self.weight_M), order
 
     def own(self) -> Tensor:
         """The batch's row of each anchor, where the anchors are rows of it."""
@@ -103,20 +114,13 @@ class Batch(NamedTuple):
         return CPU_MINING_MIB if self.rows_BD.device.type == "cpu" else CUDA_BUDGET_MIB
 
 
-def mine(
-    embeddings_BD: Tensor,
-    labels_B: Tensor,
-    kernel: Kernel,
-    margin: Margin,
-    distance: str,
-    anchors: Anchors,
-    budget_mib: float | None,
-) -> Mined:
+def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: MiningOptions) -> Mined:
     """Checks, orders, hands over to the kernel, and divides."""
     kind = embeddings_BD.device.type
     if torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
-            return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+            return mine(embeddings_BD, labels_B, kernel, options)
+    margin, distance, anchors, budget_mib, weights = options
     rule = make_rule(margin, distance)
     if budget_mib is not None:
         budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
@@ -138,8 +142,9 @@ def mine(
         x_MD = compute_rows(anchors[0], distance)
         check_rows(x_MD, "anchors")
         anchors = x_MD.detach(), anchors[1]
+    weight_M = None if weights is None else _anchor_weights(weights, y_BD, anchors)
     with torch.no_grad():
-        batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib)
+        batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib, weight_M)
         sums = _add_up(batch)
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
         if isinstance(weight, Tensor):
@@ -158,7 +163,7 @@ def _add_up(batch: Batch) -> TripletSums:
     roomy = batch.budget_mib is None or batch.budget_mib >= SMALL_MIB
     at_once = batch.kernel.in_one_matrix
     if batch.anchors is None and at_once is not None and roomy and 0 < len(batch.labels_B) <= SMALL_ROWS:
-        sums = at_once(batch.rows_BD, batch.labels_B, batch.rule)
+        sums = at_once(batch.rows_BD, batch.labels_B, batch.rule, batch.weight_M)
         if sums is not None:
             return sums
     check_rows(batch.rows_BD, "embeddings")
@@ -191,20 +196,21 @@ class _Triplets(Details):
         return triplets_T3
 
     @torch.no_grad()
-    def anchor_losses(self) -> Tensor:
+    def of_anchors(self) -> Tensor:
         rows_BD, anchors, rule = self.batch.rows_BD, self.batch.anchors, self.batch.rule
         if self.chosen is None:
             ops, order = self.batch.sorted()
-            sums_M = anchor_sums(ops, order, rule, self.batch.kernel.select, self.batch.budget())
-            return torch.empty_like(sums_M).index_copy_(0, order.anchors_M, sums_M)
+            sums_2M = anchor_sums(ops, order, rule, self.batch.kernel.select, self.batch.budget())
+            return torch.empty_like(sums_2M).index_copy_(1, order.anchors_M, sums_2M)
         anchor_T, positive_T, negative_T = self.chosen().unbind(1)
         x_MD = rows_BD if anchors is None else anchors[0] if isinstance(anchors, tuple) else rows_BD[anchors]
-        loss_M = x_MD.new_zeros(len(x_MD), dtype=torch.float64)
+        sums_2M = x_MD.new_zeros(2, len(x_MD), dtype=torch.float64)
         step = max(budget_bytes(self.batch.budget()) // (4 * max(x_MD.shape[1], 1) * x_MD.element_size()), 1)
         for a, p, n in zip(anchor_T.split(step), positive_T.split(step), negative_T.split(step), strict=True):
             d_ap, d_an = (rule.distance(row_distance(x_MD[a], rows_BD[at])) for at in (p, n))
-            loss_M.index_add_(0, a, rule.loss_and_slope(d_ap - d_an)[0].double())
-        return loss_M
+            loss = rule.loss_and_slope(d_ap - d_an)[0].double()
+            sums_2M.index_add_(1, a, torch.stack([loss, torch.ones_like(loss)]))
+        return sums_2M if self.batch.weight_M is None else sums_2M * self.batch.weight_M
 
 
 def attach(
@@ -255,6 +261,23 @@ def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> 
         return True
     # rows on a grid are on it no longer when they are brought to unit length
     return distance == "cosine" and (kernel.ties_count or kernel.ties_choose) and on_a_grid(rows_BD.detach())
+
+
+def _anchor_weights(weights: Tensor, y_BD: Tensor, anchors: Anchors) -> Tensor:
+    """The weight (M,) of each anchor, in the dtype of the rows."""
+    rows = len(anchors[0]) if isinstance(anchors, tuple) else len(y_BD)
+    what = "anchor" if isinstance(anchors, tuple) else "row of the batch"
+    if not isinstance(weights, Tensor) or weights.shape != (rows,):
+        came = tuple(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+        raise DataError(f"weights are {came}, needed is one number for each {what}: a tensor ({rows},)")
+    weight_M = weights.detach().to(y_BD.device, y_BD.dtype)
+    bad = (~(torch.isfinite(weight_M) & (weight_M >= 0))).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(
+            f"weights must be finite and not below 0, that of row {int(bad[0])} is {float(weight_M[bad[0]]):g}; "
+            "a weight of 0 leaves a row out as an anchor"
+        )
+    return weight_M[anchors] if isinstance(anchors, slice) else weight_M
 
 
 def check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:

@@ -36,7 +36,7 @@ from facemetric.mining.kernels.one_negative import (
 )
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
 from facemetric.mining.kernels.weighed import Select, weighted_sums
-from facemetric.mining.mine import Anchors, Kernel, Margin, mine
+from facemetric.mining.mine import Anchors, Kernel, Margin, MiningOptions, mine
 from facemetric.mining.order import Order
 from facemetric.mining.record import Mined
 from facemetric.mining.uncompiled import uncompiled
@@ -70,18 +70,22 @@ def batch_all(
     distance: str = "squared",
     anchors: Anchors = None,
     budget_mib: float | None = None,
+    weights: Tensor | None = None,
 ) -> Mined:
     """Mean over the active triplets of max(0, d_ap - d_an + margin), of every (a, p, n) there is.
 
     embeddings (B, D) floating, half precision computed in float32; labels (B,) of any dtype, any number of
     rows each. margin "soft" takes log1p(exp(d_ap - d_an)), of which all triplets are active. `anchors`: None
     for every row; a slice for those rows against all of them (one rank of a global batch, or the batch before
-    a memory); (embeddings (M, D), labels (M,)) for rows apart. A batch without a triplet has loss 0 and
-    gradient 0. The gradient of a "euclidean" distance is 0 at distance 0 (in float32 below 1e-22).
-    Errors: DataError for shapes that do not meet, embeddings that are not finite, or longer than 5e17 in float32;
-    ConfigError for options.
+    a memory); (embeddings (M, D), labels (M,)) for rows apart. `weights` (B,), or (M,) of anchors apart, not below 0:
+    how much the triplets of each anchor count in the mean; which are chosen does not change. For weights of
+    positives and negatives as well, weigh `triplet_losses(embeddings, mined.triplets)`. A batch without a triplet,
+    or whose triplets weigh 0, has loss 0 and gradient 0. The gradient of a "euclidean" distance is 0 at distance 0
+    (in float32 below 1e-22).
+    Errors: DataError for shapes that do not meet, embeddings that are not finite, or longer than 5e17 in float32,
+    weights that are not finite or below 0; ConfigError for options.
     """
-    return mine(embeddings_BD, labels_B, _ALL, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, _ALL, MiningOptions(margin, distance, anchors, budget_mib, weights))
 
 
 @uncompiled
@@ -93,13 +97,16 @@ def semihard(
     distance: str = "squared",
     anchors: Anchors = None,
     budget_mib: float | None = None,
+    weights: Tensor | None = None,
 ) -> Mined:
     """Mean over every (a, p) of the loss with the nearest negative farther than p, or else the farthest.
 
     Arguments and errors as in `batch_all`. Source: Schroff et al. 2015, arXiv:1503.03832, section 3.2; the
     fallback is that of TensorFlow Addons.
     """
-    return mine(embeddings_BD, labels_B, _SEMIHARD, margin, distance, anchors, budget_mib)
+    return mine(
+        embeddings_BD, labels_B, _SEMIHARD, MiningOptions(margin, distance, anchors, budget_mib, weights)
+    )
 
 
 @uncompiled
@@ -111,12 +118,13 @@ def batch_hard(
     distance: str = "squared",
     anchors: Anchors = None,
     budget_mib: float | None = None,
+    weights: Tensor | None = None,
 ) -> Mined:
     """Mean over every anchor of the loss with its farthest positive and its nearest negative.
 
     Arguments and errors as in `batch_all`. Source: Hermans et al. 2017, arXiv:1703.07737.
     """
-    return mine(embeddings_BD, labels_B, _HARD, margin, distance, anchors, budget_mib)
+    return mine(embeddings_BD, labels_B, _HARD, MiningOptions(margin, distance, anchors, budget_mib, weights))
 
 
 @uncompiled
@@ -129,6 +137,7 @@ def batch_select(
     distance: str = "squared",
     anchors: Anchors = None,
     budget_mib: float | None = None,
+    weights: Tensor | None = None,
 ) -> Mined:
     """Mean of the loss over every triplet, weighed by your `select(d_ap, d_an) -> weight`.
 
@@ -141,7 +150,12 @@ def batch_select(
     def tiled(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
         return weighted_sums(ops, order, rule, select, budget)
 
-    return mine(embeddings_BD, labels_B, Kernel(tiled, select=select), margin, distance, anchors, budget_mib)
+    return mine(
+        embeddings_BD,
+        labels_B,
+        Kernel(tiled, select=select),
+        MiningOptions(margin, distance, anchors, budget_mib, weights),
+    )
 
 
 @uncompiled
@@ -154,6 +168,7 @@ def distance_weighted(
     distance: str = "squared",
     anchors: Anchors = None,
     budget_mib: float | None = None,
+    weights: Tensor | None = None,
 ) -> Mined:
     """Mean over every (a, p) of the loss with one negative, drawn so that all distances come up alike.
 
@@ -166,7 +181,9 @@ def distance_weighted(
     square = 2.0 if distance == "cosine" else 1.0  # |x - y|^2 is 2 (1 - cos)
     pick = pick_by_distance(embeddings_BD.shape[-1], square, generator)
     kernel = Kernel(partial(_sparse, pick=pick, farthest=False))
-    return mine(embeddings_BD, labels_B, kernel, margin, distance, anchors, budget_mib)
+    return mine(
+        embeddings_BD, labels_B, kernel, MiningOptions(margin, distance, anchors, budget_mib, weights)
+    )
 
 
 MINERS: dict[str, Callable[..., Mined]] = {

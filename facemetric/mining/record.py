@@ -23,8 +23,8 @@ class Details:
         """(T, 3) int64."""
         raise AssertionError("a miner gives its own details")
 
-    def anchor_losses(self) -> Tensor:
-        """(M,) float64."""
+    def of_anchors(self) -> Tensor:
+        """(2, M) float64: what the triplets of each anchor cost, and weigh."""
         raise AssertionError("a miner gives its own details")
 
 
@@ -35,7 +35,7 @@ class Forgotten(Details):
         """Raises ConfigError."""
         raise ConfigError("a saved record keeps its figures, not the rows of its batch: mine the batch again")
 
-    anchor_losses = triplets
+    of_anchors = triplets
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Mined:
 
     @property
     def weight(self) -> Tensor:
-        """What the loss was divided by: active, valid, or the sum of your weights."""
+        """What the loss was divided by: active or valid triplets, or the sum of the weights that you gave them."""
         if isinstance(self._divisor, Tensor):
             return self._divisor
         return torch.full_like(self._total[0], self._divisor)
@@ -73,12 +73,12 @@ class Mined:
 
     @property
     def d_ap(self) -> Tensor:
-        """Mean distance of anchor and positive."""
+        """Mean distance of anchor and positive, weighed as the loss is."""
         return self._total[2] * reciprocal(self.weight)
 
     @property
     def d_an(self) -> Tensor:
-        """Mean distance of anchor and negative."""
+        """Mean distance of anchor and negative, weighed as the loss is."""
         return self._total[3] * reciprocal(self.weight)
 
     @property
@@ -105,13 +105,26 @@ class Mined:
         """
         return self._details.triplets()
 
-    @cached_property
+    @property
     def anchor_losses(self) -> Tensor:
         """(M,) float64 without gradient: what each anchor adds; their sum divided by `weight` is the loss.
 
         With a gradient: `triplet_losses(embeddings, mined.triplets)`, which you weigh and add up as you like.
         """
-        return self._details.anchor_losses()
+        return self._of_anchors[0]
+
+    @property
+    def anchor_weights(self) -> Tensor:
+        """(M,) float64: how much each anchor counts, which adds up to `weight`.
+
+        Its triplets (of "all" those with a loss above 0), times its entry of `weights`, or with what a filter gave
+        them: `anchor_losses / anchor_weights` is the mean of an anchor.
+        """
+        return self._of_anchors[1]
+
+    @cached_property
+    def _of_anchors(self) -> Tensor:
+        return self._details.of_anchors()
 
     def __getstate__(self) -> dict[str, Any]:
         divisor = self._divisor.detach() if isinstance(self._divisor, Tensor) else self._divisor

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess, normalise
 from facemetric.errors import ConfigError, DataError, did_you_mean
-from facemetric.model.pictures import ImageTransform, batches_of
+from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,9 +38,11 @@ class Embedder(nn.Module):
 
     `arch` and `model_args` are what timm needs to build the backbone again; `preprocess` is what an image
     goes through before. The neck is a batch norm that helps a projection train; weights are saved with the
-    neck folded into the projection (`folded`). `fingerprint`: SHA-256 of the weights that were loaded, or ""."""
+    neck folded into the projection (`folded`). `fingerprint`: SHA-256 of the weights that were loaded, or "".
+    `pictures`: "faces" where the weights expect faces cut to the template, "" for other images."""
 
     fingerprint: str = ""
+    pictures: str = ""
 
     def __init__(
         self,
@@ -88,26 +91,54 @@ class Embedder(nn.Module):
         *,
         flip: bool = False,
         batch_size: int = PIECE,
+        faces: Faces | FaceFinder = "auto",
     ) -> npt.NDArray[np.float32]:
-        """Unit embeddings (N, D), float32, of N face crops, in their order.
+        """Unit embeddings (N, D), float32, of N photographs or face crops, in their order.
 
         `images`: paths, PIL images, uint8 arrays (H, W, 3) and uint8 tensors (3, H, W), pixels RGB of 0..255, mixed
         as they come, in a list or from a generator; or one of them; or a batch (N, H, W, 3), a tensor (N, 3, H, W).
-        Crops are framed as those that the weights were trained on. `flip` averages with the mirror image, at twice
-        the cost. Memory holds `batch_size` images at once. The embedder stays on its device, and in its mode.
-        Raises DataError for anything else, for a file that cannot be read and where there is no image."""
+        `faces`: "photographs" finds the most prominent face of each, turns it upright and cuts it to the template;
+        "crops" checks that each shows a face and leaves it alone; "auto" looks which of the two each is, and is "off",
+        pictures as they are, where the weights know no faces (`pictures`); or a FaceFinder of your own making.
+        `flip` averages with the mirror image, at twice the cost. Memory holds `batch_size` images at once, and some 64
+        photographs. The embedder stays on its device, and in its mode.
+        Raises DataError for anything else, for a file that cannot be read, for a picture without a face, with its name
+        and the reason, and where there is no image."""
+        finder = self.finder(faces)
         emb_BD = []
         was_training = self.training
         self.eval()
         try:
-            for pixels_BHWC in batches_of(images, self.transform, batch_size):
-                batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
-                emb_BD.append(embed_batch(self, batch, flip=flip).cpu().numpy())
+            for pixels_BHWC in batches_of(images, self.transform, batch_size, finder):
+                emb_BD.append(self.embed_pixels(pixels_BHWC, flip=flip))
         finally:
             self.train(was_training)
         if not emb_BD:
             raise DataError("no images came; needed is one or more")
         return np.concatenate(emb_BD)
+
+    def finder(
+        self, faces: Faces | FaceFinder = "auto", *, detector: str = "", min_quality: float = 0.0
+    ) -> FaceFinder | None:
+        """What finds the faces for these weights (`face_finder`), its crops as large as the network can use; None
+        where pictures are embedded as they are."""
+        if isinstance(faces, FaceFinder):
+            return faces
+        return face_finder(
+            faces,
+            pictures=self.pictures,
+            detector=detector,
+            min_quality=min_quality,
+            size=crop_side(self.preprocess),
+        )
+
+    def embed_pixels(
+        self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Unit embeddings (B, D) of RGB pixels of the network's own size, which `transform.pixels` gives; the embedder
+        is in evaluation mode already."""
+        batch = normalise(torch.from_numpy(pixels_BHWC), self.preprocess, self.device)
+        return embed_batch(self, batch, flip=flip).cpu().numpy()
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""
@@ -166,14 +197,16 @@ def embed_batch(embedder: Embedder, images: Tensor, *, flip: bool = False) -> Te
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Cosine of every embedding in `a` (N, D) with every one in `b` (M, D): (N, M), float32, -1..1.
 
-    One embedding (D,) counts as (1, D). Lengths do not matter. Raises DataError where sizes differ, where a number is
+    Of two single embeddings (D,) it is one number, an array of shape (); one beside several counts as (1, D). Lengths
+    do not matter. Raises DataError where sizes differ, where a number is
     not finite, or where an embedding is all zeros and has no direction."""
     a_ND, b_MD = _unit(a, "a"), _unit(b, "b")
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(
             f"embeddings have {a_ND.shape[1]} and {b_MD.shape[1]} numbers; both must be of one model"
         )
-    return np.clip(a_ND @ b_MD.T, -1, 1)
+    cosine_NM = np.clip(a_ND @ b_MD.T, -1, 1)
+    return cosine_NM.reshape(()) if np.ndim(a) == np.ndim(b) == 1 else cosine_NM
 
 
 def _unit(rows: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:

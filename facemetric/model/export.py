@@ -30,9 +30,11 @@ from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError
 from facemetric.files import write_bytes_whole, write_whole
 from facemetric.model.embedder import Embedder
+from facemetric.model.onnx_embedder import METADATA, OUTPUT, OnnxEmbedder, required
 
-INPUT, OUTPUT = "images", "embeddings"
-METADATA = "facemetric"  # key of the JSON text in the file's metadata
+__all__ = ["CropEmbedder", "OnnxEmbedder", "export_onnx", "quantize_onnx", "required"]
+
+INPUT = "images"
 OPSET = 18
 PRECISION = 22  # bits behind the point of pillow's weights for 8-bit pictures
 
@@ -135,30 +137,45 @@ class Resample(nn.Module):
         return torch.floor(self.down @ pixels_B3YX + 0.5).clamp(0, 255)
 
 
-class CropEmbedder(nn.Module):
-    """An embedder behind its preprocessing: uint8 RGB crops (B, S, S, 3) -> unit embeddings (B, D), float32.
+class PixelEmbedder(nn.Module):
+    """An embedder behind its normalisation: RGB pixels 0..255 (B, H, W, 3) of the network's own size -> (B, D).
 
-    `side` is the crop's side in pixels. `flip` embeds the mirror image too and normalises the mean."""
+    `flip` embeds the mirror image too and normalises the mean."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, embedder: Embedder, *, side: int = 112, flip: bool = False) -> None:
+    def __init__(self, embedder: Embedder, *, flip: bool = False) -> None:
         super().__init__()
         pre = embedder.preprocess
-        self.preprocessing, self.embedder, self.flip = Resample(pre, side), embedder, flip
-        self.bgr = pre.color == "bgr"
+        self.embedder, self.flip, self.bgr = embedder, flip, pre.color == "bgr"
         std, mean = torch.tensor(pre.std), torch.tensor(pre.mean)
         self.register_buffer("scale", (1 / (255 * std))[:, None, None])
         self.register_buffer("shift", (-mean / std)[:, None, None])
 
-    def forward(self, images_BSSC: Tensor) -> Tensor:
-        pixels = self.preprocessing(images_BSSC)
-        if self.bgr:
-            pixels = pixels.flip(1)
+    def forward(self, pixels_BHWC: Tensor) -> Tensor:
+        return self.of_channels_first(pixels_BHWC.permute(0, 3, 1, 2).float())
+
+    def of_channels_first(self, pixels_B3HW: Tensor) -> Tensor:
+        """The same from float32 pixels (B, 3, H, W)."""
+        pixels = pixels_B3HW.flip(1) if self.bgr else pixels_B3HW
         seen = pixels * self.scale + self.shift
         emb = self.embedder(seen)
         return functional.normalize(emb + self.embedder(seen.flip(3)), dim=1) if self.flip else emb
+
+
+class CropEmbedder(nn.Module):
+    """An embedder behind its preprocessing: uint8 RGB crops (B, S, S, 3) -> unit embeddings (B, D), float32.
+
+    `side` is the crop's side in pixels. `flip` as for PixelEmbedder."""
+
+    def __init__(self, embedder: Embedder, *, side: int = 112, flip: bool = False) -> None:
+        super().__init__()
+        self.preprocessing = Resample(embedder.preprocess, side)
+        self.pixels = PixelEmbedder(embedder, flip=flip)
+
+    def forward(self, images_BSSC: Tensor) -> Tensor:
+        return self.pixels.of_channels_first(self.preprocessing(images_BSSC))
 
 
 def export_onnx(
@@ -174,15 +191,21 @@ def export_onnx(
     Input `images`, uint8 (batch, side, side, 3), RGB; output `embeddings`, float32 (batch, D), unit vectors. `metadata`
     goes into the file as JSON under `facemetric`. Raises ConfigError where the packages of the extra are missing, or
     the backbone cannot be exported."""
+    model = CropEmbedder(embedder, side=side, flip=flip)
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    proto = onnx_model(model, example, arch=embedder.arch, metadata=metadata or {})
+    return write_bytes_whole(file, proto.SerializeToString())
+
+
+def onnx_model(model: nn.Module, example: Tensor, *, arch: str, metadata: Mapping[str, Any]) -> Any:
+    """The checked ONNX model of a network of uint8 pictures, its batch left open. Raises ConfigError as export_onnx."""
     onnx = required("onnx")
     required("onnxscript")
-    model = CropEmbedder(embedder, side=side, flip=flip).eval()
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model,
+                model.eval(),
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -193,61 +216,13 @@ def export_onnx(
             )
     except Exception as error:  # the exporter's errors have no common type
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"{embedder.arch} cannot be exported to ONNX ({reason}); choose other weights"
-        ) from error
+        raise ConfigError(f"{arch} cannot be exported to ONNX ({reason}); choose other weights") from error
     assert program is not None
     proto = program.model_proto
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(dict(metadata or {}))
+    entry.key, entry.value = METADATA, json.dumps(dict(metadata))
     onnx.checker.check_model(proto)
-    return write_bytes_whole(file, proto.SerializeToString())
-
-
-def required(name: str) -> Any:
-    """The module of a package that exporting needs. Raises ConfigError where it is missing."""
-    try:
-        return __import__(name)
-    except ImportError as error:
-        wanted = "openvino" if name == "openvino" else "'facemetric[onnx]'"
-        raise ConfigError(f"the package {name} is missing; pip install {wanted}") from error
-
-
-class OnnxEmbedder:
-    """An exported file at work: `embed(crops)` gives unit vectors, by ONNX Runtime on the CPU.
-
-    `metadata` is what `export_onnx` wrote, {} for a file from elsewhere. Raises ConfigError for a file that is no
-    ONNX model, or whose input is no batch of uint8 crops."""
-
-    def __init__(self, file: Path | str, *, threads: int = 0) -> None:
-        runtime = required("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's own kinds, one for each way a file can be wrong
-            reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(
-                f"{file} is no ONNX model that can be run ({reason}); export it again"
-            ) from error
-        inputs = self.session.get_inputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if len(shape) != 4 or inputs[0].type != "tensor(uint8)" or shape[3] != 3 or shape[1] != shape[2]:
-            found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
-            raise ConfigError(f"{file} takes {found}; needed is one input, uint8 (batch, side, side, 3)")
-        self.side: int = shape[1]
-        self.input = inputs[0].name
-        text = self.session.get_modelmeta().custom_metadata_map.get(METADATA, "{}")
-        self.metadata: dict[str, Any] = json.loads(text)
-
-    def embed(self, crops_BSSC: npt.NDArray[np.uint8], *, batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """Unit embeddings (B, D) of uint8 RGB crops (B, side, side, 3)."""
-        parts = [
-            self.session.run(None, {self.input: crops_BSSC[at : at + batch_size]})[0]
-            for at in range(0, len(crops_BSSC), batch_size)
-        ]
-        return np.concatenate(parts)
+    return proto
 
 
 def quantize_onnx(file: Path, out: Path, crops: Iterable[npt.NDArray[np.uint8]]) -> Path:

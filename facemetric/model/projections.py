@@ -37,30 +37,50 @@ def start_projection(
     Raises ConfigError where the data cannot give so many directions."""
     if kind not in INITS:
         raise ConfigError(f"unknown projection start {kind!r}{did_you_mean(kind, INITS)}")
-    features = embedder.num_features
     if kind == "identity":
         own = embedder.folded_projection()
         if isinstance(own, nn.Linear):
             return own
-        weight, bias = np.eye(features), np.zeros(features)
-    else:
-        most = {"pca": min(features, len(labels_N)), "lda": min(features, len(np.unique(labels_N)) - 1)}
-        if size > most.get(kind, features):
-            raise ConfigError(
-                f"{kind} gives at most {most.get(kind, features)} directions from {len(labels_N)} images of "
-                f"{len(np.unique(labels_N))} identities and {features} features, --embedding-size is {size}; lower it"
-            )
-        generator = np.random.default_rng([seed, 13])
-        if kind == "random":
-            weight = scipy.linalg.qr(generator.normal(size=(features, features)))[0][:size]
-            bias = np.zeros(size)
-        else:
-            some_NF = np.asarray(features_NF, np.float64)
-            weight, bias = pca(some_NF, size) if kind == "pca" else lda(some_NF, np.asarray(labels_N), size)
-    linear = nn.Linear(features, len(weight))
+        return linear_of(np.eye(embedder.num_features), np.zeros(embedder.num_features))
+    if not len(features_NF):  # random looks at none
+        features_NF = np.empty((0, embedder.num_features))
+    return start_directions(kind, features_NF, labels_N, size=size, seed=seed)
+
+
+def start_directions(
+    kind: str,
+    features_NF: np.ndarray,
+    labels_N: np.ndarray,
+    *,
+    size: int,
+    seed: int,
+    option: str = "--embedding-size",
+) -> nn.Linear:
+    """A linear layer F -> D from features alone: `pca`, `lda` or `random`, as in `start_projection`.
+
+    Raises ConfigError where the data cannot give so many directions, and names the `option` that asks for them."""
+    features: int = features_NF.shape[1]
+    most = {"pca": min(features, len(labels_N)), "lda": min(features, len(np.unique(labels_N)) - 1)}
+    limit: int = most.get(kind) or features
+    if size > limit:
+        raise ConfigError(
+            f"{kind} gives at most {limit} directions from {len(labels_N)} images of "
+            f"{len(np.unique(labels_N))} identities and {features} features, {option} is {size}; lower it"
+        )
+    generator = np.random.default_rng([seed, 13])
+    if kind == "random":
+        weight = scipy.linalg.qr(generator.normal(size=(features, features)))[0][:size]
+        return linear_of(weight, np.zeros(size))
+    some_NF = np.asarray(features_NF, np.float64)
+    return linear_of(*(pca(some_NF, size) if kind == "pca" else lda(some_NF, np.asarray(labels_N), size)))
+
+
+def linear_of(weight_DF: np.ndarray, bias_D: np.ndarray) -> nn.Linear:
+    """The layer F -> D of these numbers, in float32."""
+    linear = nn.Linear(weight_DF.shape[1], len(weight_DF))
     with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
-        linear.bias.copy_(torch.from_numpy(np.asarray(bias)))
+        linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight_DF)))
+        linear.bias.copy_(torch.from_numpy(np.asarray(bias_D)))
     return linear
 
 

@@ -27,6 +27,7 @@ from facemetric.model.weights_folder import (
     CONFIG,
     FORMAT,
     MODEL,
+    expected_pictures,
     file_hash,
     find_weights,
     read_config,
@@ -104,7 +105,8 @@ def describe(embedder: Embedder, classifier: str) -> dict[str, Any]:
             "embedding_size": embedder.embedding_size,
             "projection": classifier if isinstance(embedder.projection, nn.Linear) else None,
             "preprocess": pre.to_dict(),
-        },
+        }
+        | ({"pictures": embedder.pictures} if embedder.pictures else {}),
     }
 
 
@@ -158,6 +160,7 @@ def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedd
         backbone, projection, arch=config["architecture"], model_args=model_args, preprocess=pre
     )
     embedder.fingerprint = str(config.get("sha256") or "")
+    embedder.pictures = expected_pictures(config)
     return embedder.to(device).eval()
 
 

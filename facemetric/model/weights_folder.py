@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from facemetric.files import sync, write_text_whole
 FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
+HUB = "hf-hub:"  # begins the name of weights on the Hugging Face Hub
 OLD = ".old"  # ends the name of a folder that is being replaced
+FACES = "faces"  # `pictures` of weights that expect faces cut to the template; "" of others
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
@@ -64,8 +67,25 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
-def find_weights(name: str | Path) -> Path:
-    """The weights folder of a path or a shipped name. Raises WeightsError for neither."""
+def is_onnx(name: str | Path) -> bool:
+    """Whether a name is that of an ONNX file, which eval and embed take in place of weights."""
+    return str(name).lower().endswith(".onnx")
+
+
+def find_onnx(name: str | Path) -> Path:
+    """The file of an ONNX model. Raises WeightsError where it is not there."""
+    if not Path(name).is_file():
+        raise WeightsError(f"{name}: no such file; name an ONNX file, a weights folder or a shipped name")
+    return Path(name)
+
+
+def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
+    """The weights folder of a path, a shipped name, or of hf-hub:OWNER/NAME, which is brought from the Hub where the
+    cache lacks it (not without `fetch`). Raises WeightsError for neither."""
+    if str(name).startswith(HUB):
+        from facemetric.model.hub import hub_folder
+
+        return hub_folder(str(name), cached=not fetch)
     if not str(name):
         raise WeightsError(
             "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
@@ -75,6 +95,10 @@ def find_weights(name: str | Path) -> Path:
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
         if (folder / CONFIG).is_file():
             return folder
+    if is_onnx(path) and path.is_file():
+        raise WeightsError(
+            f"{path} is an ONNX file, which `facemetric eval` and `facemetric embed` take; name a weights folder here"
+        )
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
     hint = did_you_mean(str(name), shipped) if shipped else ""
@@ -98,6 +122,30 @@ def is_shipped(folder: Path) -> bool:
     )
 
 
+def name_of_copy(folder: Path) -> str:
+    """The name for a copy of weights that are not the user's own to change, "" for those that are.
+
+    Shipped weights are not, and neither are those in the cache of the Hub, which other programs read."""
+    if is_shipped(folder):
+        return os.path.basename(os.path.realpath(folder))
+    cached = folder.absolute()  # .../models--OWNER--NAME/snapshots/COMMIT
+    if cached.parent.name == "snapshots" and cached.parents[1].name.startswith("models--"):
+        return cached.parents[1].name.rpartition("--")[2]
+    return ""
+
+
+def without_folders(value: Any) -> Any:
+    """Options with the names of files in place of their paths: where they lay is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and "/" in value and not value.startswith(HUB):
+        name, equals, path = value.rpartition("=")
+        return f"{name}{equals}{Path(path).name}"
+    return value
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The checked config.json of a weights folder."""
     path = folder / CONFIG
@@ -118,6 +166,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(ours["preprocess"], dict):
         raise WeightsError(f"{path}: preprocess is {ours['preprocess']!r:.60}; make the weights again")
     return config
+
+
+def expected_pictures(config: Mapping[str, Any]) -> str:
+    """What pictures weights expect, of their config.json: FACES, or "" for any others."""
+    pictures = config["facemetric"].get("pictures", "")
+    if pictures not in ("", FACES):
+        raise WeightsError(
+            f"{CONFIG} says that the weights expect {pictures!r:.40}; this version knows {FACES!r} alone, and no entry "
+            "for other pictures: install a newer one"
+        )
+    return str(pictures)
 
 
 def amend_config(folder: Path, **entries: Any) -> Path:

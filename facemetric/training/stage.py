@@ -25,7 +25,7 @@ from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.heads import check_head
 from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import find_weights, provenance
+from facemetric.model.weights_folder import FACES, find_weights, provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.optim import check_optimizer, check_scheduler
@@ -84,7 +84,7 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
     picture's size and crop are theirs. Raises ConfigError where another architecture or projection is asked for."""
     config = setup.config
     if not config.weights:
-        return build_embedder(
+        embedder = build_embedder(
             config.arch,
             preprocess=new_preprocess(config),
             arch_args=setup.arch_args,
@@ -94,6 +94,8 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
             pretrained=config.pretrained,
             neck=True,
         )
+        embedder.pictures = FACES if config.align else ""
+        return embedder
     embedder = load_start(config)
     check_same_network(config, setup.arch_args, embedder)
     embedder.dropout.p = config.dropout
@@ -154,6 +156,7 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
     )
     if embedder.preprocess.size != pre.size:
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
+    embedder.pictures = FACES if config.align else embedder.pictures
     return embedder.to(device)
 
 

@@ -11,6 +11,7 @@ from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.answers import choose_answers, store_answers
 from facemetric.evaluation.embed import embed_index, usual_size
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
 from facemetric.evaluation.intervals.records import Interval
@@ -59,7 +60,7 @@ class OpenSet:
 def open_set_figures(embeddings: np.ndarray, identities: np.ndarray) -> dict[str, float]:
     """The validation figures of embeddings (N, D) and identities (N,); no TAR at a FAR that they cannot support."""
     found = verify_all_pairs(embeddings, identities, fars=VAL_FARS)
-    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.tar) for p in found.points if p.supported}
+    figures = {f"val_tar_at_far_{p.wanted:g}": float(p.true_rate) for p in found.points if p.supported}
     figures["val_eer"] = float(found.eer)
     figures["val_auc"] = float(found.auc)
     figures["val_knn_accuracy"] = leave_one_out(embeddings, identities, knn=(1,), recall=(1,)).knn[1]
@@ -101,7 +102,11 @@ def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, label_N: np.ndar
         return
     size = usual_size(split.val)
     chosen_on = CHOSEN_ON_CLOSED if split.closed else CHOSEN_ON_KNOWN if split.known else CHOSEN_ON
-    store_thresholds(run.best, [Stored(t, False, chosen_on, split.val.fingerprint, size) for t in kept])
+    mark = split.val.fingerprint
+    store_thresholds(run.best, [Stored(t, False, chosen_on, mark, size) for t in kept])
+    if kept:
+        answers = choose_answers(emb_ND, label_N, flip=False, data_fingerprint=mark, seed=seed)
+        store_answers(run.best, answers)
     found = ", ".join(f"{t.threshold.value:.4f} at FAR {t.wanted_far:g}" for t in kept) or "none"
     unsupported = [f"{far:g}" for far in FARS if far not in fars]
     note = f" (too few pairs for FAR {', '.join(unsupported)})" if unsupported else ""

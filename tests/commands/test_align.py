@@ -15,10 +15,10 @@ from PIL import Image
 import facemetric as fm
 import facemetric.cli
 from facemetric.commands.align import align
-from facemetric.commands.align_record import Line, Record
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
+from facemetric.faces.align_record import Line, Record
 
 
 def run(*arguments: str | Path) -> int:
@@ -273,7 +273,7 @@ def test_crops_among_photographs_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_processes_make_the_same_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facemetric.commands.align.CHUNK", 2)
+    monkeypatch.setattr("facemetric.faces.align.CHUNK", 2)
     (tmp_path / "photos" / "grace").mkdir(parents=True)
     for i in range(5):
         shutil.copy(HOPPER, tmp_path / "photos" / "grace" / f"{i:02}.jpg")

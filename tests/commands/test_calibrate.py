@@ -36,6 +36,9 @@ def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
     assert found.thresholds == choose_thresholds(table.embeddings, table.identities, (0.1, 0.01))
     after = config_of(own_weights)
     kept = after["facemetric"].pop("thresholds")
+    answers = after["facemetric"].pop("answers")
+    assert answers["data_fingerprint"] == kept["0.1"]["data_fingerprint"]
+    assert list(answers["different_below"]) == ["0.05", "0.01"]
     assert after == before
     load_embedder(own_weights)
     assert list(kept) == ["0.1", "0.01"]

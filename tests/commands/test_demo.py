@@ -79,7 +79,7 @@ def test_the_commands_it_prints_are_those_it_ran(
     for runner in (
         "facemetric.training.pretrain.pretrain",
         "facemetric.training.finetune.finetune",
-        "facemetric.commands.eval.run_evaluate",
+        "facemetric.commands.evaluating.eval.run_evaluate",
     ):
         monkeypatch.setattr(runner, lambda config: configs.append(config) or found)
     for line in ended:

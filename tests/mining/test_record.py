@@ -121,9 +121,10 @@ def test_distances_are_added_up_in_float64(kind):
     assert mined.d_ap.item() == pytest.approx(2**23 + 1, rel=1e-12)
 
 
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("anchors", [None, slice(3, 17), "apart"])
 @pytest.mark.parametrize("way", WAYS)
-def test_triplets_and_the_loss_of_each_anchor(way, anchors, monkeypatch):
+def test_triplets_and_the_loss_of_each_anchor(way, anchors, weighed, monkeypatch):
     kind, options, patches = WAYS[way]
     for (module, name), value in patches.items():
         monkeypatch.setattr(module, name, value)
@@ -135,19 +136,29 @@ def test_triplets_and_the_loss_of_each_anchor(way, anchors, monkeypatch):
         rows, asked = batch(9, seed=4)
         anchors, own = (rows, asked), None
     mine = MINERS.get(kind) or (lambda *args, **kw: batch_select(*args, select=graded, **kw))
-    mined = mine(emb, labels, anchors=anchors, **options)
+    generator = torch.Generator().manual_seed(7)
+    weights = torch.rand(len(rows) if own is None else 26, generator=generator, dtype=torch.float64)
+    weights[5] = 0
+    mined = mine(emb, labels, anchors=anchors, weights=weights if weighed else None, **options)
+    if not weighed:
+        weights = torch.ones_like(weights)
+    weights = weights if own is None else weights[own]
     margin = options.get("margin", 0.2)
     expected, chosen = torch.zeros(len(rows), dtype=torch.float64), set()
+    counted_of_each = torch.zeros_like(expected)
     for t, (a, p, n) in enumerate(mined.triplets.tolist()):
         i = a if own is None else own.tolist().index(a)
         assert asked[i] == labels[p] != labels[n]
         assert own is None or p != a
         d_ap, d_an = ((rows[i] - emb[j]).square().sum() for j in (p, n))
-        weight = graded(d_ap, d_an) if kind == "select" else 1
+        weight = weights[i] * (graded(d_ap, d_an) if kind == "select" else 1)
         expected[i] += weight * pay(d_ap, d_an, margin)
+        counted_of_each[i] += weight
         chosen.add((a, p, n))
         assert len(chosen) == t + 1
     torch.testing.assert_close(mined.anchor_losses, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(mined.anchor_weights, counted_of_each, atol=1e-12, rtol=0)
+    assert mined.anchor_weights.sum().item() == pytest.approx(mined.weight.item(), abs=1e-12)
     assert (mined.anchor_losses.sum() / mined.weight).item() == pytest.approx(mined.loss.item(), abs=1e-12)
     counted = mined.active if kind == "all" else mined.valid
     assert len(chosen) == counted
@@ -155,7 +166,10 @@ def test_triplets_and_the_loss_of_each_anchor(way, anchors, monkeypatch):
         own_rows = None if own is None or isinstance(anchors, tuple) else own.tolist()
         found = list(reference_triplets(kind, rows, emb, labels, asked, own_rows, margin, "squared", None))
         assert len(found) == len(chosen)
-        assert sum(float(dn) for _, dn, _ in found) / len(found) == pytest.approx(mined.d_an.item())
+        mean = sum(float(weights[a] * dn) for a, _, dn, _ in found) / sum(
+            float(weights[a]) for a, *_ in found
+        )
+        assert mined.d_an.item() == pytest.approx(mean)
     assert mined.triplets.shape == (len(chosen), 3)
     assert mined.triplets.dtype == torch.int64
 
@@ -169,6 +183,7 @@ def test_a_batch_without_triplets_has_none():
             assert mined.triplets.shape == (0, 3)
             assert not mined.anchor_losses.any()
             assert len(mined.anchor_losses) == 26
+            assert not mined.anchor_weights.any()
 
 
 def test_too_many_triplets_to_list_are_refused(monkeypatch):

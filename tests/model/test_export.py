@@ -121,5 +121,5 @@ def test_a_model_that_takes_other_input_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "floats.onnx"
     program = torch.onnx.export(torch.nn.Linear(4, 2), (torch.zeros(1, 4),), dynamo=True, verbose=False)
     program.save(str(file))
-    with pytest.raises(ConfigError, match=r"needed is one input, uint8 \(batch, side, side, 3\)"):
+    with pytest.raises(ConfigError, match=r"needed is one input of pictures, \(batch, height, width, 3\)"):
         OnnxEmbedder(file)

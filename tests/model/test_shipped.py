@@ -26,6 +26,7 @@ def test_shipped_weights_load_and_open_in_timm(folder: Path) -> None:
     images = torch.randn(2, 3, *embedder.preprocess.size)
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     torch.testing.assert_close(functional.normalize(plain(images), dim=1), embedder(images))
+    assert embedder.pictures == "faces"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

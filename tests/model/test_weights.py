@@ -174,3 +174,17 @@ def test_a_replacement_cut_off_half_way_is_undone(tmp_path: Path) -> None:
     (tmp_path / "best.old").mkdir()  # the new one was in its place, the old one not yet removed
     mend_folder(tmp_path / "best")
     assert (tmp_path / "best" / "config.json").exists()
+
+
+def test_what_pictures_the_weights_expect_is_kept(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
+    assert "pictures" not in json.loads((folder / "config.json").read_text())["facemetric"]
+    assert load_weights(folder).pictures == ""
+    embedder.pictures = "faces"
+    save_weights(tmp_path / "f", embedder, provenance={}, metrics={})
+    path = tmp_path / "f" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["facemetric"]["pictures"] == load_weights(tmp_path / "f").pictures == "faces"
+    config["facemetric"]["pictures"] = "maps"
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"expect 'maps'; this version knows 'faces' alone"):
+        load_weights(tmp_path / "f")

@@ -23,6 +23,7 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.mining.losses import RESERVED
+from facemetric.model.weights_folder import amend_config
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import SCORE
 from facemetric.training.split import read_split
@@ -57,6 +58,18 @@ def test_a_frozen_backbone_stays_the_same_bits(stage_one: Trained, faces: Path, 
     # It did train: the rows began orthogonal.
     assert (weight @ weight.T - torch.eye(8)).abs().max() > 1e-3
     assert (stage_one.weights / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "none"])
+def test_weights_of_faces_give_weights_of_faces(
+    freeze: str, stage_one: Trained, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stage_one.weights, tmp_path / "start")
+    amend_config(tmp_path / "start", pictures="faces")
+    options = FAST | {"epochs": 1, "freeze": freeze, "val_fraction": 0.0}
+    run = finetune(str(faces), weights=tmp_path / "start", **options, out=tmp_path / "run")
+    assert load_embedder(run.weights).pictures == "faces"
+    assert load_embedder(stage_one.weights).pictures == ""
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "batchnorm"])

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ ONES = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1
 
 
 class TrainingImages(NamedTuple):
-    """`hashes` uint8 (N, 8) of some training images, `medians` float32 (64,), and `images`: how many there were."""
+    """`hashes` uint8 (N, 8) of some training images, `medians` float32 (64,), and `images`: how many there were,
+    those of several trainings added up."""
 
     hashes: npt.NDArray[np.uint8]
     medians: npt.NDArray[np.float32]
@@ -99,11 +101,20 @@ def keep_training_images(
     hashes, medians = hash_images(
         index.select(rows), before and before.medians, workers=workers, progress="hashing"
     )
-    images = len(index)
-    if before is not None:
-        hashes, images = np.unique(np.concatenate([before.hashes, hashes]), axis=0), images + before.images
+    own = TrainingImages(hashes, medians, len(index))
+    return write_training_images(folder, own if before is None else join_training_images([before, own]))
+
+
+def join_training_images(parts: Sequence[TrainingImages]) -> TrainingImages:
+    """The images of several trainings, whose hashes have the same medians: each hash once."""
+    hashes = np.unique(np.concatenate([part.hashes for part in parts]), axis=0)
+    return TrainingImages(hashes, parts[0].medians, sum(part.images for part in parts))
+
+
+def write_training_images(folder: Path, kept: TrainingImages) -> Path:
+    """Write the hashes beside the weights of a folder; the file appears whole."""
     content = io.BytesIO()
-    np.savez(content, hashes=hashes, medians=medians, images=np.int64(images))
+    np.savez(content, hashes=kept.hashes, medians=kept.medians, images=np.int64(kept.images))
     return write_bytes_whole(folder / FILE, content.getvalue(), durable=True)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.draws import WATCHED_FAR, person_weights
-from facemetric.evaluation.intervals.records import Band, Bounds, figure_intervals, quantiles
+from facemetric.evaluation.intervals.records import Band, Bounds, figure_intervals, quantiles, widened
 
 CELLS = 12_000_000  # persons x thresholds of listed pairs: a table of 96 MB
 MOST_THRESHOLDS = 200
@@ -88,12 +88,12 @@ class CountedFigures:
         return (exact + np.concatenate(parts) - as_it_is).clip(0, 1)
 
     def bounds(self, draws_BF: Floats) -> Bounds:
-        """Intervals from `draws`."""
+        """Intervals from `draws`, widened where errors are few."""
         values, _, band_far, band_tar = self.measured
         low, high = quantiles(draws_BF[:, len(values) :])
-        return Bounds(
-            figure_intervals(values, draws_BF[:, : len(values)]), Band(band_far, band_tar, low, high)
-        )
+        found = figure_intervals(values, draws_BF[:, : len(values)])
+        pairs = round(self.rates.n_genuine_W.sum()), round(self.rates.impostor_pairs)
+        return widened(found, Band(band_far, band_tar, low, high), *pairs)
 
 
 class DrawnRates:

@@ -42,10 +42,9 @@ from facemetric.evaluation.intervals.records import (
     Band,
     Bounds,
     Interval,
-    at_least_wilson,
     figure_intervals,
     quantiles,
-    wilson,
+    widened,
 )
 from facemetric.evaluation.verification import FARS
 
@@ -69,7 +68,8 @@ def verification_intervals(
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
     shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     With `fold` (P,) also `accuracy`, the mean over folds, whose thresholds each draw chooses again.
-    Shares with few errors, or none, have an interval no narrower than Wilson's of as many independent pairs.
+    Figures with few errors, or none, have an interval no narrower than that of as many independent pairs
+    (`records.widened`).
     """
     figures = _Figures(score, same, fars)
     if len(figures.same) > MANY_PAIRS:
@@ -83,30 +83,8 @@ def verification_intervals(
         accuracy = fold_accuracy(score, same, fold).mean
         around_B1 = centred(drawn.accuracy_B1, accuracy).clip(0, 1)
         found = figure_intervals({"accuracy": accuracy}, around_B1) | found
-    return _widened(found, Band(figures.band_fars, figures.band_tar(), low, high), figures)
-
-
-def _widened(found: dict[str, Interval], band: Band, figures: _Figures) -> Bounds:
-    """Wilson's intervals where there are few errors. The AUC is no share of pairs: only where it is 1 (or 0), where
-    no draw moves it, it gets that of as many pairs as the rarer kind has."""
-    genuine, impostor = figures.genuine.total, figures.impostor.total
-    totals = {"accuracy": genuine + impostor, "eer": min(genuine, impostor)}
-    wide = {
-        name: at_least_wilson(interval, totals.get(name, genuine))
-        for name, interval in found.items()
-        if name != "auc"
-    }
-    if found["auc"].value in (0, 1):
-        wide["auc"] = wilson(found["auc"].value * totals["eer"], totals["eer"])
-    at = [
-        at_least_wilson(Interval(*row), genuine)
-        for row in zip(band.tar.tolist(), band.low.tolist(), band.high.tolist(), strict=True)
-    ]
-    low, high = (np.array([getattr(interval, side) for interval in at]) for side in ("low", "high"))
-    return Bounds(
-        {name: wide.get(name, interval) for name, interval in found.items()},
-        band._replace(low=low, high=high),
-    )
+    band = Band(figures.band_fars, figures.band_tar(), low, high)
+    return widened(found, band, figures.genuine.total, figures.impostor.total)
 
 
 def paired_differences(
@@ -234,10 +212,10 @@ class _Figures:
 
     def values(self) -> dict[str, float]:
         named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}
-        return named | {tar_name(p.wanted): p.tar for p in self.points}
+        return named | {tar_name(p.wanted): p.true_rate for p in self.points}
 
     def band_tar(self) -> Floats:
-        return np.array([tar_at_far(self.genuine, self.impostor, far).tar for far in self.band_fars])
+        return np.array([tar_at_far(self.genuine, self.impostor, far).true_rate for far in self.band_fars])
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The same figures with weighted pairs, then the TAR at the FARs of the band: (B, figures + K)."""

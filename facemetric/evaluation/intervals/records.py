@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats
@@ -66,6 +67,47 @@ def at_least_wilson(interval: Interval, total: int) -> Interval:
         return interval
     alone = wilson(value * total, total)
     return interval._replace(low=min(interval.low, alone.low), high=max(interval.high, alone.high))
+
+
+def auc_alone(auc: float, genuine: int, impostor: int) -> Interval:
+    """An AUC of independent scores of so many pairs of each kind: the values t that the measured one is within
+    Z sqrt(V(t)) of. Source: Newcombe 2006, Stat. Med. 25, 559-573, method 5; V is that of Hanley and McNeil 1982."""
+    more = (genuine + impostor) / 2 - 1
+
+    def excess(t: float) -> float:
+        variance = t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / genuine / impostor
+        return (t - auc) ** 2 - Z * Z * variance
+
+    tiny = 1e-12  # where auc is 0 or 1, that is a root too
+    low = brentq(excess, 0, min(auc, 1 - tiny)) if auc > 0 else 0.0
+    high = brentq(excess, max(auc, tiny), 1) if auc < 1 else 1.0
+    return Interval(auc, low, high)
+
+
+def widened(found: Mapping[str, Interval], band: Band, genuine: int, impostor: int) -> Bounds:
+    """Intervals of verification, no narrower than those of as many independent pairs where errors are fewer than
+    LEAST_ERRORS. Shares of pairs get Wilson's; the AUC gets `auc_alone`, and Wilson's of the rarer kind where it is 1
+    (or 0)."""
+    rarer = min(genuine, impostor)
+    totals = {"accuracy": genuine + impostor, "eer": rarer}
+    wide = {
+        name: at_least_wilson(interval, totals.get(name, genuine))
+        for name, interval in found.items()
+        if name != "auc"
+    }
+    auc = found["auc"]
+    if auc.value in (0, 1):
+        auc = wilson(auc.value * rarer, rarer)
+    elif min(auc.value, 1 - auc.value) * rarer < LEAST_ERRORS:
+        alone = auc_alone(auc.value, genuine, impostor)
+        auc = auc._replace(low=min(auc.low, alone.low), high=max(auc.high, alone.high))
+    wide["auc"] = auc
+    at = [
+        at_least_wilson(Interval(*row), genuine)
+        for row in zip(band.tar.tolist(), band.low.tolist(), band.high.tolist(), strict=True)
+    ]
+    low, high = (np.array([getattr(interval, side) for interval in at]) for side in ("low", "high"))
+    return Bounds({name: wide[name] for name in found}, band._replace(low=low, high=high))
 
 
 def newcombe(high: Interval, low: Interval) -> Interval:

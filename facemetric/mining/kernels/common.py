@@ -35,6 +35,7 @@ class Operands(NamedTuple):
     centred_ND: Tensor  # y, centred: distances do not change, digits are won where all rows are alike
     anchors_MD: Tensor  # x as it came, for direct differences: equal rows have equal distances
     reference_ND: Tensor  # y as it came
+    weight_M: Tensor | None = None  # how much the triplets of each anchor count; 1 without it
 
     def anchor_side(self) -> Tensor:
         """[x, |x|^2, 1]: what `right_ND` is for the reference."""
@@ -45,8 +46,13 @@ class Operands(NamedTuple):
         return slack(self.left_MD[:, -1], self.right_ND[:, -2], self.reference_ND.shape[1])
 
 
-def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> Operands:
-    """Sorts, centres and extends the rows; `reference_ND` None means that the anchors are the reference."""
+def operands(
+    anchors_MD: Tensor, reference_ND: Tensor | None, order: Order, weight_M: Tensor | None = None
+) -> Operands:
+    """Sorts, centres and extends the rows; `reference_ND` None means that the anchors are the reference.
+
+    `weight_M`: of each anchor, in the order in which they were handed in.
+    """
     raw_ND = (anchors_MD if reference_ND is None else reference_ND).index_select(0, order.reference_N)
     raw_MD = raw_ND if reference_ND is None else anchors_MD.index_select(0, order.anchors_M)
     y_ND, x_MD = centred(raw_ND, None if reference_ND is None else raw_MD)
@@ -56,7 +62,9 @@ def operands(anchors_MD: Tensor, reference_ND: Tensor | None, order: Order) -> O
         x_sq_M1, ones_M1 = torch.linalg.vecdot(x_MD, x_MD)[:, None], x_MD.new_ones(len(x_MD), 1)
     right_ND = torch.cat([y_ND, y_sq_N1, ones_N1], 1)
     left_MD = torch.cat([x_MD * -2, ones_M1, x_sq_M1], 1)
-    return Operands(left_MD, right_ND, x_MD, y_ND, raw_MD, raw_ND)
+    if weight_M is not None:
+        weight_M = weight_M.index_select(0, order.anchors_M)
+    return Operands(left_MD, right_ND, x_MD, y_ND, raw_MD, raw_ND, weight_M)
 
 
 def centred(y_ND: Tensor, x_MD: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels import gpu
 from facemetric.mining.kernels.argmin import INTEGER, argmin_columns, argmin_rows
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums, add_rows
 from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR, Doubt, choose_in_float64, settle
@@ -85,6 +86,8 @@ def _sweep(
 
     In a whole batch a tile above the diagonal is read along its rows and down its columns: half the product.
     """
+    if gpu.serves(ops):
+        return gpu.sweep(ops, order, bounds, gap=gap)
     integer = INTEGER[ops.left_MD.dtype]
     best = [torch.full_like(d, torch.iinfo(integer).max, dtype=integer) for d in bounds]
     at = [torch.zeros_like(d, dtype=torch.int64) for d in bounds]
@@ -169,6 +172,7 @@ def sparse_sums(
         at_p, squared_ap = _farthest(at_p, squared_ap)
     at_n = pick(ops, order, squared_ap, budget_mib)
     valid = sum(len(p) for p in at_p)
+    weight, scale = _weight(ops, at_p, valid)
     total = ops.left_MD.new_zeros(4, dtype=torch.float64)  # loss, active, d_ap, d_an
     grad_MD = torch.zeros_like(ops.anchors_MD)
     grad_ND = grad_MD if order.whole else torch.zeros_like(ops.reference_ND)
@@ -176,9 +180,20 @@ def sparse_sums(
         for top in range(0, len(p), step):
             part = slice(top, min(top + step, len(p)))
             triplets = (part, p[part], n[part], squared[part])
-            total += _accumulate_triplets(ops, rule, *triplets, 1 / valid, grad_MD, grad_ND)
+            total += _accumulate_triplets(ops, rule, *triplets, scale, grad_MD, grad_ND)
     chosen = partial(_chosen, order, at_p, at_n)
-    return TripletSums(total[0] / max(valid, 1), valid, valid, total, grad_MD, grad_ND, chosen)
+    loss = total[0] if isinstance(weight, Tensor) else total[0] / max(valid, 1)
+    return TripletSums(loss, weight, valid, total, grad_MD, grad_ND, chosen)
+
+
+def _weight(ops: Operands, at_p: list[Tensor], valid: int) -> tuple[Tensor | int, float]:
+    """What the loss is divided by, and what its gradient is scaled by already while it is added up."""
+    if ops.weight_M is None:
+        return valid, 1 / max(valid, 1)
+    weight = ops.weight_M.new_zeros((), dtype=torch.float64)
+    for p in at_p:
+        weight += ops.weight_M[: len(p)].sum(dtype=torch.float64)
+    return weight, 1.0
 
 
 def _chosen(order: Order, at_p: list[Tensor], at_n: list[Tensor]) -> Tensor:
@@ -225,6 +240,11 @@ def _accumulate_triplets(
     squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)  # as row_distance: equal rows, equal distances
     d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
     value_T, slope_T = rule.loss_and_slope(d_ap_T - d_an_T)
+    terms_4T = torch.stack([value_T, value_T > 0, d_ap_T, d_an_T])
+    if ops.weight_M is not None:
+        weight_T = ops.weight_M[anchor]
+        slope_T = slope_T * weight_T
+        terms_4T[[0, 2, 3]] *= weight_T
     to_p_TD = x_TD - ops.reference_ND.index_select(0, p_T)
     to_p_TD *= rule.gradient_weight(slope_T, squared_ap_T, scale)[:, None]
     to_n_TD *= rule.gradient_weight(slope_T, squared_an_T, scale)[:, None]
@@ -232,4 +252,4 @@ def _accumulate_triplets(
     grad_MD[anchor] -= to_n_TD
     add_rows(grad_ND, p_T, to_p_TD.neg_())
     add_rows(grad_ND, n_T, to_n_TD)
-    return torch.stack([value_T, value_T > 0, d_ap_T, d_an_T]).sum(1, dtype=torch.float64)
+    return terms_4T.sum(1, dtype=torch.float64)

@@ -111,7 +111,9 @@ def _fill_same(dist_NN: Tensor, near: Positives, value: float) -> None:
     dist_NN.scatter_(1, near.at_KN.T, value).fill_diagonal_(value)
 
 
-def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
+def small_all(
+    rows_ND: Tensor, labels_N: Tensor, rule: Rule, weight_N: Tensor | None = None
+) -> TripletSums | None:
     """`batch_all_sums` of a small batch; None where tiles are to do it, a soft margin among them."""
     if rule.soft or (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
@@ -134,6 +136,10 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | No
         torch.lt(dist_NN, bound_N[:, None], out=active_NN)
         torch.sum(active_NN, 1, out=count_N)
         weight_NN += active_NN
+    active = None if weight_N is None else count_KN.sum(dtype=torch.float64)
+    if weight_N is not None:
+        count_KN *= weight_N
+        weight_NN *= weight_N[:, None]
     # as a triplet's negative, in the loss and in the gradient
     d_an_NN = rule.distance(dist_NN.clamp_(min=0))
     d_ap_KN = rule.distance(squared_KN)
@@ -144,19 +150,21 @@ def small_all(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | No
             torch.linalg.vecdot(weight_NN, d_an_NN),
         ]
     )
-    sum_ap, active, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
-    loss = sum_ap + rule.margin * active - sum_an
+    sum_ap, weight, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
+    loss = sum_ap + rule.margin * weight - sum_an
     if not abs(float(loss)) < far_away * 0.1:
         return None
-    total = torch.stack([loss, active, sum_ap, sum_an])
+    total = torch.stack([loss, weight if active is None else active, sum_ap, sum_an])
     pull_NN = rule.gradient_weight(weight_NN, dist_NN).neg_()
     pull_NN.scatter_add_(1, near.at_KN.T, rule.gradient_weight(count_KN, squared_KN).T)  # filling adds 0
     both_NN = pull_NN + pull_NN.T
     grad_ND = torch.addmm(centred_ND * both_NN.sum(1, keepdim=True), both_NN, centred_ND, alpha=-1)
-    return TripletSums(loss, active, near.triplets, total, grad_ND, grad_ND)
+    return TripletSums(loss, weight, near.triplets, total, grad_ND, grad_ND)
 
 
-def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
+def small_semihard(
+    rows_ND: Tensor, labels_N: Tensor, rule: Rule, weight_N: Tensor | None = None
+) -> TripletSums | None:
     """`pick_semihard` and its loss, of a small batch."""
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
@@ -178,7 +186,8 @@ def small_semihard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
         if bool(doubtful_KN.any()):
             _settle(rows_ND, near, doubtful_KN, n_KN)
     ends = torch.cat([near.at_KN.view(-1), n_KN.view(-1)])
-    return _triplets(rows_ND, rule, ends, near.pairs, pairwise.square_N, near.absent_KN)
+    chosen = _Chosen(ends, near.pairs, near.absent_KN)
+    return _triplets(rows_ND, rule, chosen, pairwise.square_N, weight_N)
 
 
 def _settle(rows_ND: Tensor, near: Positives, doubtful_KN: Tensor, n_KN: Tensor) -> None:
@@ -194,10 +203,12 @@ def _settle(rows_ND: Tensor, near: Positives, doubtful_KN: Tensor, n_KN: Tensor)
     n_KN.view(-1)[t] = choose_in_float64(x_TD, rows_ND, squared_T, same_TK, SMALL_MIB)
 
 
-def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
+def small_hard(
+    rows_ND: Tensor, labels_N: Tensor, rule: Rule, weight_N: Tensor | None = None
+) -> TripletSums | None:
     """`pick_nearest`, the farthest positive and their loss, of a small batch."""
     if len(labels_N) <= MASK_ROWS:
-        return _hard_by_masks(rows_ND, labels_N, rule)
+        return _hard_by_masks(rows_ND, labels_N, rule, weight_N)
     if (near := find_positives(labels_N, rows_ND.shape[1])) is None:
         return None
     pairwise = _pairwise(rows_ND)
@@ -209,10 +220,13 @@ def small_hard(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | N
     _fill_same(dist_NN, near, torch.inf)
     n_N = argmin_rows(dist_NN.view(INTEGER[dist_NN.dtype]))
     absent_N = None if near.absent_KN is None else near.absent_KN[0]
-    return _triplets(rows_ND, rule, torch.cat([p_N, n_N]), near.anchors, pairwise.square_N, absent_N)
+    chosen = _Chosen(torch.cat([p_N, n_N]), near.anchors, absent_N)
+    return _triplets(rows_ND, rule, chosen, pairwise.square_N, weight_N)
 
 
-def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums | None:
+def _hard_by_masks(
+    rows_ND: Tensor, labels_N: Tensor, rule: Rule, weight_N: Tensor | None
+) -> TripletSums | None:
     """Fewer calls, more work; None where a row has no triplet, or a number is not finite."""
     N = len(rows_ND)
     centred_ND = rows_ND - rows_ND[0]  # the mean would win more digits, but for one more call
@@ -225,28 +239,33 @@ def _hard_by_masks(rows_ND: Tensor, labels_N: Tensor, rule: Rule) -> TripletSums
     if not math.isfinite(gap_N.sum()):
         return None
     ends = torch.cat([p_N, n_N])
-    if (
-        rule.root or rule.can_tie()
-    ):  # a root would turn an error of 1e-7 into 3e-4; at the hinge it would decide
-        return _triplets(rows_ND, rule, ends, N, square_N)
+    # a root would turn an error of 1e-7 into 3e-4; at the hinge it would decide
+    if rule.root or rule.can_tie() or weight_N is not None:
+        return _triplets(rows_ND, rule, _Chosen(ends, N), square_N, weight_N)
     value_N, slope_N = rule.loss_and_slope(gap_N)
     away_2ND = rows_ND.index_select(0, ends).view(2, N, -1).sub_(rows_ND)
     grad_ND = _gradient(away_2ND, rule.gradient_weight(slope_N, square_N, 1 / N), ends)
     parts = partial(_mask_parts, value_N, d_ap_N, d_an_N, square_N)
-    return TripletSums(value_N.mean(), N, N, parts, grad_ND, grad_ND, partial(_chosen, N, ends, None))
+    return TripletSums(value_N.mean(), N, N, parts, grad_ND, grad_ND, partial(_listed, N, ends, None))
 
 
 def _mask_parts(value_N: Tensor, d_ap_N: Tensor, d_an_N: Tensor, square_N: Tensor) -> tuple[Tensor, ...]:
     return value_N, value_N.sign(), d_ap_N + square_N, d_an_N + square_N
 
 
-def _triplets(
-    rows_ND: Tensor, rule: Rule, ends: Tensor, valid: int, square_N: Tensor, absent_T: Tensor | None = None
-) -> TripletSums | None:
-    """The record for k triplets of each anchor, but for those absent: `ends` are k N positives, then negatives.
+class _Chosen(NamedTuple):
+    """k triplets of each anchor, but for those absent."""
 
-    None where plain distances are so small that rounding chose the triplets.
-    """
+    ends: Tensor  # rows of k N positives, then of k N negatives
+    valid: int  # triplets that are not absent
+    absent_T: Tensor | None = None
+
+
+def _triplets(
+    rows_ND: Tensor, rule: Rule, chosen: _Chosen, square_N: Tensor, weight_N: Tensor | None
+) -> TripletSums | None:
+    """The record for these triplets; None where plain distances are so small that rounding chose them."""
+    ends, valid, absent_T = chosen
     N, D = rows_ND.shape
     k = len(ends) // (2 * N)
     away_2kND = rows_ND.index_select(0, ends).view(2, k, N, D).sub_(rows_ND)
@@ -262,15 +281,23 @@ def _triplets(
         absent_kN = absent_T.view(k, N)
         slope_kN.masked_fill_(absent_kN, 0)
         terms_4kN.masked_fill_(absent_kN, 0)
+    weight: Tensor | int = valid
+    if weight_N is not None:
+        slope_kN *= weight_N
+        terms_4kN[[0, 2, 3]] *= weight_N
+        weight_kN = weight_N.expand(k, N)
+        weight_kN = weight_kN if absent_T is None else weight_kN.masked_fill(absent_kN, 0)
+        weight = weight_kN.sum(dtype=torch.float64)
     total_4 = terms_4kN.sum((1, 2), dtype=torch.float64)
     if not math.isfinite(total_4[0]):
         return None
-    grad_ND = _gradient(away_2kND, rule.gradient_weight(slope_kN, squared_2kN, 1 / valid), ends)
-    chosen = partial(_chosen, N, ends, absent_T)
-    return TripletSums(total_4[0] / valid, valid, valid, total_4, grad_ND, grad_ND, chosen)
+    divisor = 1 if isinstance(weight, Tensor) else valid  # a sum of weights divides later
+    grad_ND = _gradient(away_2kND, rule.gradient_weight(slope_kN, squared_2kN, 1 / divisor), ends)
+    listed = partial(_listed, N, ends, absent_T)
+    return TripletSums(total_4[0] / divisor, weight, valid, total_4, grad_ND, grad_ND, listed)
 
 
-def _chosen(n_rows: int, ends: Tensor, absent_T: Tensor | None) -> Tensor:
+def _listed(n_rows: int, ends: Tensor, absent_T: Tensor | None) -> Tensor:
     """(T, 3) rows of anchor, positive and negative; `ends` are k N positives, then negatives."""
     positive_T, negative_T = ends.view(2, -1)
     triplets_T3 = torch.stack(

@@ -61,7 +61,7 @@ def weighted_sums(
                 break
             anchor = slice(rows.start, rows.start + n)
             d_ap_n1 = rule.distance(positives.squared[k][anchor, None])
-            slope_nN, sums = _weigh(d_ap_n1, d_an_RN[:n], rule, select, order, anchor)
+            slope_nN, sums = _weigh(ops, d_ap_n1, d_an_RN[:n], rule, select, order, anchor)
             total += sums
             positives.active[k][anchor] = slope_nN.sum(1)
             weight_RN[:n] += slope_nN
@@ -91,7 +91,13 @@ def _settle_ties(
 
 
 def _weigh(
-    d_ap_n1: Tensor, d_an_nN: Tensor, rule: Rule, select: Select | None, order: Order, anchor: slice
+    ops: Operands,
+    d_ap_n1: Tensor,
+    d_an_nN: Tensor,
+    rule: Rule,
+    select: Select | None,
+    order: Order,
+    anchor: slice,
 ) -> tuple[Tensor, Tensor]:
     """Weighted slope of each triplet of one positive, and (loss, weight, active, d_ap, d_an) summed."""
     value_nN, slope_nN = rule.loss_and_slope(d_ap_n1 - d_an_nN)
@@ -108,8 +114,11 @@ def _weigh(
     order.fill_same(chosen_nN, anchor, slice(0, d_an_nN.shape[1]), 0)
     value_nN *= chosen_nN
     slope_nN *= chosen_nN
-    weight_n = chosen_nN.sum(1, dtype=torch.float64)
     active = (value_nN > 0).sum(dtype=torch.float64)
+    if ops.weight_M is not None:
+        for part_nN in (value_nN, slope_nN, chosen_nN):
+            part_nN *= ops.weight_M[anchor, None]
+    weight_n = chosen_nN.sum(1, dtype=torch.float64)
     sum_ap = (weight_n * d_ap_n1[:, 0]).sum()
     loss, weight = value_nN.sum(dtype=torch.float64), weight_n.sum()
     chosen_nN *= d_an_nN
@@ -122,7 +131,8 @@ class _Panel(NamedTuple):
     anchor: slice
     at_p: Tensor  # (n,) sorted reference row
     loss_nN: Tensor  # of each triplet, times its weight; 0 where there is none
-    chosen_nN: Tensor  # which count: with a loss above 0, or with a weight
+    weight_nN: Tensor  # what each is divided by: what `select` gave it, or 1 where it counts
+    chosen_nN: Tensor  # which to list: with a loss above 0, or with a weight
 
 
 def _panels(
@@ -153,20 +163,23 @@ def _panels(
                 loss_nN *= weight_nN
                 chosen_nN = weight_nN != 0
             elif rule.soft:
-                order.fill_same(loss_nN, anchor, cols, 0)
+                weight_nN = torch.ones_like(loss_nN)
+                for part_nN in (loss_nN, weight_nN):
+                    order.fill_same(part_nN, anchor, cols, 0)
                 chosen_nN = loss_nN > 0
             else:
-                chosen_nN = dist_RN[:n] < positives.bound[k][anchor, None]
+                chosen_nN = weight_nN = dist_RN[:n] < positives.bound[k][anchor, None]
                 loss_nN *= chosen_nN
-            yield _Panel(anchor, positives.at[k][anchor], loss_nN, chosen_nN)
+            yield _Panel(anchor, positives.at[k][anchor], loss_nN, weight_nN, chosen_nN)
 
 
 def anchor_sums(ops: Operands, order: Order, rule: Rule, select: Select | None, budget_mib: float) -> Tensor:
-    """What the triplets of each sorted anchor (M,) cost together, in float64."""
-    loss_M = ops.left_MD.new_zeros(len(ops.left_MD), dtype=torch.float64)
+    """What the triplets of each sorted anchor cost together, and weigh: (2, M) in float64."""
+    sums_2M = ops.left_MD.new_zeros(2, len(ops.left_MD), dtype=torch.float64)
     for panel in _panels(ops, order, rule, select, budget_mib):
-        loss_M[panel.anchor] += panel.loss_nN.sum(1, dtype=torch.float64)
-    return loss_M
+        for sum_M, part_nN in zip(sums_2M, (panel.loss_nN, panel.weight_nN), strict=True):
+            sum_M[panel.anchor] += part_nN.sum(1, dtype=torch.float64)
+    return sums_2M if ops.weight_M is None else sums_2M * ops.weight_M
 
 
 def active_triplets(

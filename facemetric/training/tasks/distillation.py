@@ -16,17 +16,14 @@ from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import note_bad
 from facemetric.data.batches import ShuffledBatches
 from facemetric.data.images import normalise
-from facemetric.data.index import ImageIndex, read_index
-from facemetric.data.lists import apply_lists
+from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import eval_transform
-from facemetric.errors import plural
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
 from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
@@ -184,7 +181,7 @@ def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torc
     config = setup.config
     if not config.teacher:
         return Classification(setup, split, run, device)
-    images = Joined(split.train, read_unlabelled(config))
+    images = Joined(split.train, split.unlabelled)
     teacher = Teacher(config.teacher, config.out.parent / "teacher", pick_workers(config.workers), device)
     rows_NT = teacher_rows(teacher, images)
     return Distillation(setup, split, run, device, images=images, teacher_NT=rows_NT)
@@ -194,15 +191,3 @@ def with_others(labelled: ImageIndex, others: ImageIndex | None = None) -> np.nd
     """Numbers for a sampler: the identities of the labelled images, then one of its own for each of the others."""
     count = len(others) if others is not None else 0
     return np.concatenate([labelled.identity, len(labelled.identities) + np.arange(count)])
-
-
-def read_unlabelled(config: PretrainConfig) -> ImageIndex | None:
-    """The images of --unlabelled, without those of --leave-out-images."""
-    if not config.unlabelled:
-        return None
-    index = read_index(config.unlabelled, loose=True)
-    for note in index.notes:
-        say(note)
-    index = apply_lists(index, None, None, config.leave_out_images, say)
-    say(f"learning from {plural(len(index), 'unlabelled image')} as well")
-    return index

@@ -19,6 +19,8 @@ from facemetric.training.tasks.alike import most_alike
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 
+STRANGER_VIEWS = 3  # of an unlabelled image, which has no other positives
+
 
 class OnFeatures(StageTwo):
     """The projection learns on cached features; the backbone does not run, and cannot change.
@@ -36,6 +38,7 @@ class OnFeatures(StageTwo):
         enough = np.bincount(labels, minlength=len(split.train.identities))[labels] >= 2
         self.rows, labels = rows[enough], labels[enough]
         self.values, self.labels = torch.from_numpy(np.asarray(features.values)), torch.from_numpy(labels)
+        self.strangers = self.first_strangers()
         self.val: Features | None = None
         if split.val is not None:
             self.val = self.cached(split.val, 1)
@@ -51,7 +54,7 @@ class OnFeatures(StageTwo):
         )
         self.projection = projection.to(self.device)
         self.model = self.with_loss(self.projection, self.identity_means)
-        self.sampler = self.sampler_of(labels)
+        self.sampler = self.sampler_of(self.labels.numpy())
         self.who_is_alike: np.ndarray | None = None  # of this epoch: the nearest identities of each
         self.steps_per_epoch = self.sampler.steps
 
@@ -60,23 +63,44 @@ class OnFeatures(StageTwo):
         """Numbers in an embedding."""
         return int(self.projection.weight.shape[0])
 
+    @property
+    def identities(self) -> int:
+        """Labels that there are: the training identities, and the strangers."""
+        return max(len(self.split.train.identities), int(self.labels.max()) + 1)
+
     @torch.no_grad()
     def identity_means(self) -> Tensor:
-        """Unit vectors (C, D) along the mean embedding of each training identity as the projection is now; 0 of one
-        without images."""
-        sums_CD = torch.zeros(len(self.split.train.identities), self.embedding_size)
+        """Unit vectors (C, D) along the mean embedding of each training identity as the projection is now, strangers
+        among them; 0 of one without images."""
+        sums_CD = torch.zeros(self.identities, self.embedding_size)
         for places in torch.arange(len(self.labels)).split(4096):
-            features = self.values[0][torch.from_numpy(self.rows[places.numpy()])].to(self.device)
+            features = self.features_of(places.numpy(), np.zeros(len(places), np.int64)).to(self.device)
             unit_BD = functional.normalize(self.projection(features).float(), dim=1).cpu()
             sums_CD.index_add_(0, self.labels[places], unit_BD)
         return functional.normalize(sums_CD, dim=1)
+
+    def first_strangers(self) -> Tensor:
+        """The views (V, S, F) of the unlabelled images, each image a person of its own: their labels join `labels`.
+
+        No teacher speaks of them and no other image of the same person is known; that two of them are two people is
+        what they teach, and that a person stays the same in worse light. Source of the idea: Dosovitskiy et al. 2014,
+        arXiv:1406.6909 (exemplars)."""
+        index = self.split.unlabelled
+        if index is None:
+            return self.values[:, :0]
+        features = self.cached(index, max(self.config.views, STRANGER_VIEWS))
+        note_bad(self.bad_images, index, features.bad)
+        self.stranger_rows = np.flatnonzero(features.valid)
+        people = len(self.split.train.identities) + np.arange(len(self.stranger_rows))
+        self.labels = torch.cat([self.labels, torch.from_numpy(np.tile(people, len(features.values)))])
+        return torch.from_numpy(np.asarray(features.values))
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """What trains, with its learning rate."""
         return [(self.projection, self.config.lr), *self.parts_of_loss()]
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(places among the kept rows, view of each) of the steps of an epoch."""
+        """(places among the kept rows, then the strangers' views; view of each) of the steps of an epoch."""
         steps = self.sampler.epoch(epoch, self.alike_in(start), self.config.alike)
         for step in range(start, len(steps)):
             places = steps.rows(step)  # of all processes: a view does not depend on how many there are
@@ -116,11 +140,24 @@ class OnFeatures(StageTwo):
     ) -> dict[str, float]:
         """Project, mine, backward."""
         places, views = batch
-        features = self.values[torch.from_numpy(views), torch.from_numpy(self.rows[places])].to(self.device)
+        features = self.features_of(places, views).to(self.device)
         labels = self.labels[torch.from_numpy(places)].to(self.device)
         loss, figures = self.objective(functional.normalize(self.model(features).float(), dim=1), labels)
         backward(loss)
         return figures
+
+    def features_of(self, places: np.ndarray, views: np.ndarray) -> Tensor:
+        """Features (B, F) of places; a stranger's place is one view already."""
+        known = places < len(self.rows)
+        if known.all():
+            return self.values[torch.from_numpy(views), torch.from_numpy(self.rows[places])]
+        features = torch.empty(len(places), self.values.shape[2])
+        features[known] = self.values[
+            torch.from_numpy(views[known]), torch.from_numpy(self.rows[places[known]])
+        ]
+        view, image = np.divmod(places[~known] - len(self.rows), len(self.stranger_rows))
+        features[~known] = self.strangers[torch.from_numpy(view), torch.from_numpy(self.stranger_rows[image])]
+        return features
 
     @torch.inference_mode()
     def figures_of(self, projection: nn.Module) -> dict[str, float]:

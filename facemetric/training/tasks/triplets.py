@@ -198,7 +198,8 @@ class StageTwo:
         self.setup, self.split, self.run, self.device = setup, split, run, device
         self.config = config = setup.config
         self.workers = pick_workers(config.workers)
-        total = len(split.train) + (len(split.val) if split.val is not None else 0)
+        parts = (split.train, split.val, split.unlabelled)
+        total = sum(len(part) for part in parts if part is not None)
         self.bad_images = BadImageLog(run.bad_images, total, config.max_bad)
         self.original = copy.deepcopy(embedder)  # stage one's embedder: kept where stage two does not help
         self.embedder = embedder
@@ -210,7 +211,7 @@ class StageTwo:
 
         Where the loss has `start_from`, it is given the training identities' mean embeddings (C, D) of `means_of`."""
         loss = self.objective.loss
-        loss.prepare(len(self.split.train.identities), self.embedding_size)
+        loss.prepare(self.identities, self.embedding_size)
         if loss.weights is None:
             return net
         loss.weights.to(self.device)
@@ -218,6 +219,11 @@ class StageTwo:
         if start is not None and not self.run.resume:
             start(means_of().to(self.device))
         return WithLoss(net, loss.weights)
+
+    @property
+    def identities(self) -> int:
+        """How many labels there are."""
+        return len(self.split.train.identities)
 
     @property
     def embedding_size(self) -> int:
@@ -273,10 +279,12 @@ class StageTwo:
     @cached_property
     def origin(self) -> dict[str, str]:
         """Which data, split, weights, and size and crop of the pictures it began with."""
+        unlabelled = self.split.unlabelled
         return {
             **self.split.origin._asdict(),
             "weights": state_hash(self.original),
             "picture": str(self.original.preprocess),
+            **({"unlabelled": unlabelled.fingerprint} if unlabelled is not None else {}),
         }
 
     def extra_state(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from facemetric.evaluation.intervals.all_pairs import (
 from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import person_weights
 from facemetric.evaluation.intervals.listed import verification_intervals
+from facemetric.evaluation.intervals.records import wilson
 
 FARS = (0.1, 0.01)
 
@@ -27,6 +28,20 @@ def people(n, ids, noise=1.0, seed=0):
     emb = rng.normal(size=(ids, 12))[labels] + noise * hard[labels] * rng.normal(size=(n, 12))
     order = rng.permutation(n)
     return emb[order].astype(np.float32), labels[order]
+
+
+def test_where_no_pair_is_wrong_the_intervals_are_those_of_as_many_independent_pairs():
+    """Draws of pairs that are all right never say wrong."""
+    labels = np.repeat(np.arange(20), 3)
+    emb = np.random.default_rng(0).normal(size=(20, 12))[labels] + 1e-3 * np.arange(60)[:, None]
+    verified = verify_all_pairs(emb.astype(np.float32), labels, fars=(0.1,))
+    assert (verified.auc, verified.n_genuine) == (1, 60)
+    bounds = all_pairs_intervals(emb.astype(np.float32), labels, verified, draws=100)
+    alone = wilson(60, 60)
+    for name in ("auc", "tar_at_far_0.1"):
+        assert tuple(bounds.figures[name])[:3] == pytest.approx((1, alone.low, 1)), name
+    assert tuple(bounds.figures["eer"])[:3] == pytest.approx((0, 0, 1 - alone.low))
+    assert bounds.band.low == pytest.approx(alone.low)
 
 
 def listed(emb, labels):
@@ -224,4 +239,6 @@ def test_split_scores_and_band_agree():
     found = verify_all_pairs(emb, labels, fars=FARS)
     band = all_pairs_intervals(emb, labels, found, draws=100).band
     for far, tar in zip(band.far, band.tar, strict=True):
-        assert tar == pytest.approx(tar_at_far(genuine, impostor, min(far * (1 + 1e-9), 1)).tar, abs=0.01)
+        assert tar == pytest.approx(
+            tar_at_far(genuine, impostor, min(far * (1 + 1e-9), 1)).true_rate, abs=0.01
+        )

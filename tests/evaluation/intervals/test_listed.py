@@ -10,10 +10,13 @@ from facemetric.evaluation.folds import draw_folds, fold_accuracy
 from facemetric.evaluation.intervals import listed as listed_module
 from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import (
+    Band,
     Interval,
     at_least_wilson,
+    auc_alone,
     mean_intervals,
     newcombe,
+    widened,
     wilson,
 )
 
@@ -256,6 +259,46 @@ def test_where_errors_are_many_the_draws_decide():
     wide = at_least_wilson(interval, 50)
     assert (wide.low, wide.high) == pytest.approx((wilson(45, 50).low, wilson(45, 50).high))
     assert at_least_wilson(Interval(0.9, 0.5, 0.99), 50) == (0.9, 0.5, 0.99, 0.95)
+
+
+@pytest.mark.parametrize(("genuine", "impostor"), [(40, 60), (60, 40), (1000, 3)])
+def test_an_auc_of_independent_pairs(genuine, impostor):
+    """The ends are where the measured value is 1.96 standard errors off; turned scores turn the interval."""
+
+    def error(t):
+        q_1, q_2 = (
+            t / (2 - t),
+            2 * t * t / (1 + t),
+        )  # Hanley and McNeil 1982, with both kinds as many as their mean
+        n = (genuine + impostor) / 2 - 1
+        return np.sqrt((t * (1 - t) + n * (q_1 - t * t) + n * (q_2 - t * t)) / genuine / impostor)
+
+    for value in (0.5, 0.9, 0.999, 1.0):
+        found = auc_alone(value, genuine, impostor)
+        assert 0 <= found.low < value <= found.high <= 1
+        for end in (found.low, found.high):
+            if end < 1:
+                assert abs(value - end) / error(end) == pytest.approx(1.959964, abs=1e-4)
+        turned = auc_alone(1 - value, genuine, impostor)
+        assert (turned.low, turned.high) == pytest.approx((1 - found.high, 1 - found.low), abs=1e-9)
+
+
+def test_an_auc_with_few_errors_is_no_surer_than_independent_pairs_say():
+    """Fifty pairs of each kind, one of which lies below some others: draws that leave it out say never."""
+    rng = np.random.default_rng(1)
+    same = np.arange(100) < 50
+    score = np.where(same, rng.uniform(0.6, 1, 100), rng.uniform(-0.5, 0.2, 100))
+    score[3] = 0.1
+    who = np.arange(100), np.where(same, np.arange(100), np.arange(100) + 100)
+    found = verification_intervals(score, same, who, fars=(0.1,)).figures["auc"]
+    alone = auc_alone(found.value, 50, 50)
+    assert found.value > 0.99
+    assert found.low == pytest.approx(alone.low)
+    assert alone.low < 0.96 < 0.99 < found.high < 1
+    many = Interval(0.9, 0.89, 0.91)
+    band = Band(*np.ones((4, 1)))
+    assert widened({"auc": many}, band, 101, 500).figures["auc"] is many  # over ten errors
+    assert widened({"auc": many}, band, 99, 500).figures["auc"].low < 0.87
 
 
 def grid_of(people, trials, seed):

@@ -16,7 +16,7 @@ from facemetric.mining.kernels.small_batch import (
     find_positives,
     small_hard,
 )
-from facemetric.mining.mine import Kernel, mine
+from facemetric.mining.mine import Kernel, MiningOptions, mine
 from facemetric.mining.miners import _HARD
 
 
@@ -63,16 +63,17 @@ def test_too_many_numbers_are_for_tiles():
 def test_which_batches_are_small(rows, budget_mib, small):
     asked = []
 
-    def nothing(rows_ND, labels_N, rule):
+    def nothing(rows_ND, labels_N, rule, weight_N):
         asked.append(len(labels_N))
 
     emb = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(rows) // 2
     kernel = Kernel(_HARD.in_tiles, nothing)
-    found = mine(emb, labels, kernel, 0.2, "squared", None, budget_mib)
+    options = MiningOptions(0.2, "squared", None, budget_mib)
+    found = mine(emb, labels, kernel, options)
     assert asked == ([rows] if small else [])
-    assert found.loss == mine(emb, labels, Kernel(_HARD.in_tiles), 0.2, "squared", None, budget_mib).loss
-    mine(emb, labels, kernel, 0.2, "squared", slice(0, rows), None)
+    assert found.loss == mine(emb, labels, Kernel(_HARD.in_tiles), options).loss
+    mine(emb, labels, kernel, options._replace(anchors=slice(0, rows), budget_mib=None))
     assert asked == ([rows] if small else [])  # anchors that are named are mined in tiles
 
 

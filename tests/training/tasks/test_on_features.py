@@ -12,9 +12,11 @@ import torch
 from small_trainings import FAST
 from torch.nn import functional
 
-from facemetric import load_embedder
+from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
+from facemetric.errors import ConfigError
+from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
@@ -139,3 +141,65 @@ def test_validation_says_the_loss_and_the_triplets_that_violate(
     assert figures["val_loss"] == pytest.approx(float(loss), rel=1e-4)
     assert figures["val_fraction_positive"] == pytest.approx(active / looked_at)
     assert task.objective.memory is None  # validation does not fill it
+
+
+@pytest.fixture
+def nobody(faces: Path, tmp_path: Path) -> Path:
+    """A folder of loose images, one of which cannot be read."""
+    folder = tmp_path / "nobody"
+    folder.mkdir()
+    index = read_index([str(faces)])
+    for row in range(0, len(index), 7):
+        (folder / f"{row:03d}.jpg").write_bytes(index.read(row))
+    (folder / "000.jpg").write_bytes(b"not an image")
+    return folder
+
+
+def test_each_unlabelled_image_is_a_person_of_its_own(
+    stage_one: Trained, faces: Path, nobody: Path, tmp_path: Path
+) -> None:
+    options = {"unlabelled": (str(nobody),), "images_per_identity": 3, "batch_size": 24, "max_bad": 0.5}
+    task = task_of(faces, stage_one, tmp_path / "run", **options)
+    named, count = len(task.split.train.identities), len(list(nobody.iterdir())) - 1
+    labels = task.labels.numpy()
+    assert sorted(set(labels[labels >= named])) == list(range(named, named + count))
+    assert (np.bincount(labels)[named:] == 3).all()  # three views of each
+    seen: dict[int, list[torch.Tensor]] = {}
+    for places, views in task.batches(0, 0):
+        features = task.features_of(places, views)
+        for place, row in zip(places.tolist(), features, strict=True):
+            seen.setdefault(int(labels[place]), []).append(row)
+            if place < len(task.rows):
+                assert torch.equal(row, task.values[0, task.rows[place]])
+        figures = task.step((places, views), 0.0, lambda loss: None)
+        emb = functional.normalize(features, dim=1)
+        loss, *_ = reference_mining.twin("semihard", emb, torch.from_numpy(labels[places]))
+        assert figures["loss"] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+    strangers = {label: rows for label, rows in seen.items() if label >= named}
+    assert strangers
+    for label, rows in strangers.items():
+        assert len({tuple(row.tolist()) for row in rows}) == 3  # its three views, not one three times
+        plain = task.strangers[0, task.stranger_rows[label - named]]
+        assert any(torch.equal(row, plain) for row in rows)
+    assert "000.jpg" in (tmp_path / "run" / "bad_images.csv").read_text()
+
+
+def test_unlabelled_images_are_hashed_and_belong_to_the_run(
+    stage_one: Trained, faces: Path, nobody: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = FAST | {"weights": str(stage_one.weights), "max_bad": 0.5}
+    plain = finetune(str(faces), out=str(tmp_path / "plain"), **options)
+    run = finetune(str(faces), out=str(tmp_path / "run"), unlabelled=(str(nobody),), **options)
+    kept = [read_training_images(found.weights) for found in (plain, run)]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    assert kept[1].images == kept[0].images + len(list(nobody.iterdir()))
+    (nobody / "007.jpg").unlink()
+    again = options | {"resume": True, "epochs": FAST["epochs"] + 1}
+    with pytest.raises(ConfigError, match="the unlabelled"):
+        finetune(str(faces), out=str(tmp_path / "run"), unlabelled=(str(nobody),), **again)
+
+
+def test_unlabelled_images_need_cached_features(faces: Path, nobody: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--unlabelled needs --freeze backbone"):
+        finetune(str(faces), weights="x", unlabelled=(str(nobody),), freeze="none", out=str(tmp_path))

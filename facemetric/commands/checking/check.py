@@ -1,0 +1,251 @@
+"""What `facemetric data check` does: look for doubles, wrong labels and leaks, write lists, delete nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from facemetric.commands.checking.findings import (
+    ACROSS,
+    DUPLICATE,
+    MISLABELLED,
+    ONE_PERSON,
+    TEST_IMAGE,
+    TEST_NAME,
+    TEST_PERSON,
+    Finding,
+    Side,
+    alike_findings,
+    find_images,
+    label_findings,
+    lists,
+    name_findings,
+    unsure_kinds,
+)
+from facemetric.commands.checking.sheets import draw_check_sheets
+from facemetric.commands.embedding import (
+    TEST,
+    announced,
+    bad_images_of,
+    check_config,
+    faces_of_data,
+    list_bad,
+    remove_lists,
+)
+from facemetric.config import CheckConfig, check_least, config_dict, require
+from facemetric.config.calls import takes_options
+from facemetric.data.index import ImageIndex, read_index
+from facemetric.data.lists import apply_lists
+from facemetric.errors import DataError, plural
+from facemetric.evaluation.audit.hashes import read_frequencies
+from facemetric.evaluation.audit.labels import centred, judge_images
+from facemetric.evaluation.audit.people import Alike, alike_across, alike_identities
+from facemetric.evaluation.embed import embed_index, mirror_scores
+from facemetric.evaluation.verification import plain
+from facemetric.files import write_text_whole
+from facemetric.machine import pick_device, pick_workers, say
+from facemetric.model.weights import load_weights
+from facemetric.model.weights_folder import find_weights
+
+SAME_PHOTOGRAPH = (
+    0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate
+)
+
+
+class Checked(NamedTuple):
+    """The findings, the figures behind them, and where they were written."""
+
+    findings: list[Finding]
+    figures: dict[str, Any]
+    out: Path
+
+    def text(self) -> str:
+        """The table that the terminal shows."""
+        figures, found = self.figures, self.figures["found"]
+        lines = [
+            (
+                "checked",
+                f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}",
+            )
+        ]
+        for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
+            if key in figures:
+                lines.append(
+                    (
+                        kind,
+                        f"{plural(found.get(kind, 0), 'pair')}  (hashes differ in {figures[key]} of 255 bits or less)",
+                    )
+                )
+        if "bits_test" in figures:
+            lines.append((TEST_NAME, plural(found.get(TEST_NAME, 0), "identity")))
+        for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
+            if key in figures:
+                of = figures[key]
+                halves = of["share_of_halves_found"]
+                sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
+                by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
+                text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
+                lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
+        if "judged" in figures:
+            text = (
+                f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
+            )
+            lines.append(
+                (
+                    MISLABELLED,
+                    f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)",
+                )
+            )
+        else:
+            lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
+        for kind, why in figures["in_no_list"].items():
+            lines.append(
+                ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
+            )
+        if figures["pairs_cut"]:
+            lines.append(
+                ("left out", f"{plural(figures['pairs_cut'], 'pair')} of images less alike than those listed")
+            )
+        width = max(len(name) for name, _ in lines)
+        body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+        return f"{body}\n{'written to':<{width}}  {self.out}"
+
+
+@takes_options(CheckConfig)
+def check_data(config: CheckConfig) -> Checked:
+    """Look for duplicates, identities of one person, wrong labels and leaks; the options are those of CheckConfig.
+
+    `check_data("faces", weights="runs/finetune")` is `facemetric data check faces --weights runs/finetune`.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_check(config)
+
+
+def run_check(config: CheckConfig) -> Checked:
+    """check_data, from a config."""
+    require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
+    check_config(config)
+    for name in ("mislabelled", "chance"):
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"--{name} is {value}; choose 0..1")
+    check_least(config, {"sheets": 0})
+    if config.weights:
+        find_weights(config.weights)  # before images are read
+    config.out.mkdir(parents=True, exist_ok=True)
+    remove_lists(config.out)
+    train = read_side(config, config.data)
+    test = read_side(config, config.against, TEST) if config.against else None
+    mirror_cosine = np.inf
+    if config.weights:
+        train, test, mirror_cosine = embed_sides(config, train, test)
+    findings, figures = find_images(train, test, mirror_cosine, config.seed)
+    if test is not None:
+        findings += name_findings(train.images, test.images)
+    if train.embeddings is not None:
+        more, numbers = find_people(config, train, test)
+        findings, figures = findings + more, figures | numbers
+    figures |= {"images": len(train.images), "identities": len(train.images.identities)}
+    found = dict(Counter(f.kind for f in findings))
+    keys = {ONE_PERSON: "one_person", TEST_PERSON: "person_in_test"}
+    expected = {
+        kind: figures[key]["expected_by_chance"] or 0.0 for kind, key in keys.items() if key in figures
+    }
+    unsure = unsure_kinds(found, expected, len(train.images.identities))
+    checked = Checked(findings, figures | {"found": found, "in_no_list": unsure}, config.out)
+    write(config, checked, train.images, None if test is None else test.images)
+    return checked
+
+
+def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
+    """The hashes of a set, of DATA (`of` is empty) after the lists; unreadable images are listed and left out.
+
+    Raises DataError above --max-bad."""
+    index = announced(read_index(data), f"{of}: " if of else "")
+    if not of:
+        index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    if config.weights:
+        index, _ = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))
+    read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
+    path = bad_images_of(config.out, of)
+    list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
+    if not read.bad:
+        return Side(index, read.values)
+    readable = np.ones(len(index), bool)
+    readable[[row for row, _ in read.bad]] = False
+    return Side(index.select(readable), read.values[readable])
+
+
+def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Side, Side | None, float]:
+    """Both sets with embeddings, and the cosine that one photograph has with itself: its mirror image says."""
+    embedder = load_weights(config.weights, pick_device(config.device))
+    size, workers = config.batch_size, pick_workers(config.workers)
+
+    def embeddings(index: ImageIndex) -> np.ndarray:
+        embedded = embed_index(
+            embedder, index, batch_size=size, workers=workers, flip=config.flip, progress="embedding"
+        )
+        for row, reason in embedded.bad:  # they were read for the hashes: rows and embeddings would not agree
+            raise DataError(f"{index.name(row)} could be read at first and then not ({reason}); check again")
+        return embedded.table.embeddings
+
+    table = embeddings(train.images)
+    mean_D = table.mean(0)
+    mirror = mirror_scores(embedder, train.images, mean_D, batch_size=size, workers=workers, seed=config.seed)
+    train = train._replace(embeddings=centred(table, mean_D))
+    if test is not None:
+        test = test._replace(embeddings=centred(embeddings(test.images), mean_D))
+    return train, test, float(np.nanquantile(mirror, SAME_PHOTOGRAPH))
+
+
+def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:
+    """Identities of one person, wrong labels, and people of the test set: what takes embeddings."""
+    assert train.embeddings is not None
+    identity = train.images.identity
+    findings: list[Finding] = []
+    figures: dict[str, Any] = {}
+    if len(train.images.identities) > 1:
+        alike = alike_identities(train.embeddings, identity, chance=config.chance, seed=config.seed)
+        judged = judge_images(train.embeddings, identity)
+        findings += alike_findings(alike, train.images) + label_findings(
+            judged, train.images, config.mislabelled
+        )
+        figures["one_person"] = of_alike(alike)
+        # An image of somebody else is above any share of strangers as often as below it: those above half of
+        # them are half of those there can be.
+        figures["judged"] = int(np.isfinite(judged.above).sum())
+        figures["mislabelled_at_most"] = 2 * int((judged.above > 0.5).sum())
+    if test is not None and test.embeddings is not None:
+        across = alike_across(
+            train.embeddings,
+            identity,
+            test.embeddings,
+            test.images.identity,
+            chance=config.chance,
+            seed=config.seed,
+        )
+        findings += alike_findings(across, train.images, test.images)
+        figures["person_in_test"] = of_alike(across)
+    return findings, figures
+
+
+def of_alike(alike: Alike) -> dict[str, float | None]:
+    """The figures of one search for people; what is undefined is None."""
+    return {
+        "threshold": plain(alike.threshold),
+        "expected_by_chance": plain(alike.expected),
+        "share_of_halves_found": plain(alike.found_halves),
+    }
+
+
+def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageIndex | None) -> None:
+    """findings.csv, the lists, check.json, and the picture sheets."""
+    record = {"figures": checked.figures, "options": config_dict(config)}
+    files = lists(checked.findings, index, checked.figures["in_no_list"]) | {
+        "check.json": json.dumps(record, indent=2, allow_nan=False) + "\n"
+    }
+    for name, text in files.items():
+        write_text_whole(config.out / name, text)
+    draw_check_sheets(config.out, checked.findings, index, test, pages=config.sheets)

@@ -1,0 +1,143 @@
+"""What `facemetric eval` does: open the inputs, score them (scores.py), write the files."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from facemetric.commands.embedding import Weights, check_config, is_stored
+from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
+from facemetric.commands.evaluating.scores import NEED_IMAGES, score
+from facemetric.config import (
+    EvalConfig,
+    check_least,
+    config_command,
+    config_dict,
+    config_toml,
+    require,
+)
+from facemetric.config.calls import takes_options
+from facemetric.files import write_text_whole
+from facemetric.model.weights_folder import file_hash, provenance
+from facemetric.report.page import Origin
+from facemetric.report.page_sections import write_report
+from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
+from facemetric.report.record import Evaluation
+
+
+@takes_options(EvalConfig)
+def evaluate(config: EvalConfig) -> Evaluation:
+    """Score weights on pairs and on nearest neighbours; the options are those of EvalConfig.
+
+    `evaluate("runs/finetune", pairs="pairs.csv")` is `facemetric eval --weights runs/finetune --pairs pairs.csv`,
+    which prints `report.figures.evaluation_text` of what this returns.
+    Raises ConfigError, DataError or WeightsError, each with what to change."""
+    return run_evaluate(config)
+
+
+def run_evaluate(config: EvalConfig) -> Evaluation:
+    """evaluate, from a config: what was found, after metrics.json, the curves and the report were written."""
+    check_options(config)
+    inputs = open_inputs(config)
+    found = score(config, inputs)
+    write_files(config, inputs, found)
+    return replace(found, report=write_page(config, inputs, found)) if config.report else found
+
+
+def check_options(config: EvalConfig) -> None:
+    """Raise ConfigError where options do not go together."""
+    require(bool(config.weights) != bool(config.embeddings), "give one of --weights and --embeddings")
+    require(not (config.pairs and config.all_pairs), "give one of --pairs and --all-pairs")
+    images = bool(config.data or config.embeddings)
+    require(bool(config.pairs) or images, "nothing to score: give --pairs or --data")
+    for name in NEED_IMAGES:
+        require(
+            images or not getattr(config, name),
+            f"--{name.replace('_', '-')} needs images: give --data or --embeddings",
+        )
+    require(
+        len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
+        f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
+    )
+    check_least(config, {"folds": 2})
+    check_config(config)
+
+
+def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
+    """metrics.json, and the curves of both models as csv and pictures."""
+    write_metrics(config, inputs, evaluation)
+    found, other = evaluation.verification, evaluation.comparison
+    if found is None:
+        return
+    curves = {inputs.name: found.roc}
+    if other is not None and other.verification is not None:
+        curves[other.name] = other.verification.roc
+    write_roc_csv(config.out / "roc.csv", curves)
+    draw_roc(config.out / "roc.png", curves)
+    draw_det(config.out / "det.png", curves)
+    threshold = {"threshold of equal errors": found.eer_threshold}
+    draw_scores(config.out / "scores.png", found.histogram, thresholds=threshold)
+
+
+def write_metrics(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
+    """metrics.json: the figures, the options, and what the weights say of themselves."""
+    record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
+    for weights, key in ((inputs.weights, "weights"), (inputs.second_weights, "second_weights")):
+        if weights is not None:
+            architecture, sha256 = weights.config["architecture"], weights.config.get("sha256")
+            record[key] = {"architecture": architecture, "sha256": sha256}
+    write_text_whole(config.out / "metrics.json", json.dumps(record, indent=2) + "\n")
+
+
+def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
+    """report.html, with the command and the weights it came from."""
+    return write_report(evaluation, inputs.name, origin_of(config, inputs, evaluation), seed=config.seed)
+
+
+def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:
+    """Where an evaluation comes from: its command, weights, images, pairs, versions and machine."""
+    index, table = inputs.images, inputs.table
+    fingerprint = index.fingerprint if index is not None else ""
+    people = len(set(table.identities.tolist()))
+    here = provenance(data=fingerprint, images=len(table), identities=people, options=config_dict(config))
+    pairs = found.verified.pairs if found.verified is not None else ""
+    facts = weights_facts(inputs.weights) if inputs.weights is not None else []
+    facts += [
+        ("Scored", f"{here['images']:,} images of {here['identities']:,} identities"),
+        ("Data fingerprint", fingerprint),
+        ("Pairs", pairs),
+        ("Pairs sha256", file_hash(Path(pairs)) if pairs and Path(pairs).is_file() else ""),
+        ("Seed", str(here["seed"])),
+        ("facemetric", " ".join(filter(None, (here["facemetric"], here["git_commit"])))),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in here["versions"].items())),
+        ("Machine", f"{platform.system()} {platform.machine()}"),
+        ("Written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")),
+    ]
+    told = tuple((name, value) for name, value in facts if value)
+    return Origin(config_command("eval", config), told, config_toml(config))
+
+
+def weights_facts(weights: Weights) -> list[tuple[str, str]]:
+    """What config.json says of the weights."""
+    config = weights.config
+    ours = config["facemetric"]
+    origin = ours.get("provenance") or {}
+    trained = ""
+    if origin.get("images"):
+        trained = f"{origin['images']:,} images of {origin.get('identities', 0):,} identities"
+    height, width = ours["preprocess"].get("size", ("?", "?"))
+    return [
+        ("Weights", str(weights.folder)),
+        ("Weights sha256", str(config.get("sha256") or "")),
+        (
+            "Architecture",
+            f"{config['architecture']}, {ours['embedding_size']} numbers, {width} x {height} pixels",
+        ),
+        ("Trained on", trained),
+        ("Training data fingerprint", str(origin.get("data_fingerprint") or "")),
+        ("Training commit", str(origin.get("git_commit") or "")),
+    ]

@@ -1,0 +1,318 @@
+"""What eval measures: listed pairs or all, neighbours, identities, and a second model beside the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
+from facemetric.commands.evaluating.overlap import overlap_notes
+from facemetric.config import EvalConfig
+from facemetric.errors import DataError
+from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.identification import (
+    draw_open_set,
+    identification_intervals,
+    identify,
+)
+from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
+from facemetric.evaluation.intervals.draws import persons_of_pairs
+from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
+from facemetric.evaluation.intervals.records import Interval, mean_intervals
+from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
+from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
+from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.report.record import (
+    GALLERY,
+    NEIGHBOURS,
+    Comparison,
+    Evaluation,
+    Family,
+    Identified,
+    Retrieved,
+    Sliced,
+    Verified,
+)
+
+KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
+NEED_IMAGES = ("all_pairs", "gallery", "svm")  # options that score the images themselves, beside neighbours
+COMPARED = ("verification", "neighbours")  # families that a second model has too
+IN_WORDS = {"slices": "groups", "svm": "linear SVM"}  # of the other families; else their own name
+
+
+@dataclass
+class Scored:
+    """Families of figures by name, and notes, as they gather."""
+
+    families: dict[str, Family] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
+    """Everything that is asked for, family by family."""
+    scored = Scored(notes=list(inputs.warnings))
+    identities = identities_in(inputs) if inputs.listed is not None else None
+    if identities is not None:
+        score_listed(config, inputs, identities, scored)
+    elif config.all_pairs:
+        score_all_pairs(config, inputs, scored)
+    if config.data or config.embeddings:
+        score_neighbours(config, inputs, scored)
+        score_gallery(config, inputs, scored)
+        score_open_set(config, inputs, scored)
+        score_svm(config, inputs, scored)
+    if inputs.second is not None:
+        compare(config, inputs, identities, scored)
+    return Evaluation(
+        config.out, inputs.table, inputs.images, inputs.gallery, scored.families, tuple(scored.notes)
+    )
+
+
+class PairIdentities(NamedTuple):
+    """The identities (P,) of the first and the second image of each listed pair; and a note about them."""
+
+    of_a: npt.NDArray
+    of_b: npt.NDArray
+    note: str = ""
+    agree: bool = True
+    """Whether the pairs agree about who is who: without that there are no intervals."""
+
+
+def identities_in(inputs: EvalInputs) -> PairIdentities:
+    """The identities of the listed pairs: the table's identities, or else what genuine pairs link."""
+    listed, table = inputs.listed, inputs.table
+    assert listed is not None
+    rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
+    number_N = np.unique(table.identities, return_inverse=True)[1]  # names of millions of pairs are gigabytes
+    of_a, of_b = number_N[rows_a], number_N[rows_b]
+    misfit = np.flatnonzero((of_a == of_b) != same)
+    if not len(misfit):
+        return PairIdentities(of_a, of_b)
+    # Folders that are no identities, or a wrong label.
+    first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
+    note = f"the identities do not fit {len(misfit):,} of {len(same):,} pairs (first {first})"
+    linked_a, linked_b = persons_of_pairs(rows_a, rows_b, same)
+    wrong = int(((linked_a == linked_b) != same).sum())
+    if wrong:
+        lost = "no intervals, and nothing by group" if groups_in(inputs) else "no intervals"
+        note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
+        return PairIdentities(linked_a, linked_b, note, agree=False)
+    return PairIdentities(
+        linked_a, linked_b, f"{note}: for the intervals, people are what genuine pairs link"
+    )
+
+
+def groups_in(inputs: EvalInputs) -> Mapping[str, npt.NDArray]:
+    """The groups of the listed pairs by column: those of the images, and those of the pairs' own file."""
+    listed = inputs.listed
+    assert listed is not None
+    return groups_of_pairs(inputs.table.groups, listed.rows_a, listed.rows_b) | listed.pairs.groups
+
+
+def score_listed(config: EvalConfig, inputs: EvalInputs, identities: PairIdentities, scored: Scored) -> None:
+    """Verification of listed pairs, its intervals over people, its slices."""
+    listed = inputs.listed
+    assert listed is not None
+    groups = groups_in(inputs)
+    score, verification = verify_listed(config, listed, inputs.table)
+    scored.notes += [*listed.notes, *filter(None, [identities.note])]
+    if not identities.agree:
+        scored.families["verification"] = Verified(str(config.pairs), verification)
+        return
+    arguments = score, listed.pairs.same, (identities.of_a, identities.of_b)
+    fold = fold_of(verification)
+    bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
+    slices = slice_pairs(*arguments, verification.points, groups, seed=config.seed)
+    scored.families["verification"] = Verified(str(config.pairs), verification, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
+
+
+def verify_listed(
+    config: EvalConfig, listed: ListedPairs, table: EmbeddingTable
+) -> tuple[npt.NDArray[np.float64], Verification]:
+    """Scores and figures of the pairs by one model."""
+    pairs = listed.pairs
+    score = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    found = verify_pairs(
+        score, pairs.same, fold=pairs.fold, fars=config.fars, folds=config.folds, seed=config.seed
+    )
+    return score, replace(found, hardest=hardest_pairs(score, pairs.same, listed.rows_a, listed.rows_b))
+
+
+def fold_of(found: Verification) -> npt.NDArray:
+    """The fold of each listed pair."""
+    assert found.accuracy is not None
+    return found.accuracy.fold
+
+
+def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Verification of all pairs, its intervals over people, its slices."""
+    arguments = inputs.table.embeddings, inputs.table.identities
+    found = verify_all_pairs(*arguments, fars=config.fars)
+    bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
+    slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
+    scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
+    if slices:
+        scored.families["slices"] = Sliced(slices)
+
+
+def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
+    table = inputs.table
+    _, counts = np.unique(table.identities, return_counts=True)
+    if counts.max() < 2 or len(counts) < 2:
+        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        return
+    most = len(table) - 1
+    found = leave_one_out(
+        table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
+    )
+    intervals = retrieval_intervals(found, table, config.seed)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
+
+
+def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
+    """Those of some numbers of neighbours that there are images for."""
+    return [k for k in ks if k <= most]
+
+
+def retrieval_intervals(found: Retrieval, queries: EmbeddingTable, seed: int) -> dict[str, Interval]:
+    """Intervals of the figures of retrieval: the people who ask are resampled, the gallery stays."""
+    return mean_intervals(found.each.figures, queries.identities[found.each.rows], seed=seed)
+
+
+def not_enrolled(inputs: EvalInputs) -> EmbeddingTable | None:
+    """The images that are not in the gallery; None where there are none."""
+    rows = np.setdiff1d(np.arange(len(inputs.table)), inputs.overlap.probes)
+    return inputs.table.rows(rows) if len(rows) else None
+
+
+def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Retrieval from the gallery, where there is one; a note alone where every image finds only itself there."""
+    table, gallery = inputs.table, inputs.gallery
+    if gallery is None:
+        return
+    scored.notes += overlap_notes(inputs.overlap, len(table))
+    try:
+        near = gallery_probe(
+            gallery.embeddings,
+            gallery.identities,
+            table.embeddings,
+            table.identities,
+            knn=up_to(len(gallery), KNN),
+            recall=up_to(len(gallery), RECALL),
+            itself=inputs.overlap,
+        )
+    except DataError as error:
+        if not inputs.overlap.images():  # nobody has a name of the gallery: most often a slip in the names
+            raise
+        scored.notes.append(f"no retrieval from the gallery: {error}")
+        return
+    intervals = retrieval_intervals(near, table, config.seed)
+    scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+
+
+class OpenSet(NamedTuple):
+    """Who is enrolled, and who is looked for: some of them people who are not enrolled."""
+
+    gallery: EmbeddingTable
+    probes: EmbeddingTable
+
+
+def score_open_set(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """Open-set identification; a note alone where there is nobody to find, or no stranger."""
+    sets = open_set(config, inputs)
+    if isinstance(sets, str):
+        scored.notes.append(sets)
+        return
+    gallery, probes = sets
+    identified = identify(
+        gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
+    )
+    bounds = identification_intervals(identified, probes.identities, seed=config.seed)
+    scored.families["identification"] = Identified(identified, bounds)
+
+
+def open_set(config: EvalConfig, inputs: EvalInputs) -> OpenSet | str:
+    """The gallery and the images that are not in it, or else people who are drawn; or why there is no such set."""
+    table, gallery = inputs.table, inputs.gallery
+    if gallery is None:
+        sizes = np.unique(table.identities, return_counts=True)[1]
+        if (sizes >= 2).sum() < 2:
+            return "no identification: at least two identities with two images are needed, or a --gallery"
+        split = draw_open_set(table.identities, seed=config.seed)
+        return OpenSet(table.rows(split.gallery), table.rows(split.probes))
+    probes = not_enrolled(inputs)
+    if probes is None or np.isin(probes.identities, gallery.identities).all():
+        return "no open-set identification: every image is of a person in the gallery"
+    if not np.isin(probes.identities, gallery.identities).any():
+        return "no open-set identification: every image that is not in the gallery is of somebody else"
+    return OpenSet(gallery, probes)
+
+
+def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
+    """The linear SVM where --svm asks for it; a note alone where there are too few people or images for one."""
+    if not config.svm:
+        return
+    own, gallery = inputs.table, inputs.gallery
+    try:
+        if gallery is None:
+            scored.families["svm"] = svm_accuracy(own.embeddings, own.identities, seed=config.seed)
+            return
+        judged = not_enrolled(inputs)  # an SVM knows what it learned from
+        if judged is None:
+            scored.notes.append("no linear SVM: every image is in the gallery that it learns from")
+            return
+        arguments = gallery.embeddings, gallery.identities, judged.embeddings, judged.identities
+        scored.families["svm"] = svm_of_gallery(*arguments, seed=config.seed)
+    except DataError as error:
+        scored.notes.append(f"no linear SVM: {error}")
+
+
+def compare(
+    config: EvalConfig, inputs: EvalInputs, identities: PairIdentities | None, scored: Scored
+) -> None:
+    """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
+    first, second, listed = inputs.table, inputs.second, inputs.listed
+    assert second is not None
+    verification, neighbours = None, None
+    differences: dict[str, Interval] = {}
+    verified, retrieved = scored.families.get("verification"), scored.families.get("neighbours")
+    if listed is not None and identities is not None:
+        score, verification = verify_listed(config, listed, second)
+        if identities.agree:
+            differences |= paired_differences(
+                (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
+                listed.pairs.same,
+                (identities.of_a, identities.of_b),
+                fars=config.fars,
+                fold=fold_of(verification),
+                seed=config.seed,
+            )
+    elif isinstance(verified, Verified):
+        verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
+        differences |= all_pairs_differences(
+            (first.embeddings, second.embeddings),
+            first.identities,
+            (verified.verification, verification),
+            seed=config.seed,
+        )
+    if isinstance(retrieved, Retrieved):
+        before = retrieved.retrieval
+        neighbours = leave_one_out(
+            second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
+        )
+        changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
+        people = first.identities[before.each.rows]
+        differences |= mean_intervals(changes, people, seed=config.seed)
+    alone = " and ".join(IN_WORDS.get(name, name) for name in scored.families if name not in COMPARED)
+    if alone:
+        scored.notes.append(f"{alone}: of the first model alone, the second is not compared by them")
+    scored.families["comparison"] = Comparison(config.compare, verification, neighbours, differences)
