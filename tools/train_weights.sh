@@ -53,7 +53,7 @@ stage finetune "$runs/followed" "$last" --config "$configs/shipped_teacher_tripl
 # Labels beside the teacher, FairFace's test part kept apart for measuring; then triplets, also of people without a name.
 { cat "$configs/shipped_teacher_leave_out_images.txt"; tar tf "$data/fairface112.tar" | grep /test_ | sed 's#^#fairface/#'; } \
     > "$runs/leave_out_images.txt"
-faces+=(--leave-out-images "$runs/leave_out_images.txt")
+faces[-1]=$runs/leave_out_images.txt
 stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
 strangers=(--unlabelled fairface="$data/fairface112.tar")
 stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_joint_triplets.toml" --weights "$runs/joint" "${strangers[@]}"
