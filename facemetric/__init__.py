@@ -6,6 +6,7 @@
     vectors = embedder.embed(["a.jpg", "b.jpg"])       # (2, 256) float32, unit length
     fm.similarity(vectors, vectors)                    # cosine, (2, 2)
     fm.Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg").same
+    fm.Gallery("staff").identify("party.jpg").names
 
     fm.pretrain("faces", arch="lcnet_050", out="runs/one")
     fm.evaluate("runs/one", pairs="pairs.csv")
@@ -23,7 +24,7 @@ from typing import Any
 # Where each public name is; torch is imported when the first that needs it is used, not by `import facemetric`.
 HOMES = {
     # commands
-    "align": "facemetric.commands.aligning.align",
+    "align": "facemetric.commands.align",
     "calibrate": "facemetric.commands.calibrate",
     "check_data": "facemetric.commands.checking.check",
     "cluster": "facemetric.commands.clustering.cluster",
@@ -31,17 +32,20 @@ HOMES = {
     "evaluate": "facemetric.commands.evaluating.eval",
     "export": "facemetric.commands.export",
     "finetune": "facemetric.training.finetune",
+    "identify": "facemetric.commands.identifying.identify",
     "pretrain": "facemetric.training.pretrain",
+    "push": "facemetric.commands.push",
     "run": "facemetric.commands.run",
     "verify": "facemetric.commands.verify",
     "visualize": "facemetric.commands.visualize",
     # models
     "Embedder": "facemetric.model.embedder",
+    "Gallery": "facemetric.gallery.gallery",
     "Verifier": "facemetric.commands.verify",
-    "load_embedder": "facemetric.model.weights:load_weights",
+    "load_embedder": "facemetric.model.weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
-    "Aligned": "facemetric.commands.aligning.align",
+    "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
     "Checked": "facemetric.commands.checking.check",
     "Clustered": "facemetric.commands.clustering.cluster",
@@ -49,6 +53,8 @@ HOMES = {
     "EmbeddingTable": "facemetric.evaluation.table",
     "Evaluation": "facemetric.report.record",
     "Exported": "facemetric.commands.export",
+    "Identified": "facemetric.commands.identifying.identify",
+    "Pushed": "facemetric.commands.push",
     "Trained": "facemetric.training.run",
     "Verdict": "facemetric.commands.verify",
     # options
@@ -60,7 +66,9 @@ HOMES = {
     "EvalConfig": "facemetric.config",
     "ExportConfig": "facemetric.config",
     "FinetuneConfig": "facemetric.config",
+    "IdentifyConfig": "facemetric.config",
     "PretrainConfig": "facemetric.config",
+    "PushConfig": "facemetric.config",
     "RunConfig": "facemetric.config",
     "VerifyConfig": "facemetric.config",
     "VisualizeConfig": "facemetric.config",

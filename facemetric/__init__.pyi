@@ -7,11 +7,13 @@ from typing import Literal, overload
 
 from pandas import DataFrame
 
-from facemetric.commands.aligning.align import Aligned as Aligned
+from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.check import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
+from facemetric.commands.identifying.identify import Identified as Identified
+from facemetric.commands.push import Pushed as Pushed
 from facemetric.commands.vectors.embed import EmbeddedFile as EmbeddedFile
 from facemetric.commands.verify import Verdict as Verdict
 from facemetric.commands.verify import Verifier as Verifier
@@ -23,7 +25,9 @@ from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
 from facemetric.config import FinetuneConfig as FinetuneConfig
+from facemetric.config import IdentifyConfig as IdentifyConfig
 from facemetric.config import PretrainConfig as PretrainConfig
+from facemetric.config import PushConfig as PushConfig
 from facemetric.config import RunConfig as RunConfig
 from facemetric.config import VerifyConfig as VerifyConfig
 from facemetric.config import VisualizeConfig as VisualizeConfig
@@ -33,15 +37,15 @@ from facemetric.errors import FacemetricError as FacemetricError
 from facemetric.errors import TrainingError as TrainingError
 from facemetric.errors import WeightsError as WeightsError
 from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
+from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
 
 __version__: str
-load_embedder = load_weights
 
 @overload
 def align(config: AlignConfig, /) -> Aligned: ...
@@ -59,6 +63,7 @@ def align(
     crops: bool = ...,
     keep_missed: float = ...,
     detector: str = ...,
+    min_quality: float = ...,
     quality: int = ...,
     workers: int = ...,
 ) -> Aligned: ...
@@ -167,6 +172,7 @@ def evaluate(
     embeddings: str | Path | None = ...,
     compare: str | Path = ...,
     fars: float | Sequence[float] = ...,
+    align: bool = ...,
     svm: bool = ...,
     out: str | Path = ...,
     report: bool = ...,
@@ -207,6 +213,7 @@ def finetune(
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -240,11 +247,14 @@ def finetune(
     embedding_size: int = ...,
     projection_init: Literal["identity", "pca", "lda", "random"] = ...,
     loss: str = ...,
+    loss_args: str = ...,
+    loss_lr: float = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
     distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
+    alike: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
     memory: int = ...,
@@ -253,6 +263,24 @@ def finetune(
     lr: float = ...,
     backbone_lr: float = ...,
 ) -> Trained: ...
+@overload
+def identify(config: IdentifyConfig, /) -> Identified: ...
+@overload
+def identify(
+    photos: str | Path | Sequence[str | Path] = ...,
+    *,
+    faces: Literal["auto", "crops", "photographs", "off"] = ...,
+    detector: str = ...,
+    min_quality: float = ...,
+    gallery: str = ...,
+    fpir: float = ...,
+    threshold: float | None = ...,
+    top: int = ...,
+    json: bool = ...,
+    show: str | Path | None = ...,
+    weights: str | Path = ...,
+    device: str = ...,
+) -> Identified: ...
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
 @overload
@@ -267,6 +295,7 @@ def pretrain(
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
     case_twins: bool = ...,
+    align: bool = ...,
     max_bad: float = ...,
     batch_size: int = ...,
     optimizer: str = ...,
@@ -316,6 +345,17 @@ def pretrain(
     epochs: int = ...,
     lr: float = ...,
 ) -> Trained: ...
+@overload
+def push(config: PushConfig, /) -> Pushed: ...
+@overload
+def push(
+    weights: str | Path = ...,
+    repo: str = ...,
+    *,
+    private: bool = ...,
+    replace: bool = ...,
+    dry_run: bool = ...,
+) -> Pushed: ...
 @overload
 def run(config: RunConfig, /) -> DataFrame: ...
 @overload

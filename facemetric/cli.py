@@ -30,7 +30,13 @@ from facemetric.config import (
     EvalConfig,
     ExportConfig,
     FinetuneConfig,
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
     PretrainConfig,
+    PushConfig,
     RunConfig,
     RunsConfig,
     StageConfig,
@@ -42,10 +48,12 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.build import read_toml
+from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.machine import import_timm, show_progress
 from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
+from facemetric.training.run_folder import check_run_folder
 
 
 def shown_default(value: Any) -> str:
@@ -59,7 +67,7 @@ app = App(
     name="facemetric",
     help="Identity embeddings from folders of images: prepare (align, data check), train (pretrain,\n"
     "finetune), measure (eval, visualize), all of these from one recipe (run), use (calibrate, verify, embed,\n"
-    "cluster, export).\n\n"
+    "gallery, identify, cluster), hand on (export, push).\n\n"
     "Each command takes its options as flags or, with --config FILE, from a TOML file; flags win.",
     help_format="plaintext",
     version=metadata.version("facemetric"),
@@ -74,6 +82,8 @@ def check_words(config: Any) -> None:
     check_ranges(config)
     if isinstance(config, StageConfig):
         check_stage(config)
+    if isinstance(config, (PretrainConfig, FinetuneConfig)):
+        check_run_folder(config.out, config.resume)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
@@ -152,6 +162,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     check_words(config)
     from facemetric.commands.checking.check import run_check
 
+    add_cwd_to_path()
     print(run_check(config).text())
 
 
@@ -159,7 +170,7 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
     check_words(config)
-    from facemetric.commands.aligning.align import run_align
+    from facemetric.commands.align import run_align
 
     add_cwd_to_path()
     print(run_align(config).text())
@@ -210,7 +221,65 @@ def cluster(config: Annotated[ClusterConfig, Parameter(name="*")] = ClusterConfi
     check_words(config)
     from facemetric.commands.clustering.cluster import run_cluster
 
+    add_cwd_to_path()
     print(run_cluster(config).text())
+
+
+gallery = App(name="gallery", help="People enrolled in a folder, for `facemetric identify`.")
+app.command(gallery)
+
+
+@gallery.command
+def add(config: Annotated[GalleryAddConfig, Parameter(name="*")] = GalleryAddConfig()) -> None:
+    """Enroll people in GALLERY from a folder of identities, or one person from --name NAME PHOTO..."""
+    from facemetric.commands.gallery import check_add, run_add
+
+    check_add(config)
+    check_words(config)
+
+    add_cwd_to_path()
+    print(run_add(config).text())
+
+
+@gallery.command(name="list")
+def list_(config: Annotated[GalleryListConfig, Parameter(name="*")] = GalleryListConfig()) -> None:
+    """List the people of GALLERY, or the photographs of those named."""
+    from facemetric.commands.gallery import run_list
+
+    text, record = run_list(config)
+    print(json.dumps(record) if config.json else text)
+
+
+@gallery.command
+def remove(config: Annotated[GalleryRemoveConfig, Parameter(name="*")] = GalleryRemoveConfig()) -> None:
+    """Remove people, or --photos, from GALLERY and from the disk."""
+    from facemetric.commands.gallery import run_remove
+
+    print(run_remove(config))
+
+
+@gallery.command(name="check")
+def check_gallery(config: Annotated[GalleryCheckConfig, Parameter(name="*")] = GalleryCheckConfig()) -> None:
+    """Look through GALLERY for damaged files, one picture under two names, people who look like one."""
+    check_words(config)
+    from facemetric.commands.gallery import run_check
+
+    found = run_check(config)
+    print(json.dumps(found.to_dict()) if config.json else found.text())
+
+
+@app.command
+def identify(config: Annotated[IdentifyConfig, Parameter(name="*")] = IdentifyConfig()) -> None:
+    """Say who is on photographs, among the people of a gallery, or that it is nobody known."""
+    from facemetric.commands.gallery import check_identify
+
+    check_identify(config)
+    check_words(config)
+    from facemetric.commands.identifying.identify import run_identify
+
+    add_cwd_to_path()
+    found = run_identify(config)
+    print(found.to_json() if config.json else found.text())
 
 
 @app.command
@@ -220,6 +289,15 @@ def export(config: Annotated[ExportConfig, Parameter(name="*")] = ExportConfig()
     from facemetric.commands.export import export_text, run_export
 
     print(export_text(run_export(config)))
+
+
+@app.command
+def push(config: Annotated[PushConfig, Parameter(name="*")] = PushConfig()) -> None:
+    """Send weights and a card of their figures to the Hugging Face Hub; what is sent is shown first."""
+    check_ranges(config)
+    from facemetric.commands.push import run_push
+
+    print(run_push(config).text())
 
 
 @app.command
@@ -234,9 +312,9 @@ def demo(config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig()) -> N
 @app.command
 def heads() -> None:
     """List the heads that pretrain can learn identities with; use one with --head NAME."""
-    from facemetric.model.heads import head_help
+    from facemetric.model.heads import heads_text
 
-    print(head_help())
+    print(heads_text())
 
 
 @app.command
@@ -261,7 +339,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may be no UTF-8, and so may the terminal
             stream.reconfigure(errors="backslashreplace")
     before, threading.excepthook = threading.excepthook, ignore_disk_error_in_thread
-    shown_before = show_progress(True)
+    shown_before, flags_before = show_progress(True), show_flags(True)
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
@@ -283,6 +361,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     finally:
         threading.excepthook = before
         show_progress(shown_before)
+        show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
 
@@ -330,6 +409,7 @@ def with_config_file(tokens: list[str]) -> list[str]:
     # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
     options: dict[str, Any] = dict.fromkeys(app, read)
     options["data"] = {"check": options["data"]}
+    options["gallery"] = dict.fromkeys(gallery, options["gallery"])
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
 

@@ -7,43 +7,8 @@ from collections.abc import Sequence
 
 import cyclopts
 
-# What other programs call an option, and the option here.
-SYNONYMS = {
-    "--learning-rate": "--lr",
-    "--backbone": "--arch",
-    "--model": "--arch, or --weights for weights",
-    "--architecture": "--arch",
-    "--checkpoint": "--weights",
-    "--ckpt": "--weights",
-    "--pretrained-weights": "--weights",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--save-dir": "--out",
-    "--dataset": "--data",
-    "--data-dir": "--data",
-    "--images": "--data",
-    "--folder": "--data",
-    "--num-epochs": "--epochs",
-    "--batch": "--batch-size",
-    "--num-workers": "--workers",
-    "--img-size": "--image-size",
-    "--input-size": "--image-size",
-    "--size": "--image-size",
-    "--wd": "--weight-decay",
-    "--opt": "--optimizer",
-    "--sched": "--scheduler",
-    "--fp16": "--amp float16",
-    "--bf16": "--amp bfloat16",
-    "--gpu": "--device cuda",
-    "--cuda": "--device cuda",
-    "--cpu": "--device cpu",
-    "--loss": "--head in pretrain, --miner in finetune",
-    "--dim": "--embedding-size",
-    "--embedding-dim": "--embedding-size",
-    "--fpr": "--far",
-    "--fmr": "--far",
-    "--eps": "--threshold",
-}
+from facemetric.config.build import SYNONYMS
+
 # Where the words go of a command that takes fewer without a name.
 WORD_ORDER = {
     "eval": "images go to --data, pairs to --pairs: facemetric eval --weights W --data FOLDER --pairs PAIRS.csv",
@@ -60,7 +25,10 @@ def message_of(error: cyclopts.CycloptsError, app: cyclopts.App) -> str:
     An option's other name goes before one of like spelling, which cyclopts names."""
     text, chain = one_line(str(error)), tuple(error.command_chain or ())
     if isinstance(error, cyclopts.UnknownOptionError):
-        meant = SYNONYMS.get((error.token.keyword or error.token.value).split("=")[0].replace("_", "-"), "")
+        # a key of a TOML file comes as [key]
+        name = (error.token.keyword or error.token.value).split("=")[0].strip("[]").replace("_", "-")
+        meant = SYNONYMS.get(f"--{name.removeprefix('--')}", "")
+        text = re.sub(r'"\[(.+?)\]" from', r'"\1" from', text)
         plain, guessed, _ = text.partition(" Did you mean")
         if meant and (not guessed or options_of(app, chain) & set(re.findall("--[a-z-]+", meant))):
             return f"{plain} Did you mean {meant}?"

@@ -37,3 +37,17 @@ def turned(degrees: float, scale: float, about: tuple[float, float], to: tuple[f
     c, s = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     turn = np.array([[c, -s], [s, c]])
     return np.column_stack([turn, np.array(to) - turn @ np.array(about)])
+
+
+def album(folder: Path, people: int = 2, images: int = 2) -> Path:
+    """A folder `person0/0.jpg`, ... of small photographs: one face, turned and mirrored, in other colours for each."""
+    for person in range(people):
+        tint = np.roll([1.0, 0.75, 0.6], person)
+        for image in range(images):
+            one = hopper().rotate(6 * image - 4, resample=Image.Resampling.BICUBIC).resize((256, 300))
+            if person % 2:
+                one = one.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            file = folder / f"person{person}" / f"{image}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((np.asarray(one) * tint).astype(np.uint8)).save(file, quality=95)
+    return folder

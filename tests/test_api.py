@@ -6,12 +6,16 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import facemetric as fm
+from facemetric.cli import main
+from facemetric.config.calls import in_python
 from facemetric.errors import ConfigError
 
 SCRIPT = """
@@ -133,6 +137,45 @@ def test_importing_it_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_errors_speak_of_arguments_and_on_the_terminal_of_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"holds no checkpoint to resume; start without resume=True$"):
+        fm.pretrain("faces", out=tmp_path / "run", resume=True)
+    with pytest.raises(SystemExit):
+        main(["pretrain", "faces", "--out", str(tmp_path / "run"), "--resume"])
+    assert capsys.readouterr().err.endswith("start without --resume\n")
+    with pytest.raises(ConfigError, match=r"unknown option 'learning_rate': did you mean 'lr'\?"):
+        fm.pretrain("faces", learning_rate=0.1)  # type: ignore[call-arg]
+
+
+def test_an_error_in_python_keeps_numbers_words_and_commands() -> None:
+    told = (
+        "--resume and --no-report, not --lr 0.1; see `facemetric pretrain --resume`, a--resume, --resume-not"
+    )
+    assert in_python(EvalAndResume, told) == (
+        "resume=True and report=False, not --lr 0.1; see `facemetric pretrain --resume`, a--resume, --resume-not"
+    )
+
+
+@dataclass
+class EvalAndResume:
+    """Two switches and a number."""
+
+    resume: bool = False
+    report: bool = True
+    lr: float = 0.1
+
+
+def test_similarity_of_two_vectors_is_a_number() -> None:
+    two = np.array([[3.0, 4.0], [4.0, 3.0]])
+    one = fm.similarity(two[0], two[1])
+    assert one.shape == ()
+    assert float(one) == pytest.approx(0.96)
+    assert fm.similarity(two, two[0]).shape == (2, 1)
+    assert fm.similarity(two[:1], two).shape == (1, 2)
 
 
 def test_signatures_show_the_options() -> None:

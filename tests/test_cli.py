@@ -90,6 +90,18 @@ from commands_typed import FAST, Ran, images_in
         ("verify FACES A.jpg --weights RUN", "is a folder; verify compares two image files"),
         ("demo --identities 3", "--identities is 3; it must be at least 20"),
         ("demo --out FACES", "is not empty; name another --out"),
+        (
+            "export faces-112 --out f.onnx",
+            "--out names a file (f.onnx); needed is a folder to write into, such as f",
+        ),
+        ("eval --weights RUN --data FACES --out roc.png", "--out names a file (roc.png); needed is a folder"),
+        ("pretrain FACES --out IMAGE", "--out names a file"),
+        (
+            "cluster IMAGE --weights RUN --threshold 0.5",
+            "is one image; give a folder of images, such as the one",
+        ),
+        ("align IMAGE", "is one image; give a folder of images, such as the one that it lies in"),
+        ("pretrain IMAGE", "is one image; give a folder of identities (identity/image.jpg), such as"),
     ],
 )
 def test_what_is_misspelt_or_missing(
@@ -118,6 +130,9 @@ def test_a_failed_start_is_mended_in_the_same_folder(
     ("text", "message"),
     [
         ("archh = 'x'\n", "Did you mean --arch?"),
+        ("learning_rate = 0.1\n", 'Unknown option: "learning_rate" from'),
+        ("learning_rate = 0.1\n", "Did you mean --lr?"),
+        ("img-size = 96\n", "Did you mean --image-size?"),
         ("epochs = 'many'\n", 'unable to convert "many" into int'),
         ("epochs =\n", "is not TOML"),
         ("amp = 'bfloat61'\n", 'Did you mean "bfloat16"?'),

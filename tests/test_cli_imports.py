@@ -59,6 +59,37 @@ def test_slips_are_told_before_torch_is_imported(line: str, message: str) -> Non
     assert message in text
 
 
+def test_a_folder_that_is_taken_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text('{"event": "train", "step": 5, "epoch": 0}\n')
+    refused = {
+        ("pretrain", tmp_path, "--out", run): f"{run} already holds a run; remove it, or name another --out",
+        (
+            "finetune",
+            tmp_path,
+            "--weights",
+            "faces-96",
+            "--out",
+            run,
+        ): f"{run} already holds a run; remove it",
+        ("pretrain", tmp_path, "--out", tmp_path / "new", "--resume"): "holds no checkpoint to resume",
+        ("pretrain", tmp_path, "--out", "a.jpg"): "--out names a file (a.jpg); needed is a folder",
+        (
+            "eval",
+            "--weights",
+            "faces-96",
+            "--out",
+            run / "log.jsonl" / "out",
+        ): "log.jsonl is a file; name another",
+    }
+    for words, message in refused.items():
+        status, text, modules = ran(*words)
+        assert (status, HEAVY & modules) == (2, set())
+        assert message in text
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_verify_imports_no_compiler(faces: Path) -> None:
     images = [path for path in sorted(faces.rglob("*")) if path.is_file()][:2]
     status, text, modules = ran("verify", *images, "--weights", "faces-96", "--device", "cpu")

@@ -63,7 +63,7 @@ RUNNERS = {
     "run": "facemetric.commands.run.run",
     "demo": "facemetric.commands.demo.run_demo",
     "data check": "facemetric.commands.checking.check.run_check",
-    "align": "facemetric.commands.aligning.align.run_align",
+    "align": "facemetric.commands.align.run_align",
     "export": "facemetric.commands.export.run_export",
 }
 OPTIONS = [(name, field.name) for name, kind in KINDS.items() for field in fields(kind) if field.name != "_"]

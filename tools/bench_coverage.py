@@ -49,7 +49,7 @@ def population(spread: float = 1.15) -> np.ndarray:
 
 
 def figures_of(found: Verification) -> dict[str, float]:
-    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in found.points}
+    named = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.true_rate for p in found.points}
     return named | ({"accuracy": found.accuracy.mean} if found.accuracy is not None else {})
 
 

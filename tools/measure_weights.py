@@ -1,6 +1,7 @@
 """Measures weights on real faces, writes the figures into their config.json, and prints the table of their card.
 
     python tools/measure_weights.py FOLDER --data DATA [--flip] [--ship weights/NAME]
+    python tools/measure_weights.py FOLDER --data DATA --answers
 
 DATA holds `lfw112.tar`, `lfw/pairs.txt`, `lfw/pairsDevTest.txt`, `orl.tar` and the training tars. With --ship the
 weights are first copied there in float16, with the hashes of their training images, and the copy is what is measured.
@@ -30,21 +31,24 @@ import torch
 from facemetric import evaluate
 from facemetric.config import StageConfig
 from facemetric.data.images import decode
-from facemetric.data.index import read_index
+from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.pair_images import resolve
 from facemetric.data.pairs import read_pairs
 from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.answers import choose_answers, store_answers
 from facemetric.evaluation.audit.seen import FILE as TRAINING_IMAGES
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.curves import OperatingPoint
-from facemetric.evaluation.embed import embed_index
+from facemetric.evaluation.embed import embed_index, usual_size
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.thresholds import KEY, Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.weights import load_weights, save_weights
-from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config
+from facemetric.model.weights import load_embedder, save_weights
+from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
+from facemetric.training.validation import CHOSEN_ON, FARS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MARK = "<!-- measured -->"  # around the table in a card, which is then replaced
@@ -72,7 +76,9 @@ def on_lfw(weights: Path, data: Path, flip: bool) -> dict[str, Any]:
         figures |= {"lfw_auc": verification.auc, "lfw_eer": verification.eer}
         # Not those that 3,000 impostors cannot support.
         figures |= {
-            f"lfw_tar_at_far_{p.wanted:g}": p.tar for p in verification.points if not math.isnan(p.tar)
+            f"lfw_tar_at_far_{p.wanted:g}": p.true_rate
+            for p in verification.points
+            if not math.isnan(p.true_rate)
         }
         for name, interval in found.intervals.items():
             figures[f"lfw_{name}_95"] = [interval.low, interval.high]
@@ -114,8 +120,8 @@ def dark_pairs(data: Path, out: Path) -> dict[str, float]:
     }
 
 
-def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float]:
-    """All pairs of the validation identities, and how often relatives pass for one person."""
+def validation_images(data: Path) -> ImageIndex:
+    """The images of the validation identities."""
     config = StageConfig(
         tuple(f"{name}={data / name}112.tar" for name in ("fiw", "pins", "celeba")),
         val_identities=CONFIGS / "shipped_validation.txt",
@@ -124,9 +130,30 @@ def on_validation(embedder: Embedder, data: Path, flip: bool) -> dict[str, float
     )
     val = read_split(config).val
     assert val is not None
+    return val
+
+
+def keep_answers(folder: Path, embedder: Embedder, val: ImageIndex) -> None:
+    """Store the answers of `verify` (thresholds of FRRs, the probability) from the validation images; and the
+    thresholds of FARs too, where the weights hold none of these images."""
+    kept = read_config(folder)["facemetric"].get(KEY, {}).values()
+    of_these = [record for record in kept if record["data_fingerprint"] == val.fingerprint]
+    flip = bool(of_these and of_these[0]["flip"])
+    table = embed_index(embedder, val, flip=flip, progress="answers").table
+    if not of_these:
+        fars = supported_fars(table.identities, FARS)
+        found = choose_thresholds(table.embeddings, table.identities, fars)
+        size = usual_size(val)
+        store_thresholds(folder, [Stored(t, flip, CHOSEN_ON, val.fingerprint, size) for t in found])
+    answers = choose_answers(table.embeddings, table.identities, flip=flip, data_fingerprint=val.fingerprint)
+    store_answers(folder, answers)
+
+
+def on_validation(embedder: Embedder, val: ImageIndex, flip: bool) -> dict[str, float]:
+    """All pairs of the validation identities, and how often relatives pass for one person."""
     table = embed_index(embedder, val, flip=flip, progress="validation").table
     found = verify_all_pairs(table.embeddings, table.identities, fars=(1e-2, 1e-3, 1e-4))
-    figures = {f"val_tar_at_far_{p.wanted:g}": p.tar for p in found.points}
+    figures = {f"val_tar_at_far_{p.wanted:g}": p.true_rate for p in found.points}
     figures |= {"val_eer": found.eer, "val_auc": found.auc}
     return figures | {"val_relatives_far_at_far_0.01": relatives(table, found.points[0])}
 
@@ -200,24 +227,12 @@ def card_table(figures: dict[str, Any]) -> str:
     return f"| measured | |\n|---|---|\n{lines}"
 
 
-def without_folders(value: Any) -> Any:
-    """Options with the names of files in place of their paths: where they lay is nobody's business."""
-    if isinstance(value, dict):
-        return {key: without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_folders(each) for each in value]
-    if isinstance(value, str) and "/" in value:
-        name, equals, path = value.rpartition("=")
-        return f"{name}{equals}{Path(path).name}"
-    return value
-
-
 def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | None = None) -> None:
     """Write weights in float16 in the place of `target`, with the hashes of their training images; no paths of this
     machine go along, and thresholds stay behind. `size` and `crop` change the picture that the network sees."""
     ours = read_config(source)["facemetric"]
     hashes = read_training_images(source)
-    embedder = load_weights(source)
+    embedder = load_embedder(source)
     pre = embedder.preprocess
     side = size or pre.size[0]
     embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
@@ -245,9 +260,15 @@ def main() -> None:
     parser.add_argument(
         "--crop", type=float, nargs=4, help="with --ship: another crop, as in training; calibrate then"
     )
+    parser.add_argument(
+        "--answers", action="store_true", help="only what verify answers by, from the validation people"
+    )
     parser.add_argument("--speed", action="store_true", help="only the speed: for a machine that is quiet")
     options = parser.parse_args()
     folder = find_weights(options.weights)
+    if options.answers:
+        keep_answers(folder, load_embedder(folder), validation_images(options.data))
+        return
     card, text = (options.ship or folder) / "README.md", ""
     if card.is_file():
         text = card.read_text()
@@ -258,7 +279,7 @@ def main() -> None:
             thresholds = read_config(folder)["facemetric"].get("thresholds", {})
         ship(folder, options.ship, size=options.size, crop=options.crop)
         folder = options.ship
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     figures: dict[str, Any] = {
         "flip": options.flip,
         "images_per_second": images_per_second(embedder, False),
@@ -266,7 +287,8 @@ def main() -> None:
     }
     if not options.speed:
         figures |= on_lfw(folder, options.data, options.flip)
-        figures |= on_validation(embedder, options.data, options.flip)
+        val = validation_images(options.data)
+        figures |= on_validation(embedder, val, options.flip)
         with tempfile.TemporaryDirectory() as out:
             orl = evaluate(
                 folder, data=[options.data / "orl.tar"], flip=options.flip, report=False, out=out
@@ -278,6 +300,8 @@ def main() -> None:
     if thresholds:
         config["facemetric"]["thresholds"] = thresholds
     write_text_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    if not options.speed:
+        keep_answers(folder, embedder, val)
     table = card_table(config["facemetric"]["metrics"])
     if text:
         before, _, after = re.split(f"({MARK}\n.*?{MARK}\n)", text, maxsplit=1, flags=re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from facemetric.model.weights_folder import (
     copy_weights,
     find_weights,
     is_shipped,
+    name_of_copy,
     read_config,
 )
 from facemetric.training.validation import CHOSEN_ON
@@ -49,7 +51,8 @@ class Calibrated:
         return self.config.parent
 
     def text(self) -> str:
-        """Notes, a line for each threshold, then what they were chosen on and where they are."""
+        """Notes, a line for each threshold, then what they were chosen on, where they are, and the command that uses
+        them: verify does not find a copy of shipped weights under their name."""
         first = self.thresholds[0]
         lines = [
             *self.notes,
@@ -57,6 +60,8 @@ class Calibrated:
             f"chosen on {plural(first.images, 'image')} of {plural(first.identities, 'person', 'people')}: "
             f"{self.chosen_on}",
             f"stored in {self.config}",
+            f"use: facemetric verify A.jpg B.jpg {shlex.join(['--weights', str(self.weights)])} "
+            f"--far {first.wanted_far:g}",
         ]
         return "\n".join(lines)
 
@@ -80,10 +85,11 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     require(bool(config.far), "no FAR was given; name one or more, such as --far 1e-3")
     weights = open_weights(config.weights)
     keep_in = folder = weights.folder
-    if is_shipped(folder):
-        keep_in = config.out / os.path.basename(os.path.realpath(folder))
+    if name := name_of_copy(folder):
+        keep_in = config.out / name
         require(
-            not is_shipped(keep_in), f"--out {config.out} holds the shipped weights themselves; name another"
+            not name_of_copy(keep_in),
+            f"--out {config.out} holds the shipped weights themselves; name another",
         )
         check_copy(folder, keep_in)
     index = announced(read_index(config.data))
@@ -101,7 +107,8 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     size = usual_size(index)
     if keep_in != folder:
         copy_weights(folder, keep_in)
-        say(f"shipped weights are not changed: your copy with the thresholds is --weights {keep_in}")
+        whose = "shipped weights" if is_shipped(folder) else "weights of the Hub"
+        say(f"{whose} are not changed: your copy with the thresholds is --weights {keep_in}")
     mark = index.fingerprint
     answers = choose_answers(
         table.embeddings, table.identities, flip=config.flip, data_fingerprint=mark, seed=config.seed
@@ -157,6 +164,6 @@ def lineage(folder: Path) -> Iterator[dict[str, Any]]:
         past = read_config(folder)["facemetric"].get("provenance") or {}
         yield past
         try:
-            folder = find_weights((past.get("options") or {}).get("weights") or "")
+            folder = find_weights((past.get("options") or {}).get("weights") or "", fetch=False)
         except WeightsError:
             return

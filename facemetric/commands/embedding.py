@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from facemetric.config import DataConfig, EvalConfig, check_least, require
+from facemetric.config import CheckConfig, ClusterConfig, DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.eval_transform import eval_transform
 from facemetric.data.images import Preprocess
@@ -21,12 +21,15 @@ from facemetric.errors import DataError, first_few
 from facemetric.evaluation.audit.seen import Seen, training_images_seen
 from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.align import AlignOptions, cut_faces
+from facemetric.faces.finder import face_finder
 from facemetric.machine import pick_device, pick_workers, progress_shown, say
 from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.embedder import Embedder
 from facemetric.model.fast_path import cached_file, can_make, can_run, make_network, open_network
 from facemetric.model.onnx_embedder import OnnxEmbedder, required
-from facemetric.model.weights import load_weights
+from facemetric.model.pictures import crop_side
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import expected_pictures, find_onnx, find_weights, is_onnx, read_config
 from facemetric.training.run_folder import BAD_IMAGES
 
@@ -66,7 +69,12 @@ class Weights:
 
     def load(self, device: str) -> Embedder:
         """The network, on a device such as `auto` or `cpu`."""
-        return load_weights(self.folder, pick_device(device))
+        return load_embedder(self.folder, pick_device(device))
+
+    @property
+    def crop_side(self) -> int:
+        """Side in pixels of the crops to cut from photographs."""
+        return crop_side(Preprocess.from_dict(self.config["facemetric"]["preprocess"]))
 
     def network(self, device: str, runtime: str) -> Network:
         """What embeds: by torch on a device, or by ONNX Runtime on the CPU, whose file is made where there is none.
@@ -194,6 +202,32 @@ def list_bad(
         note_bad(BadImageLog(path, len(index), max_bad), index, bad)
         whose = f"{of}: " if of else ""
         say(f"{whose}{len(bad)} of {len(index)} images cannot be read and are {outcome}: {path}")
+
+
+def faces_of_data(
+    config: ClusterConfig | CheckConfig, index: ImageIndex, out: Path, *, every: bool = False
+) -> tuple[ImageIndex, dict[str, float]]:
+    """The faces of DATA, cut into the folder `out` where they are photographs (`cut_faces`), and their quality by
+    name; the index as it is, and nothing, where the weights know no faces or --faces is off."""
+    weights = open_weights(config.weights)
+    finder = face_finder(
+        config.faces,
+        pictures=expected_pictures(weights.config),
+        detector=config.detector,
+        min_quality=config.min_quality,
+        size=weights.crop_side,
+    )
+    if finder is None:
+        return index, {}
+    options = AlignOptions(
+        size=finder.options.size,
+        given=finder.options.given,
+        detector=config.detector,
+        min_quality=config.min_quality,
+    )
+    found = cut_faces(index, out, options, every=every, workers=config.workers)
+    say(*filter(None, [found.text()]))
+    return found.index, found.quality
 
 
 def embed_images(

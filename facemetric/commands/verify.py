@@ -23,7 +23,7 @@ from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.machine import pick_device
 from facemetric.model.embedder import similarity
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 Answer = Literal["same person", "different people", "cannot tell"]
@@ -122,8 +122,8 @@ class Verdict:
         p = min(max(self.probability, 1 - CERTAIN), CERTAIN)
         value = f"{'above ' if p == CERTAIN else 'below ' if p == 1 - CERTAIN else ''}{p:.3f}"
         return [
-            f"probability {value} that it is one person, if that was as likely as two beforehand (on other people "
-            f"such probabilities were wrong by {self.error:.3f} on average)"
+            f"probability {value} that it is one person, if that was as likely as two beforehand (wrong by "
+            f"{self.error:.3f} on average on other people of the same set, by more on people unlike them)"
         ]
 
     def _lower_line(self) -> list[str]:
@@ -159,7 +159,7 @@ class Verifier:
         self.answers = answers_beside(self.stored, stored_answers(self.weights))
         lower = self.answers.at_frr(frr) if self.answers is not None else None
         self.lower = lower if lower is not None and lower.threshold < self.threshold else None
-        self.embedder = load_weights(self.weights, pick_device(device))
+        self.embedder = load_embedder(self.weights, pick_device(device))
         self.finder = self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     @property
@@ -191,7 +191,7 @@ class Verifier:
         else:
             crops = self._faces_of((a, b), names, self.finder, notes, faces)
         emb_2D = self.embedder.embed(crops, flip=self.stored.flip, faces="off")
-        score = float(similarity(emb_2D[0], emb_2D[1])[0, 0])
+        score = float(similarity(emb_2D[0], emb_2D[1]))
         found = self.answers.probability if self.answers is not None else None
         return Verdict(
             score >= self.threshold,

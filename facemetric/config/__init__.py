@@ -20,12 +20,20 @@ from facemetric.config.commands import (
     DataConfig,
     EvalConfig,
     ExportConfig,
+    PushConfig,
     RunsConfig,
     VerifyConfig,
     VisualizeConfig,
 )
 from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
+from facemetric.config.gallery import (
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    GalleryListConfig,
+    GalleryRemoveConfig,
+    IdentifyConfig,
+)
 from facemetric.config.photographs import AlignConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
@@ -42,7 +50,13 @@ __all__ = [
     "ExportConfig",
     "FacesConfig",
     "FinetuneConfig",
+    "GalleryAddConfig",
+    "GalleryCheckConfig",
+    "GalleryListConfig",
+    "GalleryRemoveConfig",
+    "IdentifyConfig",
     "PretrainConfig",
+    "PushConfig",
     "RunConfig",
     "RunsConfig",
     "StageConfig",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,6 +17,44 @@ from facemetric.config.fields import check_ranges
 from facemetric.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
+
+# What other programs call an option, and the option here.
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--backbone": "--arch",
+    "--model": "--arch, or --weights for weights",
+    "--architecture": "--arch",
+    "--checkpoint": "--weights",
+    "--ckpt": "--weights",
+    "--pretrained-weights": "--weights",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--save-dir": "--out",
+    "--dataset": "--data",
+    "--data-dir": "--data",
+    "--images": "--data",
+    "--folder": "--data",
+    "--num-epochs": "--epochs",
+    "--batch": "--batch-size",
+    "--num-workers": "--workers",
+    "--img-size": "--image-size",
+    "--input-size": "--image-size",
+    "--size": "--image-size",
+    "--wd": "--weight-decay",
+    "--opt": "--optimizer",
+    "--sched": "--scheduler",
+    "--fp16": "--amp float16",
+    "--bf16": "--amp bfloat16",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--cpu": "--device cpu",
+    "--loss": "--head in pretrain, --miner in finetune",
+    "--dim": "--embedding-size",
+    "--embedding-dim": "--embedding-size",
+    "--fpr": "--far",
+    "--fmr": "--far",
+    "--eps": "--threshold",
+}
 
 
 def read_toml(file: Path, *, named: str = "", remedy: str = "") -> dict[str, Any]:
@@ -45,7 +85,7 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     values: dict[str, Any] = dict(zip(by_position, positional, strict=False))
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
+            raise ConfigError(f"unknown option {name!r}{hint_for(name, known)}")
         require(name not in values, f"{name} is given twice, without its name and with it; leave out one")
         values[name] = value
     hints = get_type_hints(kind)
@@ -54,6 +94,14 @@ def make_config(kind: type[C], *positional: object, **options: object) -> C:
     config = kind(**{name: as_hinted(hints[name], value) for name, value in values.items()})
     check_ranges(config)
     return config
+
+
+def hint_for(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an option that is not known: its name here, the nearest one, or all there are."""
+    known = list(known)
+    others = re.findall("--([a-z-]+)", SYNONYMS.get(f"--{name.replace('_', '-')}", ""))
+    meant = [other for other in (option.replace("-", "_") for option in others) if other in known]
+    return f": did you mean {meant[0]!r}?" if meant else did_you_mean(name, known)
 
 
 def check_type(name: str, hint: Any, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,9 +12,21 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from facemetric.config.build import make_config
+from facemetric.errors import FacemetricError
 
 C = TypeVar("C")
 R = TypeVar("R")
+
+_flags_shown = False  # in errors: the terminal's words
+
+
+def show_flags(on: bool) -> bool:
+    """Let errors name switches as the terminal does (`--resume`), or as Python does (`resume=True`), which is how it
+    begins. Returns what was set before."""
+    global _flags_shown
+    before, _flags_shown = _flags_shown, on
+    return before
+
 
 NAMES_A_FILE = ("weights", "compare")  # texts that are a name, or a path
 
@@ -27,13 +40,33 @@ def takes_options(kind: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R
     def decorate(function: Callable[[C], R]) -> Callable[..., R]:
         @functools.wraps(function)
         def call(*positional: object, **options: object) -> R:
-            return function(make_config(kind, *positional, **options))
+            try:
+                return function(make_config(kind, *positional, **options))
+            except FacemetricError as error:
+                if not _flags_shown:
+                    error.args = (in_python(kind, str(error)),)
+                raise
 
         returns = function.__annotations__.get("return", inspect.Signature.empty)
         call.__signature__ = options_signature(kind, returns)  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def in_python(kind: type, message: str) -> str:
+    """A message with the switches of a config as arguments: `--resume` is resume=True, `--no-report` report=False.
+
+    What is quoted in backticks is a command, and stays."""
+    switches = {name for name, hint in get_type_hints(kind).items() if hint is bool}
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[2].replace("-", "_")
+        return f"{name}={not found[1]}" if name in switches else found[0]
+
+    parts = message.split("`")
+    parts[::2] = [re.sub(r"(?<!\S)--(no-)?([a-z][a-z-]*[a-z])", argument, part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def options_signature(kind: type, returns: Any = inspect.Signature.empty) -> inspect.Signature:

@@ -11,6 +11,7 @@ from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
     AT_LEAST_2,
+    FOLDER,
     POSITIVE_SHARE,
     SEED,
     SHARE,
@@ -44,9 +45,11 @@ class EvalConfig:
     """A second model on the same images: weights, or embeddings as .npz or .parquet."""
     fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
+    align: bool = False
+    """Find the faces of photographs of DATA and --gallery first, into `faces` in `out`; crops stay where they are."""
     svm: bool = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
-    out: Path = Path("runs/eval")
+    out: Annotated[Path, FOLDER] = Path("runs/eval")
     """Folder for metrics.json, report.html, embeddings.npz, the curve and its pictures."""
     report: bool = True
     """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
@@ -77,7 +80,7 @@ class DataConfig:
     _: KW_ONLY
     weights: str = ""
     """A weights folder, a run folder or a shipped name."""
-    out: Path = Path("runs/embeddings")
+    out: Annotated[Path, FOLDER] = Path("runs/embeddings")
     """Folder for embeddings.npz and bad_images.csv."""
     flip: bool = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
@@ -106,7 +109,7 @@ class CalibrateConfig(DataConfig):
     """Text or csv file of identities that are one person, `a,b` a line."""
     case_twins: bool = False
     """Identities that differ in letter case alone (aB1, Ab1) are different people: one typed twice is an error else."""
-    out: Path = Path("runs/calibrate")
+    out: Annotated[Path, FOLDER] = Path("runs/calibrate")
     """Folder for embeddings.npz and bad_images.csv; the thresholds go into the weights' config.json."""
 
 
@@ -166,7 +169,7 @@ class ClusterConfig(FacesConfig, DataConfig):
     """Picture sheets to draw, one a cluster of two images or more, the largest first; 0 draws none."""
     page: bool = True
     """Write groups.html: a page in which groups are named, joined and parted, and which saves --corrections."""
-    out: Path = Path("runs/cluster")
+    out: Annotated[Path, FOLDER] = Path("runs/cluster")
     """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
 
 
@@ -185,7 +188,7 @@ class CheckConfig(FacesConfig, DataConfig):
     """Text file of identities to leave out, as for pretrain."""
     leave_out_images: Path | None = None
     """Text file of images to leave out, as for pretrain."""
-    out: Path = Path("runs/check")
+    out: Annotated[Path, FOLDER] = Path("runs/check")
     """Folder for findings.csv, the lists made of it, check.json and the picture sheets."""
     chance: Annotated[float, SHARE] = 0.01
     """Pairs of identities listed by chance for each identity, 0..1; more of them, and more of the true ones."""
@@ -212,7 +215,7 @@ class VisualizeConfig(DataConfig):
     """Most images in the projector: people are drawn, those with two images first, 30 of one unless people are few."""
     map_images: Annotated[int, AT_LEAST_2] = 2000
     """Most images in a t-SNE picture, drawn in the same way."""
-    out: Path = Path("runs/visualize")
+    out: Annotated[Path, FOLDER] = Path("runs/visualize")
     """Folder for the projector's files and the png; give it to tensorboard --logdir."""
 
 
@@ -233,7 +236,7 @@ class ExportConfig:
     _: KW_ONLY
     to: Runtime = "onnx"
     """ONNX for ONNX Runtime and the browser, or OpenVINO."""
-    out: Path = Path("runs/export")
+    out: Annotated[Path, FOLDER] = Path("runs/export")
     """Folder for the file and export.json, which says how near it is to torch."""
     side: Annotated[int, Range(8)] = 112
     """Side in pixels of the aligned crops that the file takes."""
@@ -245,3 +248,20 @@ class ExportConfig:
     """Aligned crops on which the file is compared with torch, as for pretrain; drawn faces where none are named."""
     pairs: Path | None = None
     """Pairs of images of --data: the accuracy of torch and of each file is measured on them."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Weights and their card to the Hugging Face Hub."""
+
+    weights: str = ""
+    """A weights folder, a run folder or a shipped name."""
+    repo: str = ""
+    """OWNER/NAME on the Hub; made where there is none."""
+    _: KW_ONLY
+    private: bool = False
+    """Make it private: only its owner can read it. Of a repository that is public already, an error."""
+    replace: bool = False
+    """Put your files in the place of others of their names; without, that is an error."""
+    dry_run: bool = False
+    """Show what would be sent, and send nothing."""

@@ -1,4 +1,4 @@
-"""What is kept beside an option's type: the numbers that it may be, and its group in `--help`.
+"""What is kept beside an option's type: the numbers that it may be, that it is a folder, its group in `--help`.
 
 val_fraction: Annotated[float, DATA, SHARE] = 0.1
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -44,6 +45,46 @@ RATE = POSITIVE = Range(0, 1.7e308, above=True)  # a learning rate, a scale
 SEED = Range(0, 2**32 - 1)  # it is multiplied by steps
 WORKERS = Range(-1)
 
+# How files end that a command reads or writes: a folder of such a name is a slip, as `--out model.onnx` is.
+FILE_ENDINGS = frozenset(
+    (
+        *(
+            ".bin",
+            ".csv",
+            ".html",
+            ".json",
+            ".jsonl",
+            ".npy",
+            ".npz",
+            ".onnx",
+            ".parquet",
+            ".pdf",
+            ".pt",
+            ".pth",
+        ),
+        *(".safetensors", ".tar", ".toml", ".txt", ".xml", ".zip"),
+        *(".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Of a path: it is a folder to write into, which may not be there yet."""
+
+    def check(self, option: str, path: Path) -> None:
+        """Raise ConfigError for the name of a file."""
+        if path.suffix.lower() in FILE_ENDINGS and not path.is_dir():
+            raise ConfigError(
+                f"{option} names a file ({path}); needed is a folder to write into, such as {path.with_suffix('')}"
+            )
+        blocking = next((each for each in (path, *path.parents) if each.is_file()), None)
+        if blocking is not None:
+            raise ConfigError(f"{option} cannot be a folder ({path}): {blocking} is a file; name another")
+
+
+FOLDER = Folder()
+
 COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
     Parameter(group=Group(name, sort_key=number))
     for number, name in enumerate(
@@ -54,18 +95,22 @@ COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
 
 def ranges_of(kind: type) -> dict[str, Range]:
     """The range of each option that has one."""
-    found = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        for extra in getattr(hint, "__metadata__", ()):
-            if isinstance(extra, Range):
-                found[name] = extra
-    return found
+    return {name: extra for name, extra in _extras(kind) if isinstance(extra, Range)}
+
+
+def _extras(kind: type) -> list[tuple[str, Any]]:
+    """What is kept beside the types of the options, each with its option's name."""
+    hints = get_type_hints(kind, include_extras=True).items()
+    return [(name, extra) for name, hint in hints for extra in getattr(hint, "__metadata__", ())]
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ConfigError for the first option whose value is out of its range; None passes."""
-    for name, allowed in ranges_of(type(config)).items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number not in allowed:
-                raise ConfigError(f"--{name.replace('_', '-')} is {number}; {allowed}")
+    """Raise ConfigError for the first option whose value is out of its range, or no folder; None passes."""
+    for name, extra in _extras(type(config)):
+        value, option = getattr(config, name), f"--{name.replace('_', '-')}"
+        if isinstance(extra, Folder) and value is not None:
+            extra.check(option, value)
+        elif isinstance(extra, Range):
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number not in extra:
+                    raise ConfigError(f"{option} is {number}; {extra}")

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.fields import FACES, SHARE, WORKERS, Range
+from facemetric.config.fields import FACES, FOLDER, SHARE, WORKERS, Range
 
 Faces = Literal["auto", "crops", "photographs", "off"]
 
@@ -35,7 +35,7 @@ class AlignConfig:
     photos: tuple[str, ...] = ()
     """Photographs: a folder of identities or of loose photographs, a csv (path,identity) or .tar files."""
     _: KW_ONLY
-    out: Path = Path("faces")
+    out: Annotated[Path, FOLDER] = Path("faces")
     """Folder for the crops, named as their photographs, and aligned.csv; the same command again goes on there."""
     size: Annotated[int, Range(16, 4096)] = 112
     """Side of a crop in pixels, 16..4096; the template grows with it."""
@@ -55,6 +55,8 @@ class AlignConfig:
     """Where no face is found, keep the middle square of this share of the shorter side, 0..1; 0 keeps nothing."""
     detector: str = ""
     """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
+    min_quality: Annotated[float, SHARE] = 0.0
+    """Faces below this quality do not count, 0..1: of sharpness, size, pose and face score."""
     quality: Annotated[int, Range(1, 100)] = 95
     """Of the JPEGs, 1..100."""
     workers: Annotated[int, WORKERS] = -1

@@ -12,11 +12,12 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
-from facemetric.config.build import make_config, read_toml, require
+from facemetric.config.build import hint_for, make_config, read_toml, require
 from facemetric.config.commands import EvalConfig, VisualizeConfig
+from facemetric.config.fields import FOLDER
 from facemetric.config.training import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.errors import ConfigError, did_you_mean
 
@@ -43,7 +44,7 @@ class RunConfig:
     set: tuple[str, ...] = ()
     """Options in place of the recipe's, as TABLE.KEY=VALUE; of several values, A,B,C, a run for each. A text that
     has commas itself is one value in quotes: 'pretrain.arch_args="a = 1, b = 2"'."""
-    out: Path | None = None
+    out: Annotated[Path | None, FOLDER] = None
     """Folder of the run, with a folder for each stage; runs/NAME for NAME.toml where none is named."""
     dry: bool = False
     """Try the recipe with 20 steps of each training, in a folder that is gone at the end: does all of it run, how much
@@ -138,7 +139,7 @@ def check_option(file: Path, table: str, key: str) -> None:
     """Raise ConfigError with the nearest name where a table has no such option."""
     where = f"[{table}] has no option" if table else "above the tables there is no option"
     known = options_of(table)
-    require(key in known, f"{file}: {where} {key!r}{did_you_mean(key, known)}")
+    require(key in known, f"{file}: {where} {key!r}{hint_for(key, known)}")
 
 
 def parse_setting(text: str, tables: Tables) -> Setting:
@@ -167,7 +168,7 @@ def table_of(option: str, tables: Tables) -> str:
     if len(having or able) == 1 and option not in tables[""]:
         return (having or able)[0]
     known = sorted({name for table in tables for name in options_of(table)})
-    require(bool(able), f"--set {option}: unknown option{did_you_mean(option, known)}")
+    require(bool(able), f"--set {option}: unknown option{hint_for(option, known)}")
     places = ["above the tables"] * (option in tables[""]) + [f"[{name}]" for name in having or able]
     raise ConfigError(
         f"--set {option}: {' and '.join(places)} have it; write {(having or able)[-1]}.{option}"

@@ -36,6 +36,13 @@ class Split(NamedTuple):
     unknown: tuple[str, ...]
 
 
+class Cuts(NamedTuple):
+    """Of N parts of images: the file that each was cut into, "" where it is the image, and the end of its name."""
+
+    files: np.ndarray
+    ends: np.ndarray
+
+
 class ImageIndex:
     """N images of some identities, in the order of (identity, name), not in the file system's.
 
@@ -53,6 +60,7 @@ class ImageIndex:
         self.aliases: Mapping[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.ignored = 0
+        self._cuts: Cuts | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,10 +73,13 @@ class ImageIndex:
 
         A merge does not change it.
         """
-        return self._store.name(self._rows[i])
+        name = self._store.name(self._rows[i])
+        return name + str(self._cuts.ends[i]) if self._cuts is not None else name
 
     def location(self, i: int) -> Location:
         """Where image i's bytes lie."""
+        if file := self._own_file(i):
+            return Location(file, 0, os.path.getsize(file))
         return self._store.location(self._rows[i])
 
     def read(self, i: int) -> bytes:
@@ -76,7 +87,13 @@ class ImageIndex:
 
         Any number of threads and of forked workers may call it at once.
         """
+        if file := self._own_file(i):
+            return Path(file).read_bytes()
         return self._store.read(self._rows[i])
+
+    def _own_file(self, i: int) -> str:
+        """The file that image i was cut into; "" where it is read from where it was found."""
+        return str(self._cuts.files[i]) if self._cuts is not None else ""
 
     def find(self, name: str) -> int | None:
         """The row of an image's name, or None. A letter and its accent may be one character or two."""
@@ -125,6 +142,13 @@ class ImageIndex:
         groups = sum(codes.nbytes for _, codes in store.groups.values())
         return packed + groups + sum(column.nbytes for column in columns)
 
+    def cut(self, rows: np.ndarray, files: Sequence[str], ends: Sequence[str]) -> ImageIndex:
+        """Parts of images, such as faces: row numbers, which may come twice, and for each the file that it was cut into
+        ("" where it is the image itself) and what its name ends in beside the image's."""
+        index = self.select(rows)
+        index._cuts = Cuts(np.array(files, np.str_), np.array(ends, np.str_))
+        return index
+
     def select(self, rows: np.ndarray) -> ImageIndex:
         """The images of a boolean mask (N,) or of row numbers, in that order.
 
@@ -132,14 +156,14 @@ class ImageIndex:
         """
         present, identity = np.unique(self.identity[rows], return_inverse=True)
         names = [self.identities[i] for i in present]
-        return self._like(self._rows[rows], identity.astype(np.int32), names)
+        return self._like(rows, identity.astype(np.int32), names)
 
     def relabel(
         self, identity: np.ndarray, identities: Sequence[str], aliases: Mapping[str, str]
     ) -> ImageIndex:
         """The same images under other identities; images are brought into the order of the new identities."""
         order = np.argsort(identity, kind="stable")
-        index = self._like(self._rows[order], identity[order].astype(np.int32), identities)
+        index = self._like(order, identity[order].astype(np.int32), identities)
         index.aliases = {**self.aliases, **aliases}
         return index
 
@@ -200,10 +224,16 @@ class ImageIndex:
         for i in np.unique(self._store.file[self._rows]):
             stamp = self._store.files[i].reader.stamp
             digest.update(f"{stamp.size} {stamp.mtime}".encode() if stamp else b"-")
+        if self._cuts is not None:
+            for file in self._cuts.files.tolist():
+                digest.update(f"{file} {os.stat(file).st_mtime_ns if file else 0}\n".encode())
         return digest.hexdigest()
 
-    def _like(self, rows: np.ndarray, identity: np.ndarray, identities: Sequence[str]) -> ImageIndex:
-        index = ImageIndex(self._store, rows, identity, identities)
+    def _like(self, at: np.ndarray, identity: np.ndarray, identities: Sequence[str]) -> ImageIndex:
+        """The images at these places (numbers or a mask) under other identities."""
+        index = ImageIndex(self._store, self._rows[at], identity, identities)
+        if self._cuts is not None:
+            index._cuts = Cuts(self._cuts.files[at], self._cuts.ends[at])
         index.aliases, index.notes, index.ignored = self.aliases, self.notes, self.ignored
         return index
 

@@ -176,28 +176,28 @@ class PairRows(NamedTuple):
 def make_pairs(identity: npt.ArrayLike, *, count: int, folds: int = 10, seed: int = 0) -> PairRows:
     """Draw `count` different pairs from identity labels (N,): half of one person, half of two, in folds.
 
-    No person is in two folds. Pairs of one person are spread over persons as evenly as their images
+    No person is in two folds. Pairs of one person are spread over people as evenly as their images
     allow. The same labels, numbers and seed give the same pairs. Raises DataError where the images do not
     give so many.
     """
-    _, who = np.unique(np.asarray(identity), return_inverse=True)
-    sizes = np.bincount(who)
+    _, numbers = np.unique(np.asarray(identity), return_inverse=True)
+    sizes = np.bincount(numbers)
     if folds < 1 or count < 2 * folds or count % (2 * folds):
         raise DataError(
             f"{count} pairs in {folds} folds; needed a multiple of {2 * folds}, as many of each kind a fold"
         )
     each = count // folds // 2
     rng = np.random.default_rng(seed)
-    # Persons with most images are dealt out first, so that every fold gets its share of them.
+    # People with most images are dealt out first, so that every fold gets its share of them.
     order = rng.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
     fold_of = np.empty(len(sizes), dtype=np.int64)
     fold_of[order] = np.arange(len(sizes)) % folds
     parts = []
     for fold in range(folds):
-        rows = np.flatnonzero(fold_of[who] == fold)
-        for kind, draw in (("of one person", _draw_genuine), ("of two persons", _draw_impostor)):
-            a, b, possible = draw(rows, who[rows], each, rng)
+        rows = np.flatnonzero(fold_of[numbers] == fold)
+        for kind, draw in (("of one person", _draw_genuine), ("of two people", _draw_impostor)):
+            a, b, possible = draw(rows, numbers[rows], each, rng)
             if len(a) < each:
                 raise DataError(
                     f"fold {fold + 1} of {folds} gives {possible} pairs {kind}, {each} were asked; "
@@ -207,9 +207,9 @@ def make_pairs(identity: npt.ArrayLike, *, count: int, folds: int = 10, seed: in
     return PairRows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _draw_genuine(rows: Ints, who: Ints, each: int, rng: np.random.Generator) -> tuple[Ints, Ints, int]:
-    by_who = rows[np.argsort(who, kind="stable")]
-    sizes = np.unique(who, return_counts=True)[1]
+def _draw_genuine(rows: Ints, identity: Ints, each: int, rng: np.random.Generator) -> tuple[Ints, Ints, int]:
+    by_identity = rows[np.argsort(identity, kind="stable")]
+    sizes = np.unique(identity, return_counts=True)[1]
     starts = np.cumsum(sizes) - sizes
     pairs = sizes * (sizes - 1) // 2
     if pairs.sum() < each:
@@ -221,8 +221,8 @@ def _draw_genuine(rows: Ints, who: Ints, each: int, rng: np.random.Generator) ->
             chosen = rng.choice(possible, size=min(quota, int(possible)), replace=False)
             # Pair number c of a triangle: row j has j pairs (i, j) with i < j.
             j = ((1 + np.sqrt(1 + 8 * chosen.astype(np.float64))) // 2).astype(np.int64)
-            first.append(by_who[start + chosen - j * (j - 1) // 2])
-            second.append(by_who[start + j])
+            first.append(by_identity[start + chosen - j * (j - 1) // 2])
+            second.append(by_identity[start + j])
     keep = np.sort(rng.permutation(sum(map(len, first)))[:each])
     return np.concatenate(first)[keep], np.concatenate(second)[keep], int(pairs.sum())
 
@@ -235,11 +235,11 @@ def _quotas(each: int, pairs: Ints) -> Iterator[int]:
         quota += max(1, quota // 4)
 
 
-def _draw_impostor(rows: Ints, who: Ints, each: int, rng: np.random.Generator) -> tuple[Ints, Ints, int]:
-    order = np.argsort(who, kind="stable")
-    rows, who = rows[order], who[order]
+def _draw_impostor(rows: Ints, identity: Ints, each: int, rng: np.random.Generator) -> tuple[Ints, Ints, int]:
+    order = np.argsort(identity, kind="stable")
+    rows, identity = rows[order], identity[order]
     n = len(rows)
-    start, end = np.searchsorted(who, who), np.searchsorted(who, who, side="right")
+    start, end = np.searchsorted(identity, identity), np.searchsorted(identity, identity, side="right")
     others = n - (end - start)
     possible = int(others.sum() // 2)
     if possible < each:

@@ -6,7 +6,7 @@ Forms that are read, told apart by their first line:
             semicolons or tabs (see `readers/csv.py`)
     LFW     first line `10<TAB>300` (folds, pairs of each kind in a fold) or `500` (one block: DevTrain,
             DevTest), then `name n1 n2` for the same person and `name1 n1 name2 n2` for two
-    CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two persons, 1 and up = one
+    CPLFW   no header; a pair is two lines `file.jpg label`; label 0 = two people, 1 and up = one
             (CALFW writes the fold of such a pair, 1-10)
     .bin    InsightFace's sets, which hold the images too (see `readers/bin.py`); a fold is a tenth of the
             pairs in the order of the file

@@ -45,7 +45,7 @@ KEEP = 1 << 20  # highest scores of each kind kept one by one: 4 to 8 MiB
 
 
 class Tally:
-    """Takes scaled scores in pieces; `scores()` has all counts, and the highest scores themselves: all where
+    """Counts scaled scores that come in pieces; `scores()` has all counts, and the highest scores themselves: all where
     they are at most 2 x `keep`, else about the `keep` highest.
 
     Fewer where one step of the grid holds more than that: then the grid alone speaks for them.
@@ -98,7 +98,7 @@ class Tally:
         self._append(kept)
         return fresh[fresh >= self.lowest_bin - OFFSET]
 
-    def take(self, other: Tally) -> None:
+    def merge(self, other: Tally) -> None:
         """Add what another tally of the same `keep` has counted."""
         self.count += other.count
         self.lowest_bin = max(self.lowest_bin, other.lowest_bin)
@@ -155,12 +155,12 @@ def verify_all_pairs(
 class ByPerson(NamedTuple):
     """Images sorted by person: all but the tiles near the diagonal then hold impostors only.
 
-    `emb_ND`: unit rows times ROOT, so that products are scores in steps of the tally; `who_N`: persons
+    `emb_ND`: unit rows times ROOT, so that products are scores in steps of the tally; `identity_N`: people
     numbered from 0, rising; `order` (N,): the row that each was.
     """
 
     emb_ND: npt.NDArray[np.float32]
-    who_N: Ints
+    identity_N: Ints
     order: Ints
     n_genuine: int
     n_impostor: int
@@ -171,14 +171,14 @@ def sort_by_person(embeddings: npt.ArrayLike, labels: npt.ArrayLike) -> ByPerson
     emb_ND, label_N = unit_rows(embeddings), np.asarray(labels)
     if label_N.shape != (len(emb_ND),):
         raise DataError(f"labels of shape {label_N.shape}; {len(emb_ND)} embeddings need ({len(emb_ND)},)")
-    who_N, sizes = np.unique(label_N, return_inverse=True, return_counts=True)[1:]
+    identity_N, sizes = np.unique(label_N, return_inverse=True, return_counts=True)[1:]
     n_genuine = int((sizes * (sizes - 1) // 2).sum())
-    n_impostor = len(who_N) * (len(who_N) - 1) // 2 - n_genuine
+    n_impostor = len(identity_N) * (len(identity_N) - 1) // 2 - n_genuine
     check_counts(n_genuine, n_impostor)
-    order = np.argsort(who_N, kind="stable")
+    order = np.argsort(identity_N, kind="stable")
     emb_ND = emb_ND[order]
     emb_ND *= ROOT
-    return ByPerson(emb_ND, who_N[order], order, n_genuine, n_impostor)
+    return ByPerson(emb_ND, identity_N[order], order, n_genuine, n_impostor)
 
 
 class _Hardest:
@@ -215,7 +215,7 @@ class _Hardest:
         row, col = np.divmod(at, cols.stop - cols.start)
         self._merge(hardness[found], np.array([row + rows.start, col + cols.start]))
 
-    def take(self, other: _Hardest) -> None:
+    def merge(self, other: _Hardest) -> None:
         self._merge(other.hardness, other.places)
 
     def _merge(self, hardness: npt.NDArray[np.float32], places: Ints) -> None:
@@ -236,9 +236,9 @@ class _Kind(NamedTuple):
     tally: Tally
     hardest: _Hardest
 
-    def take(self, other: _Kind) -> None:
-        self.tally.take(other.tally)
-        self.hardest.take(other.hardest)
+    def merge(self, other: _Kind) -> None:
+        self.tally.merge(other.tally)
+        self.hardest.merge(other.hardest)
 
 
 def walk_pairs(
@@ -268,7 +268,7 @@ def walking_threads(n: int) -> int:
 
 def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_Kind, _Kind]:
     """Genuine and impostor pairs, each thread by itself, then put together."""
-    emb_ND, who_N = by_person.emb_ND, by_person.who_N
+    emb_ND, identity_N = by_person.emb_ND, by_person.identity_N
     counters = [
         (
             _Kind(Tally(by_person.n_genuine, keep), _Hardest(-1)),
@@ -279,25 +279,25 @@ def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_K
 
     def work(thread: int, tile: Tile) -> None:
         rows, cols, score = tile.rows, tile.cols, tile.values.numpy()
-        if who_N[rows.stop - 1] < who_N[cols.start]:
+        if identity_N[rows.stop - 1] < identity_N[cols.start]:
             counters[thread][1].tally.add(score)
             counters[thread][1].hardest.add(score, rows, cols)
         else:
-            _count_mixed(counters[thread], score, who_N, rows, cols)
+            _count_mixed(counters[thread], score, identity_N, rows, cols)
 
     walk_pairs(emb_ND, work, len(counters), budget_mib)
     for other in counters[1:]:
         for kind, theirs in zip(counters[0], other, strict=True):
-            kind.take(theirs)
+            kind.merge(theirs)
     return counters[0]
 
 
 def _count_mixed(
-    kinds: tuple[_Kind, _Kind], score: npt.NDArray[np.float32], who_N: Ints, rows: slice, cols: slice
+    kinds: tuple[_Kind, _Kind], score: npt.NDArray[np.float32], identity_N: Ints, rows: slice, cols: slice
 ) -> None:
     """A tile with pairs of both kinds, or on the diagonal, where each pair of images occurs twice."""
     genuine, impostor = kinds
-    same = who_N[rows, None] == who_N[None, cols]
+    same = identity_N[rows, None] == identity_N[None, cols]
     if rows == cols:
         same = np.triu(same, 1)
     some = score[same]

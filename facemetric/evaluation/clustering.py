@@ -18,6 +18,7 @@ from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.known_groups import NOBODY, Start, rows_by_number
+from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.table import unit_rows
 from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
@@ -77,29 +78,29 @@ def agreement(number: npt.ArrayLike, identity: npt.ArrayLike, *, seed: int = 0) 
     if np.shape(number) != np.shape(identity) or np.ndim(number) != 1:
         raise DataError(f"clusters of shape {np.shape(number)}, identities of shape {np.shape(identity)}")
     cluster_N = np.unique(np.asarray(number), return_inverse=True)[1]
-    who_N = np.unique(np.asarray(identity), return_inverse=True)[1]
-    people, clusters = int(who_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
+    identity_N = np.unique(np.asarray(identity), return_inverse=True)[1]
+    people, clusters = int(identity_N.max(initial=-1)) + 1, int(cluster_N.max(initial=-1)) + 1
     if people < 2:
         raise DataError(f"{plural(people, 'identity')}; clusters are measured against two or more")
     cell_S, cell_N, shared_S = np.unique(
-        cluster_N * people + who_N, return_inverse=True, return_counts=True
+        cluster_N * people + identity_N, return_inverse=True, return_counts=True
     )  # identities as a pair of numbers: C x people may be far more than N
     shared_N = shared_S[cell_N]
     most_C = np.zeros(clusters, np.int64)
     np.maximum.at(most_C, cell_S // people, shared_S)
     value_N2 = np.stack(
-        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(who_N)[who_N]], axis=1
+        [shared_N / np.bincount(cluster_N)[cluster_N], shared_N / np.bincount(identity_N)[identity_N]], axis=1
     )
-    drawn_B2 = mean_draws(value_N2, who_N, seed=seed)
+    drawn_B2 = mean_draws(value_N2, identity_N, seed=seed)
     precision, recall = value_N2.mean(0).tolist()
     return Agreement(
-        float(most_C.sum() / len(who_N)),
-        float(normalized_mutual_info_score(who_N, cluster_N)),
-        float(adjusted_rand_score(who_N, cluster_N)),
+        float(most_C.sum() / len(identity_N)),
+        float(normalized_mutual_info_score(identity_N, cluster_N)),
+        float(adjusted_rand_score(identity_N, cluster_N)),
         percentiles(precision, drawn_B2[:, 0]),
         percentiles(recall, drawn_B2[:, 1]),
         percentiles(_harmonic(precision, recall), _harmonic(*drawn_B2.T)),
-        len(who_N),
+        len(identity_N),
         people,
         clusters,
     )
@@ -188,6 +189,31 @@ def find_clusters(
     number_N = _largest_first(label_N)
     links = (graph.nnz - len(unit_ND)) // 2
     return Clusters(number_N, _to_centre(unit_ND, number_N), method, threshold, links, int(loose.sum()))
+
+
+class Alike(NamedTuple):
+    """Pairs (P, 2) of clusters that are alike, the most alike first, and the mean cosine (P,) of their images."""
+
+    pair: Ints
+    score: Floats
+
+
+def alike_clusters(embeddings: npt.ArrayLike, number: npt.ArrayLike, least: float, *, near: int = 5) -> Alike:
+    """Clusters (N,), numbered 0..C-1, whose images have a mean cosine of `least` or more: of each the `near` nearest
+    are looked at."""
+    unit_ND, number_N = unit_rows(embeddings), np.asarray(number)
+    n, sizes = len(number_N), np.bincount(number_N)
+    mean_CD = csr_array((np.ones(n, np.float32), (number_N, np.arange(n)))) @ unit_ND / sizes[:, None]
+    if len(sizes) < 2:
+        return Alike(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    found = nearest(mean_CD + 1e-12, mean_CD + 1e-12, min(near + 1, len(sizes)))
+    one = np.repeat(np.arange(len(sizes)), found.rows.shape[1])
+    pair = np.stack([one, found.rows.reshape(-1)], axis=1)
+    pair = np.unique(np.sort(pair[pair[:, 0] != pair[:, 1]], axis=1), axis=0)
+    score = np.einsum("pd,pd->p", mean_CD[pair[:, 0]], mean_CD[pair[:, 1]])
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] >= least]
+    return Alike(pair[order], score[order])
 
 
 def link_graph(unit_ND: Floats, threshold: float) -> Any:

@@ -43,15 +43,15 @@ class Histogram(NamedTuple):
 
 
 class OperatingPoint(NamedTuple):
-    """What a threshold for one wanted FAR gives.
+    """What a threshold for one wanted false rate gives: FAR and TAR of pairs, FPIR and TPIR of a search.
 
-    `threshold`: the lowest score that may be accepted with `far <= wanted`; inf where nothing may be.
+    `threshold`: the lowest score that may be accepted with `false_rate <= wanted`; inf where nothing may be.
     `supported` is False where there are fewer than 1/wanted impostor pairs: then all figures are NaN.
     """
 
     wanted: float
-    far: float
-    tar: float
+    false_rate: float
+    true_rate: float
     threshold: float
     accepted_impostors: int
     supported: bool

@@ -1,6 +1,6 @@
 """Who is it: open-set identification against a gallery.
 
-Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others, W persons,
+Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others, W people,
 B draws, K wanted FPIRs, T thresholds.
 """
 
@@ -29,8 +29,8 @@ class Identification:
     """Open-set identification by the single best match in the gallery.
 
     `rank_1`: share of the M known probes whose best match is right, at any score. `points`: for each wanted
-    FPIR (share of the O unknown probes that match anybody), `tar` is the TPIR (share of the M known ones
-    whose best match is right and >= threshold), `far` the FPIR reached. `best`, `score`, `right`, (Q,): the
+    FPIR (share of the O unknown probes that match anybody), `true_rate` is the TPIR (share of the M known ones
+    whose best match is right and >= threshold), `false_rate` the FPIR reached. `best`, `score`, `right`, (Q,): the
     gallery row that each probe matched, how well, and whether it is the probe's person.
     """
 
@@ -50,8 +50,8 @@ class Identification:
             ok = p.supported
             fpir[f"{p.wanted:g}"] = {
                 "supported": ok,
-                "tpir": p.tar if ok else None,
-                "fpir": p.far if ok else None,
+                "tpir": p.true_rate if ok else None,
+                "fpir": p.false_rate if ok else None,
                 "threshold": p.threshold if ok and np.isfinite(p.threshold) else None,
             }
         counts = {"known_probes": self.known, "unknown_probes": self.unknown}
@@ -70,7 +70,7 @@ class Identification:
                 Figure(
                     tpir_name(p.wanted),
                     f"TPIR at FPIR = {p.wanted:g}",
-                    p.tar if p.supported else None,
+                    p.true_rate if p.supported else None,
                     intervals.get(tpir_name(p.wanted)),
                     heading,
                     f"threshold {p.threshold:.4f}" if p.supported else lacking,
@@ -94,16 +94,18 @@ def identify(
 
     Source of the terms: ISO/IEC 19795-1. Raises DataError where known or unknown probes lack.
     """
-    who_N, who_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
+    identity_N, identity_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
     best = nearest(probe, gallery, 1)
-    if who_N.shape != (len(np.asarray(gallery)),) or who_Q.shape != (len(best.rows),):
-        raise DataError(f"labels of shapes {who_N.shape} and {who_Q.shape}; needed one an embedding")
-    known = np.isin(who_Q, who_N)
+    if identity_N.shape != (len(np.asarray(gallery)),) or identity_Q.shape != (len(best.rows),):
+        raise DataError(
+            f"labels of shapes {identity_N.shape} and {identity_Q.shape}; needed one an embedding"
+        )
+    known = np.isin(identity_Q, identity_N)
     if not known.any() or known.all():
         raise DataError(
             f"{known.sum()} known and {(~known).sum()} unknown probes; open-set identification needs both"
         )
-    score, right = best.score[:, 0], who_N[best.rows[:, 0]] == who_Q
+    score, right = best.score[:, 0], identity_N[best.rows[:, 0]] == identity_Q
     # A known probe whose best match is someone else counts, but is not identified at any threshold.
     hits = Scores(int(known.sum()), np.sort(score[known & right]))
     points = (tar_at_far(hits, Scores.listed(score[~known]), f) for f in fpirs)
@@ -130,7 +132,7 @@ def draw_open_set(labels: npt.ArrayLike, *, seed: int = 0) -> OpenSet:
     """Half of the people (N,) with two images or more are enrolled with one image, drawn; all other images,
     theirs and everybody else's, are probes. Raises DataError where there are fewer than two such people.
     """
-    names, who_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    names, identity_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
     several = rng.permutation(np.flatnonzero(sizes >= 2))
     if len(several) < 2 or len(names) < 2:
@@ -139,10 +141,10 @@ def draw_open_set(labels: npt.ArrayLike, *, seed: int = 0) -> OpenSet:
         )
     enrolled = np.zeros(len(names), bool)
     enrolled[several[: len(several) // 2]] = True
-    order = rng.permutation(len(who_N))
-    first = np.unique(who_N[order], return_index=True)[1]  # the first drawn image of each person
+    order = rng.permutation(len(identity_N))
+    first = np.unique(identity_N[order], return_index=True)[1]  # the first drawn image of each person
     gallery = np.sort(order[first[enrolled]])
-    return OpenSet(gallery, np.setdiff1d(np.arange(len(who_N)), gallery))
+    return OpenSet(gallery, np.setdiff1d(np.arange(len(identity_N)), gallery))
 
 
 def identification_intervals(
@@ -153,23 +155,23 @@ def identification_intervals(
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) resampled, the gallery is kept."""
-    who_Q, known = np.asarray(probe_labels), found.is_known
-    rank_1 = mean_intervals({"rank_1": found.right[known]}, who_Q[known], draws=draws, seed=seed)
+    identity_Q, known = np.asarray(probe_labels), found.is_known
+    rank_1 = mean_intervals({"rank_1": found.right[known]}, identity_Q[known], draws=draws, seed=seed)
     points = [p for p in found.points if p.supported]
-    drawn_BK = _drawn_tpir(found, who_Q, [p.wanted for p in points], draws, seed)
-    values = {tpir_name(p.wanted): p.tar for p in points}
+    drawn_BK = _drawn_tpir(found, identity_Q, [p.wanted for p in points], draws, seed)
+    values = {tpir_name(p.wanted): p.true_rate for p in points}
     return rank_1 | figure_intervals(values, drawn_BK)
 
 
 def _drawn_tpir(
-    found: Identification, who_Q: npt.NDArray, fpirs: Sequence[float], draws: int, seed: int
+    found: Identification, identity_Q: npt.NDArray, fpirs: Sequence[float], draws: int, seed: int
 ) -> Floats:
     """The TPIR (B, K) at each FPIR (K,), with the people (Q,) of the probes resampled."""
     wrong_Q = found.is_known & ~found.right
     ranked = Ranked(np.where(wrong_Q, NEVER, found.score), found.is_known)
-    names, person_Q = np.unique(who_Q, return_inverse=True)
+    names, person_Q = np.unique(identity_Q, return_inverse=True)
     drawn = []
-    for w_BW in person_weights(len(names), draws, seed, pairs=len(who_Q)):
+    for w_BW in person_weights(len(names), draws, seed, pairs=len(identity_Q)):
         tpir_BT, fpir_BT = ranked.rates(w_BW[:, person_Q])
         if wrong_Q.any():  # they count, but no threshold can be set that accepts them
             tpir_BT, fpir_BT = tpir_BT[:, :-1], fpir_BT[:, :-1]

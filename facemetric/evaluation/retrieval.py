@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.nearest import LEAST_A_THREAD, Neighbours, _nearest, check_k
@@ -101,8 +101,12 @@ class Retrieval:
 
     def figures(self, title: str, intervals: Mapping[str, Interval]) -> list[Figure]:
         """Every figure as a row, with its interval by name. Recall at 1 is the kNN accuracy at k = 1: it has no row."""
-        lead = f"{self.queries:,} images look for their person"
-        lead += f"; {self.left_out:,} have nobody to find and ask nothing" if self.left_out else ""
+        lead = f"{plural(self.queries, 'image looks for its', 'images look for their')} person"
+        lead += (
+            f"; {plural(self.left_out, 'has', 'have')} nobody to find and ask nothing"
+            if self.left_out
+            else ""
+        )
         heading = Heading(title, f"{lead}.")
         means = self.means()
         return [
@@ -138,12 +142,12 @@ def leave_one_out(
 ) -> Retrieval:
     """Every image of embeddings (N, D) looks for its person, labels (N,), among all others.
 
-    Images of persons with a single image are no queries (they are counted) but stay in the gallery.
+    Images of people with a single image are no queries (they are counted) but stay in the gallery.
     Sources: Musgrave et al. 2020, arXiv:2003.08505, for R-precision and MAP@R.
     """
-    emb_ND, who_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
-    images, itself = _Images(emb_ND, who_N), np.arange(len(who_N))
-    lacking = "no image has another of its person to find; kNN needs persons with two images or more"
+    emb_ND, identity_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
+    images, itself = _Images(emb_ND, identity_N), np.arange(len(identity_N))
+    lacking = "no image has another of its person to find; kNN needs people with two images or more"
     return _retrieve(images, images, knn, recall, Overlap(itself, itself), lacking)
 
 
@@ -163,11 +167,14 @@ def gallery_probe(
     """
     gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
     both = np.concatenate([np.asarray(gallery_labels), np.asarray(probe_labels)])
-    who = _numbered(both, len(gallery_ND) + len(probe_QD))
-    who_N, who_Q = who[: len(gallery_ND)], who[len(gallery_ND) :]
-    gallery_images, probe_images = _Images(gallery_ND, who_N), _Images(probe_QD, who_Q)
+    identities = _numbered(both, len(gallery_ND) + len(probe_QD))
+    identity_N, identity_Q = identities[: len(gallery_ND)], identities[len(gallery_ND) :]
+    gallery_images, probe_images = _Images(gallery_ND, identity_N), _Images(probe_QD, identity_Q)
     beside = " beside itself" if len(itself.probes) else ""
-    lacking = f"none of {len(who_Q)} probes is of a person in the gallery{beside}; do their identities have one name?"
+    lacking = (
+        f"none of {len(identity_Q)} probes is of a person in the gallery{beside}; do their identities have one "
+        "name?"
+    )
     return _retrieve(probe_images, gallery_images, knn, recall, itself, lacking)
 
 
@@ -180,7 +187,7 @@ def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
 
 class _Images(NamedTuple):
     emb_ND: npt.NDArray[np.float32]
-    who_N: Ints
+    identity_N: Ints
 
 
 def _retrieve(
@@ -192,32 +199,32 @@ def _retrieve(
     lacking: str,
 ) -> Retrieval:
     """The probes look in the gallery, and none finds itself. DataError `lacking` where nobody is there to find."""
-    who_N, n_probes = gallery.who_N, len(probes.who_N)
-    total_P = np.bincount(who_N, minlength=int(probes.who_N.max()) + 1)[probes.who_N]
-    own = who_N[itself.rows] == probes.who_N[itself.probes]
+    identity_N, n_probes = gallery.identity_N, len(probes.identity_N)
+    total_P = np.bincount(identity_N, minlength=int(probes.identity_N.max()) + 1)[probes.identity_N]
+    own = identity_N[itself.rows] == probes.identity_N[itself.probes]
     total_P = total_P - np.bincount(itself.probes[own], minlength=n_probes)
     rows_Q = np.flatnonzero(total_P > 0)
     if not len(rows_Q):
         raise DataError(lacking)
-    query_QD, who_Q, total_Q = probes.emb_ND[rows_Q], probes.who_N[rows_Q], total_P[rows_Q]
+    query_QD, identity_Q, total_Q = probes.emb_ND[rows_Q], probes.identity_N[rows_Q], total_P[rows_Q]
     most_copies = int(np.bincount(itself.probes, minlength=n_probes)[rows_Q].max())
-    n_others = len(who_N) - most_copies
+    n_others = len(identity_N) - most_copies
     ks = [k for k in (*knn, *recall) if k <= n_others]
     check_k([*knn[:1], *(k for k in (*knn, *recall) if k < 1)], n_others)
-    n = len(who_Q)
+    n = len(identity_Q)
     votes = {k: np.empty(n) for k in knn if k <= n_others}
     hits = {k: np.empty(n) for k in recall if k <= n_others}
     precision_Q, mean_precision_Q = np.empty(n), np.empty(n)
     nearest_Q, score_Q = np.empty(n, np.int64), np.empty(n, np.float32)
     for part in _parts_of(total_Q):
-        total_R, who_R = total_Q[part], who_Q[part]
-        most = min(max(*ks, int(total_R.max())) + most_copies, len(who_N))
+        total_R, identity_R = total_Q[part], identity_Q[part]
+        most = min(max(*ks, int(total_R.max())) + most_copies, len(identity_N))
         found = _nearest(query_QD[part], gallery.emb_ND, most)
-        found, who_RK = _without_own(found, who_N, rows_Q[part], itself)
+        found, identity_RK = _without_own(found, identity_N, rows_Q[part], itself)
         nearest_Q[part], score_Q[part] = found.rows[:, 0], found.score[:, 0]
-        right = who_RK == who_R[:, None]
+        right = identity_RK == identity_R[:, None]
         for k in votes:
-            votes[k][part] = _vote(who_RK[:, :k], found.score[:, :k]) == who_R
+            votes[k][part] = _vote(identity_RK[:, :k], found.score[:, :k]) == identity_R
         for k in hits:
             hits[k][part] = right[:, :k].any(1)
         ranks = np.arange(1, right.shape[1] + 1)
@@ -253,25 +260,27 @@ def _parts_of(total_Q: Ints) -> Iterator[Ints]:
         at += len(part)
 
 
-def _without_own(found: Neighbours, who_N: Ints, queries: Ints, itself: Overlap) -> tuple[Neighbours, Ints]:
+def _without_own(
+    found: Neighbours, identity_N: Ints, queries: Ints, itself: Overlap
+) -> tuple[Neighbours, Ints]:
     """The neighbours of these queries and whose they are: the query's own image comes last, and is nobody's (-1)."""
     if not len(itself.probes):
-        return found, who_N[found.rows]
-    n = len(who_N)
+        return found, identity_N[found.rows]
+    n = len(identity_N)
     own = np.isin(queries[:, None] * n + found.rows, itself.probes * n + itself.rows)
     order = np.argsort(own, axis=1, kind="stable")
     rows = np.take_along_axis(found.rows, order, 1)
     score = np.take_along_axis(found.score, order, 1)
-    return Neighbours(rows, score), np.where(np.take_along_axis(own, order, 1), -1, who_N[rows])
+    return Neighbours(rows, score), np.where(np.take_along_axis(own, order, 1), -1, identity_N[rows])
 
 
-def _vote(who_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:
+def _vote(identity_RK: Ints, score_RK: npt.NDArray[np.float32]) -> Ints:
     """Winner (R,) of each row: most votes, then the higher sum of scores, then the nearer first vote."""
-    k = who_RK.shape[1]
+    k = identity_RK.shape[1]
     if k == 1:
-        return who_RK[:, 0]
-    agree_RKK = who_RK[:, :, None] == who_RK[:, None, :]
+        return identity_RK[:, 0]
+    agree_RKK = identity_RK[:, :, None] == identity_RK[:, None, :]
     votes_RK = agree_RKK.sum(2)
     sums_RK = (agree_RKK * score_RK[:, None, :].astype(np.float64)).sum(2)
     sums_RK[votes_RK < votes_RK.max(1, keepdims=True)] = -np.inf
-    return who_RK[np.arange(len(who_RK)), sums_RK.argmax(1)]
+    return identity_RK[np.arange(len(identity_RK)), sums_RK.argmax(1)]

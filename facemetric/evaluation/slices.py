@@ -1,6 +1,7 @@
 """Verification by group (age, camera, ...): what one threshold for all does to each group.
 
-Shapes: P pairs, N images, W persons, B draws, K points, T their different thresholds, n pairs of one kind in a group.
+Shapes: P pairs, N images, W identities, B draws, K points, T their different thresholds, n pairs of one kind in a
+group.
 """
 
 from __future__ import annotations
@@ -59,23 +60,23 @@ Counts = list[tuple[Group, _Counted | None]]  # None: the group is too small, or
 def slice_pairs(
     score: npt.ArrayLike,
     same: npt.ArrayLike,
-    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    identities: tuple[npt.ArrayLike, npt.ArrayLike],
     points: Sequence[OperatingPoint],
     columns: Mapping[str, npt.ArrayLike],
     *,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[Slicing, ...]:
-    """Slices of listed pairs: scores, `same` and both persons (P,), and the groups (P,) of each column.
+    """Slices of listed pairs: scores, `same` and both identities (P,), and the groups (P,) of each column.
 
     `points` are those of all pairs together: their thresholds are applied to every group. Pairs whose group is
     "" are in none, those of the group ACROSS in no gap. Intervals as `verification_intervals`; a share of none
     or all has Wilson's, and a gap of such a share Newcombe's.
     """
     listed = _Listed(
-        np.asarray(score), np.asarray(same, dtype=bool), numbered_persons(persons, np.asarray(same, bool))
+        np.asarray(score), np.asarray(same, dtype=bool), numbered_persons(identities, np.asarray(same, bool))
     )
-    (a_P, b_P), _ = listed.persons
+    (a_P, b_P), _ = listed.identities
     used, slicings = _usable(points), []
     for column, values in columns.items():
         names, note = _names(np.asarray(values))
@@ -92,11 +93,11 @@ def slice_pairs(
 
 
 class _Listed(NamedTuple):
-    """Scores and `same` (P,) of listed pairs; both persons as numbers (P,), and how many these are."""
+    """Scores and `same` (P,) of listed pairs; both identities as numbers (P,), and how many these are."""
 
     score_P: Floats
     same_P: npt.NDArray[np.bool_]
-    persons: tuple[tuple[Ints, Ints], int]
+    identities: tuple[tuple[Ints, Ints], int]
 
 
 def _weigh_groups(
@@ -111,7 +112,7 @@ def _weigh_groups(
         kinds = rows[same], rows[~same]
         members.append(_Members(kinds, listed.score_P, threshold_K) if large else None)
     drawing = [m for m in members if m is not None]
-    arguments = listed.score_P, listed.same_P, listed.persons[0]
+    arguments = listed.score_P, listed.same_P, listed.identities[0]
     for weight_BP in pair_weights(*arguments, draws, seed) if drawing else ():
         for m in drawing:
             m.draw(weight_BP)
@@ -122,15 +123,15 @@ def _count_groups(
     groups: list[tuple[Group, Ints]], listed: _Listed, used: list[OperatingPoint], draws: int, seed: int
 ) -> Counts:
     """The same by draws that weight the counts of each person, for very many pairs."""
-    (a_P, b_P), number = listed.persons
+    (a_P, b_P), number = listed.identities
     threshold_T, place_K = np.unique([p.threshold for p in used], return_inverse=True)
     found: Counts = []
     for group, rows in groups:
         if group.too_small or not used:
             found.append((group, None))
             continue
-        present, who = np.unique(np.concatenate([a_P[rows], b_P[rows]]), return_inverse=True)
-        both = who[: len(rows)], who[len(rows) :]
+        present, identities = np.unique(np.concatenate([a_P[rows], b_P[rows]]), return_inverse=True)
+        both = identities[: len(rows)], identities[len(rows) :]
         same = listed.same_P[rows]
         counts = ListedCells(listed.score_P[rows], same, both, len(present), threshold_T).counts()
         weights = (w_BW[:, present] for w_BW in person_weights(number, draws, seed))
@@ -172,12 +173,12 @@ def slice_all_pairs(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[Slicing, ...]:
-    """Slices of all pairs of images: embeddings (N, D), persons (N,) and the groups (N,) of each column.
+    """Slices of all pairs of images: embeddings (N, D), identities (N,) and the groups (N,) of each column.
 
     A group's pairs are those of two of its images; otherwise as `slice_pairs`.
     """
     emb_ND, label_N = np.asarray(embeddings), np.asarray(labels)
-    who_N = np.unique(label_N, return_inverse=True)[1]
+    identity_N = np.unique(label_N, return_inverse=True)[1]
     used = _usable(points)
     # Thresholds must rise, and two FARs may share one.
     threshold_T, place_K = np.unique([p.threshold for p in used], return_inverse=True)
@@ -187,15 +188,17 @@ def slice_all_pairs(
         found: Counts = []
         for name in names.tolist():
             rows = np.flatnonzero(np.asarray(values) == name)
-            present, sizes = np.unique(who_N[rows], return_counts=True)
+            present, sizes = np.unique(identity_N[rows], return_counts=True)
             n_genuine = int((sizes * (sizes - 1) // 2).sum())
             n_impostor = len(rows) * (len(rows) - 1) // 2 - n_genuine
             group, counted = sized_group(name, n_genuine, n_impostor, len(present)), None
             if used and not group.too_small:
-                weights = (w_BW[:, present] for w_BW in person_weights(int(who_N.max()) + 1, draws, seed))
+                weights = (
+                    w_BW[:, present] for w_BW in person_weights(int(identity_N.max()) + 1, draws, seed)
+                )
                 # Thresholds that are scores lie on no grid: so many at once can be counted.
                 parts = [threshold_T[at : at + EXACT] for at in range(0, len(threshold_T), EXACT)]
-                counts = [count_by_person(emb_ND[rows], who_N[rows], part) for part in parts]
+                counts = [count_by_person(emb_ND[rows], identity_N[rows], part) for part in parts]
                 accepted_T2, drawn_BT2 = _draw(counts, weights)
                 total_2 = np.array([n_genuine, n_impostor])
                 counted = _Counted(accepted_T2[place_K], total_2, drawn_BT2[:, place_K])

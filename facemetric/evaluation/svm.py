@@ -96,9 +96,9 @@ def svm_accuracy(
     from sklearn.svm import LinearSVC
 
     emb_ND = unit_rows(embeddings)
-    names, who_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    if len(who_N) != len(emb_ND):
-        raise DataError(f"{len(who_N)} labels for {len(emb_ND)} embeddings; needed one each")
+    names, identity_N, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    if len(identity_N) != len(emb_ND):
+        raise DataError(f"{len(identity_N)} labels for {len(emb_ND)} embeddings; needed one each")
     enough = np.flatnonzero(sizes >= folds)
     if len(enough) < 2:
         raise DataError(
@@ -106,12 +106,14 @@ def svm_accuracy(
         )
     rng = np.random.default_rng(seed)
     people = enough if len(enough) <= most[0] else rng.choice(enough, most[0], replace=False)
-    rows = draw_of_each(_only(people, who_N), max(folds, most[1]), rng)
-    emb_MD, who_M = emb_ND[rows], who_N[rows]
+    rows = draw_of_each(_only(people, identity_N), max(folds, most[1]), rng)
+    emb_MD, identity_M = emb_ND[rows], identity_N[rows]
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with _rounds_may_run_out():
-        right = cross_val_predict(LinearSVC(C=c, random_state=seed), emb_MD, who_M, cv=split) == who_M
-    shares = np.array([right[test].mean() for _, test in split.split(emb_MD, who_M)])
+        right = (
+            cross_val_predict(LinearSVC(C=c, random_state=seed), emb_MD, identity_M, cv=split) == identity_M
+        )
+    shares = np.array([right[test].mean() for _, test in split.split(emb_MD, identity_M)])
     return SvmAccuracy(
         float(shares.mean()),
         float(shares.std(ddof=1)),
@@ -119,9 +121,9 @@ def svm_accuracy(
         len(people),
         len(names) - len(enough),
         len(enough) - len(people),
-        len(who_M),
-        int(sizes[people].sum()) - len(who_M),
-        mean_intervals({"accuracy": right}, who_M, seed=seed)["accuracy"],
+        len(identity_M),
+        int(sizes[people].sum()) - len(identity_M),
+        mean_intervals({"accuracy": right}, identity_M, seed=seed)["accuracy"],
     )
 
 
@@ -143,46 +145,50 @@ def svm_of_gallery(
     from sklearn.svm import LinearSVC
 
     emb_GD, emb_ND = unit_rows(gallery), unit_rows(embeddings)
-    who = np.unique(np.concatenate([np.asarray(gallery_labels), np.asarray(labels)]), return_inverse=True)[1]
-    if len(who) != len(emb_GD) + len(emb_ND):
-        raise DataError(f"{len(who)} labels for {len(emb_GD) + len(emb_ND)} embeddings; needed one each")
-    who_G, who_N = who[: len(emb_GD)], who[len(emb_GD) :]
-    known_N, learned = np.isin(who_N, who_G), np.unique(who_G)
+    identities = np.unique(
+        np.concatenate([np.asarray(gallery_labels), np.asarray(labels)]), return_inverse=True
+    )[1]
+    if len(identities) != len(emb_GD) + len(emb_ND):
+        raise DataError(
+            f"{len(identities)} labels for {len(emb_GD) + len(emb_ND)} embeddings; needed one each"
+        )
+    identity_G, identity_N = identities[: len(emb_GD)], identities[len(emb_GD) :]
+    known_N, learned = np.isin(identity_N, identity_G), np.unique(identity_G)
     if len(learned) < 2 or not known_N.any():
         raise DataError("an SVM needs a gallery of two people, and images of people who are in it")
     rng = np.random.default_rng(seed)
-    asked = np.unique(who_N[known_N])
+    asked = np.unique(identity_N[known_N])
     in_turn = np.concatenate([rng.permutation(asked), rng.permutation(np.setdiff1d(learned, asked))])
     people = in_turn[: most[0]]
-    rows = draw_of_each(_only(people, who_G), most[1], rng)
-    judged_N = np.isin(who_N, people)
+    rows = draw_of_each(_only(people, identity_G), most[1], rng)
+    judged_N = np.isin(identity_N, people)
     with _rounds_may_run_out():
-        machine = LinearSVC(C=c, random_state=seed).fit(emb_GD[rows], who_G[rows])
-    right = machine.predict(emb_ND[judged_N]) == who_N[judged_N]
+        machine = LinearSVC(C=c, random_state=seed).fit(emb_GD[rows], identity_G[rows])
+    right = machine.predict(emb_ND[judged_N]) == identity_N[judged_N]
     return SvmAccuracy(
         float(right.mean()),
         0.0,
         0,
         len(people),
-        len(np.unique(who_N[~known_N])),
+        len(np.unique(identity_N[~known_N])),
         len(learned) - len(people),
         len(right),
-        int(np.isin(who_G, people).sum()) - len(rows),
-        mean_intervals({"accuracy": right}, who_N[judged_N], seed=seed).get("accuracy"),
+        int(np.isin(identity_G, people).sum()) - len(rows),
+        mean_intervals({"accuracy": right}, identity_N[judged_N], seed=seed).get("accuracy"),
     )
 
 
-def draw_of_each(who_N: Ints, most: int, rng: np.random.Generator) -> Ints:
+def draw_of_each(identity_N: Ints, most: int, rng: np.random.Generator) -> Ints:
     """Rows of at most `most` images of each person (N,), drawn, rising; -1 is nobody."""
-    shuffled = rng.permutation(np.flatnonzero(who_N >= 0))
-    order = shuffled[np.argsort(who_N[shuffled], kind="stable")]
-    place = np.arange(len(order)) - np.searchsorted(who_N[order], who_N[order])
+    shuffled = rng.permutation(np.flatnonzero(identity_N >= 0))
+    order = shuffled[np.argsort(identity_N[shuffled], kind="stable")]
+    place = np.arange(len(order)) - np.searchsorted(identity_N[order], identity_N[order])
     return np.sort(order[place < most])
 
 
-def _only(people: Ints, who_N: Ints) -> Ints:
-    """Persons (N,), of whom all but these are nobody."""
-    return np.where(np.isin(who_N, people), who_N, -1)
+def _only(people: Ints, identity_N: Ints) -> Ints:
+    """Identities (N,), -1 in place of all but these people."""
+    return np.where(np.isin(identity_N, people), identity_N, -1)
 
 
 @contextmanager

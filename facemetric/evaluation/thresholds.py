@@ -87,7 +87,7 @@ def choose_thresholds(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[CalibratedThreshold, ...]:
-    """The threshold for each wanted FAR, from all pairs of embeddings (N, D) with the persons (N,).
+    """The threshold for each wanted FAR, from all pairs of embeddings (N, D) with the identities (N,).
 
     Intervals at 95 %, people resampled as in `intervals.all_pairs`. With few people they are too narrow: in
     simulations they held the truth in 92 to 95 % of 400 cases with 100 people and more, in 86 to 91 % with 40
@@ -111,7 +111,7 @@ def choose_thresholds(
 
 
 def supported_fars(labels: npt.ArrayLike, fars: Sequence[float]) -> list[float]:
-    """Those of the FARs that the impostor pairs of these persons (N,) support."""
+    """Those of the FARs that the impostor pairs of these people (N,) support."""
     size_W = np.unique(np.asarray(labels), return_counts=True)[1]
     n_impostor = (int(size_W.sum()) ** 2 - int((size_W**2).sum())) // 2
     return [far for far in fars if n_impostor and allowed_errors(far, n_impostor)]
@@ -151,8 +151,8 @@ def _intervals(
         percentiles(value, (drawn_B[1:] - drawn_B[0] + value).clip(-1, 1))
         for value, drawn_B in (
             (point.threshold, crossing_B),
-            (point.far, far_BT[:, at]),
-            (point.tar, tar_BT[:, at]),
+            (point.false_rate, far_BT[:, at]),
+            (point.true_rate, tar_BT[:, at]),
         )
     )
     return threshold, far._replace(low=max(far.low, 0.0)), tar._replace(low=max(tar.low, 0.0))

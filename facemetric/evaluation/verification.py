@@ -93,7 +93,7 @@ class Verification:
                     raise ConfigError(
                         f"FAR {far:g} needs {1 / far:.0f} impostor pairs, there are {self.n_impostor}"
                     )
-                return point.tar
+                return point.true_rate
         raise ConfigError(
             f"FAR {far:g} was not asked for; there are {', '.join(f'{p.wanted:g}' for p in self.points)}"
         )
@@ -104,8 +104,8 @@ class Verification:
         for p in self.points:
             fars[f"{p.wanted:g}"] = {
                 "supported": p.supported,
-                "tar": plain(p.tar),
-                "far": plain(p.far),
+                "tar": plain(p.true_rate),
+                "far": plain(p.false_rate),
                 "threshold": plain(p.threshold),
                 "accepted_impostors": p.accepted_impostors,
             }
@@ -147,7 +147,7 @@ class Verification:
                 Figure(
                     tar_name(p.wanted),
                     f"TAR at FAR = {p.wanted:g}",
-                    p.tar if p.supported else None,
+                    p.true_rate if p.supported else None,
                     intervals.get(tar_name(p.wanted)),
                     heading,
                     note if p.supported else lacking,

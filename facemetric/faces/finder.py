@@ -7,13 +7,22 @@ for found in finder(["a.jpg", "party.jpg", crop]):          # a FacesFound for e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from PIL import Image
 
 from facemetric.errors import ConfigError
-from facemetric.faces.crops import DEFAULTS, Face, FacesFound, Given, NoFace, faces_in, open_or_reason
+from facemetric.faces.crops import (
+    DEFAULTS,
+    Face,
+    FacesFound,
+    Given,
+    NoFace,
+    faces_in,
+    good_faces,
+    open_or_reason,
+)
 from facemetric.faces.detector import load_detector
 from facemetric.faces.photographs import Picture
 from facemetric.faces.template import SIDE
@@ -49,31 +58,18 @@ class FaceFinder:
             some.append(opened := open_or_reason(picture))
             pixels += 0 if isinstance(opened, NoFace) else opened.width * opened.height
             if len(some) == TOGETHER or pixels >= PIXELS_TOGETHER:
-                yield from map(self._good, faces_in(some, self.detector, self.options))
+                yield from self._look(some)
                 some, pixels = [], 0
-        yield from map(self._good, faces_in(some, self.detector, self.options))
+        yield from self._look(some)
+
+    def _look(self, some: Sequence[Image.Image | NoFace]) -> Iterator[FacesFound]:
+        for found in faces_in(some, self.detector, self.options):
+            yield good_faces(found, self.min_quality)
 
     def one(self, picture: Picture) -> Face | NoFace:
         """The most prominent face of one picture, or why there is none."""
         found = next(iter(self([picture])))
         return found.missing or found.take()
-
-    def _good(self, found: FacesFound) -> FacesFound:
-        """Without the faces of too low a quality."""
-        good = tuple(face for face in found.faces if face.quality.figure >= self.min_quality)
-        if good or not found.faces:
-            return found._replace(faces=good)
-        best = max(face.quality.figure for face in found.faces)
-        reason = (
-            f"the face is of quality {best:.2f}, below the {self.min_quality:g} asked for (--min-quality)"
-        )
-        return found._replace(faces=(), missing=NoFace(reason))
-
-
-def crop_side(enough: int) -> int:
-    """Side of the crops for a network that can use pictures of so many pixels (`Transform.enough`): the template's own,
-    which networks for crops of 112 pixels see at 80 to 140, or larger for one that sees more."""
-    return SIDE if enough <= 1.5 * SIDE else enough
 
 
 def face_finder(

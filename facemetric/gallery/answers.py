@@ -36,6 +36,7 @@ class FaceAnswer:
             "name": self.name or None,
             "box": [round(edge, 1) for edge in self.face.box],
             "quality": round(self.face.quality, 3),
+            "small": self.face.is_small,
             "matches": [
                 {"name": match.name, "score": match.score, "photo": photo}
                 for match, photo in zip(self.matches, self.photos, strict=True)
@@ -77,6 +78,7 @@ class PhotoAnswer:
             others = face.matches[1:] if face.name else face.matches
             nearest = ", ".join(f"{match.name} {match.score:.4f}" for match in others)
             answer = f"{face.name}, score {face.score:.4f}" if face.name else "nobody known"
+            answer += " (a very small face: trust this less)" if face.face.is_small else ""
             lines.append(
                 f"{where}: {answer}" + (f"; {'then' if face.name else 'nearest'} {nearest}" if others else "")
             )
@@ -99,10 +101,12 @@ class Added:
 
     def text(self) -> str:
         """What the terminal says."""
-        lines = [
-            f"{plural(self.faces, 'face')} of {plural(len(self.people), 'person', 'people')} enrolled in {self.path}, "
-            f"from {plural(self.photographs, 'photograph')}"
-        ]
+        lines = []
+        if self.faces or not self.already:
+            lines.append(
+                f"{plural(self.faces, 'face')} of {plural(len(self.people), 'person', 'people')} enrolled in "
+                f"{self.path}, from {plural(self.photographs, 'photograph')}"
+            )
         if self.already:
             lines.append(f"{plural(self.already, 'photograph')} enrolled before")
         if self.skipped:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from facemetric.files import Lock, write_text_whole
 from facemetric.gallery.parts import MOST_ROWS, Part, PartRecord, Rows, damaged, geometric, joined, write_part
 
 FORMAT = 1
-LIST, PARTS, LOCK = "gallery.json", "parts", "lock"
+LIST, PARTS, LOCK, SKIPPED = "gallery.json", "parts", "lock", "skipped.csv"
 PATIENCE = (
     60.0  # seconds to wait for another that writes: it holds the lock while files are written, not longer
 )
@@ -134,6 +135,22 @@ class GalleryFolder:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    def counts(self) -> dict[str, int]:
+        """The enrolled people, sorted, and how many faces of each."""
+        count: Counter[str] = Counter()
+        for part in self.parts:
+            faces = np.bincount(part.person, minlength=len(part.names)).tolist()
+            count.update(dict(zip(part.names, faces, strict=True)))
+        return dict(sorted(count.items()))
+
+    def photos_by_name(self) -> dict[str, list[str]]:
+        """The enrolled people, sorted, and their photographs."""
+        found: dict[str, list[str]] = {name: [] for name in self.counts()}
+        for part in self.parts:
+            for row in range(len(part)):
+                found[part.name(row)].append(part.photo(row))
+        return found
 
     def refresh(self) -> bool:
         """Take over what others changed on disk; whether that was anything. DataError for what is damaged."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ from PIL import Image
 
 from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean, plural
 from facemetric.evaluation.table import UNREADABLE, unit_rows
-from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.faces.photographs import Picture
 from facemetric.files import write_whole
 from facemetric.gallery.answers import Added, Checked, FaceAnswer, PhotoAnswer
+from facemetric.gallery.enrol import SAME, checked_name, enrol
 from facemetric.gallery.folder import LIST, GalleryFolder, GalleryList
-from facemetric.gallery.look import Photo, SeenFace, SeenPhoto, hash_of, jpeg_of, read_photo, see
+from facemetric.gallery.look import Photo, SeenPhoto, hash_of, read_photo, see
 from facemetric.gallery.parts import Part, Rows
 from facemetric.gallery.search import (
     Enrolled,
@@ -29,7 +28,6 @@ from facemetric.gallery.search import (
     drawn_rows,
     find_people,
     nearest_of,
-    same_photo_names,
 )
 from facemetric.gallery.threshold import (
     BestOfOthers,
@@ -40,39 +38,11 @@ from facemetric.gallery.threshold import (
 )
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import MODEL, file_hash, find_weights, is_shipped, read_config
 
-COMMIT_FACES, COMMIT_SECONDS = 2048, 60.0  # what a process that is killed loses at most
-SAME = 0.99  # cosine of two faces that are one picture, saved twice; README.md says what was measured
 CHECKED = 20_000  # rows that `check` compares with all
 OTHERS = "best_of_others.npz"  # kept between two questions: it takes seconds with a million faces
-
-
-@dataclass(frozen=True)
-class _New:
-    """Faces that wait to be written."""
-
-    names: list[str] = field(default_factory=list)
-    photos: list[str] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    faces: list[SeenFace] = field(default_factory=list)
-
-    def add(self, name: str, seen: SeenPhoto, face: SeenFace) -> None:
-        self.names.append(name)
-        self.photos.append(seen.name)
-        self.hashes.append(seen.sha256)
-        self.faces.append(face)
-
-    def rows(self, keeps_crops: bool) -> Rows:
-        return Rows(
-            np.stack([face.embedding for face in self.faces]).astype(np.float32),
-            self.names,
-            self.photos,
-            np.stack([np.frombuffer(one, np.uint8) for one in self.hashes]),
-            np.array([face.quality for face in self.faces], np.float32),
-            [jpeg_of(face.crop) if keeps_crops else b"" for face in self.faces],
-        )
 
 
 class Gallery:
@@ -169,13 +139,12 @@ class Gallery:
     @cached_property
     def embedder(self) -> Embedder:
         """The network; loaded when it is first needed."""
-        return load_weights(self.weights_folder, pick_device(self._device))
+        return load_embedder(self.weights_folder, pick_device(self._device))
 
     @cached_property
     def _finder(self) -> FaceFinder | None:
         faces, detector, min_quality = self._faces
-        pictures = self.embedder.pictures
-        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality)
+        return self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     def add(self, name: str, photos: Picture | Iterable[Picture], *, take_largest: bool = False) -> Added:
         """Enroll a person from photographs: paths, bytes, PIL images or arrays (H, W, 3), one or several.
@@ -194,63 +163,11 @@ class Gallery:
 
         Faces are written as they come, at least once a minute, so that a process that is killed goes on where it
         stopped: the same call again counts what is there already."""
-        added = Added(self.path)
-        new, last = _New(), time.monotonic()
-        for name, seen in self._new_photos(people, added):
-            if seen.missing:
-                added.skipped.append((seen.name, seen.missing))
-            elif seen.rivals > 1 and not take_largest:
-                added.skipped.append((seen.name, f"{seen.rivals} faces of like size; whose is it?"))
-            else:
-                new.add(name, seen, seen.faces[seen.taken])
-            if len(new.faces) >= COMMIT_FACES or (new.faces and time.monotonic() - last > COMMIT_SECONDS):
-                self._write(new, added)
-                new, last = _New(), time.monotonic()
-        self._write(new, added)
-        return added
 
-    def _new_photos(
-        self, people: Iterable[tuple[str, Photo]], added: Added
-    ) -> Iterator[tuple[str, SeenPhoto]]:
-        """The photographs that are not enrolled under their name yet, looked at."""
-        waiting: list[str] = []
-        met: set[tuple[str, bytes]] = set()
+        def looked(photos: Iterable[Photo]) -> Iterator[SeenPhoto]:
+            return see(self.embedder, self._finder, photos, flip=self.folder.list.flip)
 
-        def fresh() -> Iterator[Photo]:
-            for name, photo in people:
-                name = checked_name(name)
-                added.photographs += 1
-                sha256 = hash_of(photo.picture)
-                known = same_photo_names(self._enrolled, [sha256]).get(sha256, set())
-                if not photo.reason and (name in known or (name, sha256) in met):
-                    added.already += 1
-                    continue
-                met.add((name, sha256))
-                waiting.append(name)
-                yield photo
-
-        self.enrolled  # noqa: B018 (takes over what others wrote)
-        photos = see(self.embedder, self._finder, fresh(), flip=self.folder.list.flip)
-        for number, seen in enumerate(photos):
-            yield waiting[number], seen
-
-    def _write(self, new: _New, added: Added) -> None:
-        """Write faces that wait, and note those that are somebody else's picture already."""
-        if not new.faces:
-            return
-        self.folder.append(new.rows(self.folder.list.keeps_crops))
-        added.faces += len(new.faces)
-        added.people.update(new.names)
-        enrolled = self.enrolled
-        mine = same_photo_names(enrolled, new.hashes)
-        emb_MD = np.stack([face.embedding for face in new.faces])
-        for name, photo, sha256, matches in zip(
-            new.names, new.photos, new.hashes, find_people(enrolled, emb_MD, 2), strict=True
-        ):
-            for match in matches:
-                if match.name != name and match.score >= SAME:
-                    same_file = match.name in mine.get(sha256, set())
-                    added.twice.append((photo, name, match.name, enrolled.photo(match.row), same_file))
+        return enrol(self.folder, looked, people, take_largest=take_largest)
 
     def add_embeddings(
         self, embeddings: npt.ArrayLike, names: Sequence[str], photos: Sequence[str] = ()
@@ -341,14 +258,20 @@ class Gallery:
 
         A face is named where the best score reaches the threshold: that of `fpir` (see `threshold`), or `threshold`, a
         cosine. The `top` most similar people are listed at any score. Raises DataError for an empty gallery."""
+        named = (_named(photo, number) for number, photo in enumerate(photos))
+        return self.answer(named, fpir=fpir, threshold=threshold, top=top)
+
+    def answer(
+        self, photos: Iterable[Photo], *, fpir: float = 0.01, threshold: float | None = None, top: int = 3
+    ) -> Iterator[PhotoAnswer]:
+        """`identify_all` for photographs that were read and have names."""
         if not len(self.enrolled):
             raise DataError(f"nobody is enrolled in {self.path}; `facemetric gallery add {self.path} PEOPLE`")
         if threshold is not None:
             chosen = choose_threshold(self._best_of_others(), None, fpir, given=threshold)
         else:
             chosen = self.threshold(fpir)
-        named = (_named(photo, number) for number, photo in enumerate(photos))
-        for seen in see(self.embedder, self._finder, named, flip=self.folder.list.flip):
+        for seen in see(self.embedder, self._finder, photos, flip=self.folder.list.flip):
             enrolled = self.enrolled
             emb_FD = [face.embedding for face in seen.faces]
             found = find_people(enrolled, np.stack(emb_FD), max(top, 1)) if emb_FD else []
@@ -374,7 +297,8 @@ class Gallery:
         chosen = self.threshold(fpir) if len(enrolled.names) > 1 else None
         rows = drawn_rows(len(enrolled), CHECKED)
         near = nearest_of(enrolled, rows)
-        twice, alike, unlike = [], {}, []
+        twice, unlike = [], []
+        alike: dict[tuple[str, str], float] = {}
         for i, row in enumerate(rows.tolist()):
             other, score = int(near.other_row[i]), float(near.other_score[i])
             if chosen is None or other < 0:
@@ -389,14 +313,6 @@ class Gallery:
                 unlike.append((names[0], enrolled.photo(row), names[1], score))
         pairs = sorted(((*pair, score) for pair, score in alike.items()), key=lambda pair: -pair[2])
         return Checked(self.path, len(enrolled), len(enrolled.names), len(rows), twice, pairs, unlike, chosen)
-
-
-def checked_name(name: str) -> str:
-    """A person's name without space around it. DataError where nothing is left, or where it has line breaks."""
-    name = name.strip()
-    if not name or not name.replace("\N{ZERO WIDTH JOINER}", "").isprintable():
-        raise DataError(f"{name!r} cannot be a person's name; give one line of text")
-    return name
 
 
 def _named(photo: Any, number: int) -> Photo:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from facemetric.errors import first_few
 from facemetric.faces.crops import Face, choose, open_or_reason, rivals
 from facemetric.faces.finder import FaceFinder
 from facemetric.faces.photographs import Picture
@@ -24,6 +23,7 @@ from facemetric.model.embedder import Embedder
 TOGETHER = 64  # photographs that are in memory at once
 CROP_QUALITY = 90  # of the JPEGs that are kept: 4 kB a face
 WHOLE = Quality(1.0, 1.0, 0.0, 0.0, 0.0)  # of a picture that is taken as it is: nothing is known of it
+SMALL = 10.0  # pixels between the eyes, of a face 20 pixels wide: README.md says what a smaller one costs
 
 
 class Photo(NamedTuple):
@@ -37,12 +37,23 @@ class Photo(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class SeenFace:
     """A face in a photograph. `box` (left, top, right, bottom) in pixels of the upright photograph, `quality` 0..1 (1
-    where no face was looked for), `embedding` float32 (D,), unit length."""
+    where no face was looked for), `eye_distance` in pixels (0 there), `embedding` float32 (D,), unit length."""
 
     crop: Image.Image
     box: tuple[float, float, float, float]
     quality: float
+    eye_distance: float
     embedding: npt.NDArray[np.float32]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether so little of the face is there that an answer is to be trusted less."""
+        return 0 < self.eye_distance < SMALL
+
+    @property
+    def width(self) -> float:
+        """Pixels."""
+        return self.box[2] - self.box[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +92,7 @@ def see(
     while some := list(islice(photos, TOGETHER)):
         found = _faces_of(finder, some)
         crops = [face.crop for _, faces, _ in found for face in faces]
-        emb_FD = embedder.embed(crops, flip=flip) if crops else np.zeros((0, embedder.embedding_size))
+        emb_FD = embedder.embed(crops, flip=flip, faces="off") if crops else np.zeros((0, 0), np.float32)
         embeddings = iter(emb_FD)
         for photo, (missing, faces, picked) in zip(some, found, strict=True):
             seen = tuple(_seen(face, next(embeddings)) for face in faces)
@@ -122,7 +133,9 @@ def _whole(picture: Picture) -> tuple[str, tuple[Face, ...], int]:
 
 def _seen(face: Face, embedding: npt.NDArray[np.float32]) -> SeenFace:
     left, top, right, bottom = (float(edge) for edge in face.box)
-    return SeenFace(face.crop, (left, top, right, bottom), face.quality.figure, embedding)
+    quality = face.quality
+    box = (left, top, right, bottom)
+    return SeenFace(face.crop, box, quality.figure, quality.eye_distance, embedding)
 
 
 def hash_of(picture: Picture) -> bytes:
@@ -140,8 +153,3 @@ def jpeg_of(crop: Image.Image) -> bytes:
     buffer = io.BytesIO()
     crop.convert("RGB").save(buffer, "JPEG", quality=CROP_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def reasons_text(missing: list[tuple[str, str]]) -> str:
-    """Photographs and why each gave no face, the first few."""
-    return first_few((f"{name} ({reason})" for name, reason in missing), 5)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from facemetric.data.store import Packed
 from facemetric.errors import DataError
-from facemetric.files import write_whole
+from facemetric.files import write_bytes_whole, write_whole
 from facemetric.model.weights_folder import file_hash
 
 MOST_ROWS = 65_536  # of a part: 32 MiB of 128 numbers a row, which a removed person costs to write again
@@ -109,7 +109,7 @@ class PartRecord:
 def write_part(folder: Path, name: str, rows: Rows) -> PartRecord:
     """Write rows as a part; each of its files appears whole. Raises OSError (a full disk)."""
     people, person = np.unique(np.array(rows.names, dtype=object), return_inverse=True)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "embeddings": np.ascontiguousarray(rows.embeddings, np.float32),
         "person": person.astype(np.int32),
         "photo_hash": np.ascontiguousarray(rows.photo_hash, np.uint8),
@@ -121,7 +121,7 @@ def write_part(folder: Path, name: str, rows: Rows) -> PartRecord:
         tensors[what] = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
         tensors[f"{what}_ends"] = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     rows_file, crops_file = PartRecord(name, 0, "", "").files(folder)
-    write_whole(rows_file, lambda staged: save_file(tensors, staged), durable=True)
+    write_bytes_whole(rows_file, save(tensors), durable=True)
 
     def fill(staged: Path) -> None:
         with open(staged, "wb") as file:

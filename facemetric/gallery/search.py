@@ -5,7 +5,6 @@ Shapes: Q queries, N enrolled rows, M rows that are tried, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -87,6 +86,22 @@ class Enrolled:
         part, at = self.place(row)
         return part.crop(at)
 
+    @cached_property
+    def _photo_keys(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """The first 8 bytes of the photographs' hashes, sorted, and their rows."""
+        keys = [np.ascontiguousarray(part.photo_hash[:, :8]).view("<u8")[:, 0] for part in self.parts]
+        key_N = np.concatenate([*keys, np.zeros(0, np.uint64)]).astype(np.uint64)
+        order = np.argsort(key_N, kind="stable")
+        return key_N[order], order
+
+    def people_on(self, sha256: bytes) -> set[str]:
+        """The people who are enrolled from a photograph of this hash."""
+        keys, rows = self._photo_keys
+        key = np.uint64(int.from_bytes(sha256[:8], "little"))
+        first, end = np.searchsorted(keys, key), np.searchsorted(keys, key, side="right")
+        places = [self.place(row) for row in rows[first:end].tolist()]
+        return {part.name(at) for part, at in places if part.photo_hash[at].tobytes() == sha256}
+
     def rows(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """The embeddings (M, D) of rows in rising order."""
         found = [
@@ -155,14 +170,3 @@ def nearest_of(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
 def drawn_rows(count: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
     """`most` of so many rows, drawn, in rising order; all where they are no more."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
-
-
-def same_photo_names(enrolled: Enrolled, hashes: Sequence[bytes]) -> dict[bytes, set[str]]:
-    """For each hash of a photograph's bytes the people who are enrolled from it."""
-    wanted = np.array([int.from_bytes(one[:8], "little") for one in hashes], np.uint64)
-    found: dict[bytes, set[str]] = {}
-    for part in enrolled.parts:
-        key = np.ascontiguousarray(part.photo_hash[:, :8]).view("<u8")[:, 0]
-        for row in np.flatnonzero(np.isin(key, wanted)).tolist():
-            found.setdefault(part.photo_hash[row].tobytes(), set()).add(part.name(row))
-    return found

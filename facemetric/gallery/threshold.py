@@ -30,6 +30,7 @@ from facemetric.evaluation.intervals.records import Interval, wilson
 from facemetric.evaluation.thresholds import KEY
 from facemetric.gallery.search import Enrolled, drawn_rows, nearest_of
 
+USUAL_FPIR = 0.01
 PRIOR = 20.0  # people: with so many enrolled, what they show and what the weights hold count the same
 TAIL = 5.0  # people above the threshold from which their quantile counts, and no distribution
 LEAST_PEOPLE = 5  # enrolled, from which they count at all

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from facemetric.data.images import Preprocess, normalise
 from facemetric.errors import ConfigError, DataError, did_you_mean
-from facemetric.faces.finder import FaceFinder, Faces, crop_side, face_finder
-from facemetric.model.pictures import ImageTransform, batches_of
+from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,9 +124,12 @@ class Embedder(nn.Module):
         where pictures are embedded as they are."""
         if isinstance(faces, FaceFinder):
             return faces
-        size = crop_side(self.transform.enough)
         return face_finder(
-            faces, pictures=self.pictures, detector=detector, min_quality=min_quality, size=size
+            faces,
+            pictures=self.pictures,
+            detector=detector,
+            min_quality=min_quality,
+            size=crop_side(self.preprocess),
         )
 
     def embed_pixels(
@@ -194,14 +197,16 @@ def embed_batch(embedder: Embedder, images: Tensor, *, flip: bool = False) -> Te
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Cosine of every embedding in `a` (N, D) with every one in `b` (M, D): (N, M), float32, -1..1.
 
-    One embedding (D,) counts as (1, D). Lengths do not matter. Raises DataError where sizes differ, where a number is
+    Of two single embeddings (D,) it is one number, an array of shape (); one beside several counts as (1, D). Lengths
+    do not matter. Raises DataError where sizes differ, where a number is
     not finite, or where an embedding is all zeros and has no direction."""
     a_ND, b_MD = _unit(a, "a"), _unit(b, "b")
     if a_ND.shape[1] != b_MD.shape[1]:
         raise DataError(
             f"embeddings have {a_ND.shape[1]} and {b_MD.shape[1]} numbers; both must be of one model"
         )
-    return np.clip(a_ND @ b_MD.T, -1, 1)
+    cosine_NM = np.clip(a_ND @ b_MD.T, -1, 1)
+    return cosine_NM.reshape(()) if np.ndim(a) == np.ndim(b) == 1 else cosine_NM
 
 
 def _unit(rows: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:

@@ -116,7 +116,7 @@ class CosFaceHead(MarginHead):
 HEADS: dict[str, type[Head]] = {"softmax": SoftmaxHead, "arcface": ArcFaceHead, "cosface": CosFaceHead}
 
 
-def head_help() -> str:
+def heads_text() -> str:
     """What the heads are, one a line: each name, and the first line of its class."""
     return "\n".join(f"{name}: {(head.__doc__ or '').splitlines()[0]}" for name, head in HEADS.items())
 

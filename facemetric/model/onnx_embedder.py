@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
-from facemetric.model.pictures import ImageTransform, batches_of
+from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 from facemetric.model.weights_folder import file_hash
 
 if TYPE_CHECKING:
@@ -132,11 +132,11 @@ class OnnxEmbedder:
         """What finds the faces for this file, None where pictures are embedded as they are."""
         if faces == "off":
             return None
-        from facemetric.faces.finder import FaceFinder, crop_side, face_finder  # which need torch
+        from facemetric.faces.finder import FaceFinder, face_finder  # which need torch
 
         if isinstance(faces, FaceFinder):
             return faces
-        return face_finder(faces, pictures=self.pictures, size=crop_side(self.transform.enough))
+        return face_finder(faces, pictures=self.pictures, size=crop_side(self.preprocess))
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False

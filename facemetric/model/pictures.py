@@ -5,6 +5,7 @@ Shapes: N pictures, H height, W width. Pixels are uint8 RGB.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from facemetric.data.eval_transform import Transform, eval_transform
 from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
 from facemetric.errors import DataError
+from facemetric.faces.template import SIDE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,15 @@ class ImageTransform:
         height, width = self.preprocess.size
         crop = f", crop={self.preprocess.crop}" if any(self.preprocess.crop) else ""
         return f"ImageTransform({width} x {height} pixels{crop}, {self.preprocess.interpolation})"
+
+
+def crop_side(preprocess: Preprocess) -> int:
+    """Side in pixels of the crops to cut from photographs for a network: 112, or what it sees where that is more.
+
+    One that learned on crops of 112 pixels sees up to 168, as it cuts and scales; beyond, it learned on larger ones."""
+    (height, width), (left, top, right, bottom) = preprocess.size, preprocess.crop
+    seen = max(math.ceil(width / (1 - left - right)), math.ceil(height / (1 - top - bottom)))
+    return SIDE if seen <= 1.5 * SIDE else seen
 
 
 def is_tensor(thing: Any) -> bool:
@@ -120,8 +131,11 @@ def read_picture(picture: Any, name: str, *, enough: int = 0) -> Image.Image:
 def picture_size(picture: Any) -> tuple[int, int]:
     """(width, height) of a picture that `read_picture` takes, upright; of a file only the header is read."""
     if isinstance(picture, (str, Path)):
-        with Image.open(picture, formats=FORMATS) as image:
-            return picture_size(image)
+        try:
+            with Image.open(picture, formats=FORMATS) as image:
+                return picture_size(image)
+        except UnidentifiedImageError:  # a photograph of a phone
+            return decode(Path(picture).read_bytes()).size
     if isinstance(picture, Image.Image):
         turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return picture.size[::-1] if turned else picture.size
@@ -214,7 +228,8 @@ def faces_of(
         picture = waiting.popleft()
         if found.missing is not None and found.missing.unreadable:
             name = name_of(picture, number)
-            read_picture(picture, name)  # says in its own words what is wrong with it
+            if not Path(picture).is_file():
+                read_picture(picture, name)  # says so in its own words
             raise DataError(f"{name} cannot be read: {found.missing.reason}; give an image")
         yield picture, found
 

@@ -19,6 +19,7 @@ from facemetric.files import sync, write_text_whole
 FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
+HUB = "hf-hub:"  # begins the name of weights on the Hugging Face Hub
 OLD = ".old"  # ends the name of a folder that is being replaced
 FACES = "faces"  # `pictures` of weights that expect faces cut to the template; "" of others
 PACKAGE = Path(__file__).parents[1]
@@ -78,8 +79,13 @@ def find_onnx(name: str | Path) -> Path:
     return Path(name)
 
 
-def find_weights(name: str | Path) -> Path:
-    """The weights folder of a path or a shipped name. Raises WeightsError for neither."""
+def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
+    """The weights folder of a path, a shipped name, or of hf-hub:OWNER/NAME, which is brought from the Hub where the
+    cache lacks it (not without `fetch`). Raises WeightsError for neither."""
+    if str(name).startswith(HUB):
+        from facemetric.model.hub import hub_folder
+
+        return hub_folder(str(name), cached=not fetch)
     if not str(name):
         raise WeightsError(
             "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
@@ -114,6 +120,30 @@ def is_shipped(folder: Path) -> bool:
     return any(
         real == os.path.realpath(config.parent) for root in SHIPPED for config in root.glob(f"*/{CONFIG}")
     )
+
+
+def name_of_copy(folder: Path) -> str:
+    """The name for a copy of weights that are not the user's own to change, "" for those that are.
+
+    Shipped weights are not, and neither are those in the cache of the Hub, which other programs read."""
+    if is_shipped(folder):
+        return os.path.basename(os.path.realpath(folder))
+    cached = folder.absolute()  # .../models--OWNER--NAME/snapshots/COMMIT
+    if cached.parent.name == "snapshots" and cached.parents[1].name.startswith("models--"):
+        return cached.parents[1].name.rpartition("--")[2]
+    return ""
+
+
+def without_folders(value: Any) -> Any:
+    """Options with the names of files in place of their paths: where they lay is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str) and "/" in value and not value.startswith(HUB):
+        name, equals, path = value.rpartition("=")
+        return f"{name}{equals}{Path(path).name}"
+    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:

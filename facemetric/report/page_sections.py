@@ -60,7 +60,7 @@ def thresholds_of(found: Verification) -> Thresholds:
     named = [("equal errors", float(threshold[at_eer]))]
     for p in found.points:
         if p.supported and math.isfinite(p.threshold):
-            counts[float(p.threshold)] = round(p.tar * found.n_genuine), p.accepted_impostors
+            counts[float(p.threshold)] = round(p.true_rate * found.n_genuine), p.accepted_impostors
             named.append((f"FAR {p.wanted:g}", float(p.threshold)))
     rising = sorted(counts)
     row = {t: k for k, t in enumerate(rising)}

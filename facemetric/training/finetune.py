@@ -7,11 +7,13 @@ otherwise images are embedded in every step (tasks/on_images.py).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 
 from facemetric.config import FinetuneConfig, config_toml
 from facemetric.config.calls import takes_options
+from facemetric.data.index import ImageIndex
 from facemetric.data.lists import check_identities, with_at_least
 from facemetric.errors import DataError, plural
 from facemetric.files import write_bytes_whole
@@ -22,7 +24,7 @@ from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
-from facemetric.training.run_folder import figures_line
+from facemetric.training.run_folder import check_run_folder, figures_line
 from facemetric.training.split import Split, split_for
 from facemetric.training.stage import Setup, check_training, keep_hashes, load_start, warn_of_seen
 from facemetric.training.tasks.on_features import OnFeatures
@@ -40,6 +42,7 @@ def finetune(config: FinetuneConfig) -> Trained:
     `finetune("faces", weights="runs/pretrain", freeze="backbone")` is
     `facemetric finetune faces --weights runs/pretrain --freeze backbone`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
     embedder = load_start(config, device)
@@ -63,7 +66,8 @@ def finetune(config: FinetuneConfig) -> Trained:
         sum_up(run, split, task.embeddings, device, config.seed, before=other)
         finished = at.epoch == config.epochs  # not ended by --max-steps
         if finished:
-            keep_hashes(run, Joined(split.train, split.unlabelled), config.weights, config.workers)
+            images = cast(ImageIndex, Joined(split.train, split.unlabelled))
+            keep_hashes(run, images, config.weights, config.workers)
         run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
         return Trained(run.folder, run.best, metrics)
 

@@ -12,6 +12,7 @@ from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
+from facemetric.training.run_folder import check_run_folder
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, keep_hashes
 from facemetric.training.tasks.distillation import stage_one
@@ -24,6 +25,7 @@ def pretrain(config: PretrainConfig) -> Trained:
 
     `pretrain("faces", arch="lcnet_050", epochs=20)` is `facemetric pretrain faces --arch lcnet_050 --epochs 20`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
     with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:

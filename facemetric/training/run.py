@@ -18,7 +18,15 @@ from facemetric.files import Lock, write_bytes_whole
 from facemetric.model.weights_folder import BEST, mend_folder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
-from facemetric.training.run_folder import BAD_IMAGES, CHECKPOINT, CONFIG, LOCK, LOG, has_checkpoint, read_log
+from facemetric.training.run_folder import (
+    BAD_IMAGES,
+    CHECKPOINT,
+    CONFIG,
+    LOCK,
+    LOG,
+    check_run_folder,
+    has_checkpoint,
+)
 
 
 class Trained(NamedTuple):
@@ -61,17 +69,10 @@ class Run:
         """Look at what the folder holds, and open its files."""
         log, checkpoint = self.folder / LOG, self.folder / CHECKPOINT
         checkpoints = [checkpoint, checkpoint.with_suffix(".previous")]
-        saved = has_checkpoint(checkpoint)
-        begun = any(line.get("step", 0) > 0 for line in read_log(log)) or (saved and not log.exists())
-        if self.resume and not saved:
-            if begun or not (self.folder / CONFIG).exists():
-                remedy = "name another --out, or remove it" if begun else "start without --resume"
-                raise ConfigError(f"{self.folder} holds no checkpoint to resume; {remedy}")
+        check_run_folder(self.folder, self.resume)
+        if self.resume and not has_checkpoint(checkpoint):
             say(f"{self.folder} was stopped before its first step: it starts from there")
             self.resume = False
-        if begun and not self.resume:
-            remedy = "go on with it by --resume" if saved else "remove it"
-            raise ConfigError(f"{self.folder} already holds a run; {remedy}, or name another --out")
         if self.resume:
             self.changed = changed_options(self.folder / CONFIG, self._config)
             if "seed" in self.changed:  # the order of the images and every random number follow it

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from facemetric.errors import ConfigError
 from facemetric.machine import MIB, resident_peak
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
@@ -120,6 +121,18 @@ def judged_by(figures: Mapping[str, Any]) -> str:
 def has_checkpoint(path: Path) -> bool:
     """Whether there is a checkpoint to go on from, whole or not."""
     return path.exists() or path.with_suffix(".previous").exists()
+
+
+def check_run_folder(folder: Path, resume: bool) -> None:
+    """Raise ConfigError where a run cannot begin in a folder, as another is there, or cannot go on: none is."""
+    log, saved = folder / LOG, has_checkpoint(folder / CHECKPOINT)
+    begun = any(line.get("step", 0) > 0 for line in read_log(log)) or (saved and not log.exists())
+    if resume and not saved and (begun or not (folder / CONFIG).exists()):
+        remedy = "name another --out, or remove it" if begun else "start without --resume"
+        raise ConfigError(f"{folder} holds no checkpoint to resume; {remedy}")
+    if begun and not resume:
+        remedy = "go on with it by --resume" if saved else "remove it"
+        raise ConfigError(f"{folder} already holds a run; {remedy}, or name another --out")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.data.batches import places_within
+from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.errors import DataError, plural
+from facemetric.faces.align import AlignOptions, cut_faces
+from facemetric.faces.template import SIDE
+from facemetric.model.pictures import crop_side
 from facemetric.model.weights_folder import find_weights, read_config
+from facemetric.training import distributed
 from facemetric.training.distributed import say
 
 # What read_split reads: with these of a training's options its images can be split again.
@@ -23,6 +29,7 @@ SPLIT_OPTIONS = (
     "leave_out",
     "leave_out_images",
     "case_twins",
+    "align",
     "val_identities",
     "val_fraction",
     "val_by",
@@ -49,14 +56,22 @@ class Split:
     known: bool = False  # the weights it begins with may have seen some of the validation identities
 
 
-def read_split(config: StageConfig) -> Split:
-    """Read DATA, merge, leave out, and split off the validation identities; says what it did in one line each."""
+def read_split(config: StageConfig, run: Path | None = None, *, side: int = SIDE) -> Split:
+    """Read DATA, merge, leave out, and split off the validation identities; says what it did in one line each.
+
+    With --align the faces of photographs are cut into `run`, crops of `side` pixels, where they are not there yet."""
     index = read_index(config.data)
     for note in index.notes:
         say(note)
     fingerprint = index.fingerprint
     index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
     check_identities(index, allow_case_twins=config.case_twins)
+    unlabelled = read_unlabelled(config)
+    if config.align:
+        assert run is not None
+        index = faces_alone(index, run / "faces", side)
+        if unlabelled is not None:
+            unlabelled = faces_alone(unlabelled, run / "faces_unlabelled", side)
     val = None
     if config.val_identities:
         parted = index.split_identities(read_identity_list(config.val_identities), skip_unknown=True)
@@ -81,7 +96,16 @@ def read_split(config: StageConfig) -> Split:
         say(f"validating on {counted(val)} ({whose})")
     parts = [part.fingerprint for part in (index, val) if part is not None]
     origin = Origin(fingerprint, hashlib.sha256(" ".join(parts).encode()).hexdigest())
-    return Split(index, val, origin, read_unlabelled(config), closed=config.val_by == "images")
+    return Split(index, val, origin, unlabelled, closed=config.val_by == "images")
+
+
+def faces_alone(index: ImageIndex, out: Path, side: int) -> ImageIndex:
+    """The faces of an index (`cut_faces`); process 0 cuts them, for all."""
+    found = None
+    if distributed.rank() == 0:
+        found = cut_faces(index, out, AlignOptions(size=side, given="auto"))
+        say(found.text() or f"every picture of {len(index):,} is an aligned crop: none is cut")
+    return distributed.from_first(found).index
 
 
 def read_unlabelled(config: StageConfig) -> ImageIndex | None:
@@ -104,7 +128,7 @@ def counted(index: ImageIndex) -> str:
 def split_for(config: PretrainConfig | FinetuneConfig) -> Split:
     """read_split, and a warning where --weights were trained on the same data, split otherwise: then validation
     people may be among those that they learned, and the figures of these are too good."""
-    split = read_split(config)
+    split = read_split(config, config.out, side=side_of(config) if config.align else SIDE)
     if not config.weights or split.val is None:
         return split
     past = read_config(find_weights(config.weights))["facemetric"].get("provenance") or {}
@@ -116,6 +140,16 @@ def split_for(config: PretrainConfig | FinetuneConfig) -> Split:
         "identities, whose figures are then too good; give both stages the same lists, --val-fraction and --seed"
     )
     return replace(split, known=True)
+
+
+def side_of(config: PretrainConfig | FinetuneConfig) -> int:
+    """Side in pixels of the crops for the network that a training begins with."""
+    pre = Preprocess()
+    if config.weights:
+        pre = Preprocess.from_dict(read_config(find_weights(config.weights))["facemetric"]["preprocess"])
+    if config.image_size:
+        pre = replace(pre, size=(config.image_size, config.image_size))
+    return crop_side(replace(pre, crop=config.crop) if any(config.crop) else pre)
 
 
 def split_fraction(index: ImageIndex, fraction: float, seed: int) -> tuple[ImageIndex, ImageIndex]:

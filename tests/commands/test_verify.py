@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from photographs import HOPPER
+from photographs import HOPPER, hopper, pair
 from PIL import Image
 
 from facemetric import Verifier, calibrate, cli, verify
 from facemetric.commands.verify import NO_FACE_CHECK, why_no_face
 from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.evaluation.answers import Probability
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.finder import FaceFinder
+from facemetric.model.weights_folder import amend_config
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
@@ -138,7 +142,7 @@ def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
     calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = Verifier(calibrated, far=0.2, device="cpu")
-    monkeypatch.setattr("facemetric.commands.verify.load_weights", None)  # not called any more
+    monkeypatch.setattr("facemetric.commands.verify.load_embedder", None)  # not called any more
     one, two = images_in(faces)[3], images_in(faces)[40]
     image = Image.open(two).convert("RGB")
     expected = verifier(str(one), str(two))
@@ -195,3 +199,127 @@ def test_the_remedy_names_the_weights_as_the_user_does(
     wanted = r"^faces-9 holds no threshold for FAR 0\.2; make one with `facemetric calibrate DATA --weights faces-9 "
     with pytest.raises(WeightsError, match=wanted):
         verify(one, one, weights="faces-9", far=0.2, device="cpu")
+
+
+# Photographs, three answers
+
+
+@pytest.fixture
+def of_faces(calibrated: Path) -> Path:
+    """Weights that expect faces; they learned nothing."""
+    amend_config(calibrated, pictures="faces")
+    return calibrated
+
+
+def test_the_faces_of_two_photographs_are_compared(of_faces: Path, tmp_path: Path) -> None:
+    hopper().rotate(15, expand=True).save(tmp_path / "turned.png")
+    verifier = Verifier(of_faces, far=0.2, device="cpu")
+    found = verifier(HOPPER, tmp_path / "turned.png")
+    crops = [FaceFinder().one(picture).crop for picture in (HOPPER, tmp_path / "turned.png")]  # type: ignore[union-attr]
+    emb = verifier.embedder.embed(crops, faces="off")
+    assert found.score == pytest.approx(float(emb[0] @ emb[1]), abs=1e-5)
+    whole = verifier.embedder.embed([HOPPER, tmp_path / "turned.png"], faces="off")
+    assert abs(found.score - float(whole[0] @ whole[1])) > 1e-4
+    assert found.notes == ()
+    assert [face.was_crop for face in found.faces] == [False, False]
+    assert found.faces[0].box[0] == pytest.approx(173, abs=5)
+    assert 0.5 < found.faces[0].quality <= 1
+    crops[0].save(tmp_path / "crop.png")
+    again = verifier(tmp_path / "crop.png", tmp_path / "turned.png")
+    assert [face.was_crop for face in again.faces] == [True, False]
+    assert again.score == pytest.approx(found.score, abs=1e-5)
+
+
+def test_a_picture_without_a_face_is_no_answer(
+    of_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, colour in (("sky", (90, 140, 220)), ("grass", (60, 160, 50))):
+        Image.new("RGB", (200, 150), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(99))
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7 ...")
+    options = ["--weights", str(of_faces), "--far", "0.2", "--device", "cpu"]
+    cases = {
+        ("sky.png", "grass.png"): "sky.png: no face found; verify compares faces",
+        (str(HOPPER), "grass.png"): "grass.png: no face found; verify compares faces",
+        (str(HOPPER), "film.mp4"): "film.mp4 cannot be read: a video; save a frame of it as a picture",
+        (str(HOPPER), "paper.pdf"): "paper.pdf cannot be read: a PDF document; save its page as a picture",
+    }
+    for names, message in cases.items():
+        with pytest.raises(SystemExit) as end:
+            cli.main(["verify", *(str(tmp_path / name) for name in names), *options])
+        shown = capsys.readouterr()
+        assert end.value.code == 2
+        assert shown.out == ""
+        assert message in shown.err
+        assert shown.err.count("\n") == 1
+
+
+def test_of_several_faces_the_one_taken_is_said(of_faces: Path) -> None:
+    found = Verifier(of_faces, far=0.2, device="cpu")(HOPPER, pair())
+    assert [face.faces for face in found.faces] == [1, 2]
+    (note,) = found.notes
+    assert note.startswith("the second picture shows 2 faces: compared is the most prominent, ")
+    left, top, right, bottom = (round(edge) for edge in found.faces[1].box)
+    assert note.endswith(
+        f"{right - left} x {bottom - top} pixels at {left} from the left and {top} from the top"
+    )
+
+
+def test_a_face_of_low_quality_is_refused_where_asked(of_faces: Path) -> None:
+    with pytest.raises(DataError, match=r"the face is of quality 0\.\d\d, below the 1 asked for"):
+        verify(HOPPER, HOPPER, weights=of_faces, far=0.2, min_quality=1.0, device="cpu")
+
+
+def test_off_takes_pictures_as_they_are(of_faces: Path, faces: Path) -> None:
+    one, two = images_in(faces)[:2]  # drawn: no detector takes them for faces
+    assert verify(one, two, weights=of_faces, far=0.2, faces="off", device="cpu").notes == (NO_FACE_CHECK,)
+    with pytest.raises(DataError, match="no face found"):
+        verify(one, two, weights=of_faces, far=0.2, device="cpu")
+    with pytest.raises(DataError, match="no face found in the crop"):
+        verify(one, two, weights=of_faces, far=0.2, faces="crops", device="cpu")
+
+
+def test_between_the_two_thresholds_it_cannot_tell(calibrated: Path, faces: Path) -> None:
+    verifier = Verifier(calibrated, far=0.01, frr=0.01, device="cpu")
+    lower = config_of(calibrated)["facemetric"]["answers"]["different_below"]["0.01"]
+    assert lower["threshold"] < verifier.threshold
+    images, answers = images_in(faces), set()
+    emb = verifier.embedder.embed(images)
+    score = emb[0] @ emb.T
+    places = [int(np.argmin(score)), int(np.argmax(score[1:])) + 1]
+    places += np.flatnonzero((score > lower["threshold"]) & (score < verifier.threshold))[:1].tolist()
+    for place in places:
+        found = verifier(images[0], images[place])
+        expected = "same person" if found.score >= verifier.threshold else "different people"
+        if lower["threshold"] <= found.score < verifier.threshold:
+            expected = "cannot tell"
+        assert found.answer == found.to_dict()["answer"] == expected
+        assert found.text().startswith(expected + ": cosine ")
+        assert f"this share of true pairs is below {lower['threshold']:.4f}" in found.text()
+        answers.add(found.answer)
+    assert "cannot tell" in answers
+    assert len(answers) >= 2
+
+
+def test_what_the_threshold_means_is_said_in_plain_words(calibrated: Path, faces: Path) -> None:
+    one = images_in(faces)[0]
+    found = verify(one, one, weights=calibrated, far=0.01, device="cpu")
+    missed = 1 - found.stored.threshold.tar.value
+    assert f"at this strictness {missed:.0%} [" in found.text()
+    assert "of true pairs are missed" in found.text()
+    assert found.probability is None  # 16 people are too few
+    known = Probability(20.0, -10.0, 0.02, ())
+    certain = replace(found, probability=float(known.at(1.0)), error=0.02)
+    assert "probability above 0.999 that it is one person" in certain.text()
+    doubtful = replace(found, probability=float(known.at(0.5)), error=0.02)
+    assert "probability 0.500 that it is one person" in doubtful.text()
+    assert doubtful.to_dict()["probability"] == pytest.approx(0.5)
+
+
+def test_answers_of_other_people_than_the_threshold_are_not_used(calibrated: Path, faces: Path) -> None:
+    answers = config_of(calibrated)["facemetric"]["answers"]
+    one = images_in(faces)[0]
+    assert verify(one, one, weights=calibrated, far=0.01, device="cpu").lower is not None
+    for other in ({"flip": True}, {"data_fingerprint": "others"}):
+        amend_config(calibrated, answers=answers | other)
+        assert verify(one, one, weights=calibrated, far=0.01, device="cpu").lower is None

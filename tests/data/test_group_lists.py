@@ -53,7 +53,10 @@ def test_corrections_of_a_page_of_a_person_and_of_excel(tmp_path: Path) -> None:
         ("path,cluster,confirmed\na,1,perhaps\n", "line 2: confirmed is 'perhaps'; needed 1 or 0"),
         ("path,cluster\na,1\nb,1\na,2\n", "lines 2 and 4: a is in two groups, cluster 1 and cluster 2"),
         ("path,name\na,Anna\na,Bob\n", "lines 2 and 3: a is in two groups, 'Anna' and 'Bob'"),
-        ("path,cluster,name\na,1,Anna\nb,1,Bob\n", "lines 2 and 3: cluster 1 has two names, 'Anna' and 'Bob'"),
+        (
+            "path,cluster,name\na,1,Anna\nb,1,Bob\n",
+            "lines 2 and 3: cluster 1 has two names, 'Anna' and 'Bob'",
+        ),
         ("path,cluster,name\na,1,Anna\nb,2,Anna\n", "lines 2 and 3: two clusters have the name 'Anna'"),
     ],
 )

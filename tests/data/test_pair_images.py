@@ -144,7 +144,7 @@ def test_every_pair_can_be_drawn():
     [
         ([0, 0, 1, 1], 10, 3, "multiple of 6"),
         ([0, 0, 1, 1], 8, 1, "gives 2 pairs of one person, 4 were asked; ask for at most 4"),
-        ([0, 0, 0, 0], 2, 1, "gives 0 pairs of two persons"),
+        ([0, 0, 0, 0], 2, 1, "gives 0 pairs of two people"),
     ],
 )
 def test_too_few_images(labels, count, folds, message):

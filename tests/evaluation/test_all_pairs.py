@@ -18,11 +18,11 @@ FARS = (0.5, 0.1, 0.05)
 def listed(embeddings, labels):
     score, same = slow.all_pairs(embeddings, labels)
     g, i = split_scores(score, same)
-    return auc(g, i), eer(g, i)[0], [tar_at_far(g, i, f).tar for f in FARS], g.total, i.total
+    return auc(g, i), eer(g, i)[0], [tar_at_far(g, i, f).true_rate for f in FARS], g.total, i.total
 
 
 def figures(record):
-    return record.auc, record.eer, [p.tar for p in record.points], record.n_genuine, record.n_impostor
+    return record.auc, record.eer, [p.true_rate for p in record.points], record.n_genuine, record.n_impostor
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,13 +79,13 @@ def test_beyond_the_kept_scores_counts_stay_exact(keep, pieces, ties, people):
     assert record.auc == pytest.approx(slow.auc(floored(score, record.exact_from), same), abs=2e-4)
     assert record.eer == pytest.approx(slow.eer(score, same), abs=2e-3)
     for point in record.points:
-        assert (point.far, point.tar) == pytest.approx(
+        assert (point.false_rate, point.true_rate) == pytest.approx(
             slow.rates(score + 1e-6, same, point.threshold), abs=2e-3
         )
-        assert point.far <= point.wanted
+        assert point.false_rate <= point.wanted
         best = slow.tar_at_far(score, same, point.wanted)
         next_edge = np.ceil(best[2] * 16384) / 16384
-        assert point.tar in (
+        assert point.true_rate in (
             pytest.approx(best[0]),
             pytest.approx(slow.rates(score + 1e-6, same, next_edge)[1]),
         )
@@ -165,7 +165,7 @@ def test_more_ties_than_can_be_kept():
     labels = np.arange(60) % 20
     record = verify_all_pairs(emb, labels, fars=FARS, keep=10)
     assert (record.auc, record.eer) == (0.5, 0.5)
-    assert [p.tar for p in record.points] == [0, 0, 0]
+    assert [p.true_rate for p in record.points] == [0, 0, 0]
     assert record.to_dict()["thresholds_on_a_grid_below"] > 1
 
 
@@ -189,7 +189,7 @@ def test_copies_and_opposites_score_1_and_no_more(keep):
         if np.isfinite(p.threshold):
             counts = count_by_person(emb, labels, np.array([p.threshold]))
             assert counts.impostor.sum() // 2 == p.accepted_impostors
-            assert counts.genuine.sum() / found.n_genuine == p.tar
+            assert counts.genuine.sum() / found.n_genuine == p.true_rate
     on_grid = count_by_person(emb, labels, np.arange(-8, 9) / 8)
     assert on_grid.impostor[:, 0].sum() // 2 == found.n_impostor
 

@@ -40,10 +40,10 @@ def test_tpir_at_fpir_as_slow_loop():
         for threshold in {s for s, _ in known} | set(unknown):
             if sum(s >= threshold for s in unknown) / len(unknown) <= point.wanted:
                 best = max(best, sum(s >= threshold and right for s, right in known) / len(known))
-        assert point.tar == pytest.approx(best)
-        assert point.far <= point.wanted
+        assert point.true_rate == pytest.approx(best)
+        assert point.false_rate <= point.wanted
     assert not found.points[2].supported
-    assert found.points[3].tar == pytest.approx(found.rank_1)
+    assert found.points[3].true_rate == pytest.approx(found.rank_1)
     assert found.to_dict()["tpir_at_fpir"]["0.001"]["tpir"] is None
     json.dumps(found.to_dict(), allow_nan=False)
 
@@ -80,7 +80,7 @@ def test_identification_intervals_hold_and_count_people():
     bounds = identification_intervals(found, labels[probes], seed=0)
     assert list(bounds) == ["rank_1", "tpir_at_fpir_0.1"]
     assert bounds["rank_1"].value == pytest.approx(found.rank_1)
-    assert bounds["tpir_at_fpir_0.1"].value == pytest.approx(found.points[0].tar)
+    assert bounds["tpir_at_fpir_0.1"].value == pytest.approx(found.points[0].true_rate)
     for interval in bounds.values():
         assert 0.02 < interval.high - interval.low < 0.5
         assert interval.low < interval.value < interval.high
@@ -88,7 +88,7 @@ def test_identification_intervals_hold_and_count_people():
     whole = identify(emb[gallery], labels[gallery], emb[probes], labels[probes], fpirs=(1.0,))
     assert whole.rank_1 < 1
     at_all = identification_intervals(whole, labels[probes], draws=2000)
-    assert at_all["tpir_at_fpir_1"].value == whole.points[0].tar == whole.rank_1
+    assert at_all["tpir_at_fpir_1"].value == whole.points[0].true_rate == whole.rank_1
     for side in ("low", "high"):  # other draws, of weights, of the same figure
         one, other = (getattr(at_all[name], side) for name in ("tpir_at_fpir_1", "rank_1"))
         assert one == pytest.approx(other, abs=0.02)

@@ -49,10 +49,10 @@ def test_figures_as_slow_twin(case):
         point = tar_at_far(g, i, far)
         if far * i.total < 1:
             assert not point.supported
-            assert math.isnan(point.tar)
+            assert math.isnan(point.true_rate)
             continue
         tar, real_far, threshold = slow.tar_at_far(score, same, far)
-        assert (point.tar, point.far) == pytest.approx((tar, real_far))
+        assert (point.true_rate, point.false_rate) == pytest.approx((tar, real_far))
         assert point.threshold == threshold
         assert point.accepted_impostors == round(real_far * i.total)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
 from facemetric.errors import ConfigError
-from facemetric.model.heads import HEADS, SHORTEST, MarginHead, check_head, head_help, make_head
+from facemetric.model.heads import HEADS, SHORTEST, MarginHead, check_head, heads_text, make_head
 
 B, D, C = 32, 8, 5
 
@@ -104,8 +105,8 @@ def test_short_embeddings_have_the_direction_of_long_ones(kind: str) -> None:
 
 def test_heads_say_what_they_are_and_which_there_are() -> None:
     for name in HEADS:
-        assert f"{name}: " in head_help()
-    assert "cosface: cos(theta) - margin. Source: Wang et al. 2018" in head_help()
+        assert f"{name}: " in heads_text()
+    assert "cosface: cos(theta) - margin. Source: Wang et al. 2018" in heads_text()
     with pytest.raises(ConfigError, match="unknown head 'cosfase': did you mean 'cosface'"):
         check_head(np.str_("cosfase"))
     check_head("arcface")
@@ -128,7 +129,8 @@ class AdaFace(MarginHead):
         length_B = emb_BD.detach().float().norm(dim=1).clamp(0.001, 100)
         if self.training:
             self.mean.lerp_(length_B.mean(), 0.01)
-            self.deviation.lerp_(length_B.std(), 0.01)
+            if len(length_B) > 1:  # one image deviates from nothing
+                self.deviation.lerp_(length_B.std(), 0.01)
         z_B = ((length_B - self.mean) / (self.deviation + 1e-3) * 0.333).clamp(-1, 1)
         angle_B = cosine_B.clamp(-1 + 1e-6, 1 - 1e-6).acos() - margin * z_B
         return angle_B.clamp(1e-3, math.pi - 1e-3).cos() - margin * (z_B + 1)
@@ -137,12 +139,16 @@ class AdaFace(MarginHead):
 def test_a_head_of_ones_own_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdaFace, which needs the lengths of the embeddings, against its formulas (2) to (6) one image at a time."""
     monkeypatch.setitem(HEADS, "adaface", AdaFace)
-    assert "adaface: A margin that grows with the length" in head_help()
+    assert "adaface: A margin that grows with the length" in heads_text()
     torch.manual_seed(1)
     head = make_head("adaface", D, C, scale=64.0, margin=0.4)
     emb, labels = torch.randn(B, D) * 30, torch.arange(B) % C
     emb[0] = 25 * head.weight[0].detach()  # theta = 0
     got = head.with_margin(head(emb), labels, emb_BD=emb).detach()
+    after = deepcopy(head)
+    one = after.with_margin(after(emb[:1]), labels[:1], emb_BD=emb[:1])  # the last batch may hold one image
+    assert torch.isfinite(one).all()
+    assert all(torch.isfinite(number).all() for number in after.state_dict().values())
     lengths = [min(max(float(x.norm()), 0.001), 100) for x in emb.double()]
     mu = 0.99 * 20 + 0.01 * float(np.mean(lengths))
     sigma = 0.99 * 100 + 0.01 * float(np.std(lengths, ddof=1))

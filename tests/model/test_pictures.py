@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from photographs import HOPPER, hopper
 from PIL import Image
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index
+from facemetric.faces.crops import Face
+from facemetric.faces.finder import FaceFinder
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.pictures import batches_of, picture_size
+from facemetric.model.pictures import batches_of, crop_side, picture_size
 from facemetric.model.weights import save_weights
 
 CROP = (0.12, 0.175, 0.12, 0.05)
@@ -215,3 +218,58 @@ def test_plain_timm_sees_the_same_pixels_or_says_what_it_leaves_out(
     else:
         assert float(similarity(mine, theirs.numpy())[0, 0]) < 0.9999
         assert "facemetric.load_embedder(...).transform does it all" in notes[0]
+
+
+# Photographs
+
+
+@pytest.fixture(scope="module")
+def of_faces() -> Embedder:
+    torch.manual_seed(0)
+    embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32))).eval()
+    embedder.pictures = "faces"
+    return embedder
+
+
+def test_faces_are_found_turned_and_cut_and_crops_left_alone(of_faces: Embedder, tmp_path: Path) -> None:
+    face = FaceFinder().one(HOPPER)
+    assert isinstance(face, Face)
+    crop = of_faces.embed(face.crop, faces="off")
+    pixels = np.asarray(hopper())
+    lying = hopper().transpose(Image.Transpose.ROTATE_90)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    found = of_faces.embed([HOPPER, face.crop, pixels, tensor, lying, str(HOPPER)])
+    np.testing.assert_allclose(found, np.repeat(crop, 6, 0), atol=1e-5)
+    # A large crop is read as it is without a look for faces, to the same bits.
+    face.crop.resize((400, 400)).save(tmp_path / "crop.jpg")
+    one, other = (of_faces.embed(tmp_path / "crop.jpg", faces=faces) for faces in ("auto", "off"))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(of_faces.embed(HOPPER, faces=FaceFinder()), crop, atol=1e-5)
+    whole = of_faces.embed(HOPPER, faces="off")
+    assert np.abs(whole - crop).max() > 1e-3
+    of_faces.pictures = ""
+    np.testing.assert_array_equal(of_faces.embed(HOPPER), whole)
+    np.testing.assert_allclose(of_faces.embed(HOPPER, faces="photographs"), crop, atol=1e-5)
+    of_faces.pictures = "faces"
+
+
+def test_a_picture_without_a_face_is_named(of_faces: Embedder, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 150), (90, 140, 220)).save(tmp_path / "sky.png")
+    with pytest.raises(
+        DataError, match=r"sky\.png: no face found; give a photograph with a face, or faces='off'"
+    ):
+        of_faces.embed([HOPPER, tmp_path / "sky.png"])
+    with pytest.raises(DataError, match="picture 1: no face found"):
+        of_faces.embed([hopper(), np.zeros((90, 90, 3), np.uint8)])
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7 ...")
+    with pytest.raises(DataError, match=r"paper\.pdf cannot be read: a PDF document"):
+        of_faces.embed(tmp_path / "paper.pdf")
+    with pytest.raises(DataError, match=r"absent\.jpg: no such file"):
+        of_faces.embed([tmp_path / "absent.jpg"])
+
+
+def test_crops_are_as_large_as_the_network_needs() -> None:
+    assert crop_side(Preprocess(size=(112, 112), crop=(0.1, 0.17, 0.1, 0.03))) == 112
+    assert crop_side(Preprocess(size=(96, 96))) == 112
+    assert crop_side(Preprocess(size=(224, 224))) == 224
+    assert crop_side(Preprocess(size=(224, 224), crop=(0.1, 0.2, 0.1, 0.0))) == 280

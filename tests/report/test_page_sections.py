@@ -308,7 +308,7 @@ def test_marks_are_the_figures() -> None:
         row = rows[f"FAR {point.wanted:g}"]
         assert table.threshold[row] == pytest.approx(point.threshold, abs=1e-6)
         assert table.impostor[row] == point.accepted_impostors
-        assert table.genuine[row] == round(point.tar * 2000)
+        assert table.genuine[row] == round(point.true_rate * 2000)
 
 
 def test_a_far_that_is_not_supported_has_no_mark() -> None:

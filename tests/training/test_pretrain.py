@@ -8,12 +8,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from photographs import album
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from facemetric import cli, load_embedder, pretrain
+from facemetric import cli, evaluate, finetune, load_embedder, pretrain
 from facemetric.config import PretrainConfig
 from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
@@ -229,3 +232,34 @@ def test_a_head_of_ones_own_trains_by_its_name(
     assert read_log(run.run / LOG)[-1]["step"] == 2
     with pytest.raises(ConfigError, match="unknown head 'halfed': did you mean 'halved'"):
         pretrain(str(faces), **small, head="halfed", out=tmp_path / "other")
+
+
+def test_photographs_are_aligned_once_and_trained_on(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = album(tmp_path / "photos", people=3), tmp_path / "run"
+    Image.new("RGB", (200, 200), (90, 140, 220)).save(photos / "person1" / "sky.png")
+    options = small | {"val_fraction": 0.0, "closed_set_fraction": 0.0, "batch_size": 4, "align": True}
+    run = pretrain(str(photos), **options, out=out)
+    shown = capsys.readouterr().out
+    assert f"6 faces cut from photographs, 1 picture without a face left out: {out / 'faces'}" in shown
+    assert "training on 6 images of 3 identities" in shown
+    assert load_embedder(run.weights).pictures == "faces"
+    crops = {file: file.stat().st_mtime_ns for file in (out / "faces").glob("*.png")}
+    assert len(crops) == 6
+    pretrain(str(photos), **options | {"epochs": 2}, out=out, resume=True)
+    assert "7 of 7 photographs are in " in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (out / "faces").glob("*.png")} == crops
+    # Stage two and eval find them for themselves.
+    two = finetune(
+        str(photos), weights=out, out=tmp_path / "two", align=True, val_fraction=0.0, epochs=1,
+        batch_size=6, images_per_identity=2, workers=0, device="cpu",
+    )  # fmt: skip
+    assert load_embedder(two.weights).pictures == "faces"
+    quiet = {"report": False, "workers": 0, "device": "cpu"}
+    found = evaluate(out, data=str(photos), align=True, out=tmp_path / "eval", **quiet)
+    assert len(found.table) == 6
+    direct = load_embedder(out).embed(photos / "person2" / "0.jpg")[0]
+    row = found.table.find("person2/0.jpg")
+    assert row is not None
+    np.testing.assert_allclose(found.table.embeddings[row], direct, atol=1e-5)

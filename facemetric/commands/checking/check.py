@@ -27,7 +27,15 @@ from facemetric.commands.checking.findings import (
     unsure_kinds,
 )
 from facemetric.commands.checking.sheets import draw_check_sheets
-from facemetric.commands.embedding import TEST, announced, bad_images_of, check_config, list_bad, remove_lists
+from facemetric.commands.embedding import (
+    TEST,
+    announced,
+    bad_images_of,
+    check_config,
+    faces_of_data,
+    list_bad,
+    remove_lists,
+)
 from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
@@ -40,7 +48,7 @@ from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers, say
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 SAME_PHOTOGRAPH = (
@@ -158,6 +166,8 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
     index = announced(read_index(data), f"{of}: " if of else "")
     if not of:
         index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    if config.weights:
+        index, _ = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
     path = bad_images_of(config.out, of)
     list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
@@ -170,7 +180,7 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
 
 def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Side, Side | None, float]:
     """Both sets with embeddings, and the cosine that one photograph has with itself: its mirror image says."""
-    embedder = load_weights(config.weights, pick_device(config.device))
+    embedder = load_embedder(config.weights, pick_device(config.device))
     size, workers = config.batch_size, pick_workers(config.workers)
 
     def embeddings(index: ImageIndex) -> np.ndarray:
@@ -193,12 +203,12 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
 def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:
     """Identities of one person, wrong labels, and people of the test set: what takes embeddings."""
     assert train.embeddings is not None
-    who = train.images.identity
+    identity = train.images.identity
     findings: list[Finding] = []
     figures: dict[str, Any] = {}
     if len(train.images.identities) > 1:
-        alike = alike_identities(train.embeddings, who, chance=config.chance, seed=config.seed)
-        judged = judge_images(train.embeddings, who)
+        alike = alike_identities(train.embeddings, identity, chance=config.chance, seed=config.seed)
+        judged = judge_images(train.embeddings, identity)
         findings += alike_findings(alike, train.images) + label_findings(
             judged, train.images, config.mislabelled
         )
@@ -210,7 +220,7 @@ def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[li
     if test is not None and test.embeddings is not None:
         across = alike_across(
             train.embeddings,
-            who,
+            identity,
             test.embeddings,
             test.images.identity,
             chance=config.chance,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.commands.clustering.groups import Groups, gone_note, group, look_up, read_given
-from facemetric.commands.embedding import announced, check_config, embed_data
+from facemetric.commands.clustering.page import write_page
+from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
@@ -47,6 +48,9 @@ class Clustered:
     labelled: npt.NDArray[np.bool_]
     agreement: Agreement | None
     stored: Stored | None = None
+    quality: dict[str, float] = field(
+        default_factory=dict
+    )  # of faces 0..1 by name, where they were looked for
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names."""
@@ -88,8 +92,8 @@ class Clustered:
         return "\n".join([*lines, f"written to {self.out}"])
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre, name, confirmed; and its
-        identity."""
+        """A row for each image, as clusters.csv has them: path, cluster, distance_to_centre, name, confirmed, quality
+        (NaN where no face was looked for); and its identity."""
         import pandas as pd
 
         order, rank_N = self.order(), self.clusters.number
@@ -99,6 +103,7 @@ class Clustered:
             "distance_to_centre": self.clusters.distance[order],
             "name": np.array(self.groups.name, dtype=object)[rank_N[order]],
             "confirmed": self.groups.confirmed[order],
+            "quality": [self.quality.get(str(name), np.nan) for name in self.table.paths[order]],
             "identity": self.table.identities[order],
         }
         return pd.DataFrame(columns)
@@ -135,7 +140,9 @@ class ClusterRecord:
 
     def title(self) -> str:
         """The title above its pictures."""
-        text = f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {self.images} images"
+        text = (
+            f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {plural(self.images, 'image')}"
+        )
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"
         if len(self.rows) < self.images:
@@ -183,12 +190,14 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     stored = threshold_of(config)
     given = read_given(config)
     index = announced(read_index(config.data, loose=True)) if config.data else None
+    quality: dict[str, float] = {}
     if config.embeddings:
         table = EmbeddingTable.load(config.embeddings)
         if stored is not None:
             check_same_weights(table, find_weights(config.weights))
     else:
         assert index is not None
+        index, quality = faces_of_data(config, index, config.out / "faces", every=True)
         flip = stored.flip if stored is not None else config.flip
         table = embed_data(replace(config, flip=flip), index)
     threshold = stored.threshold.cosine if stored is not None else config.threshold
@@ -199,13 +208,16 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     clusters, groups = group(config, table, threshold, known)
     labelled = np.array([config.labels and not is_loose(name) for name in table.identities.tolist()], bool)
     measured = measure(clusters, table, labelled, config.seed)
-    found = Clustered(config.out, table, clusters, groups, labelled, measured, stored)
+    found = Clustered(config.out, table, clusters, groups, labelled, measured, stored, quality)
     config.out.mkdir(parents=True, exist_ok=True)
     write_csv(found)
     record = found.to_dict() | {"options": config_dict(config)}
     text = json.dumps(record, indent=2) + "\n"
     write_text_whole(config.out / "clusters.json", text)
     draw_sheets(config, found, index)
+    if config.page:
+        page = write_page(config, table, clusters, groups, Pictures(table, index))
+        say(f"name, join and part the groups in {page}")
     return found
 
 
@@ -237,20 +249,28 @@ def measure(
 
 
 def write_csv(found: Clustered) -> None:
-    """clusters.csv: path, cluster, cosine distance to its centre, name and whether a person confirmed it (1 or 0); the
-    largest cluster first."""
+    """clusters.csv: path, cluster, cosine distance to its centre, name, whether a person confirmed it (1 or 0) and the
+    face's quality; the largest cluster first."""
     clusters, groups = found.clusters, found.groups
 
     def fill(path: Path) -> None:
         # Names that are no UTF-8 are written with escapes.
         with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "cluster", "distance_to_centre", "name", "confirmed"])
+            writer.writerow(["path", "cluster", "distance_to_centre", "name", "confirmed", "quality"])
             for row in found.order().tolist():
                 rank = clusters.number[row]
                 distance, sure = f"{clusters.distance[row]:.6f}", int(groups.confirmed[row])
+                name = found.table.name(row)
                 writer.writerow(
-                    [found.table.name(row), int(groups.number[rank]), distance, groups.name[rank], sure]
+                    [
+                        name,
+                        int(groups.number[rank]),
+                        distance,
+                        groups.name[rank],
+                        sure,
+                        found.quality.get(name, ""),
+                    ]
                 )
 
     write_whole(found.out / "clusters.csv", fill)

@@ -24,21 +24,23 @@ from facemetric.commands.evaluating.overlap import ImageSet, among_readable, fin
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
-from facemetric.data.pair_list import Ints, Pairs
+from facemetric.data.pair_list import Pairs
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError, first_few
 from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.align import AlignOptions, cut_faces
+from facemetric.machine import say
 
 
 class ListedPairs(NamedTuple):
-    """Listed pairs, each once, and the rows (P,) of both their images; `notes` say what was left out, and more."""
+    """Listed pairs, each once, and the rows int32 (P,) of both their images; `notes` say what was left out."""
 
     pairs: Pairs
-    rows_a: Ints
-    rows_b: Ints
+    rows_a: npt.NDArray[np.int32]
+    rows_b: npt.NDArray[np.int32]
     notes: tuple[str, ...] = ()
 
     def needed(self) -> list[int]:
@@ -48,8 +50,8 @@ class ListedPairs(NamedTuple):
     def among_readable(self, bad: list[tuple[int, str]]) -> ListedPairs:
         """The same pairs, by the rows that are left when those of images that cannot be read are gone."""
         gone = np.sort(np.array([row for row, _ in bad], dtype=np.int64))
-        rows_a, rows_b = (rows - np.searchsorted(gone, rows) for rows in (self.rows_a, self.rows_b))
-        return self._replace(rows_a=rows_a, rows_b=rows_b)
+        moved = [rows - np.searchsorted(gone, rows).astype(np.int32) for rows in (self.rows_a, self.rows_b)]
+        return self._replace(rows_a=moved[0], rows_b=moved[1])
 
 
 def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
@@ -58,7 +60,8 @@ def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
     found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=out / "missing_images.txt"))
     kept = found.pairs
     folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
-    return ListedPairs(kept, found.rows_a, found.rows_b, (*found.notes(), *filter(None, [folds])))
+    rows_a, rows_b = (rows.astype(np.int32) for rows in (found.rows_a, found.rows_b))  # pairs may be millions
+    return ListedPairs(kept, rows_a, rows_b, (*found.notes(), *filter(None, [folds])))
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
-    images = read_images(config, pairs)
+    images = with_faces(config, read_images(config, pairs), weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     listed = None
     if pairs is not None:
@@ -101,6 +104,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         assert names is not None
         listed = list_pairs(pairs, names, config.out)
     gallery, gallery_images = open_gallery(config)
+    gallery_images = with_faces(config, gallery_images, weights, GALLERY)
     second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
     require(
         second_weights is None or images is not None, "--compare with weights needs their images: give --data"
@@ -160,6 +164,22 @@ def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
         return index_files(pairs.paths(), Path(pairs.source).parent)
     except DataError as error:
         raise DataError(f"{error}; or say with --data which images the pairs name") from None
+
+
+def with_faces(
+    config: EvalConfig, images: ImageIndex | None, weights: Weights | None, of: str = ""
+) -> ImageIndex | None:
+    """With --align the faces of the images, cut into the out folder where they are photographs; else the images."""
+    if images is None or not config.align:
+        return images
+    require(weights is not None, "--align cuts faces for --weights; name some, or leave it out")
+    assert weights is not None
+    options = AlignOptions(size=weights.crop_side, given="auto")
+    found = cut_faces(
+        images, config.out / (f"faces_{of}" if of else "faces"), options, workers=config.workers
+    )
+    say(*filter(None, [found.text()]))
+    return found.index
 
 
 def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:

@@ -57,9 +57,9 @@ class Scored:
 def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
     """Everything that is asked for, family by family."""
     scored = Scored(notes=list(inputs.warnings))
-    persons = persons_in(inputs) if inputs.listed is not None else None
-    if persons is not None:
-        score_listed(config, inputs, persons, scored)
+    identities = identities_in(inputs) if inputs.listed is not None else None
+    if identities is not None:
+        score_listed(config, inputs, identities, scored)
     elif config.all_pairs:
         score_all_pairs(config, inputs, scored)
     if config.data or config.embeddings:
@@ -68,14 +68,14 @@ def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
         score_open_set(config, inputs, scored)
         score_svm(config, inputs, scored)
     if inputs.second is not None:
-        compare(config, inputs, persons, scored)
+        compare(config, inputs, identities, scored)
     return Evaluation(
         config.out, inputs.table, inputs.images, inputs.gallery, scored.families, tuple(scored.notes)
     )
 
 
-class PairPersons(NamedTuple):
-    """The persons (P,) of the first and the second image of each listed pair; and a note about them."""
+class PairIdentities(NamedTuple):
+    """The identities (P,) of the first and the second image of each listed pair; and a note about them."""
 
     of_a: npt.NDArray
     of_b: npt.NDArray
@@ -84,16 +84,17 @@ class PairPersons(NamedTuple):
     """Whether the pairs agree about who is who: without that there are no intervals."""
 
 
-def persons_in(inputs: EvalInputs) -> PairPersons:
-    """The persons of the listed pairs: the table's identities, or else what genuine pairs link."""
+def identities_in(inputs: EvalInputs) -> PairIdentities:
+    """The identities of the listed pairs: the table's identities, or else what genuine pairs link."""
     listed, table = inputs.listed, inputs.table
     assert listed is not None
     rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
-    number_N = np.unique(table.identities, return_inverse=True)[1]  # names of millions of pairs are gigabytes
+    # Names of millions of pairs are gigabytes.
+    number_N = np.unique(table.identities, return_inverse=True)[1].astype(np.int32)
     of_a, of_b = number_N[rows_a], number_N[rows_b]
     misfit = np.flatnonzero((of_a == of_b) != same)
     if not len(misfit):
-        return PairPersons(of_a, of_b)
+        return PairIdentities(of_a, of_b)
     # Folders that are no identities, or a wrong label.
     first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
     note = f"the identities do not fit {len(misfit):,} of {len(same):,} pairs (first {first})"
@@ -102,8 +103,10 @@ def persons_in(inputs: EvalInputs) -> PairPersons:
     if wrong:
         lost = "no intervals, and nothing by group" if groups_in(inputs) else "no intervals"
         note = f"{lost}: {note}, and {wrong:,} pairs contradict others about who is who"
-        return PairPersons(linked_a, linked_b, note, agree=False)
-    return PairPersons(linked_a, linked_b, f"{note}: for the intervals, people are what genuine pairs link")
+        return PairIdentities(linked_a, linked_b, note, agree=False)
+    return PairIdentities(
+        linked_a, linked_b, f"{note}: for the intervals, people are what genuine pairs link"
+    )
 
 
 def groups_in(inputs: EvalInputs) -> Mapping[str, npt.NDArray]:
@@ -113,17 +116,17 @@ def groups_in(inputs: EvalInputs) -> Mapping[str, npt.NDArray]:
     return groups_of_pairs(inputs.table.groups, listed.rows_a, listed.rows_b) | listed.pairs.groups
 
 
-def score_listed(config: EvalConfig, inputs: EvalInputs, persons: PairPersons, scored: Scored) -> None:
-    """Verification of listed pairs, its intervals over persons, its slices."""
+def score_listed(config: EvalConfig, inputs: EvalInputs, identities: PairIdentities, scored: Scored) -> None:
+    """Verification of listed pairs, its intervals over people, its slices."""
     listed = inputs.listed
     assert listed is not None
     groups = groups_in(inputs)
     score, verification = verify_listed(config, listed, inputs.table)
-    scored.notes += [*listed.notes, *filter(None, [persons.note])]
-    if not persons.agree:
+    scored.notes += [*listed.notes, *filter(None, [identities.note])]
+    if not identities.agree:
         scored.families["verification"] = Verified(str(config.pairs), verification)
         return
-    arguments = score, listed.pairs.same, (persons.of_a, persons.of_b)
+    arguments = score, listed.pairs.same, (identities.of_a, identities.of_b)
     fold = fold_of(verification)
     bounds = verification_intervals(*arguments, fars=config.fars, fold=fold, seed=config.seed)
     slices = slice_pairs(*arguments, verification.points, groups, seed=config.seed)
@@ -151,7 +154,7 @@ def fold_of(found: Verification) -> npt.NDArray:
 
 
 def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
-    """Verification of all pairs, its intervals over persons, its slices."""
+    """Verification of all pairs, its intervals over people, its slices."""
     arguments = inputs.table.embeddings, inputs.table.identities
     found = verify_all_pairs(*arguments, fars=config.fars)
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
@@ -274,20 +277,22 @@ def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
         scored.notes.append(f"no linear SVM: {error}")
 
 
-def compare(config: EvalConfig, inputs: EvalInputs, persons: PairPersons | None, scored: Scored) -> None:
+def compare(
+    config: EvalConfig, inputs: EvalInputs, identities: PairIdentities | None, scored: Scored
+) -> None:
     """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
     first, second, listed = inputs.table, inputs.second, inputs.listed
     assert second is not None
     verification, neighbours = None, None
     differences: dict[str, Interval] = {}
     verified, retrieved = scored.families.get("verification"), scored.families.get("neighbours")
-    if listed is not None and persons is not None:
+    if listed is not None and identities is not None:
         score, verification = verify_listed(config, listed, second)
-        if persons.agree:
+        if identities.agree:
             differences |= paired_differences(
                 (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
                 listed.pairs.same,
-                (persons.of_a, persons.of_b),
+                (identities.of_a, identities.of_b),
                 fars=config.fars,
                 fold=fold_of(verification),
                 seed=config.seed,

@@ -30,8 +30,9 @@ from facemetric.data.index import ImageIndex
 from facemetric.data.loader import MAX_BYTES, load_batches
 from facemetric.errors import DataError
 from facemetric.faces.crops import Face, FacesFound
-from facemetric.faces.finder import FaceFinder, crop_side, face_finder
+from facemetric.faces.finder import FaceFinder, face_finder
 from facemetric.machine import pick_workers
+from facemetric.model.pictures import crop_side
 
 NO_FACE, UNREADABLE = "no face", "unreadable"
 NONE_LOOKED_FOR = 0  # the number of a face where none was looked for
@@ -141,7 +142,7 @@ def finder_of(config: EmbedConfig, pre: Preprocess, pictures: str) -> FaceFinder
         pictures=pictures,
         detector=config.detector,
         min_quality=config.min_quality,
-        size=crop_side(eval_transform(pre).enough),
+        size=crop_side(pre),
     )
 
 

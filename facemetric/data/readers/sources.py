@@ -105,7 +105,12 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
         raise DataError(
             f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
         )
-    raise DataError(f"{path}: unknown kind of data; give a folder of identities, or a file ({known})")
+    needed = "a folder of images" if loose else "a folder of identities (identity/image.jpg)"
+    if why_skip_file(os.path.basename(path)) is None:
+        raise DataError(
+            f"{path}: is one image; give {needed}, such as the one that it lies in, or a file ({known})"
+        )
+    raise DataError(f"{path}: unknown kind of data; give {needed}, or a file ({known})")
 
 
 def _ending(path: str) -> str:

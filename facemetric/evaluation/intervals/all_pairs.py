@@ -64,7 +64,7 @@ def count_by_person(
     )
     assert (np.diff(steps) >= 0).all(), "thresholds must rise"
     by_person = sort_by_person(embeddings, labels)
-    who_N = by_person.who_N
+    who_N = by_person.identity_N
     W, cells = int(who_N[-1]) + 1, len(threshold) + 1
     counts = np.zeros((2, W, cells), np.int64)
     tail = _Tail()
@@ -166,7 +166,7 @@ def _walk(
     tail: _Tail,
     budget_mib: float | None,
 ) -> None:
-    emb_ND, who_N = by_person.emb_ND, by_person.who_N.astype(np.int32)
+    emb_ND, who_N = by_person.emb_ND, by_person.identity_N.astype(np.int32)
     lock = threading.Lock()
 
     def work(_: int, tile: Tile) -> None:
@@ -244,7 +244,7 @@ def _counted(embeddings: npt.ArrayLike, labels: npt.ArrayLike, found: Verificati
     fars = band_fars(found.n_impostor)
     threshold_T = curve_thresholds(found.roc, watched_fars(found.roc, found.n_impostor))
     supported = [p for p in found.points if p.supported]
-    values = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.tar for p in supported}
+    values = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.true_rate for p in supported}
     place = np.searchsorted(found.roc.far, fars * (1 + 1e-9), side="right") - 1
     measured = Measured(values, np.array([p.wanted for p in supported]), fars, found.roc.tar[place])
     return CountedFigures(measured, count_by_person(embeddings, labels, threshold_T))

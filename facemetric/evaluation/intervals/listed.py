@@ -212,10 +212,10 @@ class _Figures:
 
     def values(self) -> dict[str, float]:
         named = {"auc": auc(self.genuine, self.impostor), "eer": eer(self.genuine, self.impostor)[0]}
-        return named | {tar_name(p.wanted): p.tar for p in self.points}
+        return named | {tar_name(p.wanted): p.true_rate for p in self.points}
 
     def band_tar(self) -> Floats:
-        return np.array([tar_at_far(self.genuine, self.impostor, far).tar for far in self.band_fars])
+        return np.array([tar_at_far(self.genuine, self.impostor, far).true_rate for far in self.band_fars])
 
     def weighted(self, weight_BP: Floats) -> Floats:
         """The same figures with weighted pairs, then the TAR at the FARs of the band: (B, figures + K)."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from photographs import album
 from PIL import Image, ImageOps
 
 from facemetric import pretrain, show_progress
@@ -27,6 +28,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.audit import hashes as duplicates
 from facemetric.evaluation.audit.hashes import Pairs
+from facemetric.model.weights_folder import amend_config
 from facemetric.training.split import read_split
 
 
@@ -293,3 +295,22 @@ def test_a_pair_found_straight_and_mirrored_stands_once_as_the_nearer() -> None:
     assert list(found) == [(4, 5, 7, False, 1), (0, 1, 10, True, 1), (2, 3, 31, False, 0)]
     assert close.pairs.cut == 3
     assert np.isnan(close_of(straight, turned, side, side._replace(embeddings=None)).cosine).all()
+
+
+def test_photographs_are_checked_by_their_faces(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(weights, tmp_path / "w")
+    amend_config(tmp_path / "w", pictures="faces")
+    photos = album(tmp_path / "photos")
+    Image.new("RGB", (200, 200), (90, 140, 220)).save(photos / "person1" / "sky.png")
+    shutil.copyfile(photos / "person0" / "0.jpg", photos / "person1" / "again.jpg")
+    found = check_data(str(photos), weights=tmp_path / "w", out=tmp_path / "out", workers=0, device="cpu")
+    assert found.figures["images"] == 5
+    assert "5 faces cut from photographs, 1 picture without a face left out" in capsys.readouterr().out
+    across = [f for f in found.findings if f.kind == kinds.ACROSS]
+    assert ("person0/0.jpg", "person1/again.jpg") in [(f.image_a, f.image_b) for f in across]
+    plain = check_data(
+        str(photos), out=tmp_path / "plain", workers=0
+    )  # without weights no face is looked for
+    assert plain.figures["images"] == 6

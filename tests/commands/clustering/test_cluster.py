@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.font_manager import findfont
+from photographs import album, pair
 from PIL import Image, ImageFont
 
-from facemetric import calibrate, cluster, show_progress
+from facemetric import calibrate, cluster, load_embedder, show_progress
 from facemetric.commands.clustering.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.clustering import agreement, find_clusters
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.model.weights_folder import amend_config
 from facemetric.report.pictures import CELL, GAP, LINE, MARK, Pictures, draw_sheet, fitting, rows_shown
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
@@ -252,3 +254,39 @@ def test_a_sheet_shows_each_picture_in_its_place(tmp_path: Path) -> None:
     assert font.getlength(short) <= 300
     assert short.startswith("cluster 7: <b>Анна</b>?x")
     assert short.endswith("…")
+
+
+# Photographs
+
+
+def test_the_faces_of_photographs_are_grouped(
+    own_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amend_config(own_weights, pictures="faces")
+    photos = album(tmp_path / "photos", people=1)
+    pair().resize((512, 300)).save(photos / "party.jpg")
+    Image.new("RGB", (200, 200), (90, 140, 220)).save(photos / "sky.png")
+    out = tmp_path / "out"
+    found = cluster(str(photos), weights=own_weights, threshold=-1.0, out=out, **FAST)
+    names = ["party.jpg", "party.jpg#face2", "person0/0.jpg", "person0/1.jpg"]
+    lines = lines_of(out)
+    assert sorted(line["path"] for line in lines) == names
+    assert all(0 < float(line["quality"]) <= 1 for line in lines)
+    assert sorted(found.to_frame()["quality"]) == sorted(float(line["quality"]) for line in lines)
+    shown = capsys.readouterr().out
+    assert (
+        f"4 faces cut from photographs, 1 picture without a face left out: {out / 'faces' / 'aligned.csv'}"
+        in shown
+    )
+    embedder = load_embedder(own_weights)
+    table = EmbeddingTable.load(out / "embeddings.npz")
+    row = table.find("person0/1.jpg")
+    assert row is not None
+    np.testing.assert_allclose(
+        table.embeddings[row], embedder.embed(photos / "person0" / "1.jpg")[0], atol=1e-5
+    )
+    # The sheet shows the faces, not the photographs.
+    assert len(list((out / "sheets").glob("*.jpg"))) == 1
+    off = cluster(str(photos), weights=own_weights, threshold=-1.0, out=tmp_path / "off", faces="off", **FAST)
+    assert len(off.table) == 4
+    assert all(line["quality"] == "" for line in lines_of(tmp_path / "off"))

@@ -14,11 +14,11 @@ from PIL import Image
 
 import facemetric as fm
 import facemetric.cli
-from facemetric.commands.aligning.align import align
-from facemetric.commands.aligning.record import Line, Record
+from facemetric.commands.align import align
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
+from facemetric.faces.align_record import Line, Record
 
 
 def run(*arguments: str | Path) -> int:
@@ -255,7 +255,7 @@ def test_a_call_is_quiet_and_takes_a_config(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr() == ("", "")
     assert found == again
     assert found.text().startswith(
-        "1 photographs: a face in 0 (0 with several), none in 1, 0 cannot be read; 0 "
+        "1 photograph: a face in 0 (0 with several), none in 1, 0 cannot be read; 0 "
     )
     with pytest.raises(ConfigError, match=r"--quality is 0; choose 1\.\.100"):
         fm.align(tmp_path / "photos", quality=0)
@@ -273,7 +273,7 @@ def test_crops_among_photographs_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_processes_make_the_same_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facemetric.commands.aligning.align.CHUNK", 2)
+    monkeypatch.setattr("facemetric.faces.align.CHUNK", 2)
     (tmp_path / "photos" / "grace").mkdir(parents=True)
     for i in range(5):
         shutil.copy(HOPPER, tmp_path / "photos" / "grace" / f"{i:02}.jpg")

@@ -30,6 +30,9 @@ COLUMNS = (
 )
 
 
+OPTIONS = "aligned.json"
+
+
 class Line(NamedTuple):
     """What is known of one face, or of a photograph without one; empty texts where a figure does not exist."""
 
@@ -68,15 +71,17 @@ class Record:
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
         out.mkdir(parents=True, exist_ok=True)
-        self._check_options(out / "aligned.json", options)
+        self._check_options(out / OPTIONS, options)
         self._read()
 
     def _check_options(self, path: Path, options: dict[str, Any]) -> None:
         if path.exists() and self.path.exists():
             before = json.loads(path.read_text())
-            other = [
-                f"--{k.replace('_', '-')} {before.get(k)}" for k, v in options.items() if before.get(k) != v
+            # An option that is younger than the folder and not used is no other.
+            changed = [
+                name for name, value in options.items() if (before.get(name) or None) != (value or None)
             ]
+            other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in changed]
             if other:
                 raise ConfigError(
                     f"{path.parent} holds crops made with {', '.join(other)}; give these again, or name another --out"
@@ -111,6 +116,25 @@ class Record:
             self.done.add(path)
             self.counts[found] += 1
             self.counts["several"] += found == "yes" and int(str(faces)) > 1
+
+
+class Found(NamedTuple):
+    """What a line of the csv says of a face, or of a photograph without one."""
+
+    found: str
+    crop: str
+    quality: float
+    note: str
+
+
+def read_lines(path: Path) -> dict[str, list[Found]]:
+    """The lines of each photograph by its name, the face that was taken first."""
+    found: dict[str, list[Found]] = {}
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        line = Found(row["found"], row["crop"], float(row["quality"] or 0), row["note"])
+        found.setdefault(row["path"], []).append(line)
+    return found
 
 
 def _text(rows: list[list[Any]]) -> str:

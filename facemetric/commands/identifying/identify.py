@@ -1,0 +1,91 @@
+"""`facemetric identify`: who is on photographs, among the people of a gallery."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facemetric.commands.gallery import check_identify, loose_photos
+from facemetric.commands.identifying.show import draw_answers
+from facemetric.config import IdentifyConfig
+from facemetric.config.calls import takes_options
+from facemetric.errors import DataError, first_few, plural
+from facemetric.gallery.answers import PhotoAnswer
+from facemetric.gallery.gallery import Gallery
+from facemetric.gallery.threshold import FpirThreshold
+from facemetric.machine import progress_bar
+
+
+@dataclass(frozen=True, eq=False)
+class Identified:
+    """Who is on each photograph, in their order, and the threshold; `shown`: the file of pictures."""
+
+    photos: tuple[PhotoAnswer, ...]
+    threshold: FpirThreshold
+    shown: Path | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The people who were recognised, each once, sorted."""
+        return sorted({name for photo in self.photos for name in photo.names})
+
+    def text(self) -> str:
+        """A line for each face, then what the threshold stands for."""
+        lines = [photo.text() for photo in self.photos]
+        if len(self.photos) > 1:
+            faces = [face for photo in self.photos for face in photo.faces]
+            known = sum(bool(face.name) for face in faces)
+            lines.append(
+                f"{plural(len(faces), 'face')} in {plural(len(self.photos), 'photograph')}: {known:,} of "
+                f"{plural(len(self.names), 'person', 'people')} known, {len(faces) - known:,} of nobody known"
+            )
+        lines.append(self.threshold.text())
+        if self.shown is not None:
+            lines.append(f"pictures in {self.shown}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "photos": [photo.to_dict() for photo in self.photos],
+            "threshold": self.threshold.to_dict(),
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict())
+
+
+@takes_options(IdentifyConfig)
+def identify(config: IdentifyConfig) -> Identified:
+    """Who is on photographs; the options are those of IdentifyConfig.
+
+    `identify("party.jpg", gallery="staff")` is `facemetric identify party.jpg --gallery staff`; to ask many times use
+    `Gallery`. Raises DataError where no photograph shows a face, and as `Gallery`."""
+    return run_identify(config)
+
+
+def run_identify(config: IdentifyConfig) -> Identified:
+    """identify, from a config."""
+    check_identify(config)
+    gallery = Gallery(
+        config.gallery,
+        weights=config.weights,
+        device=config.device,
+        faces=config.faces,
+        detector=config.detector,
+        min_quality=config.min_quality,
+    )
+    photos = [read for source in config.photos for _, read in loose_photos(source)]
+    bar = progress_bar(photos, desc="identifying", unit="photograph", delay=2)
+    answers = tuple(
+        gallery.answer((read() for read in bar), fpir=config.fpir, threshold=config.threshold, top=config.top)
+    )
+    if not any(answer.faces for answer in answers):
+        reasons = first_few(f"{answer.photo}: {answer.missing}" for answer in answers)
+        raise DataError(f"no face to identify: {reasons}")
+    if config.show is not None:
+        draw_answers(config.show, answers)
+    return Identified(answers, answers[0].threshold, config.show)
