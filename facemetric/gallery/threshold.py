@@ -19,11 +19,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from facemetric.errors import WeightsError, plural
 from facemetric.evaluation.intervals.records import Interval, wilson
@@ -100,7 +100,7 @@ class BestOfOthers:
             return float(np.nextafter(self.score[falling[min(last, len(falling) - 1)]], np.float32(2)))
         mean = float(weight @ self.score)
         deviation = math.sqrt(float(weight @ (self.score - mean) ** 2) * tried / (tried - 1))
-        return min(1.0, mean - deviation * float(ndtri(fpir)))
+        return min(1.0, mean - deviation * NormalDist().inv_cdf(fpir))
 
     def is_of(self, rows: int) -> bool:
         """Whether it still tells of a gallery of so many rows."""
