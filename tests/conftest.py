@@ -17,6 +17,7 @@ __all__ = ["command", "people", "weights"]  # fixtures
 
 # Tests compute on the CPU. Some fork after they trained, and a fork cannot train where autograd has threads for a GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels for a GPU are tested by the interpreter
 settings.register_profile(
     "mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None, deadline=None
 )

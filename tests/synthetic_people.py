@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from facemetric.data.index import read_index
+from facemetric.evaluation.table import EmbeddingTable
 
 IMAGES = 6
 
@@ -18,3 +23,13 @@ def people(identities: int, seed: int = 0, dims: int = 24) -> tuple[np.ndarray, 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def table_of(folder: Path, noise: float = 0.8) -> EmbeddingTable:
+    """Embeddings of the images of a folder of people, who are told apart but for some images."""
+    index = read_index(str(folder))
+    rng = np.random.default_rng(4)
+    centre = rng.normal(size=(len(index.identities), 16))
+    emb = centre[index.identity] + noise * rng.normal(size=(len(index), 16))
+    names = np.array(index.identities)[index.identity]
+    return EmbeddingTable(emb.astype(np.float32), names, np.array([index.name(i) for i in range(len(index))]))

@@ -18,6 +18,7 @@ from facemetric.errors import ConfigError, DataError, did_you_mean, plural
 from facemetric.evaluation.intervals.draws import mean_draws
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.known_groups import NOBODY, Start, rows_by_number
+from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.table import unit_rows
 from facemetric.machine import progress_bar
 from facemetric.mining.tiles import product_tiles
@@ -188,6 +189,31 @@ def find_clusters(
     number_N = _largest_first(label_N)
     links = (graph.nnz - len(unit_ND)) // 2
     return Clusters(number_N, _to_centre(unit_ND, number_N), method, threshold, links, int(loose.sum()))
+
+
+class Alike(NamedTuple):
+    """Pairs (P, 2) of clusters that are alike, the most alike first, and the mean cosine (P,) of their images."""
+
+    pair: Ints
+    score: Floats
+
+
+def alike_clusters(embeddings: npt.ArrayLike, number: npt.ArrayLike, least: float, *, near: int = 5) -> Alike:
+    """Clusters (N,), numbered 0..C-1, whose images have a mean cosine of `least` or more: of each the `near` nearest
+    are looked at."""
+    unit_ND, number_N = unit_rows(embeddings), np.asarray(number)
+    n, sizes = len(number_N), np.bincount(number_N)
+    mean_CD = csr_array((np.ones(n, np.float32), (number_N, np.arange(n)))) @ unit_ND / sizes[:, None]
+    if len(sizes) < 2:
+        return Alike(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    found = nearest(mean_CD + 1e-12, mean_CD + 1e-12, min(near + 1, len(sizes)))
+    one = np.repeat(np.arange(len(sizes)), found.rows.shape[1])
+    pair = np.stack([one, found.rows.reshape(-1)], axis=1)
+    pair = np.unique(np.sort(pair[pair[:, 0] != pair[:, 1]], axis=1), axis=0)
+    score = np.einsum("pd,pd->p", mean_CD[pair[:, 0]], mean_CD[pair[:, 1]])
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] >= least]
+    return Alike(pair[order], score[order])
 
 
 def link_graph(unit_ND: Floats, threshold: float) -> Any:

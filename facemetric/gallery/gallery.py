@@ -39,7 +39,7 @@ from facemetric.gallery.threshold import (
 )
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import MODEL, file_hash, find_weights, is_shipped, read_config
 
 CHECKED = 20_000  # rows that `check` compares with all
@@ -140,7 +140,7 @@ class Gallery:
     @cached_property
     def embedder(self) -> Embedder:
         """The network; loaded when it is first needed."""
-        return load_weights(self.weights_folder, pick_device(self._device))
+        return load_embedder(self.weights_folder, pick_device(self._device))
 
     @cached_property
     def _finder(self) -> FaceFinder | None:

@@ -10,16 +10,21 @@ Shapes: B rows of a batch, M anchors, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, did_you_mean
+from facemetric.mining.loss_record import LossRecord
 from facemetric.mining.mine import Anchors, Margin, make_rule
-from facemetric.mining.miners import SEEDED_MINERS, find_function, resolve_miner
+from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
+from facemetric.mining.pairwise import circle, contrastive, multi_similarity, supcon
+from facemetric.mining.plugs import Plug, check_arguments, find_plug
+from facemetric.mining.proxies import ProxyAnchor
 from facemetric.mining.record import Mined
 from facemetric.mining.uncompiled import uncompiled
 
@@ -32,32 +37,19 @@ RESERVED = (
 RESERVED_START = "tar_at_far_"
 
 
-@dataclass(frozen=True, eq=False)
-class LossRecord:
-    """What a loss found: a scalar with its gradient, what it was divided by, and figures by name for the log.
-
-    Ranks that each mined a part combine as sum(loss * weight) / sum(weight). A function of your own sees the whole
-    batch on every rank, so its weight is 1.
-    """
-
-    loss: Tensor
-    weight: Tensor | float = 1.0
-    figures: Mapping[str, Tensor | float] = field(default_factory=dict)
-    mined: Mined | None = None  # the miner's own record, where there is one
-
-
 class LossOptions(NamedTuple):
-    """The options of the built-in losses; a function of your own has its own."""
+    """The options of a loss: those of the triplets, and arguments by name of any other."""
 
     miner: str = "semihard"  # a name of MINERS, or package.module:function
     margin: Margin = 0.2
     distance: str = "squared"
     seed: int = 0  # of a miner that draws
     budget_mib: float | None = None
+    arguments: Mapping[str, Any] = MappingProxyType({})  # --loss-args
 
 
-class Loss(Protocol):
-    """A resolved loss: (embeddings (B, D), labels (B,)) -> LossRecord.
+class LossFunction(Protocol):
+    """(embeddings (B, D), labels (B,)) -> LossRecord.
 
     `anchors` are the rows that this process answers for, all without it; `seed` is another one every step.
     """
@@ -73,10 +65,46 @@ class Loss(Protocol):
         """The loss of a batch."""
 
 
+@dataclass(eq=False)
+class Loss:
+    """A resolved loss: it is called as a LossFunction, and says what a training has to know of it."""
+
+    call: LossFunction | None
+    splits: bool = False  # it takes `anchors`: each process can answer for its own
+    remembers: bool = False  # embeddings of past batches may stand behind those of this one
+    trained_only: bool = False  # it knows the identities that it is trained with, and no others
+    make: Callable[[int, int], tuple[LossFunction, nn.Module | None]] | None = None
+    weights: nn.Module | None = None  # what it learns itself, such as proxies
+
+    def prepare(self, identities: int, embedding_size: int) -> None:
+        """Make what needs these sizes. Raises ConfigError where it cannot be made."""
+        if self.make is not None:
+            self.call, self.weights = self.make(identities, embedding_size)
+
+    def __call__(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        *,
+        anchors: slice | None = None,
+        seed: int | None = None,
+    ) -> LossRecord:
+        """The loss of a batch."""
+        assert self.call is not None, "prepare it first"
+        return self.call(embeddings_BD, labels_B, anchors=anchors, seed=seed)
+
+
 def triplet_loss(options: LossOptions) -> Loss:
-    """A miner's mean loss over its triplets; figures fraction_positive, mean_d_ap, mean_d_an."""
+    """Triplets of the miner of --miner, with --margin and --distance.
+
+    Figures fraction_positive, mean_d_ap, mean_d_an."""
     make_rule(options.margin, options.distance)
     mine = resolve_miner(options.miner)
+    if options.arguments:
+        raise ConfigError(
+            f"--loss-args has {', '.join(options.arguments)}, and --loss triplet has options of its own: --miner, "
+            "--margin, --soft-margin, --distance"
+        )
 
     def call(
         embeddings_BD: Tensor, labels_B: Tensor, *, anchors: slice | None = None, seed: int | None = None
@@ -91,37 +119,106 @@ def triplet_loss(options: LossOptions) -> Loss:
         )
         return LossRecord(mined.loss, mined.weight, mined.figures, mined)
 
-    return call
+    return Loss(call, splits=True, remembers=True)
 
+
+def pair_loss(name: str, function: Callable[..., LossRecord], *, splits: bool = True) -> Factory:
+    """What makes the loss of a function of `pairwise`: its arguments are checked before any image is read."""
+
+    def make(options: LossOptions) -> Loss:
+        check_arguments(name, partial(function, anchors=None, budget_mib=None), options.arguments, first=2)
+
+        def call(
+            embeddings_BD: Tensor, labels_B: Tensor, *, anchors: slice | None = None, seed: int | None = None
+        ) -> LossRecord:
+            return function(
+                embeddings_BD,
+                labels_B,
+                anchors=anchors,
+                budget_mib=options.budget_mib,
+                **options.arguments,
+            )
+
+        try:
+            call(torch.eye(2), torch.arange(2))
+        except ConfigError as error:
+            raise ConfigError(f"--loss-args of {name}: {error}") from error
+        return Loss(call, splits=splits, remembers=True)
+
+    make.__doc__ = function.__doc__
+    return make
+
+
+def proxy_anchor_loss(options: LossOptions) -> Loss:
+    """One learned row an identity: near for its images, far from all others.
+
+    Arguments alpha and delta. Source: Kim et al. 2020, arXiv:2003.13911."""
+    name = "proxy-anchor"
+    check_arguments(name, ProxyAnchor, options.arguments, first=0)
+    try:
+        ProxyAnchor(identities=2, embedding_size=2, **options.arguments)
+    except ConfigError as error:
+        raise ConfigError(f"--loss-args of {name}: {error}") from error
+    return _from_elsewhere(name, Plug(make=lambda c, d: _proxies(c, d, options.arguments)))
+
+
+def _proxies(identities: int, embedding_size: int, arguments: Mapping[str, Any]) -> ProxyAnchor:
+    return ProxyAnchor(identities=identities, embedding_size=embedding_size, **arguments)
+
+
+Factory = Callable[[LossOptions], LossFunction | Loss]
 
 # Name -> what makes the loss of its options.
-LOSSES: dict[str, Callable[[LossOptions], Loss]] = {"triplet": triplet_loss}
+LOSSES: dict[str, Factory] = {
+    "triplet": triplet_loss,
+    "contrastive": pair_loss("contrastive", contrastive, splits=False),
+    "supcon": pair_loss("supcon", supcon),
+    "multi-similarity": pair_loss("multi-similarity", multi_similarity),
+    "circle": pair_loss("circle", circle),
+    "proxy-anchor": proxy_anchor_loss,
+}
 
 
 def resolve_loss(name: str, options: LossOptions | None = None) -> Loss:
-    """The loss of a name in LOSSES, or your function "package.module:function" of (embeddings, labels).
+    """The loss of a name in LOSSES, "package.module:name" of your own, or "pml:Name" of pytorch-metric-learning.
 
-    Your function returns a scalar tensor, or a record: anything with `loss` (a scalar tensor) and, where it has them,
-    `figures` (a mapping from names to numbers; RESERVED lists the names that are taken). It sees the whole batch, with
-    any `anchors`.
+    Yours is a function of (embeddings, labels), or a class that is made once and then called like one. It returns a
+    scalar tensor, or a record: anything with `loss` (a scalar tensor) and, where it has them, `figures` (a mapping
+    from names to numbers; RESERVED lists the names that are taken). It sees the whole batch, with any `anchors`.
+    `prepare` it before the first call.
     Errors: ConfigError for a name that is not known, a module that does not import, a function it lacks, options that
     cannot be; and in a call, for another thing returned.
     """
-    name = str(name)
-    if ":" not in name:
-        if name not in LOSSES:
-            raise ConfigError(
-                f"unknown loss {name!r}{did_you_mean(name, LOSSES)}, or package.module:function"
-            )
-        return LOSSES[name](options or LossOptions())
-    function = find_function("loss", name)
+    name, options = str(name), options or LossOptions()
+    if ":" in name:
+        return _from_elsewhere(name, find_plug(name, options.arguments))
+    if name not in LOSSES:
+        raise ConfigError(
+            f"unknown loss {name!r}{did_you_mean(name, LOSSES)}, or package.module:function, or pml:Name of "
+            "pytorch-metric-learning"
+        )
+    made = LOSSES[name](options)
+    return made if isinstance(made, Loss) else Loss(made)
 
-    def call(
-        embeddings_BD: Tensor, labels_B: Tensor, *, anchors: slice | None = None, seed: int | None = None
-    ) -> LossRecord:
-        return as_record(function(embeddings_BD, labels_B), name)
 
-    return call
+def _from_elsewhere(name: str, plug: Plug) -> Loss:
+    """A plug as a loss: what it learns is what it holds of weights and buffers."""
+
+    def as_call(function: Callable[[Tensor, Tensor], Any]) -> tuple[LossFunction, nn.Module | None]:
+        def call(
+            embeddings_BD: Tensor, labels_B: Tensor, *, anchors: slice | None = None, seed: int | None = None
+        ) -> LossRecord:
+            return as_record(function(embeddings_BD, labels_B), name)
+
+        holds = isinstance(function, nn.Module) and bool(function.state_dict())
+        return call, function if holds else None  # type: ignore[return-value]
+
+    if plug.function is not None:
+        call, weights = as_call(plug.function)
+        return Loss(call, weights=weights)
+    make = plug.make
+    assert make is not None
+    return Loss(None, trained_only=True, make=lambda c, d: as_call(make(c, d)))
 
 
 def as_record(returned: Any, name: str) -> LossRecord:

@@ -124,7 +124,7 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
     rule = make_rule(margin, distance)
     if budget_mib is not None:
         budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
-    _check_shapes(embeddings_BD, labels_B, "embeddings")
+    check_shapes(embeddings_BD, labels_B, "embeddings")
     labels_B = labels_B.to(embeddings_BD.device)
     dtype = compute_dtype(embeddings_BD.dtype)
     if dtype == torch.float32 and _ties_matter(embeddings_BD, kernel, rule, distance):
@@ -134,7 +134,7 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
     y_BD = compute_rows(embeddings_BD, distance)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
-        _check_shapes(*anchors, "anchors")
+        check_shapes(*anchors, "anchors")
         if anchors[0].shape[1] != embeddings_BD.shape[1]:
             raise DataError(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
@@ -154,7 +154,7 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
                 grad.mul_(scale)
         if loss.dtype != dtype:
             loss = loss.to(dtype)
-    loss = _Attach.apply((loss, sums.grad_ND, grad_MD), y_BD, x_MD)
+    loss = attach(loss, sums.grad_ND, y_BD, grad_MD, x_MD)
     return Mined(loss, sums.valid, weight, sums.lazy_parts, _Triplets(batch, sums.chosen))
 
 
@@ -211,6 +211,13 @@ class _Triplets(Details):
             loss = rule.loss_and_slope(d_ap - d_an)[0].double()
             sums_2M.index_add_(1, a, torch.stack([loss, torch.ones_like(loss)]))
         return sums_2M if self.batch.weight_M is None else sums_2M * self.batch.weight_M
+
+
+def attach(
+    loss: Tensor, grad_BD: Tensor, y_BD: Tensor, grad_MD: Tensor | None = None, x_MD: Tensor | None = None
+) -> Tensor:
+    """A loss whose gradient for y, and for x where there is one, is known."""
+    return _Attach.apply((loss, grad_BD, grad_MD), y_BD, x_MD)
 
 
 class _Attach(torch.autograd.Function):
@@ -273,7 +280,8 @@ def _anchor_weights(weights: Tensor, y_BD: Tensor, anchors: Anchors) -> Tensor:
     return weight_M[anchors] if isinstance(anchors, slice) else weight_M
 
 
-def _check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+def check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
+    """DataError unless there are rows (B, D) with a label each."""
     if rows_BD.dim() != 2 or labels_B.dim() != 1 or len(labels_B) != len(rows_BD):
         raise DataError(
             f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"

@@ -5,6 +5,7 @@ Shapes: M anchors, N reference rows, R and C rows and columns of one tile, n row
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -66,6 +67,72 @@ class Order(NamedTuple):
         else:
             row, k = ((at >= 0) & (at < cols.stop - cols.start)).nonzero(as_tuple=True)
             values_RC[n:][row, at[row, k]] = value
+
+
+class Runs(NamedTuple):
+    """Anchors and reference rows, both in ascending order of their labels: tiles far from the diagonal hold
+    impostor pairs alone."""
+
+    anchors_M: Tensor  # sorted anchor -> row of the batch
+    reference_N: Tensor  # sorted reference row -> row of the batch
+    run_M: Tensor  # int32: first sorted reference row with the anchor's label, which names its identity
+    run_N: Tensor  # the same of the reference rows
+    self_M: Tensor  # int32: the anchor's own sorted reference row
+    bounds: np.ndarray  # (2, M) on the host: start and end of each anchor's run
+    whole: bool  # the anchors are the reference, row for row
+
+    def same(self, rows: slice, cols: slice) -> Tensor | None:
+        """(R, C) booleans of a tile: which pairs share a label; None where none does."""
+        if self.bounds[1, rows.stop - 1] <= cols.start or self.bounds[0, rows.start] >= cols.stop:
+            return None
+        return self.run_M[rows, None] == self.run_N[None, cols]
+
+    def itself(self, rows: slice, cols: slice) -> Tensor | None:
+        """(R, C) booleans of a tile: where an anchor meets its own row; None where none does."""
+        if self.bounds[1, rows.stop - 1] <= cols.start or self.bounds[0, rows.start] >= cols.stop:
+            return None
+        here_C = torch.arange(cols.start, cols.stop, dtype=torch.int32, device=self.self_M.device)
+        return self.self_M[rows, None] == here_C
+
+    def blocks(self, width: int, elements: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of blocks that hold every genuine pair: the whole runs of their rows, of at most
+        `elements` pairs, and about `width` wide where runs are shorter."""
+        start, end = self.bounds
+        top = 0
+        while top < len(start):
+            wide = max(width, int(end[top] - start[top]))
+            stop = int(np.searchsorted(end, start[top] + wide, side="right"))
+            stop = max(min(stop, top + elements // wide), top + 1)
+            yield slice(top, stop), slice(int(start[top]), int(end[stop - 1]))
+            top = stop
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(M,) how many positives each anchor has."""
+        return self.bounds[1] - self.bounds[0] - 1
+
+    @property
+    def negatives(self) -> np.ndarray:
+        """(M,) how many negatives each anchor has."""
+        return len(self.reference_N) - self.positives - 1
+
+
+def sort_runs(labels_N: Tensor, anchors: slice | None) -> Runs:
+    """The batch by ascending label; `anchors` are the rows that are anchors, all where it is None."""
+    sorted_N, perm_N = sortable(labels_N).sort(stable=True)
+    run_N = torch.searchsorted(sorted_N, sorted_N)
+    place_N = torch.arange(len(labels_N), device=labels_N.device)
+    if anchors is None:
+        anchors_M, self_M = perm_N, place_N
+    else:
+        place_N = torch.empty_like(perm_N).index_copy_(0, perm_N, place_N)
+        self_M = place_N[anchors].sort().values
+        anchors_M = perm_N[self_M]
+    start_M = run_N[self_M]
+    end_M = torch.searchsorted(sorted_N, sorted_N[self_M], right=True)
+    bounds = torch.stack([start_M, end_M]).cpu().numpy()
+    run_M, run_N, self_M = (v.to(torch.int32) for v in (start_M, run_N, self_M))
+    return Runs(anchors_M, perm_N, run_M, run_N, self_M, bounds, anchors is None)
 
 
 def sortable(labels: Tensor) -> Tensor:

@@ -94,18 +94,20 @@ def product_tiles(
     buffers: int = 1,
     triangle: bool = False,
     whole_rows: bool = False,
+    keep: bool = False,
 ) -> Iterator[Tile]:
     """Walk the inner products x @ y.T in tiles, left to right, then down.
 
     x (M, D) and y (N, D), x itself when y is left out; half precision is computed in float32. `budget_mib`
     is the memory for tiles (default: see `default_budget_mib`), of which the caller holds `buffers` in all,
     this walk's own included. `triangle` (y of x's length) yields only the tiles on and above the
-    diagonal; those on it (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide.
+    diagonal; those on it (`rows == cols`) hold both triangles. `whole_rows` makes every tile N wide. With `keep`
+    every tile has memory of its own, which nothing overwrites: M N numbers in all.
     Gradients do not flow.
     Errors: ConfigError for a budget that is not above 0, DataError for shapes that do not meet.
     """
     x_MD, y_ND, budget_mib = _check(x_MD, y_ND, budget_mib, triangle)
-    walk = _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows)
+    walk = _walk(x_MD, y_ND, budget_mib, buffers, triangle, whole_rows, keep)
     for rows, cols, out in walk:
         torch.mm(x_MD[rows], y_ND[cols].T, out=out)
         yield Tile(rows, cols, out)
@@ -189,9 +191,15 @@ def _check(
 
 
 def _walk(
-    x_MD: Tensor, y_ND: Tensor, budget_mib: float, buffers: int, triangle: bool, whole_rows: bool
+    x_MD: Tensor,
+    y_ND: Tensor,
+    budget_mib: float,
+    buffers: int,
+    triangle: bool,
+    whole_rows: bool,
+    keep: bool,
 ) -> Iterator[Tile]:
-    """The slices and the view of the one buffer for each step."""
+    """The slices and the view of the one buffer for each step; with `keep`, a buffer of its own."""
     M, N = len(x_MD), len(y_ND)
     R, C = tile_shape(
         M,
@@ -202,10 +210,12 @@ def _walk(
         triangle=triangle,
         whole_rows=whole_rows,
     )
-    buffer = x_MD.new_empty(R * C)
+    buffer = x_MD.new_empty(0 if keep else R * C)
     for top in range(0, M, R):
         rows = slice(top, min(top + R, M))
         for left in range(top if triangle else 0, N, C):
             cols = slice(left, min(left + C, N))
             height, width = rows.stop - rows.start, cols.stop - cols.start
+            if keep:
+                buffer = x_MD.new_empty(height * width)
             yield Tile(rows, cols, buffer[: height * width].view(height, width))

@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,7 +21,19 @@ from markupsafe import Markup
 from facemetric.files import write_bytes_whole
 
 ASSETS = Path(__file__).parent / "assets"
-TEMPLATE, STYLE, SCRIPT = "report.html", "report.css", "report.js"
+BASE = "base.css"
+
+
+class Files(NamedTuple):
+    """The files of `assets/` that make a page: template, styles and script; and where its pictures may come from."""
+
+    template: str
+    styles: tuple[str, ...]
+    script: str
+    pictures: str = "data:"
+
+
+REPORT = Files("report.html", (BASE, "report.css"), "report.js")
 SECTIONS = (
     ("figures", "Figures", "figures"),
     ("threshold", "Threshold", "thresholds"),
@@ -183,6 +195,12 @@ def write_page(file: str | Path, page: Page) -> Path:
 
 def render(page: Page) -> str:
     """The report as HTML."""
+    sections = [(key, name) for key, name, field in SECTIONS if getattr(page, field)]
+    return fill_page(REPORT, script_data(page), page=page, sections=sections)
+
+
+def fill_page(files: Files, data: Any, **values: Any) -> str:
+    """A page of one file: the template with its values, the styles, the script and the data that the script draws."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -191,14 +209,14 @@ def render(page: Page) -> str:
         undefined=StrictUndefined,
     )
     environment.filters |= {"breakable": breakable, "sign": sign}
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
-    return environment.get_template(TEMPLATE).render(
-        page=page,
-        sections=[(key, name) for key, name, field in SECTIONS if getattr(page, field)],
-        policy=policy(style, script),
+    style = "".join((ASSETS / name).read_text(encoding="utf-8") for name in files.styles)
+    script = (ASSETS / files.script).read_text(encoding="utf-8")
+    return environment.get_template(files.template).render(
+        **values,
+        policy=policy(style, script, files.pictures),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(script_data(page)),
+        data=Markup(json_text(data)),
         version=metadata.version("facemetric"),
     )
 
@@ -213,24 +231,33 @@ def sign(text: str) -> str:
     return re.sub(r"((?<![\w-])|(?<=\de))-(?=\d)", "\N{MINUS SIGN}", text)
 
 
-def policy(style: str, script: str) -> str:
+def policy(style: str, script: str, pictures: str) -> str:
     """The Content-Security-Policy: this style, this script and pictures inside the page; nothing else."""
 
     def only(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    rules = ("default-src 'none'", f"script-src {only(script)}", f"style-src {only(style)}", "img-src data:")
+    rules = (
+        "default-src 'none'",
+        f"script-src {only(script)}",
+        f"style-src {only(style)}",
+        f"img-src {pictures}",
+    )
     return "; ".join((*rules, "base-uri 'none'", "form-action 'none'"))
 
 
-def script_data(page: Page) -> str:
-    """What the script draws, as JSON that is safe inside a script element: `<`, `>` and `&` are escapes."""
-    data: dict[str, Any] = {
+def script_data(page: Page) -> dict[str, Any]:
+    """What the script of the report draws."""
+    return {
         "thresholds": asdict(page.thresholds) if page.thresholds else None,
         "curves": [asdict(curve) for curve in page.curves],
         "map": asdict(page.map) if page.map else None,
     }
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # all but ASCII is escaped
+
+
+def json_text(data: Any) -> str:
+    """JSON that is safe inside a script element: `<`, `>` and `&` are escapes, as is all but ASCII."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

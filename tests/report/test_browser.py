@@ -1,6 +1,6 @@
 """The report in a real Chromium: no error, the threshold moves, pictures load, hostile names stay text.
 
-It needs the packages chromium and chromium-driver (Debian's names), and skips where they are not.
+It skips where there is no chromium (see browsers.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.table import EmbeddingTable
 
 HOSTILE = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>'
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --hide-scrollbars --force-prefers-reduced-motion"""
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +44,6 @@ def out(faces: Path, untrained: Path, tmp_path_factory: pytest.TempPathFactory) 
     options: dict[str, Any] = {"workers": 0, "device": "cpu"}
     data, pairs = folder / "images.csv", folder / "pairs.csv"
     return evaluate(untrained, pairs=pairs, data=str(data), out=folder / "out", **options).out
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium with a profile of its own."""
-    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip(f"no chromium ({', '.join(BROWSERS)}) or no chromedriver on the PATH")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    chrome.set_script_timeout(30)
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.commands.clustering.groups import Groups, gone_note, group, look_up, read_given
+from facemetric.commands.clustering.page import write_page
 from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
@@ -139,7 +140,9 @@ class ClusterRecord:
 
     def title(self) -> str:
         """The title above its pictures."""
-        text = f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {self.images} images"
+        text = (
+            f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {plural(self.images, 'image')}"
+        )
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"
         if len(self.rows) < self.images:
@@ -212,6 +215,9 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     text = json.dumps(record, indent=2) + "\n"
     write_text_whole(config.out / "clusters.json", text)
     draw_sheets(config, found, index)
+    if config.page:
+        page = write_page(config, table, clusters, groups, Pictures(table, index))
+        say(f"name, join and part the groups in {page}")
     return found
 
 

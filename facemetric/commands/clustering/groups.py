@@ -53,11 +53,8 @@ class Groups:
     gone: tuple[str, ...] = ()
     old: frozenset[int] = field(default=frozenset(), repr=False)
     """Numbers that groups had before."""
-
-    def called(self, cluster: int) -> str:
-        """What to call a cluster (0..C-1) in a text."""
-        name = self.name[cluster]
-        return f"cluster {self.number[cluster]}" + (f" ({name})" if name else "")
+    last: int = NOBODY
+    """The highest of them, also of groups that are gone."""
 
     def to_dict(self, clusters: Clusters) -> dict[str, Any]:
         """Plain numbers under plain names."""
@@ -215,7 +212,8 @@ def group(
     name = tuple(known.names.get(number, "") if number in old else "" for number in number_C.tolist())
     kept = have & (known.groups.earlier == number_N)
     confirmed = known.groups.firm != NOBODY
-    return clusters, Groups(number_C, name, confirmed, kept, ~have, known.gone, old)
+    last = known.groups.last
+    return clusters, Groups(number_C, name, confirmed, kept, ~have, known.gone, old, last)
 
 
 def gone_note(known: Known) -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from facemetric.mining.kernels import gpu
 from facemetric.mining.kernels.common import FAR_AWAY, NEAR, Operands, Rule, TripletSums, add_rows
 from facemetric.mining.kernels.ladder import Ladder, climb, make_ladder
 from facemetric.mining.order import Order
@@ -39,11 +40,61 @@ def valid_triplets(order: Order) -> int:
 
 
 def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -> TripletSums:
-    """Hinge over every triplet. In a whole batch a tile above the diagonal serves both of its sides.
+    """Hinge over every triplet."""
+    positives = find_bounds(ops, order, rule)
+    out_ME, out_NE, near = _on_gpu(ops, order, rule, positives) or _in_tiles(
+        ops, order, rule, positives, budget_mib
+    )
+    weight_M = ops.weight_M
+    sum_an = (ops.left_MD.double() * out_ME.double()).sum()
+    if order.whole:  # both sides of every pair are in there
+        sum_an *= 0.5
+    if near is not None:
+        sum_an += near.sum_an
+    active, sum_ap = sum_an.new_zeros(()), sum_an.new_zeros(())
+    for active_n in positives.active:
+        active += active_n.sum(dtype=torch.float64)
+    weight = active
+    if weight_M is not None:
+        weight = sum_an.new_zeros(())
+        for active_n in positives.active:
+            active_n *= weight_M[: len(active_n)]
+            weight += active_n.sum(dtype=torch.float64)
+    for squared, active_n in zip(positives.squared, positives.active, strict=True):
+        sum_ap += (rule.distance(squared).double() * active_n).sum()
+    loss = sum_ap + rule.margin * weight - sum_an
+    grads = gradients(ops, order, rule, out_ME, out_NE, positives, near)
+    total = torch.stack([loss, active, sum_ap, sum_an])
+    return TripletSums(loss, weight, valid_triplets(order), total, *grads)
+
+
+class Weighed(NamedTuple):
+    """The products of coefficients with the other side's columns; `near`: pairs that were taken out of them."""
+
+    out_ME: Tensor
+    out_NE: Tensor
+    near: NearPairs | None
+
+
+def _on_gpu(ops: Operands, order: Order, rule: Rule, positives: Positives) -> Weighed | None:
+    """In one kernel launch a side; None where the tiles are to do it: on a CPU, or where pairs lie nearer than a
+    product can tell."""
+    if not positives.bound or not gpu.serves(ops):
+        return None
+    limit_M = near_limits(ops) if rule.root else None
+    found = gpu.weigh(ops, order, positives.bound, root=rule.root, limit_M=limit_M)
+    if found.near:
+        return None
+    for k, active_n in enumerate(positives.active):
+        active_n.copy_(found.active_KM[k, : len(active_n)])
+    return Weighed(found.out_ME, found.out_NE, None)
+
+
+def _in_tiles(ops: Operands, order: Order, rule: Rule, positives: Positives, budget_mib: float) -> Weighed:
+    """In a whole batch a tile above the diagonal serves both of its sides.
 
     With the gradient that is 3 N^2 D multiplications and additions instead of 6.
     """
-    positives = find_bounds(ops, order, rule)
     anchor_side_ME = ops.right_ND if order.whole else ops.anchor_side()
     out_ME = torch.zeros_like(anchor_side_ME)
     out_NE = out_ME if order.whole else torch.zeros_like(ops.right_ND)
@@ -82,31 +133,12 @@ def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -
         out_ME[rows].addmm_(weight_RC, ops.right_ND[cols])
         if not (order.whole and rows == cols):
             out_NE[cols].addmm_(weight_RC.T, anchor_side_ME[rows])
-    sum_an = (ops.left_MD.double() * out_ME.double()).sum()
-    if order.whole:  # both sides of every pair are in there
-        sum_an *= 0.5
-    if near is not None:
-        sum_an += near.sum_an
     if ladder is not None:
         active_mK = ladder.below_mS.cumsum(1).gather(1, ladder.place_mK)
         for k, active_n in enumerate(positives.active):
             m = min(len(active_n), len(active_mK))
             active_n[:m] = active_mK[:m, k]
-    active, sum_ap = sum_an.new_zeros(()), sum_an.new_zeros(())
-    for active_n in positives.active:
-        active += active_n.sum(dtype=torch.float64)
-    weight = active
-    if weight_M is not None:
-        weight = sum_an.new_zeros(())
-        for active_n in positives.active:
-            active_n *= weight_M[: len(active_n)]
-            weight += active_n.sum(dtype=torch.float64)
-    for squared, active_n in zip(positives.squared, positives.active, strict=True):
-        sum_ap += (rule.distance(squared).double() * active_n).sum()
-    loss = sum_ap + rule.margin * weight - sum_an
-    grads = gradients(ops, order, rule, out_ME, out_NE, positives, near)
-    total = torch.stack([loss, active, sum_ap, sum_an])
-    return TripletSums(loss, weight, valid_triplets(order), total, *grads)
+    return Weighed(out_ME, out_NE, near)
 
 
 def find_bounds(ops: Operands, order: Order, rule: Rule) -> Positives:
@@ -164,6 +196,11 @@ def _count(
             weight_RC[:n] += active_nC
 
 
+def near_limits(ops: Operands) -> Tensor:
+    """Squared distance (M,) of each anchor below which a product cannot tell a plain distance well enough."""
+    return (ops.slack() * NEAR).clamp_(min=1000 * torch.finfo(ops.left_MD.dtype).tiny)
+
+
 class NearPairs:
     """Negatives nearer than a product can tell, for plain distances: by direct difference, one pair at a time.
 
@@ -172,7 +209,7 @@ class NearPairs:
 
     def __init__(self, ops: Operands, budget_mib: float) -> None:
         self.ops = ops
-        self.limit_M = (ops.slack() * NEAR).clamp_(min=1000 * torch.finfo(ops.left_MD.dtype).tiny)
+        self.limit_M = near_limits(ops)
         self.most = float(self.limit_M.max()) if len(self.limit_M) else 0.0
         self.step = max(budget_bytes(budget_mib) // (4 * ops.reference_ND[:1].nbytes), 1)
         self.sum_an = ops.left_MD.new_zeros((), dtype=torch.float64)
