@@ -42,7 +42,7 @@ HOMES = {
     "Embedder": "facemetric.model.embedder",
     "Gallery": "facemetric.gallery.gallery",
     "Verifier": "facemetric.commands.verify",
-    "load_embedder": "facemetric.model.weights:load_weights",
+    "load_embedder": "facemetric.model.weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
     "Aligned": "facemetric.commands.align",

@@ -41,12 +41,11 @@ from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
 
 __version__: str
-load_embedder = load_weights
 
 @overload
 def align(config: AlignConfig, /) -> Aligned: ...
@@ -248,11 +247,14 @@ def finetune(
     embedding_size: int = ...,
     projection_init: Literal["identity", "pca", "lda", "random"] = ...,
     loss: str = ...,
+    loss_args: str = ...,
+    loss_lr: float = ...,
     miner: str = ...,
     margin: float = ...,
     soft_margin: bool = ...,
     distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
+    alike: int = ...,
     views: int = ...,
     cache: str | Path | None = ...,
     memory: int = ...,

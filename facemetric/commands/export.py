@@ -26,7 +26,7 @@ from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.export import OnnxEmbedder, export_onnx, quantize_onnx, required
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights, read_config
 
 PARITY_IMAGES = 200  # crops on which both are compared
@@ -85,7 +85,7 @@ def run_export(config: ExportConfig) -> Exported:
     Raises ConfigError, DataError or WeightsError; where an exported file does not agree with torch, ConfigError."""
     check_options(config)
     folder = find_weights(config.weights)
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     pairs = read_pairs(config.pairs) if config.pairs else None
     config.out.mkdir(parents=True, exist_ok=True)
     index = read_index(list(config.data)) if config.data else None

@@ -124,12 +124,13 @@ class IdentityBatches:
         self.seed, self.share = seed, (rank, world_size)
         self.steps = steps or -(-len(self.labels) // (self.p * self.k))
 
-    def epoch(self, epoch: int) -> IdentitySteps:
-        """The steps of an epoch."""
+    def epoch(self, epoch: int, alike: np.ndarray | None = None, group: int = 0) -> IdentitySteps:
+        """The steps of an epoch; `alike` (C, k), the identities most like each, nearest first, come in groups of
+        `group` that are in one batch."""
         generator = _generator(self.seed, epoch, IDENTITIES)
         shuffled = generator.permutation(len(self.labels))
         order = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
-        rounds = identity_rounds(generator, len(self.counts), self.p, self.steps)
+        rounds = identity_rounds(generator, len(self.counts), self.p, self.steps, alike, group)
         return IdentitySteps(self, order, rounds)
 
 
@@ -161,16 +162,21 @@ def places_within(labels: np.ndarray) -> np.ndarray:
 
 
 def identity_rounds(
-    generator: np.random.Generator, identities: int, per_batch: int, steps: int
+    generator: np.random.Generator,
+    identities: int,
+    per_batch: int,
+    steps: int,
+    alike: np.ndarray | None = None,
+    group: int = 0,
 ) -> np.ndarray:
-    """(steps per_batch,) identities in shuffled rounds, none twice in one batch.
+    """(steps per_batch,) identities in shuffled rounds, none twice in one batch; with `alike`, in shuffled groups.
 
     Where a batch spans two rounds, those the first round gave to it are moved behind in the second.
     """
     rounds: list[np.ndarray] = []
     length = 0
     while length < steps * per_batch:
-        fresh = generator.permutation(identities)
+        fresh = generator.permutation(identities) if alike is None else grouped(generator, alike, group)
         begun = length % per_batch  # of the batch that the last round left unfinished
         if begun:
             taken = np.isin(fresh, rounds[-1][-begun:])
@@ -180,6 +186,22 @@ def identity_rounds(
         rounds.append(fresh)
         length += identities
     return np.concatenate(rounds)[: steps * per_batch]
+
+
+def grouped(generator: np.random.Generator, alike: np.ndarray, group: int) -> np.ndarray:
+    """All C identities once, in shuffled groups of at most `group`: one drawn at random, then those of its `alike`
+    (C, k), nearest first, that are in no group yet."""
+    free = np.ones(len(alike), bool)
+    groups = []
+    for identity in generator.permutation(len(alike)).tolist():
+        if not free[identity]:
+            continue
+        free[identity] = False
+        near = alike[identity]
+        near = near[free[near]][: group - 1]
+        free[near] = False
+        groups.append(np.concatenate([[identity], near]))
+    return np.concatenate([groups[i] for i in generator.permutation(len(groups))]).astype(np.int64)
 
 
 def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean, plural
 from facemetric.evaluation.table import UNREADABLE, unit_rows
-from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.faces.photographs import Picture
 from facemetric.files import write_whole
 from facemetric.gallery.answers import Added, Checked, FaceAnswer, PhotoAnswer
@@ -38,7 +38,7 @@ from facemetric.gallery.threshold import (
 )
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import MODEL, file_hash, find_weights, is_shipped, read_config
 
 CHECKED = 20_000  # rows that `check` compares with all
@@ -139,13 +139,12 @@ class Gallery:
     @cached_property
     def embedder(self) -> Embedder:
         """The network; loaded when it is first needed."""
-        return load_weights(self.weights_folder, pick_device(self._device))
+        return load_embedder(self.weights_folder, pick_device(self._device))
 
     @cached_property
     def _finder(self) -> FaceFinder | None:
         faces, detector, min_quality = self._faces
-        pictures = self.embedder.pictures
-        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality)
+        return self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     def add(self, name: str, photos: Picture | Iterable[Picture], *, take_largest: bool = False) -> Added:
         """Enroll a person from photographs: paths, bytes, PIL images or arrays (H, W, 3), one or several.

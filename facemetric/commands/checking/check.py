@@ -48,7 +48,7 @@ from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.evaluation.verification import plain
 from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers, say
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 SAME_PHOTOGRAPH = (
@@ -180,7 +180,7 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
 
 def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Side, Side | None, float]:
     """Both sets with embeddings, and the cosine that one photograph has with itself: its mirror image says."""
-    embedder = load_weights(config.weights, pick_device(config.device))
+    embedder = load_embedder(config.weights, pick_device(config.device))
     size, workers = config.batch_size, pick_workers(config.workers)
 
     def embeddings(index: ImageIndex) -> np.ndarray:
