@@ -11,6 +11,7 @@ import numpy as np
 
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import list_line
+from facemetric.errors import plural
 from facemetric.evaluation.audit.hashes import (
     EXPECTED,
     MIRROR,
@@ -197,7 +198,8 @@ def unsure_kinds(found: Mapping[str, int], expected: Mapping[str, float], identi
             continue
         if identities < LEAST_IDENTITIES:
             unsure[kind] = (
-                f"{identities} identities are too few to tell from chance ({LEAST_IDENTITIES} are needed)"
+                f"{plural(identities, 'identity is', 'identities are')} too few to tell from chance "
+                f"({LEAST_IDENTITIES} are needed)"
             )
         elif kind in expected and expected[kind] > SURE * found[kind]:
             unsure[kind] = f"chance alone brings {expected[kind]:.1f} of {found[kind]:,}"
