@@ -334,6 +334,7 @@ def pretrain(
     relation_weight: float = ...,
     label_weight: float = ...,
     head: str = ...,
+    head_args: str = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,

@@ -151,9 +151,7 @@ def _second_thought(image: Image.Image, look: CropLook, faces: FacesFound, crops
     for face in faces.faces:
         at = (face.landmarks - [0, down]) * ratio
         if np.linalg.norm(at - TEMPLATE, axis=1).mean() <= ABOUT:
-            return _as_crop(
-                image, look._replace(score=face.quality.face, upright=True, landmarks=face.landmarks)
-            )
+            return _as_crop(image, look._replace(score=face.quality.face, landmarks=face.landmarks))
     return _as_crop(image, look)
 
 
