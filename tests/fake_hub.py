@@ -237,15 +237,18 @@ def serve_hub() -> Iterator[FakeHub]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub, an empty cache, no token, and a process that has asked for nothing yet."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(hub_module, "FOUND", {})
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with serve_hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)  # older versions read addresses by it
+        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield server
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,8 @@ class Calibrated:
         return self.config.parent
 
     def text(self) -> str:
-        """Notes, a line for each threshold, then what they were chosen on and where they are."""
+        """Notes, a line for each threshold, then what they were chosen on, where they are, and the command that uses
+        them: verify does not find a copy of shipped weights under their name."""
         first = self.thresholds[0]
         lines = [
             *self.notes,
@@ -60,6 +62,8 @@ class Calibrated:
             f"chosen on {plural(first.images, 'image')} of {plural(first.identities, 'person', 'people')}: "
             f"{self.chosen_on}",
             f"stored in {self.config}",
+            f"use: facemetric verify A.jpg B.jpg {shlex.join(['--weights', str(self.weights)])} "
+            f"--far {first.wanted_far:g}",
         ]
         return "\n".join(lines)
 
