@@ -80,13 +80,13 @@ class FaceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _open(self) -> Embedder:
         """The network, loaded once for these parameters."""
         from facemetric.machine import pick_device
-        from facemetric.model.weights import load_weights
+        from facemetric.model.weights import load_embedder
         from facemetric.model.weights_folder import find_weights, read_config
 
         folder = find_weights(self.weights)
         key = (str(folder), read_config(folder).get("sha256"), self.device)
         if getattr(self, "_loaded", (None, None))[0] != key:
-            self._loaded = (key, load_weights(folder, pick_device(self.device)))
+            self._loaded = (key, load_embedder(folder, pick_device(self.device)))
         return self._loaded[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def contrastive(emb: Tensor, labels: Tensor, anchors: list[int], *, margin: floa
         genuine += [2 - 2 * (x[i] @ x[j]) for j in positives]
         for j in negatives:
             square = 2 - 2 * (x[i] @ x[j])
-            if float(square) < 1e-14:
+            if float(square.detach()) < 1e-14:
                 impostor.append(torch.tensor(margin**2, dtype=emb.dtype))  # a copy: no direction, no gradient
             elif square.sqrt() < margin:
                 impostor.append((margin - square.sqrt()) ** 2)

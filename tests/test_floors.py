@@ -20,6 +20,7 @@ FLOORS = {
     "faces": 2,
     "model": 2,
     "evaluation": 3,
+    "gallery": 4,
     "training": 4,
     "report": 4,
     "commands": 5,
@@ -81,7 +82,7 @@ def test_imports_go_down() -> None:
 
 
 def test_rooms_side_by_side_do_not_know_each_other() -> None:
-    sides = (("data", "mining"), ("training", "report"))
+    sides = (("data", "mining"), ("training", "report"), ("gallery", "training"), ("gallery", "report"))
     for one, other in (*sides, *((b, a) for a, b in sides)):
         assert not [p for p in (ROOT / one).rglob("*.py") if other in imports(p)]
 

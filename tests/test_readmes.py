@@ -23,6 +23,11 @@ CONFIGS = {
     "eval": "EvalConfig",
     "export": "ExportConfig",
     "finetune": "FinetuneConfig",
+    "gallery add": "GalleryAddConfig",
+    "gallery check": "GalleryCheckConfig",
+    "gallery list": "GalleryListConfig",
+    "gallery remove": "GalleryRemoveConfig",
+    "identify": "IdentifyConfig",
     "pretrain": "PretrainConfig",
     "push": "PushConfig",
     "run": "RunConfig",
@@ -31,7 +36,7 @@ CONFIGS = {
     "visualize": "VisualizeConfig",
 }
 OF_ALL = {"--config", "--help", "--version", "--install-completion"}
-COMMAND = re.compile(r"facemetric ((?:data )?[a-z]+)\b([^\n`|)]*(?:\\\n[^\n`]*)*)")
+COMMAND = re.compile(r"facemetric ((?:data |gallery )?[a-z]+)\b([^\n`|)]*(?:\\\n[^\n`]*)*)")
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

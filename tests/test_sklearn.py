@@ -158,7 +158,7 @@ def test_identity_keeps_cosines_and_fewer_components_most_of_them() -> None:
         ({"n_components": 12, "start": "lda"}, None, "lda gives at most 11 directions .* n_components is 12"),
         ({"miner": "semihrd"}, None, "unknown miner 'semihrd': did you mean 'semihard'"),
         ({"epochs": 0}, None, "--epochs is 0; it must be at least 1"),
-        ({"batch_size": 4}, None, "holds 1 identities of 4 images; two are needed"),
+        ({"batch_size": 4}, None, "holds 1 identity of 4 images; two are needed"),
         ({"validation_fraction": 1.0}, None, "validation_fraction is 1.0"),
         ({}, [*range(94), 94, 94], "of 95 identities 1 have two samples or more"),
         ({}, np.arange(96) / 7, "Unknown label type: continuous"),

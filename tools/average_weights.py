@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from facemetric.evaluation.audit.seen import join_training_images, read_training_images, write_training_images
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import find_weights, read_config
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="+", help="weights or run folders of one architecture")
     parser.add_argument("--out", type=Path, required=True, help="weights folder to write")
     options = parser.parse_args()
-    first, *others = [load_weights(name) for name in options.weights]
+    first, *others = [load_embedder(name) for name in options.weights]
     mean = first.state_dict()
     for count, other in enumerate(others, start=2):
         state = other.state_dict()

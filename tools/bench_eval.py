@@ -151,8 +151,9 @@ def bench_neighbours(clock: Clock) -> None:
 
 def bench_share(weights: str, pairs: str, data: list[str], clock: Clock) -> None:
     """What an evaluation of listed pairs spends its time on, once Python has imported what it needs."""
-    from facemetric.commands.evaluating import eval as scorecard
-    from facemetric.commands.evaluating import inputs as tables
+    from facemetric.commands import embedding as door
+    from facemetric.commands.evaluating import eval as command
+    from facemetric.commands.evaluating import scores
     from facemetric.model.embedder import Embedder
 
     imports = time.process_time()
@@ -171,12 +172,12 @@ def bench_share(weights: str, pairs: str, data: list[str], clock: Clock) -> None
         setattr(holder, name, measured)
 
     timed(Embedder, "forward", "network")
-    timed(tables, "embed_index", "network, reading and decoding")
-    timed(scorecard, "score_neighbours", "neighbours")
-    timed(scorecard, "report", "report.html")
+    timed(door, "embed_index", "network, reading and decoding")
+    timed(scores, "score_neighbours", "neighbours")
+    timed(command, "write_page", "report.html")
     with tempfile.TemporaryDirectory() as out:
         config = make_config(EvalConfig, weights, pairs=pairs, data=data, out=out, workers=0)
-        whole = seconds(lambda: scorecard.run_evaluate(config), clock)
+        whole = seconds(lambda: command.run_evaluate(config), clock)
     parts = ", ".join(f"{what} {took:.1f} s ({100 * took / whole:.0f} %)" for what, took in spent.items())
     figures = f"{whole:.1f} s, of these {parts}; {imports:.1f} s of CPU time for Python's imports before"
     tell(f"eval of {pairs}", figures, ("> 80 % network", spent["network"] > 0.8 * whole))

@@ -41,7 +41,7 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, FacemetricError
 from facemetric.files import write_text_whole
 from facemetric.model.export import CropEmbedder, OnnxEmbedder, export_onnx, quantize_onnx
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 WAYS = ("torch", "torch.compile", "onnx", "onnx int8", "openvino", "browser")
@@ -73,7 +73,7 @@ class Speed:
 
 def torch_way(weights: Path, side: int, *, compiled: bool) -> Way:
     """Our own network behind its preprocessing, eager or compiled."""
-    module: Any = CropEmbedder(load_weights(weights), side=side).eval()
+    module: Any = CropEmbedder(load_embedder(weights), side=side).eval()
     module = torch.compile(module) if compiled else module
 
     def embed(crops: Crops) -> npt.NDArray[np.float32]:
@@ -202,7 +202,7 @@ def open_ways(
     """The ways that this machine has; why another is left out is printed."""
     onnx_file = folder / "model.onnx"
     export_onnx(
-        onnx_file, load_weights(weights), side=side, metadata=describe(weights, ExportConfig(side=side))
+        onnx_file, load_embedder(weights), side=side, metadata=describe(weights, ExportConfig(side=side))
     )
 
     def int8() -> Way:

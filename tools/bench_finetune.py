@@ -36,7 +36,7 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.mining.miners import semihard
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.training.finetune import finetune
 from facemetric.training.optim import Amp, make_optimizer
 from facemetric.training.run import Run
@@ -102,7 +102,7 @@ def bench_features(folder: Path, images: int, batch_size: int, rounds: int) -> N
 def run_backbone_each_step(data: Path, weights: Path, epochs: int, batch_size: int) -> float:
     """Seconds of the peer: the frozen backbone embeds every batch, the projection learns on it."""
     began = time.perf_counter()
-    embedder, index = load_weights(weights), read_index(data)
+    embedder, index = load_embedder(weights), read_index(data)
     projection = torch.nn.Linear(embedder.num_features, 128)
     optimizer = torch.optim.AdamW(projection.parameters(), 1e-3)
     sampler = IdentityBatches(index.identity, min(len(index.identities), batch_size // 4), 4, 0)

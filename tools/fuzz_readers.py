@@ -47,7 +47,7 @@ from facemetric.errors import FacemetricError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import load_weights, read_tensors, save_weights
+from facemetric.model.weights import load_embedder, read_tensors, save_weights
 from facemetric.model.weights_folder import CONFIG, MODEL, read_config
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint
 from facemetric.training.run_folder import LOG, read_log
@@ -165,7 +165,7 @@ def readers() -> dict[str, Reader]:
         folder = beside(path, CONFIG, MODEL, model)
         read_config(folder)
         stored_threshold(folder, 0.1)
-        return load_weights(folder)
+        return load_embedder(folder)
 
     def tensors(path: Path) -> object:
         unhashed = {name: value for name, value in config.items() if name != "sha256"}

@@ -31,7 +31,7 @@ from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
 from facemetric.faces.quality import turn_of
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 HELD = re.compile(r"test_(?P<age>[^_]+)_(?P<origin>\D+)_\d+\.")
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = find_weights(options.weights)
     threshold = stored_threshold(folder, options.far).threshold.cosine
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     print(by_group(embedder, options.data, options.flip, threshold), "\n")
     lfw = read_lfw(options.data)
     clean_ND = embedded(embedder, lfw.images, options.flip)

@@ -28,7 +28,7 @@ from facemetric.faces.crop_look import crop_looks
 from facemetric.faces.crops import Face, find_faces
 from facemetric.faces.quality import quality_of
 from facemetric.faces.template import SIDE, TEMPLATE, apply_map, invert, to_crop
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 CANVAS = 400  # side of the made photographs, pixels
@@ -205,7 +205,7 @@ def show_rejection(data: Path, weights: str) -> None:
     chosen = index.select(used)
     order = {chosen.name(i): i for i in range(len(chosen))}
     place = np.array([order[index.name(int(i))] for i in used])
-    embedded = embed_index(load_weights(find_weights(weights), torch.device("cpu")), chosen)
+    embedded = embed_index(load_embedder(find_weights(weights), torch.device("cpu")), chosen)
     table = embedded.table.embeddings[place]
     crops = [decode(chosen.read(int(i))) for i in place]
     figures = np.array(

@@ -45,7 +45,7 @@ from facemetric.evaluation.thresholds import KEY, Stored, choose_thresholds, sto
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
 from facemetric.training.validation import CHOSEN_ON, FARS
@@ -232,7 +232,7 @@ def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | N
     machine go along, and thresholds stay behind. `size` and `crop` change the picture that the network sees."""
     ours = read_config(source)["facemetric"]
     hashes = read_training_images(source)
-    embedder = load_weights(source)
+    embedder = load_embedder(source)
     pre = embedder.preprocess
     side = size or pre.size[0]
     embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
@@ -267,7 +267,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = find_weights(options.weights)
     if options.answers:
-        keep_answers(folder, load_weights(folder), validation_images(options.data))
+        keep_answers(folder, load_embedder(folder), validation_images(options.data))
         return
     card, text = (options.ship or folder) / "README.md", ""
     if card.is_file():
@@ -279,7 +279,7 @@ def main() -> None:
             thresholds = read_config(folder)["facemetric"].get("thresholds", {})
         ship(folder, options.ship, size=options.size, crop=options.crop)
         folder = options.ship
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     figures: dict[str, Any] = {
         "flip": options.flip,
         "images_per_second": images_per_second(embedder, False),

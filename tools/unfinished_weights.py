@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import find_weights, read_config
 from facemetric.training.run_folder import CHECKPOINT
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights folder to write")
     options = parser.parse_args()
     state = torch.load(options.run / CHECKPOINT, map_location="cpu", weights_only=True)
-    embedder = load_weights(options.run)
+    embedder = load_embedder(options.run)
     kept = state["ema"] or state["model"]
     own = {name.removeprefix(PART): value for name, value in kept.items() if name.startswith(PART)}
     if any(name.startswith("neck.") for name in own):  # saved weights have it in their projection

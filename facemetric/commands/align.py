@@ -16,7 +16,7 @@ from typing import NamedTuple
 from facemetric.config import AlignConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.faces.align import AlignOptions, align_images, crop_name
 from facemetric.faces.detector import load_detector
 from facemetric.machine import say
@@ -50,9 +50,9 @@ class Aligned(NamedTuple):
     def text(self) -> str:
         """What the terminal says."""
         return (
-            f"{self.with_face + self.without + self.unreadable:,} photographs: a face in {self.with_face:,} "
+            f"{plural(self.with_face + self.without + self.unreadable, 'photograph')}: a face in {self.with_face:,} "
             f"({self.with_several:,} with several), none in {self.without:,}, {self.unreadable:,} cannot be read; "
-            f"{self.crops:,} crops in {self.record.parent}, what was found in {self.record}"
+            f"{plural(self.crops, 'crop')} in {self.record.parent}, what was found in {self.record}"
         )
 
 

@@ -29,7 +29,7 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.fast_path import cached_file, can_make, can_run, make_network, open_network
 from facemetric.model.onnx_embedder import OnnxEmbedder, required
 from facemetric.model.pictures import crop_side
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import expected_pictures, find_onnx, find_weights, is_onnx, read_config
 from facemetric.training.run_folder import BAD_IMAGES
 
@@ -69,7 +69,7 @@ class Weights:
 
     def load(self, device: str) -> Embedder:
         """The network, on a device such as `auto` or `cpu`."""
-        return load_weights(self.folder, pick_device(device))
+        return load_embedder(self.folder, pick_device(device))
 
     @property
     def crop_side(self) -> int:

@@ -27,7 +27,7 @@ from facemetric.faces.template import POINTS, SIDE, TEMPLATE
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.export import OnnxEmbedder, export_onnx, quantize_onnx, required
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import FACES, expected_pictures, find_weights, read_config
 
 PARITY_IMAGES = 200  # crops on which both are compared
@@ -86,7 +86,7 @@ def run_export(config: ExportConfig) -> Exported:
     Raises ConfigError, DataError or WeightsError; where an exported file does not agree with torch, ConfigError."""
     check_options(config)
     folder = find_weights(config.weights)
-    embedder = load_weights(folder)
+    embedder = load_embedder(folder)
     pairs = read_pairs(config.pairs) if config.pairs else None
     config.out.mkdir(parents=True, exist_ok=True)
     index = read_index(list(config.data)) if config.data else None
@@ -270,7 +270,9 @@ def openvino_embed(file: Path) -> Embed:
 
 def export_text(found: Exported) -> str:
     """What the terminal says."""
-    lines = [f"exported to {found.folder}, compared with torch on {found.images} images ({found.source})"]
+    lines = [
+        f"exported to {found.folder}, compared with torch on {plural(found.images, 'image')} ({found.source})"
+    ]
     for each in found.files:
         line = (
             f"{each.file:<16} {each.megabytes:.1f} MB  largest difference {each.largest_difference:.1e}, "

@@ -118,7 +118,7 @@ def outgoing(folder: Path, repo: str) -> list[Outgoing]:
     """The files of a weights folder as they are sent: no folder of this machine is named in them.
 
     A README.md of the folder is the card; where there is none, one is written. Raises WeightsError for a folder that
-    load_weights would refuse."""
+    load_embedder would refuse."""
     config = read_config(folder)
     if not (folder / MODEL).is_file() or config.get("sha256") != file_hash(folder / MODEL):
         raise WeightsError(

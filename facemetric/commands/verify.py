@@ -23,7 +23,7 @@ from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.machine import pick_device
 from facemetric.model.embedder import similarity
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 Answer = Literal["same person", "different people", "cannot tell"]
@@ -159,7 +159,7 @@ class Verifier:
         self.answers = answers_beside(self.stored, stored_answers(self.weights))
         lower = self.answers.at_frr(frr) if self.answers is not None else None
         self.lower = lower if lower is not None and lower.threshold < self.threshold else None
-        self.embedder = load_weights(self.weights, pick_device(device))
+        self.embedder = load_embedder(self.weights, pick_device(device))
         self.finder = self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     @property

@@ -27,7 +27,7 @@ from facemetric.config import (
 )
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, plural
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import say
 from facemetric.report.map import cell_size, choose_images, joined, lay_out, write_projector
@@ -148,7 +148,7 @@ def draw_part(config: VisualizeConfig, part: Part) -> None:
     place = emb if plain else lay_out(emb, seed=config.seed)
     name = f"{'scatter' if plain else 'tsne'}{'' if part.name == 'all' else '_' + part.name}.png"
     people = len(np.unique(part.table.identities[rows]))
-    title = f"{len(rows):,} images of {people:,} identities"
+    title = f"{plural(len(rows), 'image')} of {plural(people, 'identity', 'identities')}"
     title += "" if part.name == ALL else f", {part.name}"
     title += "" if plain else f"; t-SNE, seed {config.seed}"
     file = draw_map(config.out / name, place, part.table.identities[rows], title=title, axis=plain)

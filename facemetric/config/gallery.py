@@ -6,8 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from facemetric.config.fields import AT_LEAST_1, FACES, POSITIVE_SHARE, SHARE, Range  # noqa: F401
-from facemetric.config.photographs import Faces, FacesConfig  # noqa: F401 (types of inherited fields)
+from facemetric.config.fields import AT_LEAST_1, POSITIVE_SHARE, Range
+from facemetric.config.photographs import FacesConfig
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from facemetric.config.fields import (
     Range,
     check_ranges,
 )
+from facemetric.errors import ConfigError, plural
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
@@ -148,10 +149,12 @@ class PretrainConfig(StageConfig):
 
     head: Annotated[str, MODEL] = "softmax"
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
+    head_args: Annotated[str, MODEL] = ""
+    """Further arguments of a head, as TOML: `centres = 3` of subcentre-arcface, `shift = 0.2` of combined."""
     margin: Annotated[float, MODEL, AT_LEAST_0] = 0.2
-    """Margin of arcface (radians) or cosface (cosine); it grows from 0 over the first third of training."""
+    """Margin of arcface (radians), cosface (cosine) and their kin; it grows from 0 over the first third of training."""
     scale: Annotated[float, MODEL, POSITIVE] = 24.0
-    """Length of the logits of arcface and cosface."""
+    """Length of the logits of a head with a margin."""
     label_smoothing: Annotated[float, OPTIMISATION, SHARE] = 0.0
     """Share of the target spread over all identities, 0..1."""
     dropout: Annotated[float, MODEL, SHARE] = 0.0
@@ -172,7 +175,7 @@ class PretrainConfig(StageConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(StageConfig):
-    """Stage two: a projection, or everything, learns distances from online triplets."""
+    """Stage two: a projection, or everything, learns distances from online triplets, or another loss."""
 
     _: KW_ONLY
     out: Annotated[Path, COMMON, FOLDER] = Path("runs/finetune")
@@ -188,7 +191,12 @@ class FinetuneConfig(StageConfig):
     projection_init: Annotated[Init, MODEL] = "identity"
     """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
     loss: Annotated[str, COMMON] = "triplet"
-    """triplet (with --miner, --margin and --distance), or a function of your own as package.module:function."""
+    """triplet (with --miner, --margin, --distance), contrastive, supcon, multi-similarity, circle, proxy-anchor, a
+    pml:NAME of pytorch-metric-learning, or a function or class of your own as package.module:name."""
+    loss_args: Annotated[str, OPTIMISATION] = ""
+    """Arguments of a loss that is not triplet, as TOML: `temperature = 0.07`, or `margin = 0.4, gamma = 80`."""
+    loss_lr: Annotated[float, OPTIMISATION, RATE] = 0.1
+    """Highest learning rate of what a loss learns itself, such as the proxies of proxy-anchor."""
     miner: Annotated[str, COMMON] = "semihard"
     """all, semihard, hard, distance-weighted, or your own as package.module:function."""
     margin: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.2
@@ -199,12 +207,14 @@ class FinetuneConfig(StageConfig):
     """Squared Euclidean distance of unit vectors (0..4), Euclidean (0..2) or cosine (0..2)."""
     images_per_identity: Annotated[int, OPTIMISATION, AT_LEAST_2] = 4
     """Images of each identity in a batch."""
+    alike: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
+    """Identities of a batch come in groups of so many that look alike, found again each epoch; 0 draws them all."""
     views: Annotated[int, AUGMENTATION, AT_LEAST_1] = 1
     """Cached copies of each image with --freeze backbone: the plain and views - 1 augmented; 3 of --unlabelled ones."""
     cache: Annotated[Path | None, RUN] = None
     """Folder of the cached features; `features` beside the run folder where none is named."""
     memory: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
-    """Embeddings of past batches to mine against as well (cross-batch memory); 0 for none."""
+    """Embeddings of past batches to compare with as well (cross-batch memory); 0 for none."""
     microbatch: Annotated[int, RUN, AT_LEAST_0] = 0
     """Images in memory with their graph at once, at least two (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: Annotated[int, COMMON, AT_LEAST_2] = 512
@@ -253,10 +263,7 @@ def check_stage(config: StageConfig) -> None:
     if isinstance(config, PretrainConfig):
         check_teacher(config)
     if isinstance(config, FinetuneConfig):
-        require(
-            config.loss == "triplet" or config.memory == 0,
-            f"--memory mines triplets against past batches, and --loss is {config.loss}; leave out one of the two",
-        )
+        check_loss(config)
         check_freeze(config)
         require(
             not config.unlabelled or config.freeze == ("backbone",),
@@ -284,12 +291,36 @@ def check_teacher(config: PretrainConfig) -> None:
     require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
+TRIPLET_OPTIONS = ("miner", "margin", "soft_margin", "distance")
+
+
+def check_loss(config: FinetuneConfig) -> None:
+    """Raise ConfigError for options of triplets where another loss of ours, or of a library, is asked for."""
+    if config.loss == "triplet" or (":" in config.loss and not config.loss.startswith("pml:")):
+        return
+    for name in TRIPLET_OPTIONS:
+        if getattr(config, name) != getattr(FinetuneConfig, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is an option of --loss triplet, and --loss is {config.loss}; leave out "
+                "one of the two (other losses have --loss-args)"
+            )
+
+
 def check_batch(config: FinetuneConfig) -> None:
     """Raise ConfigError where a batch holds no triplet, or a micro-batch nothing that a batch norm can use."""
     size, images = config.batch_size, config.images_per_identity
     require(
         size // images >= 2,
-        f"--batch-size {size} holds {size // images} identities of {images} images; two are needed: raise --batch-size",
+        f"--batch-size {size} holds {plural(size // images, 'identity', 'identities')} of {images} images; two "
+        "are needed: raise --batch-size",
+    )
+    require(
+        config.alike == 0 or 2 <= config.alike <= size // images,
+        f"--alike is {config.alike}, and a batch has {size // images} identities: choose 2..{size // images}, or 0",
+    )
+    require(
+        config.alike == 0 or config.freeze == ("backbone",),
+        "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
     )
     require(
         config.projection_init == "identity" or config.embedding_size > 0,

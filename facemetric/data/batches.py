@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, plural
 
 SHUFFLED, IDENTITIES = 1, 2  # so that two samplers of one seed do not share their random numbers
 
@@ -77,7 +77,7 @@ class ShuffledBatches:
             self.count = int(np.minimum(np.unique(self.labels, return_counts=True)[1], cap).sum())
         if self.count < (batch_size if drop_last else 1):
             raise ConfigError(
-                f"{self.count} images, a batch needs {batch_size}; lower --batch-size to {self.count}"
+                f"{plural(self.count, 'image')}, a batch needs {batch_size}; lower --batch-size to {self.count}"
             )
         self.batch_size, self.seed, self.share = batch_size, seed, (rank, world_size)
         self.steps = self.count // batch_size if drop_last else -(-self.count // batch_size)
@@ -117,17 +117,20 @@ class IdentityBatches:
         self.counts = np.bincount(self.labels)
         found = len(self.counts)
         if found < self.p:
-            raise ConfigError(f"{found} identities, the batch needs {self.p}; ask for {found} or less")
+            raise ConfigError(
+                f"{plural(found, 'identity', 'identities')}, the batch needs {self.p}; ask for {found} or less"
+            )
         self.starts = np.cumsum(self.counts) - self.counts
         self.seed, self.share = seed, (rank, world_size)
         self.steps = steps or -(-len(self.labels) // (self.p * self.k))
 
-    def epoch(self, epoch: int) -> IdentitySteps:
-        """The steps of an epoch."""
+    def epoch(self, epoch: int, alike: np.ndarray | None = None, group: int = 0) -> IdentitySteps:
+        """The steps of an epoch; `alike` (C, k), the identities most like each, nearest first, come in groups of
+        `group` that are in one batch."""
         generator = _generator(self.seed, epoch, IDENTITIES)
         shuffled = generator.permutation(len(self.labels))
         order = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
-        rounds = identity_rounds(generator, len(self.counts), self.p, self.steps)
+        rounds = identity_rounds(generator, len(self.counts), self.p, self.steps, alike, group)
         return IdentitySteps(self, order, rounds)
 
 
@@ -159,16 +162,21 @@ def places_within(labels: np.ndarray) -> np.ndarray:
 
 
 def identity_rounds(
-    generator: np.random.Generator, identities: int, per_batch: int, steps: int
+    generator: np.random.Generator,
+    identities: int,
+    per_batch: int,
+    steps: int,
+    alike: np.ndarray | None = None,
+    group: int = 0,
 ) -> np.ndarray:
-    """(steps per_batch,) identities in shuffled rounds, none twice in one batch.
+    """(steps per_batch,) identities in shuffled rounds, none twice in one batch; with `alike`, in shuffled groups.
 
     Where a batch spans two rounds, those the first round gave to it are moved behind in the second.
     """
     rounds: list[np.ndarray] = []
     length = 0
     while length < steps * per_batch:
-        fresh = generator.permutation(identities)
+        fresh = generator.permutation(identities) if alike is None else grouped(generator, alike, group)
         begun = length % per_batch  # of the batch that the last round left unfinished
         if begun:
             taken = np.isin(fresh, rounds[-1][-begun:])
@@ -178,6 +186,22 @@ def identity_rounds(
         rounds.append(fresh)
         length += identities
     return np.concatenate(rounds)[: steps * per_batch]
+
+
+def grouped(generator: np.random.Generator, alike: np.ndarray, group: int) -> np.ndarray:
+    """All C identities once, in shuffled groups of at most `group`: one drawn at random, then those of its `alike`
+    (C, k), nearest first, that are in no group yet."""
+    free = np.ones(len(alike), bool)
+    groups = []
+    for identity in generator.permutation(len(alike)).tolist():
+        if not free[identity]:
+            continue
+        free[identity] = False
+        near = alike[identity]
+        near = near[free[near]][: group - 1]
+        free[near] = False
+        groups.append(np.concatenate([[identity], near]))
+    return np.concatenate([groups[i] for i in generator.permutation(len(groups))]).astype(np.int64)
 
 
 def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:

@@ -5,13 +5,15 @@ Shapes: B batch, H height, W width. Pixels are uint8 RGB until `normalise`, once
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from facemetric.errors import ConfigError, did_you_mean
@@ -23,6 +25,8 @@ MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB; below PIL's own warning
 MAX_JPEG_PIXELS = 256_000_000  # of a JPEG that is decoded smaller: above the 200 megapixels of phones
 JPEG_START = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")  # no EPS or PDF: those start other programs
+# What photographs of phones begin with, HEIC and AVIF.
+PHONES = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"hevc"))
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -118,6 +122,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
     try:
         if data.startswith(JPEG_START):
             image = _jpeg(data, max_pixels, enough)
+        elif data[4:12] in PHONES:
+            return _of_phone(data, max_pixels)
         else:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_pixels(image, max_pixels, "save it smaller, or as a JPEG")
@@ -156,9 +162,36 @@ def _jpeg(data: bytes, max_pixels: int, enough: int) -> Image.Image:
     return image
 
 
+def phones_read(ending: str) -> bool:
+    """Whether photographs of this ending, .heic, .heif or .avif, can be read: HEIC takes the package pillow-heif."""
+    if ending == ".avif":
+        return features.check("avif") is True
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _of_phone(data: bytes, max_pixels: int) -> Image.Image:
+    """A HEIC or AVIF photograph, upright."""
+    if data[8:12] == b"avif":
+        if not phones_read(".avif"):
+            raise BadImage("an AVIF photograph, which this Pillow does not read; save it as JPEG")
+        image = Image.open(io.BytesIO(data), formats=["AVIF"])
+        _check_pixels(image, max_pixels, "save it smaller, or as a JPEG")
+        return _rgb(_upright(image))
+    if not phones_read(".heic"):
+        raise BadImage("a HEIC photograph; pip install 'facemetric[heic]', or save it as JPEG")
+    photograph = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data))  # which turns it upright
+    _check_size(photograph.size, max_pixels, "save it smaller, or as a JPEG")
+    return _rgb(photograph.to_pillow())
+
+
 def _check_pixels(image: Image.Image, most: int, remedy: str) -> None:
-    if image.width * image.height > most:
-        raise BadImage(f"{image.width} x {image.height} pixels, at most {most} are decoded; {remedy}")
+    _check_size(image.size, most, remedy)
+
+
+def _check_size(size: tuple[int, int], most: int, remedy: str) -> None:
+    width, height = size
+    if width * height > most:
+        raise BadImage(f"{width} x {height} pixels, at most {most} are decoded; {remedy}")
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from facemetric.data.eval_transform import eval_transform
 from facemetric.data.images import BadImage, decode, normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
@@ -84,8 +84,8 @@ def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
         return "no images came; needed one or more that can be read: name others"
     row, reason = bad[0]
     return (
-        f"none of {len(index)} images can be read, the first is {index.name(row)} ({reason}); needed one or more: "
-        "mend the files, or name others"
+        f"none of {plural(len(index), 'image')} can be read, the first is {index.name(row)} ({reason}); needed one or "
+        "more: mend the files, or name others"
     )
 
 

@@ -117,8 +117,8 @@ def fold_accuracy(
         value = falling_P[others]
         different = np.append(value[1:] != value[:-1], True)
         # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
-        gain = np.cumsum(np.where(same_falling_P[others], np.int8(1), np.int8(-1)), dtype=np.int64)
-        gain = np.concatenate([[0], gain[different]])
+        gain = np.cumsum(np.where(same_falling_P[others], np.int8(1), np.int8(-1)), dtype=np.int32)
+        gain = np.concatenate([np.zeros(1, np.int32), gain[different]])
         best = np.flatnonzero(gain == gain.max())
         cut = best[len(best) // 2]
         threshold = np.inf if cut == 0 else below_each(value[different][cut - 1 : cut + 1])[0]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import DataError
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.nearest import LEAST_A_THREAD, Neighbours, _nearest, check_k
@@ -101,8 +101,12 @@ class Retrieval:
 
     def figures(self, title: str, intervals: Mapping[str, Interval]) -> list[Figure]:
         """Every figure as a row, with its interval by name. Recall at 1 is the kNN accuracy at k = 1: it has no row."""
-        lead = f"{self.queries:,} images look for their person"
-        lead += f"; {self.left_out:,} have nobody to find and ask nothing" if self.left_out else ""
+        lead = f"{plural(self.queries, 'image looks for its', 'images look for their')} person"
+        lead += (
+            f"; {plural(self.left_out, 'has', 'have')} nobody to find and ask nothing"
+            if self.left_out
+            else ""
+        )
         heading = Heading(title, f"{lead}.")
         means = self.means()
         return [

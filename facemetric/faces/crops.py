@@ -2,7 +2,8 @@
 
 A picture that is a crop of a face already (`crop_look`) stays as it is. In any other the detector looks for faces: at
 the photograph with a longer side of 640 pixels; where it finds none at twice that; where it still finds none, at the
-three other turns, as phones lose the note which side was up.
+three other turns, as phones lose the note which side was up. A picture of a crop's shape is without a face where
+neither of the two looks sees one.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from facemetric.faces.detector import Detection, Detector, Look, SecondLook, def
 from facemetric.faces.mtcnn import SEEN
 from facemetric.faces.photographs import Picture, open_photograph
 from facemetric.faces.quality import Quality, quality_of
-from facemetric.faces.template import SIDE, cut_out, share_inside, to_crop
+from facemetric.faces.template import SIDE, TEMPLATE, cut_out, share_inside, to_crop
 
 Given = Literal["auto", "crops", "photographs"]
 Choice = Literal["prominent", "largest", "central"]
 
 SMALLEST = 96  # shorter side of a photograph to look at: a smaller one is enlarged
+SMALL = 256  # longer side up to which it is enlarged to twice its size where nothing is found
+ABOUT = 30.0  # template pixels that the face of a crop, as the detector finds it, may be off the template's
 GLIMPSED = 0.2  # least face score of a face that the detector found upright
 RIVAL = 0.25  # a face of at least this share of the taken one's area counts as another
 TURNS = (1, 3, 2)  # quarters, counterclockwise: the phone held to either side, then upside down
@@ -118,20 +121,38 @@ def faces_in(
             found[i] = FacesFound((), image.size, NoFace(reason))
         else:
             opened[i] = image
+    crops = options.given == "crops"
+    looks: dict[int, CropLook] = {}
     if options.given != "photographs":
         may_be = [i for i, one in opened.items() if min(one.size) >= SQUARE * max(one.size)]
-        for i, look in zip(may_be, crop_looks([opened[i] for i in may_be]), strict=True):
-            if look.aligned or options.given == "crops":
-                found[i] = _as_crop(opened.pop(i), look)
-    if options.given == "crops":
-        for i, one in opened.items():
-            shape = f"{one.width} x {one.height} pixels are no crop of a face; give it as a photograph"
-            found[i] = FacesFound((), one.size, NoFace(shape))
-    else:
-        photographs = list(opened.values())
-        for i, faces in zip(opened, _in_photographs(photographs, detector, options), strict=True):
-            found[i] = faces
+        looks = dict(zip(may_be, crop_looks([opened[i] for i in may_be]), strict=True))
+    for i, look in looks.items():
+        if look.aligned or (crops and not look.fault):
+            found[i] = _as_crop(opened.pop(i), look)
+    if crops:
+        for i in [i for i in opened if i not in looks]:
+            shape = f"{opened[i].width} x {opened[i].height} pixels are no crop of a face; give it as a photograph"
+            found[i] = FacesFound((), opened.pop(i).size, NoFace(shape))
+        options = options._replace(turns=False)
+    photographs = list(opened.values())
+    for (i, image), faces in zip(
+        opened.items(), _in_photographs(photographs, detector, options), strict=True
+    ):
+        found[i] = _second_thought(image, looks[i], faces, crops) if i in looks else faces
     return [one for one in found if one is not None]
+
+
+def _second_thought(image: Image.Image, look: CropLook, faces: FacesFound, crops: bool) -> FacesFound:
+    """What becomes of a picture of a crop's shape that was looked at as a photograph as well: of two looks that each
+    miss a face now and then, one that sees it is enough."""
+    if not crops:
+        return _as_crop(image, look) if faces.missing is not None and not look.fault else faces
+    ratio, down = SIDE / image.width, (image.height - image.width) // 2
+    for face in faces.faces:
+        at = (face.landmarks - [0, down]) * ratio
+        if np.linalg.norm(at - TEMPLATE, axis=1).mean() <= ABOUT:
+            return _as_crop(image, look._replace(score=face.quality.face, landmarks=face.landmarks))
+    return _as_crop(image, look)
 
 
 def good_faces(found: FacesFound, min_quality: float) -> FacesFound:
@@ -204,8 +225,11 @@ def _search(images: Sequence[Image.Image], detector: Detector, options: Options)
         return [i for i, several in found.items() if not several]
 
     found |= _look(images, missed(), detector, options, scales=scales)
-    larger = [min(1.0, 2 * scale) for scale in scales]
-    again = [i for i in missed() if scales[i] < 1]
+    larger = [
+        2 * scale if max(image.size) <= SMALL else min(1.0, 2 * scale)
+        for image, scale in zip(images, scales, strict=True)
+    ]
+    again = [i for i in missed() if larger[i] > scales[i]]
     found |= _look(images, again, detector, options, scales=larger)
     if options.turns and (rows := missed()):
         turned = [_look(images, rows, detector, options, scales=scales, turn=turn) for turn in TURNS]

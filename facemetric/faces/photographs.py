@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from facemetric.data.images import MAX_PIXELS, BadImage, decode
+from facemetric.data.images import MAX_PIXELS, PHONES, BadImage, decode
 
 DRAFT_PIXELS = 178_000_000  # JPEGs up to here are decoded smaller: Pillow refuses to open larger ones
 DRAFT_SIDE = 2048  # their shorter side is not decoded below this
-HEIC = {
-    b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"hevc")
-}  # what such files begin with
 Picture = Image.Image | np.ndarray | bytes | str | Path
 
 
@@ -29,8 +24,6 @@ def open_photograph(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    if data[4:12] in HEIC:
-        return _heic(data)
     if kind := _other_kind(data):
         raise BadImage(kind)
     with warnings.catch_warnings():
@@ -44,22 +37,9 @@ def _other_kind(data: bytes) -> str:
     if data[:5] == b"%PDF-":
         return "a PDF document; save its page as a picture"
     if (
-        data[4:8] == b"ftyp"
+        (data[4:8] == b"ftyp" and data[4:12] not in PHONES)
         or data[:4] == b"\x1aE\xdf\xa3"
         or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
     ):
         return "a video; save a frame of it as a picture"
     return ""
-
-
-def _heic(data: bytes) -> Image.Image:
-    try:
-        pillow_heif = importlib.import_module("pillow_heif")
-    except ImportError:
-        raise BadImage(
-            "a HEIC or AVIF photograph; pip install 'facemetric[heic]', or save it as JPEG"
-        ) from None
-    try:
-        return pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB")
-    except Exception as error:  # a damaged file raises whatever its reader met
-        raise BadImage(f"cannot be decoded: {error}"[:200]) from None

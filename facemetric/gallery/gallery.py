@@ -14,7 +14,7 @@ from PIL import Image
 
 from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean, plural
 from facemetric.evaluation.table import UNREADABLE, unit_rows
-from facemetric.faces.finder import FaceFinder, Faces, face_finder
+from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.faces.photographs import Picture
 from facemetric.files import write_whole
 from facemetric.gallery.answers import Added, Checked, FaceAnswer, PhotoAnswer
@@ -27,7 +27,8 @@ from facemetric.gallery.search import (
     Match,
     drawn_rows,
     find_people,
-    nearest_of,
+    nearest_other,
+    nearest_own,
 )
 from facemetric.gallery.threshold import (
     BestOfOthers,
@@ -38,7 +39,7 @@ from facemetric.gallery.threshold import (
 )
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import MODEL, file_hash, find_weights, is_shipped, read_config
 
 CHECKED = 20_000  # rows that `check` compares with all
@@ -139,13 +140,12 @@ class Gallery:
     @cached_property
     def embedder(self) -> Embedder:
         """The network; loaded when it is first needed."""
-        return load_weights(self.weights_folder, pick_device(self._device))
+        return load_embedder(self.weights_folder, pick_device(self._device))
 
     @cached_property
     def _finder(self) -> FaceFinder | None:
         faces, detector, min_quality = self._faces
-        pictures = self.embedder.pictures
-        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality)
+        return self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     def add(self, name: str, photos: Picture | Iterable[Picture], *, take_largest: bool = False) -> Added:
         """Enroll a person from photographs: paths, bytes, PIL images or arrays (H, W, 3), one or several.
@@ -297,11 +297,11 @@ class Gallery:
             return Checked(self.path, 0, 0, 0, [], [], [], None)
         chosen = self.threshold(fpir) if len(enrolled.names) > 1 else None
         rows = drawn_rows(len(enrolled), CHECKED)
-        near = nearest_of(enrolled, rows)
+        others, own = nearest_other(enrolled, rows), nearest_own(enrolled, rows)
         twice, unlike = [], []
         alike: dict[tuple[str, str], float] = {}
         for i, row in enumerate(rows.tolist()):
-            other, score = int(near.other_row[i]), float(near.other_score[i])
+            other, score = int(others.row[i]), float(others.score[i])
             if chosen is None or other < 0:
                 continue
             names = enrolled.names[enrolled.person[row]], enrolled.names[enrolled.person[other]]
@@ -310,7 +310,7 @@ class Gallery:
                 twice.append((names[0], enrolled.photo(row), names[1], enrolled.photo(other)))
             elif score >= chosen.cosine and score > alike.get(pair, -1):
                 alike[pair] = score
-            if near.own_row[i] >= 0 and score > near.own_score[i] and score < SAME:
+            if own.row[i] >= 0 and own.score[i] < score < SAME:
                 unlike.append((names[0], enrolled.photo(row), names[1], score))
         pairs = sorted(((*pair, score) for pair, score in alike.items()), key=lambda pair: -pair[2])
         return Checked(self.path, len(enrolled), len(enrolled.names), len(rows), twice, pairs, unlike, chosen)

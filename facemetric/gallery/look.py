@@ -92,7 +92,7 @@ def see(
     while some := list(islice(photos, TOGETHER)):
         found = _faces_of(finder, some)
         crops = [face.crop for _, faces, _ in found for face in faces]
-        emb_FD = embedder.embed(crops, flip=flip) if crops else np.zeros((0, 0), np.float32)
+        emb_FD = embedder.embed(crops, flip=flip, faces="off") if crops else np.zeros((0, 0), np.float32)
         embeddings = iter(emb_FD)
         for photo, (missing, faces, picked) in zip(some, found, strict=True):
             seen = tuple(_seen(face, next(embeddings)) for face in faces)

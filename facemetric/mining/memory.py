@@ -62,6 +62,30 @@ class CrossBatchMemory(nn.Module):
         (B,) are those of the batch's rows as anchors, which the memory's are not.
         Errors: DataError for another dimension than `dim` or for labels that are not integers.
         """
+        if self.seeded:
+            options = {"seed": self.seed + int(self.batches)} | options
+        both, labels = self.behind(embeddings_BD, labels_B)
+        if weights is not None:
+            options["weights"] = torch.cat([weights, weights.new_ones(len(labels) - len(labels_B))])
+        mined = self.mine(both, labels, anchors=rows or slice(0, len(labels_B)), **options)
+        if self.training:
+            self.store(embeddings_BD, labels_B)
+        return mined
+
+    def behind(self, embeddings_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(B + S, D), (B + S,): the batch, and behind it what is remembered; for a loss that takes `anchors`.
+
+        Errors: as in a call.
+        """
+        self.check(embeddings_BD, labels_B)
+        known = int(self.filled)
+        return (
+            torch.cat([embeddings_BD, self.embeddings[:known]]),
+            torch.cat([labels_B.to(torch.int64), self.labels[:known]]),
+        )
+
+    def check(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:
+        """Raises DataError for embeddings of another dimension, or labels that are not integers."""
         if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embeddings.shape[1]:
             raise DataError(
                 f"embeddings are {tuple(embeddings_BD.shape)}, needed are (B, {self.embeddings.shape[1]})"
@@ -70,20 +94,6 @@ class CrossBatchMemory(nn.Module):
             raise DataError(
                 f"labels are {labels_B.dtype}, a memory keeps integers: convert them with .long()"
             )
-        known = int(self.filled)
-        if self.seeded:
-            options = {"seed": self.seed + int(self.batches)} | options
-        if weights is not None:
-            options["weights"] = torch.cat([weights, weights.new_ones(known)])
-        mined = self.mine(
-            torch.cat([embeddings_BD, self.embeddings[:known]]),
-            torch.cat([labels_B.to(torch.int64), self.labels[:known]]),
-            anchors=rows or slice(0, len(labels_B)),
-            **options,
-        )
-        if self.training:
-            self.store(embeddings_BD, labels_B)
-        return mined
 
     @torch.no_grad()
     def store(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:

@@ -30,9 +30,8 @@ from facemetric.mining.order import sort_runs
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, Tile, budget_bytes
 from facemetric.mining.uncompiled import uncompiled
 
-# exp holds about +-87 in float32 and +-708 in float64.
+# exp holds about +-87 in float32 and +-708 in float64; the ranges of the options end below 680.
 RANGE_FLOAT32 = 80.0
-RANGE_FLOAT64 = 690.0
 
 # Where no more than this share of a tile costs anything, its pairs are taken one by one.
 FEW = 0.02
@@ -330,16 +329,18 @@ def of_pairs(
         usable = int(((runs.positives > 0) & (runs.negatives > 0)).sum())
         gradient, figures = cos.gradient(), cos.figures()
     loss = attach(sums.loss.to(y_BD.dtype), gradient, y_BD)
-    return LossRecord(loss, sums.weight, figures, part=anchors is not None, usable=usable)
+    return LossRecord(
+        loss,
+        sums.weight,
+        figures,
+        figure_weights=cos.pairs(),
+        part=anchors is not None,
+        usable=usable,
+    )
 
 
 def unit_rows(rows_BD: Tensor, widest: float) -> Tensor:
     """Rows (B, D) of length 1, those of length 0 as they are, in the dtype that holds exponents as large."""
-    if widest > RANGE_FLOAT64:
-        raise ConfigError(
-            f"the exponents of this loss reach {widest:.0f}, above the {RANGE_FLOAT64:.0f} that float64 holds: lower "
-            "its factor, or raise its temperature"
-        )
     if widest > RANGE_FLOAT32:
         rows_BD = rows_BD.double()
     return compute_rows(rows_BD, "cosine") * 2**0.5

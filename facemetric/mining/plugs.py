@@ -30,6 +30,13 @@ PML_ROOMS = {
     "weight_regularizer": ("regularizers",),
 }
 SIZES = ("identities", "num_classes", "embedding_size")
+ROOM_WORDS = {
+    "losses": "loss",
+    "miners": "miner",
+    "distances": "distance",
+    "reducers": "reducer",
+    "regularizers": "regularizer",
+}
 NOT_MADE = (TypeError, ValueError, AssertionError, AttributeError, KeyError, NotImplementedError)
 
 Function = Callable[[Tensor, Tensor], Any]
@@ -99,7 +106,6 @@ def check_arguments(
 
 def _pml(name: str, arguments: Mapping[str, Any]) -> nn.Module | Make:
     """A loss of pytorch-metric-learning, with its miner where there is one."""
-    losses = _pml_room("losses")
     kind = _pml_class("losses", name)
     rest = {key: _pml_part(key, value) for key, value in arguments.items()}
     miner = rest.pop("miner", None)
@@ -110,8 +116,6 @@ def _pml(name: str, arguments: Mapping[str, Any]) -> nn.Module | Make:
 
     def make(identities: int, embedding_size: int) -> nn.Module:
         made = _make(f"pml:{name}", kind, rest, identities, embedding_size)
-        if miner is not None and isinstance(made, losses.SelfSupervisedLoss):
-            raise ConfigError(f"loss 'pml:{name}' takes no miner; leave it out of --loss-args")
         return PmlLoss(made, miner)  # type: ignore[arg-type]
 
     if name in ("CrossBatchMemory", "SelfSupervisedLoss"):
@@ -139,7 +143,9 @@ def _pml_class(room: str, name: str) -> type:
         key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("Base")
     ]
     if name not in known:
-        raise ConfigError(f"pytorch-metric-learning has no {room[:-1]} {name!r}{did_you_mean(name, known)}")
+        raise ConfigError(
+            f"pytorch-metric-learning has no {ROOM_WORDS[room]} {name!r}{did_you_mean(name, known)}"
+        )
     found: type = getattr(module, name)
     return found
 

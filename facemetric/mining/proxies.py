@@ -50,7 +50,8 @@ def proxy_anchor(
     label_B = _proxy_of(labels_B.to(embeddings_BD.device), embeddings_BD, proxies_CD)
     widest = alpha * (1 + delta) + 10  # sums of exponentials above 1
     y_BD, p_CD = unit_rows(embeddings_BD, widest), unit_rows(proxies_CD, widest)
-    p_CD, y_BD = p_CD.to(torch.promote_types(p_CD.dtype, y_BD.dtype)), y_BD.to(p_CD.dtype)
+    dtype = torch.promote_types(p_CD.dtype, y_BD.dtype)
+    p_CD, y_BD = p_CD.to(dtype), y_BD.to(dtype)
     check_rows(y_BD, "embeddings")
     check_rows(p_CD, "proxies")
     budget = (CPU_MINING_MIB if kind == "cpu" else CUDA_BUDGET_MIB) if budget_mib is None else budget_mib
@@ -122,6 +123,12 @@ class ProxyAnchor(nn.Module):
         within("delta", delta, 0, 1)
         self.alpha, self.delta = alpha, delta
         self.proxies = nn.Parameter(torch.randn(identities, embedding_size) * (2 / identities) ** 0.5)
+
+    @torch.no_grad()
+    def start_from(self, means_CD: Tensor) -> None:
+        """Begin at the identities' mean embeddings instead; a mean of 0 leaves its proxy as it is."""
+        known = means_CD.ne(0).any(1)
+        self.proxies[known] = means_CD[known].to(self.proxies)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor) -> LossRecord:
         """The loss of a batch; its labels are rows of the proxies."""

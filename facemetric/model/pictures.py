@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from facemetric.data.eval_transform import Transform, eval_transform
 from facemetric.data.images import FORMATS, ORIENTATION, BadImage, Preprocess, decode, normalise, upright_rgb
@@ -131,8 +131,11 @@ def read_picture(picture: Any, name: str, *, enough: int = 0) -> Image.Image:
 def picture_size(picture: Any) -> tuple[int, int]:
     """(width, height) of a picture that `read_picture` takes, upright; of a file only the header is read."""
     if isinstance(picture, (str, Path)):
-        with Image.open(picture, formats=FORMATS) as image:
-            return picture_size(image)
+        try:
+            with Image.open(picture, formats=FORMATS) as image:
+                return picture_size(image)
+        except UnidentifiedImageError:  # a photograph of a phone
+            return decode(Path(picture).read_bytes()).size
     if isinstance(picture, Image.Image):
         turned = picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return picture.size[::-1] if turned else picture.size

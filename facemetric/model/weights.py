@@ -128,7 +128,7 @@ def beyond_timm(pre: Preprocess) -> str:
     )
 
 
-def load_weights(name: str | Path, device: str | torch.device = "cpu") -> Embedder:
+def load_embedder(name: str | Path, device: str | torch.device = "cpu") -> Embedder:
     """The embedder of a weights folder, a run folder or a shipped name, in evaluation mode.
 
     Raises WeightsError where the folder is missing, cut short, or does not fit its own config."""

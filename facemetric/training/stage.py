@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import timm
 import torch
 
-from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict, require
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment, Transform, train_transform
@@ -24,7 +24,7 @@ from facemetric.mining.losses import Loss, LossOptions, resolve_loss
 from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.heads import check_head
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import FACES, find_weights, provenance
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -45,6 +45,7 @@ class Setup(Generic[Config]):
     settings: Settings
     augment: Augment
     arch_args: dict[str, Any]  # of a new network
+    head_args: dict[str, Any] = field(default_factory=dict)  # of stage one
     loss: Loss | None = None  # of stage two
 
     def transform(self, preprocess: Preprocess) -> Transform:
@@ -61,15 +62,24 @@ def check_training(config: Config) -> Setup[Config]:
     augment = augment_of(config)
     train_transform(Preprocess(crop=config.crop), augment)  # timm reads the policy of --auto-augment
     arch_args: dict[str, Any] = {}
+    head_args: dict[str, Any] = {}
     loss = None
     if isinstance(config, PretrainConfig):
-        check_head(config.head)
-        arch_args = parse_arch_args(config.arch_args)
+        head_args = parse_arguments("--head-args", config.head_args, "centres = 3")
+        check_head(config.head, head_args)
+        arch_args = parse_arguments("--arch-args", config.arch_args, "layers = [1, 1, 1, 1]")
         check_arch(config.arch)
     else:
         margin: Margin = "soft" if config.soft_margin else config.margin
-        loss = resolve_loss(config.loss, LossOptions(config.miner, margin, config.distance, config.seed))
-    return Setup(config, settings_of(config), augment, arch_args, loss)
+        arguments = parse_arguments("--loss-args", config.loss_args, "temperature = 0.07")
+        options = LossOptions(config.miner, margin, config.distance, config.seed, arguments=arguments)
+        loss = resolve_loss(config.loss, options)
+        require(
+            loss.remembers or config.memory == 0,
+            f"--memory mines triplets against past batches, or pairs, and --loss is {config.loss}, which sees one "
+            "batch; leave out one of the two",
+        )
+    return Setup(config, settings_of(config), augment, arch_args, head_args, loss)
 
 
 def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
@@ -130,19 +140,19 @@ def check_same_network(config: PretrainConfig, args: dict[str, Any], embedder: E
             )
 
 
-def parse_arch_args(text: str) -> dict[str, Any]:
+def parse_arguments(option: str, text: str, example: str) -> dict[str, Any]:
     """The arguments in `a = 1, b = [2, 3]`. Raises ConfigError where it is not TOML."""
     try:
         return tomllib.loads(f"args = {{{text}}}")["args"]
     except (ValueError, RecursionError) as error:  # tomllib's own, or a number too long
         raise ConfigError(
-            f"--arch-args {text!r} is not TOML ({error}); needed is such as 'layers = [1, 1, 1, 1]'"
+            f"{option} {text!r} is not TOML ({error}); needed is such as '{example}'"
         ) from error
 
 
 def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | str = "cpu") -> Embedder:
     """The embedder of --weights, with the crop and the size of picture that the options ask for."""
-    embedder = load_weights(config.weights)
+    embedder = load_embedder(config.weights)
     pre, side = embedder.preprocess, config.image_size
     embedder.preprocess = replace(
         pre, crop=config.crop if any(config.crop) else pre.crop, size=(side, side) if side else pre.size

@@ -18,7 +18,7 @@ from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.run import Run
@@ -80,7 +80,7 @@ def sum_up(
     another embedder, and keep their thresholds. Process 0 does, for all; nothing without validation images."""
     if split.val is None or distributed.rank() > 0:
         return
-    emb_ND, label_N = embeddings(load_weights(run.best, device))
+    emb_ND, label_N = embeddings(load_embedder(run.best, device))
     if before is not None:
         show_gain(run, embeddings(before)[0], emb_ND, label_N, seed)
     keep_thresholds(run, split, emb_ND, label_N, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facemetric import Verifier, calibrate, load_embedder, pretrain, show_progress
+from facemetric import Verifier, calibrate, cli, load_embedder, pretrain, show_progress
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.audit.seen import keep_training_images
@@ -39,6 +40,9 @@ def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
     answers = after["facemetric"].pop("answers")
     assert answers["data_fingerprint"] == kept["0.1"]["data_fingerprint"]
     assert list(answers["different_below"]) == ["0.05", "0.01"]
+    lower = answers["different_below"]["0.01"]["threshold"]
+    assert f"FRR 0.01: different people below a cosine of {lower:.4f}, with FRR " in found.text()
+    assert "no probability: it takes 20 people" in found.text()  # here are 16
     assert after == before
     load_embedder(own_weights)
     assert list(kept) == ["0.1", "0.01"]
@@ -168,7 +172,11 @@ def test_training_data_are_called_so(trained: Path, faces: Path, tmp_path: Path)
 
 
 def test_shipped_weights_are_copied_and_stay_as_they_are(
-    own_weights: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_weights: Path,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(own_weights, tmp_path / "shipped" / "faces-9")
     monkeypatch.setattr("facemetric.model.weights_folder.SHIPPED", (tmp_path / "shipped",))
@@ -177,6 +185,15 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     found = calibrate(str(faces), far=0.1, **options)
     assert (tmp_path / "shipped" / "faces-9" / "config.json").read_bytes() == before
     assert found.weights == tmp_path / "out" / "faces-9"
+    *_, command = found.text().splitlines()
+    assert command == f"use: facemetric verify A.jpg B.jpg --weights {tmp_path / 'out' / 'faces-9'} --far 0.1"
+    picture = str(next(path for path in faces.rglob("*") if path.is_file()))
+    words = shlex.split(command.replace("A.jpg", picture).replace("B.jpg", picture))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words[2:], "--device", "cpu"])
+    assert "at FAR 0.1 [" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match=r"faces-9 holds no threshold for FAR 0\.1; make one with"):
+        Verifier("faces-9", far=0.1, device="cpu")
     calibrate(str(faces), far=0.01, **options)
     assert list(config_of(found.weights)["facemetric"]["thresholds"]) == ["0.1", "0.01"]
     assert load_embedder(found.weights).embedding_size == load_embedder("faces-9").embedding_size

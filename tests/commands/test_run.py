@@ -144,7 +144,7 @@ def test_values_are_toml_or_words() -> None:
         (("", ""), ("finetune.scheduler=cosin",), "'cosin'.*did you mean 'cosine'"),
         (("", ""), ("finetune.auto_augment=rnd-m9",), "rnd-m9"),
         (("", ""), ("finetune.crop=[0.5,0.5,0.5,0.5]",), "opposite ones sum to below 1"),
-        (("", ""), ("finetune.batch_size=4",), "--batch-size 4 holds 1 identities of 4 images"),
+        (("", ""), ("finetune.batch_size=4",), "--batch-size 4 holds 1 identity of 4 images"),
         (("", ""), ("finetune.microbatch=1",), "--microbatch is 1; a batch norm needs two images"),
         (("", ""), ("pretrain.arch=resnet19",), "timm has no architecture 'resnet19': did you mean"),
         (("[eval]", "[visualize]\nimages = 1\n[eval]"), (), "--images is 1; it must be at least 2"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from measure_faces import crops_of, error, photograph
+from measure_faces import turned as scattered
 from photographs import BY_EYE, FLOWER, HOPPER, hopper, pair, turned
 from PIL import Image
 
@@ -161,9 +164,29 @@ def test_files_of_other_kinds_say_what_they_are(tmp_path: Path) -> None:
 
 
 def test_heic_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    with pytest.raises(BadImage, match=r"pip install 'facemetric\[heic\]'"):
+    monkeypatch.setattr("facemetric.data.images.phones_read", lambda ending: False)
+    with pytest.raises(BadImage, match=r"a HEIC photograph; pip install 'facemetric\[heic\]'"):
         open_photograph(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def test_heic_photographs_are_read_and_turned_upright(face: Face, tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    (tmp_path / "anna").mkdir()
+    heif.from_pillow(hopper()).save(tmp_path / "anna" / "1.heic", quality=95)
+    turned = heif.from_pillow(hopper().transpose(Image.Transpose.ROTATE_90))
+    turned.save(tmp_path / "anna" / "2.HEIC", quality=95, exif=lying.tobytes())
+    index = read_index(tmp_path)
+    assert (len(index), index.ignored) == (2, 0)
+    for row in range(2):
+        for image in (index.read(row), decode(index.read(row))):
+            other = found(image)
+            assert other.turn == 0
+            assert agreement(other.crop, face.crop) > 0.99
+    whole = index.read(0)
+    assert reason(whole[:3000]).reason.startswith("cannot be decoded")
+    assert reason(whole[:3000]).unreadable
 
 
 def test_a_photograph_of_many_megapixels_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +255,10 @@ def test_a_crop_that_is_not_upright_is_refused_or_turned(face: Face, quarters: i
     assert not is_aligned_crop(other)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 56, 112), (56, 0, 112, 112), (0, 0, 112, 72), (0, 72, 112, 112)])
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 56, 112), (56, 0, 112, 112), (0, 0, 112, 62), (0, 0, 112, 72), (0, 72, 112, 112)],
+)
 def test_half_a_crop_is_refused(face: Face, box: tuple[int, int, int, int]) -> None:
     half = face.crop.copy()
     half.paste((127, 127, 127), box)
@@ -255,6 +281,50 @@ def test_real_crops_are_recognised_and_hardly_any_is_refused(real_data: Path) ->
         looks = crop_looks([decode(index.read(row)) for row in rows])
         assert np.mean([look.aligned for look in looks]) >= 0.95
         assert np.mean([look.fault != "" for look in looks]) <= 0.02
+
+
+def test_real_faces_return_to_the_template_from_photographs(real_data: Path) -> None:
+    """24 LFW crops on canvases of 400 pixels, turned by up to 30 degrees and 48 to 160 pixels wide."""
+    rng = np.random.default_rng(1)
+    crops = crops_of(real_data, "lfw112", 24)
+    maps = [scattered(rng.uniform(-30, 30), rng.uniform(0.6, 2), rng.uniform(180, 220, 2)) for _ in crops]
+    photographs = [photograph(crop, there, rng) for crop, there in zip(crops, maps, strict=True)]
+    errors = []
+    for faces, there in zip(find_faces(photographs), maps, strict=True):
+        assert not any(face.was_crop for face in faces.faces)
+        errors.append(min(error(face, there) for face in faces.faces))
+    assert max(errors) < 6
+    assert np.median(errors) < 2
+
+
+def test_a_crop_that_one_look_misses_is_saved_by_the_other(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = crop_looks([face.crop])[0]._replace(score=0.3)
+    monkeypatch.setattr("facemetric.faces.crops.crop_looks", lambda images: [blind] * len(images))
+    crop = found(face.crop, given="crops")
+    assert crop.was_crop
+    np.testing.assert_array_equal(np.asarray(crop.crop), np.asarray(face.crop))
+    assert crop.quality.figure > 0.8
+    # Neither a face elsewhere in the picture, nor one that is turned, makes it a crop.
+    beside = Image.new("RGB", (300, 300), (127, 127, 127))
+    beside.paste(face.crop, (188, 188))
+    assert "face score 0.30" in reason(beside, given="crops").reason
+    assert "face score 0.30" in reason(face.crop.rotate(180), given="crops").reason
+    off = blind._replace(score=0.9, away=14.0)  # not aligned well, and the detector finds nothing
+    monkeypatch.setattr("facemetric.faces.crops.crop_looks", lambda images: [off] * len(images))
+    assert found(np.full((112, 112, 3), 90, np.uint8)).was_crop
+
+
+def test_a_small_picture_is_enlarged_where_nothing_is_found() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def blind(images: Sequence[Image.Image]) -> list[list[Detection]]:
+        seen.extend(image.size for image in images)
+        return [[] for _ in images]
+
+    assert isinstance(face_or_reason(np.zeros((120, 200, 3), np.uint8), blind, AS_PHOTOGRAPHS), NoFace)
+    assert seen[:2] == [(200, 120), (400, 240)]
 
 
 def test_detections_below_the_least_score_are_left_out() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from facemetric import finetune, pretrain
 from facemetric.errors import DataError
 from facemetric.files import Lock, write_whole
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.training.run_folder import read_log
 from facemetric.training.tasks import feature_cache as room
 from facemetric.training.tasks.classification import Classification
@@ -154,7 +154,7 @@ def test_what_a_killed_process_left_in_the_cache_is_removed(
 ) -> None:
     from facemetric.data.index import read_index
 
-    embedder, index = load_weights(stage_one.run), read_index(str(faces))
+    embedder, index = load_embedder(stage_one.run), read_index(str(faces))
     child = os.fork()
     if child == 0:
         room.fill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
@@ -172,8 +172,8 @@ def test_what_a_living_process_makes_in_the_cache_stays(stage_one: Any, faces: P
     part = tmp_path / "0123.7.part"
     part.write_bytes(b"half")
     lock = Lock(part.with_suffix(".lock"))
-    cached_features(load_weights(stage_one.run), read_index(str(faces)), tmp_path)
+    cached_features(load_embedder(stage_one.run), read_index(str(faces)), tmp_path)
     assert part.read_bytes() == b"half"
     lock.release()
-    cached_features(load_weights(stage_one.run), read_index(str(faces)), tmp_path, views=2)
+    cached_features(load_embedder(stage_one.run), read_index(str(faces)), tmp_path, views=2)
     assert not part.exists()

@@ -24,8 +24,12 @@ from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights_folder import read_config
 from facemetric.training.run_folder import read_log
-from facemetric.training.stage import parse_arch_args
+from facemetric.training.stage import parse_arguments
 from facemetric.training.tasks.feature_cache import read_cache
+
+
+def read_arguments(path):
+    return parse_arguments("--arch-args", path.read_text(), "a = 1")
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +83,20 @@ def npz_of(header: bytes) -> bytes:
         (read_toml, "c.toml", b"a = " + DEEP, ConfigError, "is not TOML"),
         (read_tables, "r.toml", b"[pretrain]\na = " + MANY, ConfigError, "is not TOML"),
         (read_tables, "r.toml", b"[pretrain]\na = " + DEEP, ConfigError, "is not TOML"),
-        (lambda path: parse_arch_args(path.read_text()), "a", b"a = " + MANY, ConfigError, "is not TOML"),
-        (lambda path: parse_arch_args(path.read_text()), "a", b"a = " + DEEP, ConfigError, "is not TOML"),
+        (
+            lambda path: parse_arguments("--arch-args", path.read_text(), "a = 1"),
+            "a",
+            b"a = " + MANY,
+            ConfigError,
+            "is not TOML",
+        ),
+        (
+            lambda path: parse_arguments("--arch-args", path.read_text(), "a = 1"),
+            "a",
+            b"a = " + DEEP,
+            ConfigError,
+            "is not TOML",
+        ),
         (
             lambda path: BadImageLog(path, 9, 1.0),
             "b.csv",

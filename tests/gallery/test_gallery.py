@@ -14,7 +14,7 @@ from PIL import Image
 from facemetric import Gallery
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.gallery import gallery as module
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 
 
 def bytes_of(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -64,7 +64,7 @@ def test_an_enrolled_picture_is_found_in_every_form(gallery: Gallery, people: di
     assert other.names == []
     assert other.faces[0].name == ""
     assert other.faces[0].matches[0].score < 1
-    emb = load_weights(gallery.weights_folder).embed([photos[5]])
+    emb = load_embedder(gallery.weights_folder).embed([photos[5]])
     assert gallery.search(emb)[0] == list(other.faces[0].matches)
     assert other.to_dict()["faces"][0]["name"] is None
 
@@ -188,7 +188,7 @@ def test_mirror_images_and_pictures_are_chosen_once(
     made = Gallery(tmp_path / "g", weights=untrained, device="cpu", flip=True, keep_crops=False)
     made.add("ada", photos)
     (emb,) = Gallery(tmp_path / "g", device="cpu").enrolled.embeddings
-    network = load_weights(untrained)
+    network = load_embedder(untrained)
     np.testing.assert_allclose(emb, network.embed(photos, flip=True), atol=1e-5)
     assert not np.allclose(emb, network.embed(photos), atol=1e-3)
     assert made.enrolled.crop(0) == b""

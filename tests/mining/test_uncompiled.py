@@ -14,7 +14,12 @@ from facemetric.mining import (
     CrossBatchMemory,
     TripletLoss,
     batch_select,
+    circle,
+    contrastive,
+    multi_similarity,
     pair_losses,
+    proxy_anchor,
+    supcon,
     triplet_losses,
 )
 
@@ -100,6 +105,17 @@ def test_modules_and_triplets_of_ones_own():
     triplets = MINERS["hard"](emb, labels).triplets
     compare(lambda e, y: triplet_losses(e, triplets, margin=1.0).mean(), emb, labels)
     compare(lambda e, y: pair_losses(e, triplets[:, :2], torch.ones(24) > 0).mean(), emb, labels)
+
+
+@pytest.mark.parametrize("loss", [supcon, multi_similarity, circle, contrastive])
+@pytest.mark.parametrize("rows", [24, 520])
+def test_every_loss_of_pairs(loss, rows):
+    compare(lambda e, y: loss(e, y).loss, *batch(rows))
+
+
+def test_proxies():
+    proxies = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    compare(lambda e, y: proxy_anchor(e, y, proxies).loss, *batch(24))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

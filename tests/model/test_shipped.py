@@ -9,7 +9,7 @@ import timm
 import torch
 from torch.nn import functional
 
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import SHIPPED, read_config, shipped_weights
 
 # As a wheel has them without their checkout, an installed package has these too.
@@ -22,7 +22,7 @@ def test_some_are_shipped() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_shipped_weights_load_and_open_in_timm(folder: Path) -> None:
-    embedder = load_weights(folder.name)
+    embedder = load_embedder(folder.name)
     images = torch.randn(2, 3, *embedder.preprocess.size)
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     torch.testing.assert_close(functional.normalize(plain(images), dim=1), embedder(images))

@@ -15,7 +15,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import WeightsError
 from facemetric.model import weights_folder as weights_folder
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.weights import load_weights, save_weights
+from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import find_weights, mend_folder, shipped_weights
 
 PRE = Preprocess(size=(32, 32), crop=(0.1, 0.2, 0.1, 0.0))
@@ -37,7 +37,7 @@ def folder(embedder: Embedder, tmp_path: Path) -> Path:
 
 def test_round_trip(embedder: Embedder, folder: Path) -> None:
     images = torch.randn(4, 3, 32, 32)
-    loaded = load_weights(folder)
+    loaded = load_embedder(folder)
     torch.testing.assert_close(loaded(images), embedder(images))
     assert loaded.preprocess == PRE
     config = json.loads((folder / "config.json").read_text())
@@ -54,7 +54,7 @@ def test_plain_timm_opens_the_backbone(arch: str, size: int, tmp_path: Path) -> 
     embedder = build_embedder(arch, preprocess=Preprocess(size=(32, 32)), embedding_size=size).eval()
     save_weights(tmp_path / "w", embedder, provenance={}, metrics={})
     images = torch.randn(2, 3, 32, 32)
-    loaded = load_weights(tmp_path / "w")
+    loaded = load_embedder(tmp_path / "w")
     torch.testing.assert_close(loaded(images), embedder(images))
     if arch.startswith("deit") and size:
         return  # two classifiers: the projection has a key that timm does not know
@@ -71,7 +71,7 @@ def test_arguments_of_the_architecture_come_back(tmp_path: Path) -> None:
     embedder = build_embedder("resnet18", preprocess=pre, arch_args=args, embedding_size=8).eval()
     save_weights(tmp_path / "w", embedder, provenance={}, metrics={})
     images = torch.randn(2, 3, 32, 32)
-    loaded = load_weights(tmp_path / "w")
+    loaded = load_embedder(tmp_path / "w")
     assert loaded.model_args == args
     torch.testing.assert_close(loaded(images), embedder(images))
     whole = timm.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
@@ -81,7 +81,7 @@ def test_arguments_of_the_architecture_come_back(tmp_path: Path) -> None:
     config["model_args"]["checkpoint_path"] = "/etc/passwd"
     (tmp_path / "w" / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="checkpoint_path is no argument of the architecture"):
-        load_weights(tmp_path / "w")
+        load_embedder(tmp_path / "w")
 
 
 def test_a_run_folder_stands_for_its_best_weights(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_half_the_size(embedder: Embedder, folder: Path, tmp_path: Path) -> None
     sizes = [(each / "model.safetensors").stat().st_size for each in (folder, tmp_path / "half")]
     assert sizes[1] < 0.55 * sizes[0]
     images = torch.randn(4, 3, 32, 32)
-    loaded = load_weights(tmp_path / "half")
+    loaded = load_embedder(tmp_path / "half")
     assert all(value.dtype == torch.float32 for value in loaded.parameters())
     assert functional.cosine_similarity(loaded(images), embedder(images)).min() > 0.9999
     plain = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True).eval()
@@ -118,7 +118,7 @@ def test_weights_cut_short(folder: Path) -> None:
     model = folder / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="cut short or changed"):
-        load_weights(folder)
+        load_embedder(folder)
 
 
 def test_a_damaged_header_without_a_hash(folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_damaged_header_without_a_hash(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(WeightsError, match="cannot be read"):
-        load_weights(folder)
+        load_embedder(folder)
 
 
 def test_weights_of_another_architecture(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_weights_of_another_architecture(folder: Path) -> None:
     config["architecture"] = "resnet10t"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="does not hold resnet10t"):
-        load_weights(folder)
+        load_embedder(folder)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_weights_of_another_architecture(folder: Path) -> None:
 def test_a_config_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"config\.json"):
-        load_weights(folder)
+        load_embedder(folder)
 
 
 def test_missing_parts(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="copy the whole folder"):
-        load_weights(folder)
+        load_embedder(folder)
     with pytest.raises(WeightsError, match="no weights at"):
-        load_weights(tmp_path / "nothing")
+        load_embedder(tmp_path / "nothing")
     with pytest.raises(WeightsError, match="no weights were given"):
-        load_weights("")
+        load_embedder("")
 
 
 def test_the_second_save_replaces_the_first(embedder: Embedder, folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_second_save_replaces_the_first(embedder: Embedder, folder: Path) ->
         embedder.projection.weight.add_(1.0)
     save_weights(folder, embedder, provenance={}, metrics={})
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(load_weights(folder)(images), embedder(images))
+    torch.testing.assert_close(load_embedder(folder)(images), embedder(images))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["w"]
 
 
@@ -178,13 +178,13 @@ def test_a_replacement_cut_off_half_way_is_undone(tmp_path: Path) -> None:
 
 def test_what_pictures_the_weights_expect_is_kept(embedder: Embedder, folder: Path, tmp_path: Path) -> None:
     assert "pictures" not in json.loads((folder / "config.json").read_text())["facemetric"]
-    assert load_weights(folder).pictures == ""
+    assert load_embedder(folder).pictures == ""
     embedder.pictures = "faces"
     save_weights(tmp_path / "f", embedder, provenance={}, metrics={})
     path = tmp_path / "f" / "config.json"
     config = json.loads(path.read_text())
-    assert config["facemetric"]["pictures"] == load_weights(tmp_path / "f").pictures == "faces"
+    assert config["facemetric"]["pictures"] == load_embedder(tmp_path / "f").pictures == "faces"
     config["facemetric"]["pictures"] = "maps"
     path.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"expect 'maps'; this version knows 'faces' alone"):
-        load_weights(tmp_path / "f")
+        load_embedder(tmp_path / "f")

@@ -22,7 +22,7 @@ from facemetric.commands.export import describe, drawn_crops
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
 from facemetric.model.export import OnnxEmbedder, export_onnx
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.model.weights_folder import find_weights
 
 __all__ = ["browser"]
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped faces-96, exported."""
     folder, file = find_weights("faces-96"), tmp_path_factory.mktemp("model") / "model.onnx"
     metadata = describe(folder, ExportConfig("faces-96"))
-    return export_onnx(file, load_weights(folder), metadata=metadata)
+    return export_onnx(file, load_embedder(folder), metadata=metadata)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from child_processes import in_processes
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
+from facemetric.mining import MINERS
 from facemetric.training import distributed
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.triplets import Objective
@@ -52,10 +53,14 @@ def contrast(emb_BD: torch.Tensor, labels_B: torch.Tensor) -> Any:
 
 
 def objective(miner: str, memory: int) -> Objective:
-    options = {"loss": OWN} if miner == "own" else {"miner": miner}
-    config = FinetuneConfig(("x",), margin=0.5, memory=memory, **options)  # type: ignore[arg-type]
+    options = {"loss": OWN} if miner == "own" else {"loss": miner}
+    if miner in MINERS:
+        options = {"miner": miner, "margin": 0.5}
+    config = FinetuneConfig(("x",), memory=memory, **options)  # type: ignore[arg-type]
     loss = check_training(config).loss
     assert loss is not None
+    torch.manual_seed(5)
+    loss.prepare(5, D)
     return Objective(config, loss, Silent())  # type: ignore[arg-type]
 
 
@@ -69,11 +74,16 @@ def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, An
     found: dict[str, Any] = {"figures": []}
     for _ in range(2):
         layer.zero_grad()
+        if mine.loss.weights is not None:
+            mine.loss.weights.zero_grad()
         emb = functional.normalize(layer(images[own]), dim=1)
         loss, figures = mine(emb, labels[own])
         loss.backward()
         distributed.sum_gradients(layer.parameters())
         assert layer.weight.grad is not None
+        if mine.loss.weights is not None:
+            distributed.sum_gradients(mine.loss.weights.parameters())
+            found["learned"] = next(mine.loss.weights.parameters()).grad.clone()
         found["figures"].append(figures)
         found["grad"] = layer.weight.grad.clone()
         with torch.no_grad():
@@ -87,6 +97,11 @@ CASES = [
     ("hard", True, 0),
     ("semihard", True, 16),
     ("own", True, 0),
+    ("supcon", True, 0),
+    ("multi-similarity", True, 16),
+    ("circle", False, 16),
+    ("contrastive", True, 16),
+    ("proxy-anchor", True, 0),
 ]
 
 
@@ -103,6 +118,9 @@ def test_processes_agree_with_one(world: int, case: tuple[str, bool, int], tmp_p
     for rank in range(world):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found["grad"], expected["grad"], rtol=1e-10, atol=1e-12)
+        if "learned" in expected:
+            assert expected["learned"].any()
+            torch.testing.assert_close(found["learned"], expected["learned"])
         for got, wanted in zip(found["figures"], expected["figures"], strict=True):
             assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_trainings import FAST, KEY, changed, tensors
+from small_trainings import FAST, KEY, changed, same, tensors
 
 from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig
@@ -277,6 +279,90 @@ def test_a_loss_of_ones_own_trains_logs_its_figures_and_resumes(
         finetune(str(faces), **options, memory=64, out=tmp_path / "other")
 
 
+PML = "pml:MultiSimilarityLoss"
+
+
+@pytest.mark.parametrize(
+    ("loss", "freeze", "options"),
+    [
+        ("supcon", "backbone", {"memory": 64, "alike": 3, "loss_args": "temperature = 0.2"}),
+        ("multi-similarity", "none", {"memory": 64, "microbatch": 12}),
+        ("circle", "backbone", {"alike": 4, "views": 2}),
+        ("contrastive", "backbone", {"memory": 40, "loss_args": "margin = 0.8"}),
+        ("proxy-anchor", "backbone", {"ema": 0.9, "alike": 2}),
+        ("proxy-anchor", "none", {"microbatch": 12, "loss_args": "alpha = 16"}),
+        (
+            PML,
+            "backbone",
+            {"loss_args": 'beta = 40, miner = {class = "MultiSimilarityMiner", epsilon = 0.2}'},
+        ),
+        ("pml:ProxyAnchorLoss", "none", {"microbatch": 12}),
+    ],
+)
+def test_every_loss_trains_stops_and_goes_on_with_the_same_bits(
+    stage_one: Trained, faces: Path, tmp_path: Path, loss: str, freeze: str, options: dict[str, Any]
+) -> None:
+    if loss.startswith("pml:"):
+        pytest.importorskip("pytorch_metric_learning")
+    options = FAST | {"epochs": 2, "freeze": freeze, "loss": loss, "lr": 0.01} | options
+    options |= {"weights": str(stage_one.run), "cache": tmp_path / "features"}
+    whole = finetune(str(faces), **options, out=tmp_path / "whole")
+    lines = log_of(whole, "train")
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    validated = log_of(whole, "validation")[-1]
+    assert ("val_loss" in validated) == ("proxy" not in loss.lower())
+    if ":" not in loss and loss != "proxy-anchor":
+        assert {"mean_positive", "mean_negative"} <= lines[0].keys()
+    parts = finetune(str(faces), **options, max_steps=4, out=tmp_path / "parts")
+    finetune(str(faces), **options, out=tmp_path / "parts", resume=True)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(states[0]["model"], states[1]["model"])
+    assert same(states[0]["extra"], states[1]["extra"])
+    assert any("proxies" in name for name in states[0]["model"]) == ("proxy" in loss.lower())
+    assert not any("prox" in name for name in tensors(parts))  # what a loss learns is no part of the weights
+    embedder = load_embedder(parts.weights)
+    assert embedder.embedding_size == load_embedder(stage_one.weights).embedding_size
+
+
+def test_proxies_begin_at_the_mean_embeddings(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
+    options = FAST | {"weights": str(stage_one.run), "loss": "proxy-anchor", "max_steps": 1, "lr": 1e-9}
+    starts = []
+    for freeze in ("backbone", "none"):
+        out = tmp_path / freeze
+        finetune(str(faces), **options, loss_lr=1e-9, weight_decay=0.0, freeze=freeze, out=out)
+        state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+        starts.append(next(value for name, value in state.items() if "proxies" in name))
+    torch.testing.assert_close(starts[0], starts[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(starts[0].norm(dim=1), torch.ones(len(starts[0])))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "supcon", "margin": 0.5}, "--margin is an option of --loss triplet, and --loss is supcon"),
+        ({"loss": "circle", "miner": "hard"}, "--miner is an option of --loss triplet"),
+        ({"loss": PML, "distance": "cosine"}, "--distance is an option of --loss triplet"),
+        (
+            {"loss": "proxy-anchor", "memory": 9},
+            "--memory mines triplets against past batches, or pairs, and --loss",
+        ),
+        ({"loss": "supcon", "loss_args": "temperature"}, "--loss-args 'temperature' is not TOML"),
+        ({"loss_args": "margin = 0.5"}, "--loss-args has margin, and --loss triplet has options of its own"),
+        ({"loss": "supcon", "loss_args": "temperature = -1"}, "--loss-args of supcon: temperature is -1"),
+        ({"alike": 1}, "--alike is 1, and a batch has 8 identities: choose 2..8, or 0"),
+        ({"alike": 9}, "--alike is 9, and a batch has 8 identities"),
+        ({"alike": 4, "freeze": "none"}, "--alike finds who looks alike from cached features"),
+        ({"loss_lr": 0.0}, "--loss-lr is 0.0; it must be above 0"),
+    ],
+)
+def test_options_of_losses_that_do_not_go_together(
+    faces: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        finetune(str(faces), weights="nowhere", **FAST | options, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_is_no_multiple_says_what_it_trains_on(
     stage_one: Trained, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,7 +420,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         ({"freeze": "bakbone"}, "unknown freeze 'bakbone': did you mean 'backbone'"),
         ({"projection_init": "lada"}, "unknown projection init 'lada': did you mean 'lda'"),
         ({"projection_init": "lda"}, "lda gives at most 13 directions"),
-        ({"batch_size": 4}, "--batch-size 4 holds 1 identities of 4 images; two are needed"),
+        ({"batch_size": 4}, "--batch-size 4 holds 1 identity of 4 images; two are needed"),
         ({"images_per_identity": 1}, "--images-per-identity is 1; it must be at least 2"),
         ({"margin": -0.1}, "--margin is -0.1"),
         ({"views": 0}, "--views is 0"),

@@ -140,7 +140,9 @@ class ClusterRecord:
 
     def title(self) -> str:
         """The title above its pictures."""
-        text = f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {self.images} images"
+        text = (
+            f"cluster {self.number}{f' ({self.name})' if self.name else ''}: {plural(self.images, 'image')}"
+        )
         if self.purity is not None:
             text += f", {self.purity:.0%} {self.identity}"
         if len(self.rows) < self.images:

@@ -24,7 +24,7 @@ from facemetric.commands.evaluating.overlap import ImageSet, among_readable, fin
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
-from facemetric.data.pair_list import Ints, Pairs
+from facemetric.data.pair_list import Pairs
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError, first_few
 from facemetric.evaluation.embed import Embedded
@@ -36,11 +36,11 @@ from facemetric.machine import say
 
 
 class ListedPairs(NamedTuple):
-    """Listed pairs, each once, and the rows (P,) of both their images; `notes` say what was left out, and more."""
+    """Listed pairs, each once, and the rows int32 (P,) of both their images; `notes` say what was left out."""
 
     pairs: Pairs
-    rows_a: Ints
-    rows_b: Ints
+    rows_a: npt.NDArray[np.int32]
+    rows_b: npt.NDArray[np.int32]
     notes: tuple[str, ...] = ()
 
     def needed(self) -> list[int]:
@@ -50,8 +50,8 @@ class ListedPairs(NamedTuple):
     def among_readable(self, bad: list[tuple[int, str]]) -> ListedPairs:
         """The same pairs, by the rows that are left when those of images that cannot be read are gone."""
         gone = np.sort(np.array([row for row, _ in bad], dtype=np.int64))
-        rows_a, rows_b = (rows - np.searchsorted(gone, rows) for rows in (self.rows_a, self.rows_b))
-        return self._replace(rows_a=rows_a, rows_b=rows_b)
+        moved = [rows - np.searchsorted(gone, rows).astype(np.int32) for rows in (self.rows_a, self.rows_b)]
+        return self._replace(rows_a=moved[0], rows_b=moved[1])
 
 
 def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
@@ -59,8 +59,16 @@ def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
     images that are not there."""
     found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=out / "missing_images.txt"))
     kept = found.pairs
+    genuine = int(kept.same.sum())
+    if genuine in (0, len(kept)):
+        left_out = "".join(f" ({note})" for note in found.notes())
+        raise DataError(
+            f"{pairs.source}: {genuine:,} genuine and {len(kept) - genuine:,} impostor pairs{left_out}; verification "
+            "needs both kinds: add the other"
+        )
     folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
-    return ListedPairs(kept, found.rows_a, found.rows_b, (*found.notes(), *filter(None, [folds])))
+    rows_a, rows_b = (rows.astype(np.int32) for rows in (found.rows_a, found.rows_b))  # pairs may be millions
+    return ListedPairs(kept, rows_a, rows_b, (*found.notes(), *filter(None, [folds])))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def identities_in(inputs: EvalInputs) -> PairIdentities:
     listed, table = inputs.listed, inputs.table
     assert listed is not None
     rows_a, rows_b, same = listed.rows_a, listed.rows_b, listed.pairs.same
-    number_N = np.unique(table.identities, return_inverse=True)[1]  # names of millions of pairs are gigabytes
+    # Names of millions of pairs are gigabytes.
+    number_N = np.unique(table.identities, return_inverse=True)[1].astype(np.int32)
     of_a, of_b = number_N[rows_a], number_N[rows_b]
     misfit = np.flatnonzero((of_a == of_b) != same)
     if not len(misfit):

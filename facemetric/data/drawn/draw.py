@@ -148,18 +148,3 @@ def draw_faces(
                 write_whole(folder / f"{image:04d}.jpg", partial(_put, jpeg))
             bar.update(images)
     return out
-
-
-def drawn_arrays(
-    identities: int, images: int, size: int = 96, seed: int = 0, *, workers: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same pictures in memory: uint8 (N, size, size, 3), decoded from their JPEGs, and labels int64 (N,).
-
-    N = identities * images, ordered by identity; label i is the folder `drawn_{i + 1:04d}` of `draw_faces`.
-    """
-    _check(identities=identities, images=images, size=size, seed=seed)
-    pictures = np.empty((identities, images, size, size, 3), np.uint8)
-    for number, jpegs in enumerate(_all_jpegs(seed, identities, images, size, min(workers, identities))):
-        for image, jpeg in enumerate(jpegs):
-            pictures[number, image] = np.asarray(Image.open(io.BytesIO(jpeg)))
-    return pictures.reshape(-1, size, size, 3), np.repeat(np.arange(identities), images)

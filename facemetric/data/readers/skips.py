@@ -7,6 +7,7 @@ every kind and names the first few.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from facemetric.errors import plural
@@ -14,7 +15,7 @@ from facemetric.errors import plural
 EXAMPLES = 5  # names of a kind that are shown
 PHOTOGRAPHS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 IMAGE_ENDINGS = (*PHOTOGRAPHS, ".pgm", ".ppm", ".pbm", ".pnm")
-UNREAD_ENDINGS = (".heic", ".heif", ".avif")  # photographs of phones
+PHONE_ENDINGS = (".heic", ".heif", ".avif")  # photographs of phones, read where their packages are installed
 
 # Folders that are skipped, in lower case; beside them all whose names start with a dot (`.thumbnails` of Android
 # and desktops, `.@__thumb` of QNAP, `.picasaoriginals`, `.Trashes`, `.webaxs_*` of Buffalo, `.stversions`).
@@ -72,8 +73,8 @@ SYSTEM = Kind(
 THUMBNAIL = Kind("thumbnail of a network drive", "thumbnails of a network drive")
 NO_IMAGE = Kind("file that is no image", "files that are no images")
 UNREAD = Kind(
-    "HEIC or AVIF file, which is not read (convert it to JPEG)",
-    "HEIC or AVIF files, which are not read (convert them to JPEG)",
+    "HEIC or AVIF file, which is not read (pip install 'facemetric[heic]', or convert it to JPEG)",
+    "HEIC or AVIF files, which are not read (pip install 'facemetric[heic]', or convert them to JPEG)",
 )
 OUTSIDE = Kind("image outside an identity's folder", "images outside an identity's folder")
 EMPTY = Kind("folder without an image", "folders without an image")
@@ -131,7 +132,16 @@ def why_skip_file(leaf: str) -> Kind | None:
         return THUMBNAIL if lower[0] == "s" and lower.endswith(IMAGE_ENDINGS) else NO_IMAGE
     if lower.endswith(IMAGE_ENDINGS):
         return None
-    return UNREAD if lower.endswith(UNREAD_ENDINGS) else NO_IMAGE
+    if not lower.endswith(PHONE_ENDINGS):
+        return NO_IMAGE
+    return None if _read_phones(lower[lower.rfind(".") :]) else UNREAD
+
+
+@cache
+def _read_phones(ending: str) -> bool:
+    from facemetric.data.images import phones_read  # PIL, which lists of JPEGs do not need
+
+    return phones_read(ending)
 
 
 def skipped_folder(path: str) -> tuple[str, Kind] | None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.fft import dctn
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri  # scipy.stats takes half a second and 20 MiB
 
 from facemetric.data.batches import chunks
 from facemetric.data.images import Preprocess
@@ -61,12 +61,12 @@ class Chance(NamedTuple):
     def limit(self, pairs: float) -> int:
         """Bits within which chance brings less than EXPECTED of so many pairs."""
         share = min(max(EXPECTED / max(pairs, 1.0), 1e-300), 0.5)
-        bits = int(np.floor(self.mean + norm.ppf(share) * self.deviation))
+        bits = int(np.floor(self.mean + ndtri(share) * self.deviation))
         return min(max(bits, NARROWEST), WIDEST)
 
     def within(self, bits: int, pairs: float) -> float:
         """How many of so many pairs chance brings within these bits."""
-        return pairs * float(norm.cdf((bits - self.mean) / self.deviation))
+        return pairs * float(ndtr((bits - self.mean) / self.deviation))
 
 
 def chance_of(signs_NK: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> Chance:
@@ -87,7 +87,7 @@ def chance_of(signs_NK: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> C
     tail = np.flatnonzero((below >= SEEN) & (below <= TAIL * below[-1]))
     if len(tail) < 3:
         return Chance(bits / 2, float(np.sqrt(bits)))
-    deviation, mean = np.polyfit(norm.ppf(below[tail] / below[-1]), tail + 0.5, 1, w=np.sqrt(below[tail]))
+    deviation, mean = np.polyfit(ndtri(below[tail] / below[-1]), tail + 0.5, 1, w=np.sqrt(below[tail]))
     return Chance(float(mean), float(deviation))
 
 

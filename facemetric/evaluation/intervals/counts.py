@@ -185,7 +185,7 @@ class ListedCells:
         self.cell_P = np.searchsorted(threshold_T, np.asarray(score), side="right").astype(np.uint8)
         self.who = who
 
-    def counts_of(self, rows: Ints | slice) -> tuple[Ints, Ints]:
+    def counts_of(self, rows: npt.NDArray[np.integer] | slice) -> tuple[Ints, Ints]:
         """Genuine and impostor pairs (W, C) of each person in each cell, of these rows."""
         same, cell = self.same[rows], self.cell_P[rows]
         kinds = np.zeros((2, self.persons * self.cells), np.int64)
@@ -224,7 +224,7 @@ class CountedFolds:
         self.cells = cells
         fold_P = np.unique(np.asarray(fold), return_inverse=True)[1]
         ends = np.cumsum(np.bincount(fold_P))
-        self.folds = np.split(np.argsort(fold_P, kind="stable"), ends[:-1])
+        self.folds = np.split(np.argsort(fold_P, kind="stable").astype(np.int32), ends[:-1])
         # One scale for all thresholds: that of the FAR by which listed pairs are watched.
         self.scale = float(rates.scale_T[np.abs(rates.far_T - WATCHED_FAR).argmin()])
 

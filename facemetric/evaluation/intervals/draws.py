@@ -146,6 +146,8 @@ def _renumbered(one: npt.NDArray, other: npt.NDArray) -> tuple[Ints, Ints, int]:
     if least >= 0 and (most := int(max(one.max(), other.max()))) < 2 * len(one) + 1000:
         present = np.zeros(most + 1, bool)
         present[one] = present[other] = True
+        if present.all():
+            return one, other, len(present)
         number = np.cumsum(present, dtype=np.int32) - 1  # without sorting: pairs may be many millions
         return number[one], number[other], int(present.sum())
     who = np.unique(np.concatenate([one, other]), return_inverse=True)[1]

@@ -95,9 +95,16 @@ class Cosines:
         self.grad_ND += sums_ND.index_select(0, self.runs.run_N)
         add_rows(self.grad_ND, self.runs.self_M.long(), pulling_MD.neg_())
 
+    def pairs(self) -> dict[str, int]:
+        """How many pairs the figures are means of."""
+        return {
+            "mean_positive": int(self.runs.positives.sum()),
+            "mean_negative": int(self.runs.negatives.sum()),
+        }
+
     def figures(self) -> dict[str, Tensor]:
         """The mean cosine of genuine pairs and of impostor pairs; 0 where there is no pair."""
-        genuine, impostor = (int(count.sum()) for count in (self.runs.positives, self.runs.negatives))
+        genuine, impostor = self.pairs().values()
         own = torch.linalg.vecdot(self.x_MD, self.x_MD).double().sum()
         positive = self.positive_sums().double().sum()
         every = self.x_MD.sum(0, dtype=torch.float64) @ self.y_ND.sum(0, dtype=torch.float64)

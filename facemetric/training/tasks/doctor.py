@@ -10,11 +10,12 @@ stuck           A hinge loss equal to its margin (within 2 %), or a soft margin'
                 d_an equal within 5 %, and at least two fifths of the triplets violating the margin: positives and
                 negatives are told apart no better than by chance. Where hardly any violate it, the means are of those
                 alone, and they lie about the margin in a good run too.
-dead miner      No triplet with a loss in a whole window: nothing is learned any more.
+dead miner      No triplet, or pair, with a loss in a whole window: nothing is learned any more.
 one class       Batches without a triplet at all: one identity, or no identity with two images.
 
-Of a loss of the user's own, which names no triplets, only the collapse can be seen. A loss that is not finite is the
-loop's to stop (loop.py), before it reaches the weights.
+Of a loss of pairs, `stuck` is that the mean cosines of genuine and of impostor pairs are equal within 5 % of 1 less
+that of the latter. Of a loss of the user's own, which names neither, only the collapse can be seen. A
+loss that is not finite is the loop's to stop (loop.py), before it reaches the weights.
 """
 
 from __future__ import annotations
@@ -48,8 +49,16 @@ class Seen(NamedTuple):
 class Doctor:
     """Watches steps; `say` gets each finding once."""
 
-    def __init__(self, *, margin: float, soft: bool, miner: str, say: Callable[[str, str], None]) -> None:
-        self.margin, self.soft, self.miner = margin, soft, miner
+    def __init__(
+        self,
+        *,
+        margin: float,
+        soft: bool,
+        miner: str,
+        say: Callable[[str, str], None],
+        loss: str = "triplet",
+    ) -> None:
+        self.margin, self.soft, self.miner, self.loss = margin, soft, miner, loss
         self.say = say
         self.milder = "all" if miner == "semihard" else "semihard"
         self.window: deque[Seen] = deque(maxlen=WINDOW)
@@ -79,6 +88,8 @@ class Doctor:
         mean = Seen(*(sum(column) / len(self.window) for column in zip(*self.window, strict=True)))
         if mean.valid < 0:
             return [self.collapse(mean.spread)] if mean.spread < COLLAPSED else []
+        if not self.miner:
+            return self.of_pairs(mean)
         if mean.valid == 0:
             return [
                 (
@@ -111,6 +122,38 @@ class Doctor:
             )
         return found
 
+    def of_pairs(self, mean: Seen) -> list[tuple[str, str]]:
+        """What the window of a loss of pairs shows."""
+        if mean.valid == 0:
+            return [
+                (
+                    "one class",
+                    f"no image of the last {WINDOW} batches had both a positive and a negative: one identity each, or "
+                    "single images; raise --batch-size or lower --images-per-identity",
+                )
+            ]
+        found = []
+        if mean.spread < COLLAPSED:
+            found.append(self.collapse(mean.spread))
+        elif mean.d_an - mean.d_ap <= NEAR_EQUAL * mean.d_an:
+            found.append(
+                (
+                    "stuck",
+                    f"genuine and impostor pairs have the same mean cosine ({1 - mean.d_ap:.3f} and "
+                    f"{1 - mean.d_an:.3f}): identities are not told apart; start from pretrained weights, or lower "
+                    "--lr",
+                )
+            )
+        if mean.active == 0:
+            found.append(
+                (
+                    "dead miner",
+                    f"no pair had a loss in {WINDOW} steps: {self.loss} finds nothing to learn; change its margin in "
+                    "--loss-args, raise --batch-size, or stop here",
+                )
+            )
+        return found
+
     def collapse(self, spread: float) -> tuple[str, str]:
         """The finding of embeddings that are nearly one point."""
         other = f", or mine with {self.milder} in place of {self.miner}" if self.miner else ""
@@ -137,6 +180,9 @@ def see(emb_BD: Tensor, figures: Mapping[str, float], valid: int | None) -> Seen
     """A step's figures for the doctor; `valid` None where the loss names no triplets."""
     if valid is None:
         return Seen(figures["loss"], 0.0, -1, 0.0, 0.0, spread(emb_BD))
+    if "mean_positive" in figures:  # of pairs: cosines
+        d_ap, d_an = 1 - figures["mean_positive"], 1 - figures["mean_negative"]
+        return Seen(figures["loss"], valid * (figures["loss"] > 0), valid, d_ap, d_an, spread(emb_BD))
     return Seen(
         loss=figures["loss"],
         active=figures["fraction_positive"] * valid,

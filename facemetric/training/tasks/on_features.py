@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch.nn import functional
 from facemetric.data.bad_images import note_bad
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
+from facemetric.training import distributed
+from facemetric.training.tasks.alike import most_alike
 from facemetric.training.tasks.feature_cache import Features
-from facemetric.training.tasks.triplets import StageTwo
+from facemetric.training.tasks.triplets import StageTwo, net_of
 
 STRANGER_VIEWS = 3  # of an unlabelled image, which has no other positives
 
@@ -49,9 +52,32 @@ class OnFeatures(StageTwo):
             size=config.embedding_size,
             seed=config.seed,
         )
-        self.model: nn.Module = projection.to(self.device)
+        self.projection = projection.to(self.device)
+        self.model = self.with_loss(self.projection, self.identity_means)
         self.sampler = self.sampler_of(self.labels.numpy())
+        self.who_is_alike: np.ndarray | None = None  # of this epoch: the nearest identities of each
         self.steps_per_epoch = self.sampler.steps
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.projection.weight.shape[0])
+
+    @property
+    def identities(self) -> int:
+        """Labels that there are: the training identities, and the strangers."""
+        return max(len(self.split.train.identities), int(self.labels.max()) + 1)
+
+    @torch.no_grad()
+    def identity_means(self) -> Tensor:
+        """Unit vectors (C, D) along the mean embedding of each training identity as the projection is now, strangers
+        among them; 0 of one without images."""
+        sums_CD = torch.zeros(self.identities, self.embedding_size)
+        for places in torch.arange(len(self.labels)).split(4096):
+            features = self.features_of(places.numpy(), np.zeros(len(places), np.int64)).to(self.device)
+            unit_BD = functional.normalize(self.projection(features).float(), dim=1).cpu()
+            sums_CD.index_add_(0, self.labels[places], unit_BD)
+        return functional.normalize(sums_CD, dim=1)
 
     def first_strangers(self) -> Tensor:
         """The views (V, S, F) of the unlabelled images, each image a person of its own: their labels join `labels`.
@@ -71,17 +97,39 @@ class OnFeatures(StageTwo):
 
     def parts(self) -> list[tuple[nn.Module, float]]:
         """What trains, with its learning rate."""
-        return [(self.model, self.config.lr)]
+        return [(self.projection, self.config.lr), *self.parts_of_loss()]
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(places among the kept rows, then the strangers' views; view of each) of the steps of an epoch."""
-        steps = self.sampler.epoch(epoch)
+        steps = self.sampler.epoch(epoch, self.alike_in(start), self.config.alike)
         for step in range(start, len(steps)):
             places = steps.rows(step)  # of all processes: a view does not depend on how many there are
             views = np.random.default_rng([self.config.seed, epoch, step, 3]).integers(
                 self.values.shape[0], size=len(places)
             )
             yield steps.own(places), steps.own(views)
+
+    def alike_in(self, start: int) -> np.ndarray | None:
+        """The nearest identities (C, k) of each, as the epoch began; None where they are drawn."""
+        if not self.config.alike:
+            return None
+        if start == 0 or self.who_is_alike is None:
+            means_CD = self.identity_means()[torch.unique(self.labels)].numpy()
+            known = most_alike(means_CD, self.config.alike) if distributed.rank() == 0 else None
+            self.who_is_alike = distributed.from_first(known)
+        return self.who_is_alike
+
+    def extra_state(self) -> dict[str, Any]:
+        """What stage two keeps, and who was alike as the epoch began."""
+        known = self.who_is_alike
+        alike = {} if known is None else {"alike": torch.from_numpy(known)}
+        return super().extra_state() | alike
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back. Raises ConfigError for other data, weights or pictures than the run began with."""
+        super().load_extra_state(state)
+        if "alike" in state:
+            self.who_is_alike = state["alike"].cpu().numpy()
 
     def train_mode(self, epoch: int) -> None:
         """The projection trains."""
@@ -138,11 +186,11 @@ class OnFeatures(StageTwo):
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures of the projection."""
-        return self.figures_of(model)
+        return self.figures_of(net_of(model))
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The frozen backbone with the projection, as the run's best weights."""
-        self.embedder.projection = model
+        self.embedder.projection = net_of(model)  # type: ignore[assignment]
         self.save_embedder(self.embedder, metrics)
 
     def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,8 @@ from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
-from facemetric.training.tasks.triplets import StageTwo
+from facemetric.training.tasks.classification import identity_means
+from facemetric.training.tasks.triplets import StageTwo, net_of
 from facemetric.training.validation import OpenSet
 
 
@@ -31,8 +32,10 @@ def backward_in_chunks(
     loss_of: Callable[[Tensor], Tensor],
     chunks: Sequence[Tensor],
     backward: Callable[[Tensor], None],
+    learned: Sequence[nn.Parameter] = (),
 ) -> None:
-    """Accumulate the gradient of `loss_of(cat(embed(chunk) for chunk in chunks))` in the weights of `model`.
+    """Accumulate the gradient of `loss_of(cat(embed(chunk) for chunk in chunks))` in the weights of `model`, and in
+    those that the loss has `learned` itself.
 
     `embed` maps a chunk to embeddings (b, D) by `model`; `backward` is called with scalars whose gradients add
     up to it. One chunk is the ordinary single pass."""
@@ -47,7 +50,10 @@ def backward_in_chunks(
     torch.clear_autocast_cache()  # older ones keep weights that were cast without a graph, and use them below
     with torch.enable_grad():
         emb_BD = torch.cat(parts).requires_grad_()
-        (grad_BD,) = torch.autograd.grad(loss_of(emb_BD), emb_BD)
+        grad_BD, *grads = torch.autograd.grad(loss_of(emb_BD), [emb_BD, *learned], allow_unused=True)
+        for weight, grad in zip(learned, grads, strict=True):
+            if grad is not None:
+                backward((weight * grad).sum())
         for chunk, state, grad in zip(
             chunks, states, grad_BD.split([len(part) for part in parts]), strict=True
         ):
@@ -111,7 +117,8 @@ class OnImages(StageTwo):
         """The projection that training starts from; PCA and LDA run the backbone over all images once."""
         self.embedder.projection = self.first_projection(self.embedder).to(self.device)
         freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
-        self.model: nn.Module = self.embedder.to(memory_format=torch.channels_last)
+        self.embedder.to(memory_format=torch.channels_last)
+        self.model = self.with_loss(self.embedder, self.identity_means)
 
     def first_projection(self, embedder: Embedder) -> nn.Linear:
         """Where the projection starts; PCA and LDA need the features of the plain images, once."""
@@ -132,9 +139,23 @@ class OnImages(StageTwo):
         """The figures of stage one's own embedding."""
         return self.validate(self.original)
 
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding."""
+        return self.embedder.embedding_size
+
+    def identity_means(self) -> Tensor:
+        """Unit vectors (C, D) along the training identities' mean embeddings; this embeds all images once."""
+        side = self.embedder.preprocess.size[0]
+        return identity_means(self.embedder, self.split.train, side, self.workers)
+
     def parts(self) -> list[tuple[nn.Module, float]]:
         """What trains, with its learning rate."""
-        return [(self.embedder.projection, self.config.lr), (self.embedder.backbone, self.config.backbone_lr)]
+        rates = [
+            (self.embedder.projection, self.config.lr),
+            (self.embedder.backbone, self.config.backbone_lr),
+        ]
+        return [*rates, *self.parts_of_loss()]
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """P x K batches of images."""
@@ -171,18 +192,19 @@ class OnImages(StageTwo):
             return loss
 
         chunks = even_chunks(images, self.config.microbatch)
-        backward_in_chunks(self.model, embed, loss_of, chunks, backward)
+        learned = [weight for module, _ in self.parts_of_loss() for weight in module.parameters()]
+        backward_in_chunks(self.embedder, embed, loss_of, chunks, backward, learned)
         return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures of the embedder, and those of its triplets."""
         if self.split.val is None:
             return {}
-        return self.with_triplets(*self.open_set.embeddings(model))  # type: ignore[arg-type]
+        return self.with_triplets(*self.open_set.embeddings(net_of(model)))  # type: ignore[arg-type]
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """The embedder as the run's best weights."""
-        self.save_embedder(model, metrics)  # type: ignore[arg-type]
+        self.save_embedder(net_of(model), metrics)  # type: ignore[arg-type]
 
     def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """The validation images, embedded."""

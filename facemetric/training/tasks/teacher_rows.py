@@ -14,7 +14,7 @@ from facemetric.data.index import ImageIndex, Location, parse_source
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.model.weights import load_weights
+from facemetric.model.weights import load_embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
 from facemetric.training.tasks.feature_cache import state_hash
@@ -123,7 +123,7 @@ def embedded(weights: str, teacher: Teacher, images: Joined, known: np.ndarray) 
     """The tables of the images by weights, the mirror images averaged in, from the cache where they are there.
 
     An image that cannot be read is marked as known: it never comes into a batch."""
-    embedder = load_weights(weights, teacher.device)
+    embedder = load_embedder(weights, teacher.device)
     tables, offset = [], 0
     for part in images.parts:
         mark = f"{state_hash(embedder)} {embedder.preprocess} {part.state_key} {torch.__version__}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
@@ -20,8 +20,6 @@ from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossRecord
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.mining.miners import SEEDED_MINERS
-from facemetric.mining.record import Mined
 from facemetric.model.embedder import Embedder
 from facemetric.training import distributed
 from facemetric.training.distributed import say
@@ -34,10 +32,30 @@ from facemetric.training.tasks.feature_cache import Features, cached_features, s
 from facemetric.training.validation import open_set_figures
 
 
+class WithLoss(nn.Module):
+    """A network, and what the loss learns beside it: both are trained and kept in checkpoints, the network alone is
+    validated and saved."""
+
+    def __init__(self, net: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network gives."""
+        found: Tensor = self.net(x)
+        return found
+
+
+def net_of(model: nn.Module) -> nn.Module:
+    """The network of a model that may hold a loss as well."""
+    return model.net if isinstance(model, WithLoss) else model
+
+
 class Objective:
     """The loss of a batch and its figures by name, over all processes.
 
-    A loss that is no miner's is handed the batch of all processes, and each takes its share of what it returns."""
+    Of the batch of all processes each answers for its own anchors; where the loss cannot be split so, each computes
+    it whole and takes its share."""
 
     def __init__(self, config: FinetuneConfig, loss: Loss, run: Run) -> None:
         self.config, self.loss, self.run = config, loss, run
@@ -46,6 +64,7 @@ class Objective:
             margin=config.margin,
             soft=config.soft_margin,
             miner=config.miner if config.loss == "triplet" else "",
+            loss=config.loss,
             say=self.report,
         )
         self.memory: CrossBatchMemory | None = None
@@ -62,11 +81,13 @@ class Objective:
         self.calls += 1
         seed = self.config.seed * 1_000_003 + self.calls
         emb_AD, labels_A, own = distributed.gather_rows(emb_BD, labels_B)
+        anchors = own if distributed.together() and self.loss.splits else None
         if self.config.memory:
-            mined = self.mine_with_memory(emb_AD, labels_A, own, seed)
-            found = LossRecord(mined.loss, mined.weight, mined.figures, mined)
+            memory = self.remembering(emb_AD)
+            both, labels = memory.behind(emb_AD, labels_A)
+            found = self.loss(both, labels, anchors=anchors or slice(0, len(labels_A)), seed=seed)
+            memory.store(emb_AD, labels_A)
         else:
-            anchors = own if distributed.together() else None
             found = self.loss(emb_AD, labels_A, anchors=anchors, seed=seed)
         loss, figures, valid = self.of_all(found) if found.mined is not None else self.shared(found)
         self.doctor.watch(see(emb_AD, figures, valid))
@@ -90,25 +111,31 @@ class Objective:
         }
         return loss, figures, int(valid)
 
-    def shared(self, found: LossRecord) -> tuple[Tensor, dict[str, float], None]:
-        """The share of this process of a loss that every process computed from the whole batch."""
+    def shared(self, found: LossRecord) -> tuple[Tensor, dict[str, float], int | None]:
+        """This process's part of a loss, its anchors' or its share of the whole, and the figures of all anchors."""
         figures = {name: float(value) for name, value in found.figures.items()}
-        return found.loss / distributed.world_size(), {"loss": float(found.loss.detach())} | figures, None
-
-    def mine_with_memory(self, emb_AD: Tensor, labels_A: Tensor, own: slice, seed: int) -> Mined:
-        """The batch mined against itself and the embeddings of past batches."""
-        config = self.config
-        options: dict[str, Any] = {"seed": seed} if config.miner in SEEDED_MINERS else {}
-        margin = "soft" if config.soft_margin else config.margin
-        memory = self.remembering(emb_AD)
-        return memory(emb_AD, labels_A, rows=own, margin=margin, distance=config.distance, **options)
+        if not (found.part and distributed.together()):
+            loss = found.loss / distributed.world_size()
+            return loss, {"loss": float(found.loss.detach())} | figures, found.usable
+        weight = float(found.weight)
+        named = {"loss": float(found.loss.detach())} | figures
+        weights = [found.figure_weights.get(name, weight) for name in named]
+        sums = [w * value for w, value in zip(weights, named.values(), strict=True)]
+        own = found.loss.new_tensor([found.usable or 0, *weights, *sums], dtype=torch.float64)
+        usable, *both = distributed.total(own).tolist()
+        totals, sums = both[: len(named)], both[len(named) :]
+        means = [value / of if of else 0.0 for value, of in zip(sums, totals, strict=True)]
+        part = found.loss * (weight / totals[0] if totals[0] else 0.0)
+        return part, dict(zip(named, means, strict=True)), int(usable)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The means over validation batches (B, D), (B,) of the loss and its figures, as `val_loss` and so on; of
-        triplets, the share of all of them that violate the margin.
+        triplets, the share of all of them that violate the margin; {} of a loss that knows trained identities alone.
 
         In this process alone, and without the memory."""
+        if self.loss.trained_only:
+            return {}
         sums: dict[str, list[float]] = {}
         active, valid = 0.0, 0
         for emb_BD, labels_B in batches:
@@ -178,6 +205,35 @@ class StageTwo:
         self.embedder = embedder
         assert setup.loss is not None
         self.objective = Objective(config, setup.loss, run)
+
+    def with_loss(self, net: nn.Module, means_of: Callable[[], Tensor]) -> nn.Module:
+        """The network, with what the loss learns beside it where it does.
+
+        Where the loss has `start_from`, it is given the training identities' mean embeddings (C, D) of `means_of`."""
+        loss = self.objective.loss
+        loss.prepare(self.identities, self.embedding_size)
+        if loss.weights is None:
+            return net
+        loss.weights.to(self.device)
+        start = getattr(loss.weights, "start_from", None)
+        if start is not None and not self.run.resume:
+            start(means_of().to(self.device))
+        return WithLoss(net, loss.weights)
+
+    @property
+    def identities(self) -> int:
+        """How many labels there are."""
+        return len(self.split.train.identities)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in an embedding of the network that trains."""
+        raise AssertionError("a task of stage two knows it")
+
+    def parts_of_loss(self) -> list[tuple[nn.Module, float]]:
+        """What the loss learns itself, with its learning rate."""
+        weights = self.objective.loss.weights
+        return [] if weights is None else [(weights, self.config.loss_lr)]
 
     def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
         """P x K batches over labels (N,). Says where they are smaller than --batch-size."""

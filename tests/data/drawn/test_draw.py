@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_pictures import drawn_arrays
 from PIL import Image
 
 from facemetric.data.drawn import draw as drawn
@@ -18,7 +19,6 @@ from facemetric.data.drawn.draw import (
     MIN_SIZE,
     draw_face,
     draw_faces,
-    drawn_arrays,
     face_identity,
     face_jpeg,
     face_nuisance,
@@ -205,15 +205,6 @@ def test_more_identities_or_images_leave_the_others_as_they_are(tmp_path: Path) 
     assert len(more) == 12
 
 
-def test_arrays_are_the_files_decoded(tmp_path: Path) -> None:
-    out = draw_faces(tmp_path, identities=2, images=3, size=40, seed=2, workers=1, progress=False)
-    pictures, labels = drawn_arrays(2, 3, 40, 2)
-    assert (pictures.dtype, pictures.shape) == (np.uint8, (6, 40, 40, 3))
-    assert (labels.dtype, labels.tolist()) == (np.int64, [0, 0, 0, 1, 1, 1])
-    decoded = [np.asarray(Image.open(file)) for file in sorted(out.rglob("*.jpg"))]
-    assert np.array_equal(pictures, decoded)
-
-
 def test_the_bar_shows_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_faces(tmp_path / "a", identities=1, images=1, size=16, workers=1, progress=False)
     assert capsys.readouterr().err == ""
@@ -234,8 +225,6 @@ def test_numbers_that_cannot_work_are_named(tmp_path: Path, numbers: dict[str, i
     with pytest.raises(ConfigError, match=words):
         draw_faces(tmp_path / "out", **numbers)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match=words):
-        drawn_arrays(**({"identities": 1, "images": 1} | numbers))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -59,16 +59,22 @@ def test_hidden_folders_at_any_depth_are_skipped(tmp_path: Path, packed: bool) -
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_photographs_that_are_not_read_are_told(tmp_path: Path, packed: bool) -> None:
+def test_photographs_that_are_not_read_are_told(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facemetric.data.readers.skips._read_phones", lambda ending: False)
     files = ["anna/1.HEIC", "anna/2.avif", "anna/._3.heic"]
     data = folder_or_tar(tmp_path, files, packed)
-    expected = "2 HEIC or AVIF files, which are not read (convert them to JPEG)"
+    expected = (
+        "2 HEIC or AVIF files, which are not read (pip install 'facemetric[heic]', or convert them to JPEG)"
+    )
     assert expected in message(data)
     assert "1 file that is no image" in message(data)
     put(tmp_path / "b" / "anna" / "1.jpg")
     put(tmp_path / "b" / "anna" / "2.heif")
     assert read_index(tmp_path / "b").notes == (
-        "skipped 1 HEIC or AVIF file, which is not read (convert it to JPEG): anna/2.heif",
+        "skipped 1 HEIC or AVIF file, which is not read (pip install 'facemetric[heic]', or convert it to JPEG): "
+        "anna/2.heif",
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_pictures import drawn_arrays
 from PIL import Image, ImageEnhance
 from scipy.stats import norm
 
-from facemetric.data.drawn.draw import drawn_arrays
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
 from facemetric.evaluation.audit import hashes as duplicates

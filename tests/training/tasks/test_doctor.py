@@ -37,8 +37,11 @@ def objective_of(config: FinetuneConfig, log: Log) -> Objective:
 def train(
     emb_of: Any, labels: torch.Tensor, *, miner: str = "semihard", margin: float = 0.2, soft: bool = False
 ) -> list[str]:
+    return trained(FinetuneConfig(("x",), miner=miner, margin=margin, soft_margin=soft), emb_of, labels)
+
+
+def trained(config: FinetuneConfig, emb_of: Any, labels: torch.Tensor) -> list[str]:
     log = Log()
-    config = FinetuneConfig(("x",), miner=miner, margin=margin, soft_margin=soft)
     objective = objective_of(config, log)
     for step in range(WINDOW + 5):
         torch.manual_seed(step)
@@ -108,6 +111,25 @@ def test_one_class() -> None:
 def test_nan_is_an_error_at_once() -> None:
     with pytest.raises(DataError, match="NaN or infinite"):
         train(lambda: torch.full((32, 16), float("nan")), LABELS)
+
+
+PAIRS = ["supcon", "multi-similarity", "circle", "contrastive"]
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+def test_losses_of_pairs(loss: str) -> None:
+    config = FinetuneConfig(("x",), loss=loss)
+    assert trained(config, healthy, LABELS) == []
+    assert trained(config, lambda: torch.ones(16) + 0.01 * torch.randn(32, 16), LABELS) == ["collapse"]
+    assert trained(config, lambda: torch.randn(32, 16384), LABELS) == ["stuck"]
+    for labels in (torch.zeros(32, dtype=torch.long), torch.arange(32)):
+        assert trained(config, healthy, labels) == ["one class"]
+
+
+def test_pairs_without_a_loss() -> None:
+    """Impostor pairs that are farther than every genuine pair by more than epsilon: none is kept."""
+    config = FinetuneConfig(("x",), loss="multi-similarity", loss_args="epsilon = 0.0")
+    assert trained(config, lambda: CENTRES[LABELS] + 1e-3 * torch.randn(32, 16), LABELS) == ["dead miner"]
 
 
 def test_spread() -> None:

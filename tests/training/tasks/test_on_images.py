@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from facemetric import finetune
 from facemetric.mining.miners import semihard
+from facemetric.mining.proxies import proxy_anchor
 from facemetric.training.optim import Amp
 from facemetric.training.run import Trained
 from facemetric.training.tasks.on_images import OnImages, backward_in_chunks, even_chunks
@@ -114,6 +115,32 @@ def test_with_a_still_batch_norm_it_is_the_gradient_of_one_pass(chunk: int) -> N
     assert max(float(grad.abs().max()) for grad in whole[0].values()) > 1e-3
     for name, grad in whole[0].items():
         torch.testing.assert_close(parts[0][name], grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [3, 12])
+def test_what_a_loss_learns_gets_the_gradient_of_one_pass(chunk: int) -> None:
+    model = net().eval()
+    images = torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    size = model(images[:1]).shape[1]
+    proxies = nn.Parameter(
+        torch.randn(4, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
+    unused = nn.Parameter(torch.ones(1))
+    labels = LABELS % 4
+
+    def embed(part: Tensor) -> Tensor:
+        return functional.normalize(model(part), dim=1)
+
+    def loss_of(emb_BD: Tensor) -> Tensor:
+        return proxy_anchor(emb_BD, labels, proxies).loss
+
+    expected = torch.autograd.grad(loss_of(embed(images)), [proxies, *model.parameters()], allow_unused=True)
+    backward_in_chunks(
+        model, embed, loss_of, images.split(chunk), lambda loss: loss.backward(), [proxies, unused]
+    )
+    for weight, grad in zip([proxies, *model.parameters()], expected, strict=True):
+        torch.testing.assert_close(weight.grad, grad, rtol=0, atol=1e-10)
+    assert unused.grad is None
 
 
 @pytest.mark.parametrize("chunk", [3, 5])
