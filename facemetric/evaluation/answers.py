@@ -139,7 +139,7 @@ def choose_answers(
     frrs: Sequence[float] = FRRS,
     seed: int = 0,
 ) -> Answers:
-    """Lower thresholds and probability from all pairs of embeddings (N, D) with the persons (N,).
+    """Lower thresholds and probability from all pairs of embeddings (N, D) with the identities (N,).
 
     A FRR needs 1 / FRR genuine pairs, and is left out where they are fewer. Raises DataError where genuine or impostor
     pairs lack."""
@@ -159,7 +159,7 @@ def _lower_thresholds(
         chosen.append(math.floor(float(found.roc.threshold[place]) * STEPS) / STEPS)
     levels = np.unique(np.clip(chosen, -1, 1))
     rates = DrawnRates(count_by_person(embeddings, labels, levels))
-    weights = [np.ones((1, rates.persons)), *person_weights(rates.persons, DRAWS, seed)]
+    weights = [np.ones((1, rates.identities)), *person_weights(rates.identities, DRAWS, seed)]
     tar_BT, far_BT = (np.concatenate(rate) for rate in zip(*map(rates.at, weights), strict=True))
     lower = []
     for frr, threshold in zip(frrs, np.clip(chosen, -1, 1).tolist(), strict=True):
@@ -172,7 +172,7 @@ def _lower_thresholds(
 
 
 def fit_probability(embeddings: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int = 0) -> Probability | None:
-    """The probability from all pairs of embeddings (N, D) with the persons (N,), and how reliable it is on other
+    """The probability from all pairs of embeddings (N, D) with the identities (N,), and how reliable it is on other
     people. None where there are fewer than PEOPLE, or a half of them lacks genuine pairs."""
     emb_ND, label_N = np.asarray(embeddings), np.asarray(labels)
     people = np.unique(label_N)

@@ -18,7 +18,7 @@ from facemetric.evaluation.curves import MANY_PAIRS, Floats, Ints, OperatingPoin
 from facemetric.evaluation.groups import Gap, Group, Rates, Slicing, sized_group
 from facemetric.evaluation.intervals.all_pairs import EXACT, count_by_person
 from facemetric.evaluation.intervals.counts import DrawnRates, ListedCells, PersonCounts
-from facemetric.evaluation.intervals.draws import DRAWS, numbered_persons, pair_weights, person_weights
+from facemetric.evaluation.intervals.draws import DRAWS, numbered_identities, pair_weights, person_weights
 from facemetric.evaluation.intervals.records import Interval, newcombe, percentiles, wilson
 
 ACROSS = "(across groups)"  # pairs of images of two groups: shown, but no part of a gap
@@ -74,7 +74,9 @@ def slice_pairs(
     or all has Wilson's, and a gap of such a share Newcombe's.
     """
     listed = _Listed(
-        np.asarray(score), np.asarray(same, dtype=bool), numbered_persons(identities, np.asarray(same, bool))
+        np.asarray(score),
+        np.asarray(same, dtype=bool),
+        numbered_identities(identities, np.asarray(same, bool)),
     )
     (a_P, b_P), _ = listed.identities
     used, slicings = _usable(points), []

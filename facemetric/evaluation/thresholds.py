@@ -100,12 +100,12 @@ def choose_thresholds(
     counts = count_by_person(embeddings, labels, _levels(found))
     rates = DrawnRates(counts)
     # First everybody once: the draws then move the exact figures as they move those on the grid.
-    weights = [np.ones((1, rates.persons)), *person_weights(rates.persons, draws, seed)]
+    weights = [np.ones((1, rates.identities)), *person_weights(rates.identities, draws, seed)]
     tar_BT, far_BT = (np.concatenate(rate) for rate in zip(*map(rates.at, weights), strict=True))
     thresholds = []
     for point in found.points:
         intervals = _intervals(point, counts.threshold, tar_BT, far_BT)
-        sizes = (found.n_genuine, found.n_impostor, len(np.asarray(labels)), rates.persons)
+        sizes = (found.n_genuine, found.n_impostor, len(np.asarray(labels)), rates.identities)
         thresholds.append(CalibratedThreshold(point.wanted, *intervals, *sizes))
     return tuple(thresholds)
 

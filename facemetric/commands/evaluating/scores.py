@@ -20,7 +20,7 @@ from facemetric.evaluation.identification import (
     identify,
 )
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
-from facemetric.evaluation.intervals.draws import persons_of_pairs
+from facemetric.evaluation.intervals.draws import identities_of_pairs
 from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
@@ -98,7 +98,7 @@ def identities_in(inputs: EvalInputs) -> PairIdentities:
     # Folders that are no identities, or a wrong label.
     first = " and ".join(table.name(int(rows[misfit[0]])) for rows in (rows_a, rows_b))
     note = f"the identities do not fit {len(misfit):,} of {len(same):,} pairs (first {first})"
-    linked_a, linked_b = persons_of_pairs(rows_a, rows_b, same)
+    linked_a, linked_b = identities_of_pairs(rows_a, rows_b, same)
     wrong = int(((linked_a == linked_b) != same).sum())
     if wrong:
         lost = "no intervals, and nothing by group" if groups_in(inputs) else "no intervals"

@@ -75,11 +75,11 @@ def chance_of(signs_NK: np.ndarray, labels_N: np.ndarray, *, seed: int = 0) -> C
     Where it has too few pairs to have a tail: half the bits, and twice the deviation of fair coins, as pictures have.
     """
     rows = np.random.default_rng([seed, 11]).permutation(len(signs_NK))[:SAMPLE]
-    signs, who = torch.from_numpy(signs_NK[rows]), labels_N[rows]
+    signs, identity = torch.from_numpy(signs_NK[rows]), labels_N[rows]
     bits = signs_NK.shape[1]
     count = np.zeros(bits + 1, np.int64)
     for r, c, product in product_tiles(signs, triangle=True):
-        other = who[r, None] != who[None, c]
+        other = identity[r, None] != identity[None, c]
         differ = (bits - product.numpy()[np.triu(other, 1) if r == c else other].astype(np.int64)) // 2
         count += np.bincount(differ, minlength=bits + 1)
     count[: int(COPIES * bits)] = 0

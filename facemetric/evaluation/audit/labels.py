@@ -42,10 +42,10 @@ def centred(embeddings: npt.ArrayLike, mean_D: np.ndarray | None = None) -> npt.
     return unit_rows(emb_ND - (emb_ND.mean(0) if mean_D is None else mean_D) + 1e-12)
 
 
-def centres(emb_ND: np.ndarray, who_N: np.ndarray, identities: int) -> npt.NDArray[np.float32]:
+def centres(emb_ND: np.ndarray, identity_N: np.ndarray, identities: int) -> npt.NDArray[np.float32]:
     """Unit mean (C, D) of each identity's rows."""
     sums_CD = np.zeros((identities, emb_ND.shape[1]))
-    np.add.at(sums_CD, who_N, emb_ND)
+    np.add.at(sums_CD, identity_N, emb_ND)
     return unit_rows(sums_CD + 1e-12)
 
 
@@ -63,24 +63,24 @@ def chance_score(share: float, dims: float) -> float:
     return float(np.sqrt(1 - beta.ppf(2 * min(share, 0.5), (dims - 1) / 2, 0.5)))
 
 
-def judge_images(emb_ND: np.ndarray, who_N: np.ndarray) -> Judged:
+def judge_images(emb_ND: np.ndarray, identity_N: np.ndarray) -> Judged:
     """How near each image is to its own identity without it, and to all others. emb (N, D) is centred."""
-    count = int(who_N.max()) + 1
+    count = int(identity_N.max()) + 1
     sums_CD = np.zeros((count, emb_ND.shape[1]))
-    np.add.at(sums_CD, who_N, emb_ND)
+    np.add.at(sums_CD, identity_N, emb_ND)
     centre_CD = unit_rows(sums_CD + 1e-12)
     own_N = np.empty(len(emb_ND))
     above_N, best_N, nearest_N = own_N.copy(), own_N.copy(), np.empty(len(emb_ND), np.int64)
     walk = product_tiles(torch.from_numpy(emb_ND), torch.from_numpy(centre_CD), budget_mib=8, whole_rows=True)
     with progress_bar(total=len(emb_ND), desc="judging labels", unit="image") as bar:
         for rows, _, product in walk:
-            score_RC, emb_RD, who_R = product.numpy(), emb_ND[rows], who_N[rows]
-            rest_RD = unit_rows(sums_CD[who_R] - emb_RD + 1e-12)
+            score_RC, emb_RD, identity_R = product.numpy(), emb_ND[rows], identity_N[rows]
+            rest_RD = unit_rows(sums_CD[identity_R] - emb_RD + 1e-12)
             own_N[rows] = np.einsum("rd,rd->r", rest_RD, emb_RD)
-            score_RC[np.arange(len(who_R)), who_R] = -np.inf
+            score_RC[np.arange(len(identity_R)), identity_R] = -np.inf
             nearest_N[rows] = score_RC.argmax(1)
             best_N[rows] = score_RC.max(1)
             above_N[rows] = (score_RC > own_N[rows, None]).sum(1) / max(count - 1, 1)
-            bar.update(len(who_R))
-    above_N[np.bincount(who_N)[who_N] < LEAST_IMAGES] = np.nan
+            bar.update(len(identity_R))
+    above_N[np.bincount(identity_N)[identity_N] < LEAST_IMAGES] = np.nan
     return Judged(above_N, own_N, best_N, nearest_N)

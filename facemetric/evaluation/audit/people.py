@@ -91,26 +91,28 @@ def _adjusted(
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def alike_identities(emb_ND: np.ndarray, who_N: np.ndarray, *, chance: float = 0.01, seed: int = 0) -> Alike:
+def alike_identities(
+    emb_ND: np.ndarray, identity_N: np.ndarray, *, chance: float = 0.01, seed: int = 0
+) -> Alike:
     """Identities whose centres are nearer than chance brings them: `chance` false pairs an identity are expected.
 
-    emb (N, D) is centred; who (N,) counts identities from 0.
+    emb (N, D) is centred; identity (N,) counts identities from 0.
     """
-    count = int(who_N.max()) + 1
-    centre_CD = centres(emb_ND, who_N, count)
+    count = int(identity_N.max()) + 1
+    centre_CD = centres(emb_ND, identity_N, count)
     strangers = strangers_of(centre_CD, seed=seed)
     expected = chance * count
     threshold = strangers.threshold(min(2 * chance / max(count - 1, 1), 0.5))
     x, y = _adjusted(centre_CD, strangers.crowd, centre_CD, strangers.crowd)
-    halves = _adjusted_halves(emb_ND, who_N, strangers, seed)
+    halves = _adjusted_halves(emb_ND, identity_N, strangers, seed)
     return _above(x, y, threshold, expected, halves, triangle=True)
 
 
 def alike_across(
     emb_ND: np.ndarray,
-    who_N: np.ndarray,
+    identity_N: np.ndarray,
     test_MD: np.ndarray,
-    who_M: np.ndarray,
+    identity_M: np.ndarray,
     *,
     chance: float = 0.01,
     seed: int = 0,
@@ -118,9 +120,9 @@ def alike_across(
     """Pairs (identity of one set, identity of the other) that look like one person; `chance` false pairs for each
     identity of the larger set are expected. Both sets are centred on the first one's mean, whose identities are
     the neighbours of both."""
-    counts = int(who_N.max()) + 1, int(who_M.max()) + 1
+    counts = int(identity_N.max()) + 1, int(identity_M.max()) + 1
     one_CD, other_ED = (
-        centres(e, w, c) for e, w, c in ((emb_ND, who_N, counts[0]), (test_MD, who_M, counts[1]))
+        centres(e, w, c) for e, w, c in ((emb_ND, identity_N, counts[0]), (test_MD, identity_M, counts[1]))
     )
     strangers = strangers_of(one_CD, seed=seed)
     near = min(NEAR, counts[0] // 4)
@@ -131,13 +133,13 @@ def alike_across(
     )
     threshold = strangers.threshold(min(chance / min(counts), 0.5))
     x, y = _adjusted(one_CD, strangers.crowd, other_ED, crowd_E)
-    halves = _adjusted_halves(emb_ND, who_N, strangers, seed)
+    halves = _adjusted_halves(emb_ND, identity_N, strangers, seed)
     return _above(x, y, threshold, chance * max(counts), halves, triangle=False)
 
 
-def _adjusted_halves(emb_ND: np.ndarray, who_N: np.ndarray, strangers: Strangers, seed: int) -> Floats:
+def _adjusted_halves(emb_ND: np.ndarray, identity_N: np.ndarray, strangers: Strangers, seed: int) -> Floats:
     """What the two halves of an identity would score as two identities: both have its neighbours."""
-    return half_scores(emb_ND, who_N, seed=seed) - strangers.crowd[np.bincount(who_N) >= HALVED]
+    return half_scores(emb_ND, identity_N, seed=seed) - strangers.crowd[np.bincount(identity_N) >= HALVED]
 
 
 def _above(
@@ -160,15 +162,15 @@ def _highest(found_3P: np.ndarray) -> np.ndarray:
     return found_3P[:, np.lexsort((found_3P[1], found_3P[0], -found_3P[2]))[:MOST_PAIRS]]
 
 
-def half_scores(emb_ND: np.ndarray, who_N: np.ndarray, *, seed: int = 0) -> Floats:
+def half_scores(emb_ND: np.ndarray, identity_N: np.ndarray, *, seed: int = 0) -> Floats:
     """Cosine between the centres of two random halves of each identity with four images or more."""
-    order = np.random.default_rng([seed, 12]).permutation(len(who_N))
-    order = order[np.argsort(who_N[order], kind="stable")]
-    start = np.searchsorted(who_N[order], np.arange(who_N.max() + 2))
-    place = np.arange(len(order)) - start[who_N[order]]
+    order = np.random.default_rng([seed, 12]).permutation(len(identity_N))
+    order = order[np.argsort(identity_N[order], kind="stable")]
+    start = np.searchsorted(identity_N[order], np.arange(identity_N.max() + 2))
+    place = np.arange(len(order)) - start[identity_N[order]]
     size = np.diff(start)
     second = np.empty(len(order), bool)
-    second[order] = place >= size[who_N[order]] // 2
+    second[order] = place >= size[identity_N[order]] // 2
     enough = size >= HALVED
-    sides = [centres(emb_ND[second == half], who_N[second == half], len(size)) for half in (False, True)]
+    sides = [centres(emb_ND[second == half], identity_N[second == half], len(size)) for half in (False, True)]
     return np.einsum("cd,cd->c", *sides, dtype=np.float64)[enough]

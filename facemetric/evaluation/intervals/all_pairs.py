@@ -1,6 +1,6 @@
 """Intervals of verification over all pairs: identities resampled, without listing a pair (see `counts.py`).
 
-Shapes: N images, W persons, B draws, T thresholds, R x C one tile.
+Shapes: N images, W identities, B draws, T thresholds, R x C one tile.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def curve_thresholds(curve: Roc, fars: Floats) -> Floats:
 def count_by_person(
     embeddings: npt.ArrayLike, labels: npt.ArrayLike, threshold: Floats, *, budget_mib: float | None = None
 ) -> PersonCounts:
-    """Counts over all pairs of embeddings (N, D) of persons labels (N,), at rising thresholds (T,).
+    """Counts over all pairs of embeddings (N, D) of the identities labels (N,), at rising thresholds (T,).
 
     More than EXACT thresholds must lie on the grid of the tally, and be at most MOST_CELLS.
-    Persons are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
-    where there are more, the accepted pairs are taken to share persons as the highest LISTED do.
+    Identities are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
+    where there are more, the accepted pairs are taken to share identities as the highest LISTED do.
     """
     steps = np.asarray(threshold) * STEPS
     assert len(steps) <= EXACT or (len(steps) <= MOST_CELLS and (steps == np.floor(steps)).all()), (
@@ -64,8 +64,8 @@ def count_by_person(
     )
     assert (np.diff(steps) >= 0).all(), "thresholds must rise"
     by_person = sort_by_person(embeddings, labels)
-    who_N = by_person.identity_N
-    W, cells = int(who_N[-1]) + 1, len(threshold) + 1
+    identity_N = by_person.identity_N
+    W, cells = int(identity_N[-1]) + 1, len(threshold) + 1
     counts = np.zeros((2, W, cells), np.int64)
     tail = _Tail()
     _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
@@ -79,7 +79,7 @@ def count_by_person(
         genuine[:, 0] // 2,
         impostor[:, 1:],
         impostor[:, 0],
-        tail.alone(far_T, impostor[:, 1:].sum(0) // 2, np.bincount(who_N)),
+        tail.alone(far_T, impostor[:, 1:].sum(0) // 2, np.bincount(identity_N)),
     )
 
 
@@ -105,7 +105,7 @@ class _Cells:
 
 
 class _Tail:
-    """The impostor pairs of the highest scores, one by one: cell and both persons."""
+    """The impostor pairs of the highest scores, one by one: cell and both identities."""
 
     def __init__(self) -> None:
         self.lowest = 1  # cells from here up are listed whole
@@ -116,9 +116,9 @@ class _Tail:
     def add(
         self,
         cell: npt.NDArray[np.uint8],
-        who_R: npt.NDArray[np.int32],
-        who_C: npt.NDArray[np.int32],
-        persons: int,
+        identity_R: npt.NDArray[np.int32],
+        identity_C: npt.NDArray[np.int32],
+        identities: int,
         lock: threading.Lock,
     ) -> None:
         """Cells (R, C) of impostor pairs; 0 is below all thresholds."""
@@ -126,7 +126,7 @@ class _Tail:
         if not len(at):
             return
         row, col = np.divmod(at, cell.shape[1])
-        high, pair = cell.reshape(-1)[at], who_R[row].astype(np.int64) * persons + who_C[col]
+        high, pair = cell.reshape(-1)[at], identity_R[row].astype(np.int64) * identities + identity_C[col]
         with lock:
             self.cell.append(high)
             self.pair.append(pair)
@@ -153,7 +153,7 @@ class _Tail:
             pairs, which = np.unique(pair, return_inverse=True)
             possible = size_W[pairs // len(size_W)] * size_W[pairs % len(size_W)]
             alone_T = squared_errors(cell, which, possible, all_squares, far_T, self.lowest)
-        binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both persons
+        binomial_T = accepted_T * (1 - far_T)  # what `alone` is where no two pairs share both identities
         known = np.isfinite(alone_T) & (binomial_T > 0)
         share = alone_T[known][0] / binomial_T[known][0] if known.any() else 1.0
         return np.where(np.isfinite(alone_T), alone_T, share * binomial_T)
@@ -166,23 +166,23 @@ def _walk(
     tail: _Tail,
     budget_mib: float | None,
 ) -> None:
-    emb_ND, who_N = by_person.emb_ND, by_person.identity_N.astype(np.int32)
+    emb_ND, identity_N = by_person.emb_ND, by_person.identity_N.astype(np.int32)
     lock = threading.Lock()
 
     def work(_: int, tile: Tile) -> None:
         cell = cells_of.of(tile.values.numpy())
-        who_R, who_C = who_N[tile.rows], who_N[tile.cols]
-        if who_R[-1] < who_C[0]:
-            _add(counts[1], cell, who_R, who_C, lock)
+        identity_R, identity_C = identity_N[tile.rows], identity_N[tile.cols]
+        if identity_R[-1] < identity_C[0]:
+            _add(counts[1], cell, identity_R, identity_C, lock)
         else:
-            same = who_R[:, None] == who_C[None, :]
+            same = identity_R[:, None] == identity_C[None, :]
             other = ~same
             if tile.rows == tile.cols:
                 same, other = np.triu(same, 1), np.triu(other, 1)
             for kind, mask in zip(counts, (same, other), strict=True):
-                _add(kind, cell, who_R, who_C, lock, mask)
+                _add(kind, cell, identity_R, identity_C, lock, mask)
             cell = np.where(other, cell, 0).astype(np.uint8)
-        tail.add(cell, who_R, who_C, counts.shape[1], lock)
+        tail.add(cell, identity_R, identity_C, counts.shape[1], lock)
 
     walk_pairs(emb_ND, work, walking_threads(len(emb_ND)), budget_mib, "intervals")
 
@@ -190,15 +190,15 @@ def _walk(
 def _add(
     counts: npt.NDArray[np.int64],
     cell: npt.NDArray[np.uint8],
-    who_R: npt.NDArray[np.int32],
-    who_C: npt.NDArray[np.int32],
+    identity_R: npt.NDArray[np.int32],
+    identity_C: npt.NDArray[np.int32],
     lock: threading.Lock,
     mask: npt.NDArray[np.bool_] | None = None,
 ) -> None:
-    """Count the cells (R, C) of a tile, or those where `mask` holds, for the persons of rows and columns."""
+    """Count the cells (R, C) of a tile, or those where `mask` holds, for the identities of rows and columns."""
     cells = np.int32(counts.shape[1])
-    for who, first in ((who_R[:, None], who_R[0]), (who_C[None, :], who_C[0])):
-        code = (who - first) * cells + cell
+    for identity, first in ((identity_R[:, None], identity_R[0]), (identity_C[None, :], identity_C[0])):
+        code = (identity - first) * cells + cell
         code = code.reshape(-1) if mask is None else code[mask]
         found = torch.bincount(torch.from_numpy(code), minlength=int(cells)).numpy()
         found = np.concatenate([found, np.zeros(-len(found) % cells, np.int64)]).reshape(-1, cells)
@@ -227,7 +227,7 @@ def all_pairs_differences(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Second model minus first over all pairs of the same images: the same persons are drawn for both."""
+    """Second model minus first over all pairs of the same images: the same people are drawn for both."""
     if found[0].n_genuine != found[1].n_genuine or found[0].n_impostor != found[1].n_impostor:
         raise DataError(
             f"{found[0].n_genuine + found[0].n_impostor} pairs of the first model and "

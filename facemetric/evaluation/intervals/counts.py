@@ -2,11 +2,11 @@
 
 Of each person the accepted pairs at each threshold are counted once; then a draw of weights is a product of matrices,
 for any number of pairs. Person p has weight w_p in a draw. A genuine pair counts w_p. The FAR is a sum over pairs
-of persons; its first-order part (Hoeffding 1948) gives
+of identities; its first-order part (Hoeffding 1948) gives
     FAR(t) + s(t) sum_p (w_p - 1) e_p(t) / pairs,    e_p(t) = accepted pairs of p - FAR(t) x pairs of p,
-and s(t) sets the variance to the one that is robust to shared persons (Aronow, Samii and Assenova 2015): the
-sum of e_p ** 2 holds the error of each pair of persons twice, `PersonCounts.alone` once too often.
-Shapes: P pairs, W persons, B draws, T thresholds (rising), C = T + 1 cells between them, K wanted FARs.
+and s(t) sets the variance to the one that is robust to shared people (Aronow, Samii and Assenova 2015): the
+sum of e_p ** 2 holds the error of each pair of identities twice, `PersonCounts.alone` once too often.
+Shapes: P pairs, W identities, B draws, T thresholds (rising), C = T + 1 cells between them, K wanted FARs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.draws import WATCHED_FAR, person_weights
 from facemetric.evaluation.intervals.records import Band, Bounds, figure_intervals, quantiles, widened
 
-CELLS = 12_000_000  # persons x thresholds of listed pairs: a table of 96 MB
+CELLS = 12_000_000  # identities x thresholds of listed pairs: a table of 96 MB
 MOST_THRESHOLDS = 200
-BLOCK = 8_000_000  # weights of draws x persons at once: 64 MB
+BLOCK = 8_000_000  # weights of draws x identities at once: 64 MB
 
 
 class PersonCounts(NamedTuple):
     """Accepted pairs of each person at each threshold (T,), rising.
 
     `genuine` (W, T) of `n_genuine` (W,) pairs, `impostor` (W, T) of `n_impostor` (W,): an impostor pair counts
-    for both of its persons. `alone` (T,): the sum over pairs of persons of (accepted - FAR x pairs) ** 2.
+    for both of its identities. `alone` (T,): the sum over pairs of people of (accepted - FAR x pairs) ** 2.
     """
 
     threshold: Floats
@@ -72,7 +72,7 @@ class Measured(NamedTuple):
 
 
 class CountedFigures:
-    """Exact figures and, for any weights of the persons, their draws."""
+    """Exact figures and, for any weights of the people, their draws."""
 
     def __init__(self, measured: Measured, counts: PersonCounts) -> None:
         self.measured, self.rates = measured, DrawnRates(counts)
@@ -81,9 +81,9 @@ class CountedFigures:
         """Figures, then the TAR of the band: (B, 2 + K + band). The exact ones, moved as those at the thresholds."""
         values, wanted_K, band_far, band_tar = self.measured
         at = np.concatenate([wanted_K, band_far])
-        persons = self.rates.persons
-        parts = [_read_off(*self.rates.at(w_BW), at) for w_BW in person_weights(persons, draws, seed)]
-        as_it_is = _read_off(*self.rates.at(np.ones((1, persons))), at)
+        identities = self.rates.identities
+        parts = [_read_off(*self.rates.at(w_BW), at) for w_BW in person_weights(identities, draws, seed)]
+        as_it_is = _read_off(*self.rates.at(np.ones((1, identities))), at)
         exact = np.concatenate([list(values.values()), band_tar])
         return (exact + np.concatenate(parts) - as_it_is).clip(0, 1)
 
@@ -97,10 +97,10 @@ class CountedFigures:
 
 
 class DrawnRates:
-    """TAR and FAR at the thresholds of the counts, for any weights of the persons."""
+    """TAR and FAR at the thresholds of the counts, for any weights of the people."""
 
     def __init__(self, counts: PersonCounts) -> None:
-        self.persons = len(counts.n_genuine)
+        self.identities = len(counts.n_genuine)
         self.genuine_WT, self.n_genuine_W = counts.genuine.astype(np.float64), counts.n_genuine.astype(float)
         self.impostor_pairs = counts.n_impostor.sum() / 2
         self.far_T = counts.impostor.sum(0) / counts.n_impostor.sum()
@@ -141,8 +141,8 @@ def squared_errors(
 ) -> Floats:
     """`PersonCounts.alone` (T,): NaN below the threshold of the cell `lowest`.
 
-    Cells (I,) of the impostor pairs from `lowest` up, by number the pair of persons (D,) of each, and how many pairs
-    these two have; `all_squares` is the sum of the squares of that number over all pairs of persons.
+    Cells (I,) of the impostor pairs from `lowest` up, by number the pair of identities (D,) of each, and how many pairs
+    these two have; `all_squares` is the sum of the squares of that number over all pairs of people.
     """
     alone_T = np.full(len(far_T), np.nan)
     if not len(cell_I):
@@ -160,48 +160,48 @@ def squared_errors(
     return alone_T
 
 
-def thinned(threshold_T: Floats, persons: int) -> Floats:
-    """At most MOST_THRESHOLDS of them, and fewer for so many persons that the counts would exceed CELLS."""
-    most = int(np.clip(CELLS // persons, 16, MOST_THRESHOLDS))
+def thinned(threshold_T: Floats, identities: int) -> Floats:
+    """At most MOST_THRESHOLDS of them, and fewer for so many identities that the counts would exceed CELLS."""
+    most = int(np.clip(CELLS // identities, 16, MOST_THRESHOLDS))
     if len(threshold_T) <= most:
         return threshold_T
     return threshold_T[np.linspace(0, len(threshold_T) - 1, most).round().astype(np.int64)]
 
 
 class ListedCells:
-    """Listed pairs sorted into cells: scores and `same` (P,), both persons as numbers below `persons` (P,)."""
+    """Listed pairs sorted into cells: scores and `same` (P,), both identities as numbers below `identities` (P,)."""
 
     def __init__(
         self,
         score: npt.ArrayLike,
         same: npt.ArrayLike,
-        who: tuple[Ints, Ints],
-        persons: int,
+        both: tuple[Ints, Ints],
+        identities: int,
         threshold_T: Floats,
     ) -> None:
-        self.threshold_T, self.persons = threshold_T, persons
+        self.threshold_T, self.identities = threshold_T, identities
         self.cells = len(threshold_T) + 1
         self.same = np.asarray(same, dtype=bool)
         self.cell_P = np.searchsorted(threshold_T, np.asarray(score), side="right").astype(np.uint8)
-        self.who = who
+        self.both = both
 
     def counts_of(self, rows: npt.NDArray[np.integer] | slice) -> tuple[Ints, Ints]:
         """Genuine and impostor pairs (W, C) of each person in each cell, of these rows."""
         same, cell = self.same[rows], self.cell_P[rows]
-        kinds = np.zeros((2, self.persons * self.cells), np.int64)
-        for column, places in zip(self.who, ((0, 1), (1,)), strict=True):
+        kinds = np.zeros((2, self.identities * self.cells), np.int64)
+        for column, places in zip(self.both, ((0, 1), (1,)), strict=True):
             code = column[rows].astype(np.int64) * self.cells + cell
-            for kind in places:  # both persons of a genuine pair are one
+            for kind in places:  # both identities of a genuine pair are one
                 kinds[kind] += np.bincount(code[same if kind == 0 else ~same], minlength=kinds.shape[1])
-        genuine, impostor = kinds.reshape(2, self.persons, self.cells)
+        genuine, impostor = kinds.reshape(2, self.identities, self.cells)
         return genuine, impostor
 
     def counts(self) -> PersonCounts:
         """Of all pairs. Cell c holds the scores between threshold c - 1 and c: accepted at t are those above t."""
         genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in self.counts_of(slice(None)))
         far_T = impostor[:, 1:].sum(0) / impostor[:, 0].sum()
-        one, other = (column[~self.same] for column in self.who)
-        pair_I = np.minimum(one, other).astype(np.int64) * self.persons + np.maximum(one, other)
+        one, other = (column[~self.same] for column in self.both)
+        pair_I = np.minimum(one, other).astype(np.int64) * self.identities + np.maximum(one, other)
         pairs, possible = np.unique(pair_I, return_counts=True)
         cell_I = self.cell_P[~self.same]
         which_I = np.searchsorted(pairs, pair_I[cell_I > 0])
@@ -218,7 +218,7 @@ class ListedCells:
 
 
 class CountedFolds:
-    """Mean accuracy over folds (P,) of listed pairs for any weights of the persons, at thresholds of the cells."""
+    """Mean accuracy over folds (P,) of listed pairs for any weights of the people, at thresholds of the cells."""
 
     def __init__(self, cells: ListedCells, fold: npt.ArrayLike, rates: DrawnRates) -> None:
         self.cells = cells
@@ -230,15 +230,15 @@ class CountedFolds:
 
     def draws(self, draws: int, seed: int) -> Floats:
         """The accuracy (B, 1) of each draw; both kinds keep their share, as a protocol does."""
-        weights = person_weights(self.cells.persons, draws, seed)
-        return np.concatenate([self._weighted(w_BW) for w_BW in _blocks(weights, self.cells.persons)])
+        weights = person_weights(self.cells.identities, draws, seed)
+        return np.concatenate([self._weighted(w_BW) for w_BW in _blocks(weights, self.cells.identities)])
 
     def _weighted(self, w_BW: Floats) -> Floats:
         u_BW = 1 + self.scale * (w_BW - 1)
         gains, genuine_FB, impostor_FB = [], [], []
         for rows in self.folds:
             genuine_WC, impostor_WC = self.cells.counts_of(rows)
-            # u_a u_b is u_a + u_b - 1 to the first order; each impostor pair counts for both of its persons.
+            # u_a u_b is u_a + u_b - 1 to the first order; each impostor pair counts for both of its identities.
             genuine_BC = w_BW @ genuine_WC
             impostor_BC = u_BW @ impostor_WC - impostor_WC.sum(0) / 2
             gains.append((genuine_BC, impostor_BC))
@@ -266,12 +266,12 @@ class CountedFolds:
         return accuracy_B[:, None] / len(won_FBC)
 
 
-def _blocks(weights: Iterator[Floats], persons: int) -> Iterator[Floats]:
+def _blocks(weights: Iterator[Floats], identities: int) -> Iterator[Floats]:
     """The same draws, as many at once as BLOCK allows."""
     held: list[Floats] = []
     for w_BW in weights:
         held.append(w_BW)
-        if sum(map(len, held)) * persons >= BLOCK:
+        if sum(map(len, held)) * identities >= BLOCK:
             yield np.concatenate(held)
             held = []
     if held:

@@ -1,6 +1,6 @@
 """Bootstrap weights over identities: the draws that every interval is made of.
 
-Shapes: P pairs, W persons, B draws, N images, K figures.
+Shapes: P pairs, W identities, B draws, N images, K figures.
 """
 
 from __future__ import annotations
@@ -80,20 +80,20 @@ class FoldDraws:
 
 def centred(draws_B1: Floats, value: float) -> Floats:
     """Draws (B, 1) moved so that their mean is the figure. The figure was measured at thresholds chosen on other
-    folds; a draw chooses them again, on repeated persons, and so is a little lower in the mean."""
+    folds; a draw chooses them again, on repeated people, and so is a little lower in the mean."""
     return draws_B1 + (value - draws_B1.mean())
 
 
-def need_draws(persons: int, draws: int) -> None:
+def need_draws(identities: int, draws: int) -> None:
     """Raises ConfigError where so few make no interval."""
-    if persons < 2 or draws < 100:
+    if identities < 2 or draws < 100:
         raise ConfigError(
-            f"{draws} draws of {persons} persons; an interval needs 100 draws and two persons or more"
+            f"{draws} draws of {identities} people; an interval needs 100 draws and two people or more"
         )
 
 
 def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator[Floats]:
-    """Weights (B, W) of n persons, mean 1, a chunk of the draws at a time: so few that the weights of `pairs`
+    """Weights (B, W) of n identities, mean 1, a chunk of the draws at a time: so few that the weights of `pairs`
     fit in BUDGET. The draws of a seed are the same in chunks of any size."""
     need_draws(n, draws)
     rng = np.random.default_rng(seed)
@@ -108,34 +108,36 @@ def person_weights(n: int, draws: int, seed: int, *, pairs: int = 0) -> Iterator
 def pair_weights(
     score: npt.ArrayLike,
     same: npt.ArrayLike,
-    persons: tuple[npt.ArrayLike, npt.ArrayLike],
+    identities: tuple[npt.ArrayLike, npt.ArrayLike],
     draws: int,
     seed: int,
 ) -> Iterator[Floats]:
     """Weights (B, P) of listed pairs as `verification_intervals` says, a chunk of draws at a time."""
     score_P, same_P = np.asarray(score), np.asarray(same, dtype=bool)
-    (a_P, b_P), n = numbered_persons(persons, same_P)
+    (a_P, b_P), n = numbered_identities(identities, same_P)
     scale = _scale(score_P[~same_P], a_P[~same_P], b_P[~same_P], n)
     for w_BW in person_weights(n, draws, seed, pairs=len(same_P)):
         u_BW = 1 + scale * (w_BW - 1)
         yield np.where(same_P, w_BW[:, a_P], u_BW[:, a_P] * u_BW[:, b_P])
 
 
-def numbered_persons(
-    persons: tuple[npt.ArrayLike, npt.ArrayLike], same_P: npt.NDArray[np.bool_]
+def numbered_identities(
+    identities: tuple[npt.ArrayLike, npt.ArrayLike], same_P: npt.NDArray[np.bool_]
 ) -> tuple[tuple[Ints, Ints], int]:
-    """Both persons (P,) of listed pairs as numbers from 0, and how many persons there are.
+    """Both identities (P,) of listed pairs as numbers from 0, and how many identities there are.
 
     Raises DataError where they do not fit `same`."""
-    both = [np.asarray(p) for p in persons]
+    both = [np.asarray(p) for p in identities]
     if any(p.shape != same_P.shape for p in both):
-        raise DataError(f"persons of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each")
+        raise DataError(
+            f"identities of shapes {[p.shape for p in both]}; {len(same_P)} pairs need both of each"
+        )
     a_P, b_P, number = _renumbered(*both)
     wrong = (a_P == b_P) != same_P
     if wrong.any():
         raise DataError(
-            f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their persons: "
-            "give the persons of the pairs, or `persons_of_pairs`"
+            f"{wrong.sum()} of {len(same_P)} pairs (first: {wrong.argmax() + 1}) contradict their identities: "
+            "give the identities of the pairs, or `identities_of_pairs`"
         )
     return (a_P, b_P), number
 
@@ -150,12 +152,12 @@ def _renumbered(one: npt.NDArray, other: npt.NDArray) -> tuple[Ints, Ints, int]:
             return one, other, len(present)
         number = np.cumsum(present, dtype=np.int32) - 1  # without sorting: pairs may be many millions
         return number[one], number[other], int(present.sum())
-    who = np.unique(np.concatenate([one, other]), return_inverse=True)[1]
-    return who[: len(one)], who[len(one) :], int(who.max()) + 1
+    identities = np.unique(np.concatenate([one, other]), return_inverse=True)[1]
+    return identities[: len(one)], identities[len(one) :], int(identities.max()) + 1
 
 
 def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
-    """s of `verification_intervals`, from the impostor pairs: scores and persons (I,)."""
+    """s of `verification_intervals`, from the impostor pairs: scores and identities (I,)."""
     accepted = score >= np.quantile(score, 1 - WATCHED_FAR)
     error = accepted - accepted.mean()
     alone = float((error**2).sum())
@@ -164,8 +166,8 @@ def _scale(score: Floats, a: Ints, b: Ints, n: int) -> float:
 
 
 def dyad_scale(alone: float, by_person: float) -> float:
-    """s of `verification_intervals`, from the errors of all pairs of persons: their sum of squares, and that
-    of each person's sum. The variance robust to shared persons is by_person - alone."""
+    """s of `verification_intervals`, from the errors of all pairs of people: their sum of squares, and that
+    of each person's sum. The variance robust to shared people is by_person - alone."""
     if alone <= 0:
         return 1.0
     shared = max(0.0, by_person - 2 * alone)
@@ -176,31 +178,33 @@ def dyad_scale(alone: float, by_person: float) -> float:
 
 
 def mean_draws(values: npt.ArrayLike, person: npt.ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Means (B, K) of the values (N, K) of images, with the persons (N,) resampled.
+    """Means (B, K) of the values (N, K) of images, with the identities (N,) resampled.
 
     They are drawn with replacement, whole numbers of times: weights that are never 0, as those of
     `person_weights`, would leave a difference of two models that comes from a single image on one side of 0 in
     every draw.
     """
     value_NK = np.asarray(values, dtype=np.float64)
-    who_N = np.unique(np.asarray(person), return_inverse=True)[1]
-    if value_NK.shape[:-1] != who_N.shape or not value_NK.size:
+    identity_N = np.unique(np.asarray(person), return_inverse=True)[1]
+    if value_NK.shape[:-1] != identity_N.shape or not value_NK.size:
         raise DataError(
-            f"values of shape {value_NK.shape[:-1]} and persons of shape {who_N.shape}; needed one for one"
+            f"values of shape {value_NK.shape[:-1]} and identities of shape {identity_N.shape}; needed one for one"
         )
-    count_W1 = np.bincount(who_N)[:, None]
-    sum_WK = np.stack([np.bincount(who_N, weights=column) for column in value_NK.T], axis=1)
-    rng, persons = np.random.default_rng(seed), len(count_W1)
-    need_draws(persons, draws)
+    count_W1 = np.bincount(identity_N)[:, None]
+    sum_WK = np.stack([np.bincount(identity_N, weights=column) for column in value_NK.T], axis=1)
+    rng, identities = np.random.default_rng(seed), len(count_W1)
+    need_draws(identities, draws)
     total = np.hstack([sum_WK, count_W1])
     drawn = np.empty((draws, total.shape[1]))
     for row in drawn:  # one draw at a time: many people in all draws at once would need gigabytes
-        row[:] = np.bincount(rng.integers(persons, size=persons), minlength=persons) @ total
+        row[:] = np.bincount(rng.integers(identities, size=identities), minlength=identities) @ total
     return drawn[:, :-1] / drawn[:, -1:]
 
 
-def persons_of_pairs(rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Ints, Ints]:
-    """Persons (P,), (P,) of pairs of images (P,) that nothing names: images linked by genuine pairs are one.
+def identities_of_pairs(
+    rows_a: npt.ArrayLike, rows_b: npt.ArrayLike, same: npt.ArrayLike
+) -> tuple[Ints, Ints]:
+    """Identities (P,), (P,) of pairs of images (P,) that nothing names: images linked by genuine pairs are one.
 
     People whose images are not linked count as several: name them if you can.
     """

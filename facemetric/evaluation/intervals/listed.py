@@ -2,7 +2,7 @@
 
 Identities are resampled, not pairs: pairs that share a person rise and fall together. Up to MANY_PAIRS pairs each draw
 weights every pair; beyond, it weights the counts of each person (`counts.py`).
-Shapes: P pairs, W persons, B draws, T thresholds (one for each different score).
+Shapes: P pairs, W identities, B draws, T thresholds (one for each different score).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from facemetric.evaluation.intervals.counts import (
     thresholds_at,
     watched_fars,
 )
-from facemetric.evaluation.intervals.draws import DRAWS, FoldDraws, centred, numbered_persons, pair_weights
+from facemetric.evaluation.intervals.draws import DRAWS, FoldDraws, centred, numbered_identities, pair_weights
 from facemetric.evaluation.intervals.records import (
     Band,
     Bounds,
@@ -48,34 +48,34 @@ from facemetric.evaluation.intervals.records import (
 )
 from facemetric.evaluation.verification import FARS
 
-Persons = tuple[npt.ArrayLike, npt.ArrayLike]
+Identities = tuple[npt.ArrayLike, npt.ArrayLike]
 
 
 def verification_intervals(
     score: npt.ArrayLike,
     same: npt.ArrayLike,
-    persons: Persons,
+    identities: Identities,
     *,
     fars: Sequence[float] = FARS,
     fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Bounds:
-    """Intervals of the figures of listed pairs: scores, `same` and both persons (P,).
+    """Intervals of the figures of listed pairs: scores, `same` and both identities (P,).
 
-    A Bayesian bootstrap over persons (Rubin 1981): person i gets a weight w_i, a genuine pair w_i, an
+    A Bayesian bootstrap over people (Rubin 1981): person i gets a weight w_i, a genuine pair w_i, an
     impostor pair u_i u_j with u = 1 + s (w - 1). Plain products (s = 1) give an impostor pair of two people
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
-    shared persons (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
+    shared people (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     With `fold` (P,) also `accuracy`, the mean over folds, whose thresholds each draw chooses again.
     Figures with few errors, or none, have an interval no narrower than that of as many independent pairs
     (`records.widened`).
     """
     figures = _Figures(score, same, fars)
     if len(figures.same) > MANY_PAIRS:
-        drawn = _count(figures, persons, fold, draws, seed)
+        drawn = _count(figures, identities, fold, draws, seed)
     else:
-        drawn = _weigh(figures, persons, fold, draws, seed)
+        drawn = _weigh(figures, identities, fold, draws, seed)
     values = figures.values()
     low, high = quantiles(drawn.figures_BF[:, len(values) :])
     found = figure_intervals(values, drawn.figures_BF[:, : len(values)])
@@ -90,22 +90,22 @@ def verification_intervals(
 def paired_differences(
     scores: tuple[npt.ArrayLike, npt.ArrayLike],
     same: npt.ArrayLike,
-    persons: Persons,
+    identities: Identities,
     *,
     fars: Sequence[float] = FARS,
     fold: npt.ArrayLike | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Second model minus first on the same pairs (P,): the same persons are drawn for both.
+    """Second model minus first on the same pairs (P,): the same people are drawn for both.
 
     An interval that leaves out 0 tells the models apart. Otherwise as `verification_intervals`.
     """
     first, second = (_Figures(score, same, fars) for score in scores)
     if len(first.same) > MANY_PAIRS:
-        one, other = (_count(figures, persons, fold, draws, seed) for figures in (first, second))
+        one, other = (_count(figures, identities, fold, draws, seed) for figures in (first, second))
     else:
-        one, other = _weigh_both(first, second, persons, fold, draws, seed)
+        one, other = _weigh_both(first, second, identities, fold, draws, seed)
     before = first.values()
     values = {name: value - before[name] for name, value in second.values().items()}
     found = figure_intervals(values, (other.figures_BF - one.figures_BF)[:, : len(values)])
@@ -124,15 +124,17 @@ class _Drawn(NamedTuple):
     accuracy_B1: Floats
 
 
-def _weigh(figures: _Figures, persons: Persons, fold: npt.ArrayLike | None, draws: int, seed: int) -> _Drawn:
+def _weigh(
+    figures: _Figures, identities: Identities, fold: npt.ArrayLike | None, draws: int, seed: int
+) -> _Drawn:
     """Draws that weight every pair."""
-    return _weigh_both(figures, None, persons, fold, draws, seed)[0]
+    return _weigh_both(figures, None, identities, fold, draws, seed)[0]
 
 
 def _weigh_both(
     first: _Figures,
     second: _Figures | None,
-    persons: Persons,
+    identities: Identities,
     fold: npt.ArrayLike | None,
     draws: int,
     seed: int,
@@ -142,19 +144,21 @@ def _weigh_both(
     models = [first] if second is None else [first, second]
     folds = [FoldDraws(m.score, m.same, fold) if fold is not None else None for m in models]
     parts: list[tuple[list[Floats], list[Floats]]] = [([], []) for _ in models]
-    for w_BP in pair_weights(first.score, first.same, persons, draws, seed):
+    for w_BP in pair_weights(first.score, first.same, identities, draws, seed):
         for model, of_folds, (drawn, accuracy) in zip(models, folds, parts, strict=True):
             drawn.append(model.weighted(w_BP))
             accuracy.append(of_folds.weighted(w_BP) if of_folds is not None else np.zeros((len(w_BP), 0)))
     return [_Drawn(np.concatenate(drawn), np.concatenate(accuracy)) for drawn, accuracy in parts]
 
 
-def _count(figures: _Figures, persons: Persons, fold: npt.ArrayLike | None, draws: int, seed: int) -> _Drawn:
+def _count(
+    figures: _Figures, identities: Identities, fold: npt.ArrayLike | None, draws: int, seed: int
+) -> _Drawn:
     """Draws that weight the counts of each person at some thresholds."""
-    who, number = numbered_persons(persons, figures.same)
+    both, number = numbered_identities(identities, figures.same)
     curve = roc(figures.genuine, figures.impostor, CURVE_POINTS)
     threshold_T = thinned(thresholds_at(curve, watched_fars(curve, figures.impostor.total)), number)
-    cells = ListedCells(figures.score, figures.same, who, number, threshold_T)
+    cells = ListedCells(figures.score, figures.same, both, number, threshold_T)
     measured = Measured(
         figures.values(), np.array([p.wanted for p in figures.points]), figures.band_fars, figures.band_tar()
     )

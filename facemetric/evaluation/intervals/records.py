@@ -126,15 +126,15 @@ def mean_intervals(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Means of named values per image (N,), such as kNN right or wrong, with the persons (N,) resampled.
+    """Means of named values per image (N,), such as kNN right or wrong, with the identities (N,) resampled.
 
     One person alone has no intervals: there is nobody else to draw.
     """
     value_NK = np.stack([np.asarray(v, dtype=np.float64) for v in values.values()], axis=-1)
-    who_N = np.asarray(person)
-    if who_N.size and (who_N == who_N[0]).all():
+    identity_N = np.asarray(person)
+    if identity_N.size and (identity_N == identity_N[0]).all():
         return {}
-    drawn_BK = mean_draws(value_NK, who_N, draws=draws, seed=seed)
+    drawn_BK = mean_draws(value_NK, identity_N, draws=draws, seed=seed)
     return figure_intervals(dict(zip(values, value_NK.mean(0).tolist(), strict=True)), drawn_BK)
 
 

@@ -11,21 +11,21 @@ from facemetric.evaluation.intervals.draws import (
     FoldDraws,
     _scale,
     centred,
+    identities_of_pairs,
     mean_draws,
-    numbered_persons,
+    numbered_identities,
     pair_weights,
-    persons_of_pairs,
 )
 
 
 def test_persons_that_are_numbered_already_are_not_copied():
     """Pairs may be many millions."""
     one, other = np.array([0, 1, 2, 0], np.int32), np.array([0, 2, 2, 1], np.int32)
-    (a, b), number = numbered_persons((one, other), one == other)
+    (a, b), number = numbered_identities((one, other), one == other)
     assert a is one
     assert b is other
     assert number == 3
-    (a, b), number = numbered_persons((one * 2, other * 2), one == other)  # not every number is somebody
+    (a, b), number = numbered_identities((one * 2, other * 2), one == other)  # not every number is somebody
     assert (a.tolist(), b.tolist(), number) == (one.tolist(), other.tolist(), 3)
     assert a.dtype == np.int32
 
@@ -74,7 +74,7 @@ def test_means_of_one_image_that_changes():
 
 
 def test_persons_from_genuine_links():
-    a, b = persons_of_pairs([0, 1, 3, 0, 5], [1, 2, 4, 3, 0], [True, True, True, False, False])
+    a, b = identities_of_pairs([0, 1, 3, 0, 5], [1, 2, 4, 3, 0], [True, True, True, False, False])
     assert a[0] == b[0] == a[1] == b[1]
     assert a[2] == b[2] != a[0]
     assert len({a[0], a[2], a[4]}) == 3
@@ -82,7 +82,7 @@ def test_persons_from_genuine_links():
 
 def test_values_and_persons_that_do_not_match():
     with pytest.raises(
-        DataError, match=r"values of shape \(3,\) and persons of shape \(2,\); needed one for"
+        DataError, match=r"values of shape \(3,\) and identities of shape \(2,\); needed one for"
     ):
         mean_draws(np.ones((3, 4)), [0, 1])
     with pytest.raises(DataError, match=r"values of shape \(0,\)"):

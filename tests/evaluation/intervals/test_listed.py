@@ -208,7 +208,7 @@ def test_bad_input():
         verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 2, 0]))
     with pytest.raises(DataError, match="4 pairs need both of each"):
         verification_intervals(score, same, ([0, 1], [0, 1]))
-    with pytest.raises(ConfigError, match="10 draws of 4 persons"):
+    with pytest.raises(ConfigError, match="10 draws of 4 people"):
         verification_intervals(score, same, ([0, 1, 2, 3], [0, 1, 3, 0]), draws=10)
     with pytest.raises(DataError, match="3 successes of 2"):
         wilson(3, 2)
