@@ -29,7 +29,7 @@ from facemetric.model.weights_folder import amend_config
 
 __all__ = ["browser", "untrained"]
 METADATA = "facemetric"
-PATIENCE = 300  # seconds: a busy machine is no failure
+PATIENCE = 100  # seconds: a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
