@@ -41,6 +41,7 @@ HOMES = {
     # models
     "Embedder": "facemetric.model.embedder",
     "Gallery": "facemetric.gallery.gallery",
+    "OnnxEmbedder": "facemetric.model.onnx_embedder",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights",
     "similarity": "facemetric.model.embedder",

@@ -52,6 +52,9 @@ def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
         ("finetune HERE", "no weights were given"),
         ("eval --weights nowhere", "no weights at 'nowhere'"),
         ("pretrain", "no DATA was given"),
+        ("identify nowhere.jpg --gallery g", "nowhere.jpg: no such file"),
+        ("gallery add nowhere HERE", "is a new gallery: name the weights"),
+        ("gallery list nowhere", "nowhere is no gallery"),
     ],
 )
 def test_slips_are_told_before_torch_is_imported(line: str, message: str) -> None:
@@ -111,3 +114,16 @@ def test_torch_compile_still_works_after_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "torch.Size([1, 1, 1, 1])\ntensor(136.)\n", done.stderr
+
+
+def test_identify_imports_no_compiler_and_no_plots(faces: Path, tmp_path: Path) -> None:
+    options = ("--weights", "faces-96", "--device", "cpu", "--faces", "off")
+    status, text, _ = ran("gallery", "add", tmp_path / "g", faces, *options)
+    assert status == 0, text
+    image = next(path for path in sorted(faces.rglob("*")) if path.is_file())
+    words = ("--gallery", tmp_path / "g", "--device", "cpu", "--faces", "off", "--threshold", "0.99")
+    status, text, modules = ran("identify", image, *words)
+    assert status == 0, text
+    assert "score 1.0000" in text
+    unwanted = {"torch._dynamo", "sympy", "matplotlib", "sklearn", "tensorboard", "pandas"} & modules
+    assert not unwanted
