@@ -17,24 +17,39 @@ import pytest
 from browser_page import make_page, runtime, served
 from browsers import browser
 from PIL import Image
+from untrained_weights import untrained
 
 from facemetric.commands.export import describe, drawn_crops
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
 from facemetric.model.export import OnnxEmbedder, export_onnx
 from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import find_weights
+from facemetric.model.weights_folder import amend_config
 
-__all__ = ["browser"]
+__all__ = ["browser", "untrained"]
 METADATA = "facemetric"
+PATIENCE = 300  # seconds: a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped faces-96, exported."""
-    folder, file = find_weights("faces-96"), tmp_path_factory.mktemp("model") / "model.onnx"
-    metadata = describe(folder, ExportConfig("faces-96"))
-    return export_onnx(file, load_embedder(folder), metadata=metadata)
+def model(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that expect faces and hold four thresholds, exported."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(untrained, folder / "weights")
+    rest = {"tar": 0.7, "images": 90, "identities": 15, "chosen_on": "drawn faces", "flip": False}
+    stored = {
+        f"{far:g}": {
+            "wanted_far": far,
+            "threshold": t,
+            "threshold_interval_95": [t - 0.01, t + 0.01],
+            "far": far,
+            **rest,
+        }
+        for far, t in ((0.1, 0.9), (0.01, 0.99), (0.001, 0.999), (0.0001, 0.99999))
+    }
+    amend_config(folder / "weights", pictures="faces", thresholds=stored)
+    metadata = describe(folder / "weights", ExportConfig(side=112))
+    return export_onnx(folder / "model.onnx", load_embedder(folder / "weights"), metadata=metadata)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,7 @@ def opened(browser: Any, address: str) -> Any:
 
     browser.get(address)
     ready = "return document.body.dataset.ready || document.getElementById('answer').dataset.state == 'error'"
-    WebDriverWait(browser, 120).until(lambda page: page.execute_script(ready))
+    WebDriverWait(browser, PATIENCE).until(lambda page: page.execute_script(ready))
     return browser
 
 
@@ -81,7 +96,7 @@ def answer(page: Any, **files: Path) -> str:
     page.execute_script("document.getElementById('answer').dataset.state = ''")
     for name, file in files.items():
         page.find_element("id", name).send_keys(str(file))
-    WebDriverWait(page, 120).until(
+    WebDriverWait(page, PATIENCE).until(
         lambda page: page.execute_script("return document.getElementById('answer').dataset.state")
     )
     return str(page.find_element("id", "answer").get_attribute("textContent"))

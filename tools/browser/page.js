@@ -147,14 +147,13 @@ function show(headline, text, wrong) {
   element("answer").dataset.state = wrong ? "error" : headline ? "done" : "";
 }
 
-/** Run a step; an error that the user can mend is shown, another is a bug and reaches the console too. */
-async function step(work) {
-  try {
-    await work();
-  } catch (error) {
+/** Run a step after those before it; an error that the user can mend is shown, a bug reaches the console too. */
+function step(work) {
+  page.last = (page.last ?? Promise.resolve()).then(work).catch((error) => {
     show("That did not work", error instanceof Mendable ? error.message : String(error), true);
-    if (!(error instanceof Mendable)) throw error;
-  }
+    if (!(error instanceof Mendable)) console.error(error);
+  });
+  return page.last;
 }
 
 /** Take a model, and show what it is. */
