@@ -276,5 +276,7 @@ def test_batches_of_those_who_are_alike() -> None:
     plain = [step.tolist() for step in sampler.epoch(2)]
     assert plain != [step.tolist() for step in sampler.epoch(2, alike, 2)]
     parts = [IdentityBatches(labels, 4, 3, seed=5, steps=9, rank=r, world_size=2) for r in range(2)]
-    for whole, *shares in zip(sampler.epoch(1, alike, 2), *(p.epoch(1, alike, 2) for p in parts), strict=True):
+    for whole, *shares in zip(
+        sampler.epoch(1, alike, 2), *(p.epoch(1, alike, 2) for p in parts), strict=True
+    ):
         assert np.array_equal(np.concatenate(shares), whole)
