@@ -41,13 +41,14 @@ HOMES = {
     # models
     "Embedder": "facemetric.model.embedder",
     "Gallery": "facemetric.gallery.gallery",
+    "OnnxEmbedder": "facemetric.model.onnx_embedder",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights",
     "similarity": "facemetric.model.embedder",
     # what commands return
     "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
-    "Checked": "facemetric.commands.checking.check",
+    "Checked": "facemetric.commands.checking.checked",
     "Clustered": "facemetric.commands.clustering.cluster",
     "EmbeddedFile": "facemetric.commands.vectors.embed",
     "EmbeddingTable": "facemetric.evaluation.table",

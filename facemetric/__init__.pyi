@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
-from facemetric.commands.checking.check import Checked as Checked
+from facemetric.commands.checking.checked import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.identifying.identify import Identified as Identified
@@ -41,6 +41,7 @@ from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
 from facemetric.model.embedder import similarity as similarity
+from facemetric.model.onnx_embedder import OnnxEmbedder as OnnxEmbedder
 from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
@@ -334,6 +335,7 @@ def pretrain(
     relation_weight: float = ...,
     label_weight: float = ...,
     head: str = ...,
+    head_args: str = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,

@@ -40,6 +40,9 @@ def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
     answers = after["facemetric"].pop("answers")
     assert answers["data_fingerprint"] == kept["0.1"]["data_fingerprint"]
     assert list(answers["different_below"]) == ["0.05", "0.01"]
+    lower = answers["different_below"]["0.01"]["threshold"]
+    assert f"FRR 0.01: different people below a cosine of {lower:.4f}, with FRR " in found.text()
+    assert "no probability: it takes 20 people" in found.text()  # here are 16
     assert after == before
     load_embedder(own_weights)
     assert list(kept) == ["0.1", "0.01"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from facemetric.commands.embedding import Network, Weights, open_images, open_model
 from facemetric.commands.vectors.files import Table, check_suffix, write_missing, write_table
-from facemetric.commands.vectors.parts import PartBuilder, Parts, list_of_missing
+from facemetric.commands.vectors.parts import FINISHED, PartBuilder, Parts, list_of_missing
 from facemetric.commands.vectors.pictures import NO_FACE, UNREADABLE, Batch, batches_in, finder_of
 from facemetric.config import EmbedConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options
@@ -32,7 +32,6 @@ from facemetric.training import distributed
 if TYPE_CHECKING:
     import pandas as pd
 
-FINISHED = "finished.json"  # in the folder of parts: the table that was made of them, before it gets its name
 DECIDES = ("faces", "detector", "min_quality", "every_face", "flip", "batch_size")  # options of the result
 
 
@@ -90,35 +89,41 @@ def run_embed(config: EmbedConfig) -> EmbeddedFile:
     check_ranges(config)
     require(bool(config.data), "embed needs pictures: facemetric embed PHOTOS --weights W --out E.parquet")
     check_suffix(config.out)
-    if (found := finished_before(config.out)) is not None:
-        return found
-    for file in (config.out, list_of_missing(config.out)):
-        require(not file.exists(), f"{file} is there already, and nothing is overwritten; name another --out")
+    device = distributed.start(config.device)
+    first = distributed.rank() == 0
+    if (done := distributed.from_first(finished_before(config.out) if first else None)) is not None:
+        return done
+    if first:
+        check_free(config.out)
     weights = open_model(config.weights)
     finder_of(
         config, weights.preprocess, weights.pictures
-    )  # a misspelt detector is an error before the first picture
-    device = distributed.start(config.device)
+    )  # a misspelt one is an error before the first picture
     index = open_images(config.data, loose=True)
     parts = Parts(config.out, len(index))
-    runtime = distributed.from_first(runtime_of(config, weights, parts) if distributed.rank() == 0 else "")
-    if distributed.rank() == 0:
+    runtime = distributed.from_first(runtime_of(config, weights, parts) if first else "")
+    if first:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         parts.begin(job_of(config, weights, index, runtime))
         network = weights.network(device, runtime)
     distributed.barrier()  # the exported network is made once
-    if distributed.rank() > 0:
+    if not first:
         network = weights.network(device, runtime)
     try:
         notes = embed_parts(config, network, weights, index, parts)
         distributed.barrier()
         return distributed.from_first(
-            finish(config, Table(parts, index, weights.fingerprint), runtime, notes)
-            if distributed.rank() == 0
-            else None
+            finish(config, Table(parts, index, weights.fingerprint), runtime, notes) if first else None
         )
     finally:
         parts.release()
+
+
+def check_free(out: Path) -> None:
+    """ConfigError where the table, or the list beside it, is there already. A job that goes on may have the list."""
+    begun = bool(Parts(out, 0).known_job())
+    for file in (out,) if begun else (out, list_of_missing(out)):
+        require(not file.exists(), f"{file} is there already, and nothing is overwritten; name another --out")
 
 
 def runtime_of(config: EmbedConfig, weights: Weights, parts: Parts) -> str:
@@ -138,7 +143,7 @@ def embed_parts(
     config: EmbedConfig, network: Network, weights: Weights, index: ImageIndex, parts: Parts
 ) -> tuple[str, ...]:
     """Make this process's share of the parts that are not there; what is to be said of the network."""
-    pending = parts.pending()
+    pending = distributed.from_first(parts.pending())  # as they were before one of the processes began
     done = parts.count - len(pending)
     if done:
         say(f"{done:,} of {parts.count:,} parts are in {parts.folder}; going on with the rest")

@@ -11,7 +11,6 @@ when the table is there.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from facemetric.files import Lock, write_text_whole, write_whole
 
 PART = 1024  # pictures; the embeddings of as many, and what is done again at most after a kill
 JOB, LOCK, ENDING = "job.json", "lock", ".parts"
+FINISHED = "finished.json"  # the table that was made of the parts, before it gets its name
 FORMAT = 1
 
 
@@ -168,10 +168,10 @@ class Parts:
             self.lock.release()
 
     def remove(self) -> None:
-        """Remove the folder, the records last: a kill on the way leaves a folder that is known as ours."""
-        for path in sorted(self.folder.glob("*.npz")):
+        """Remove the folder, FINISHED last: a kill on the way leaves a folder that is known as ours."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: (path.name == FINISHED, path.name)):
             path.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.rmdir()
 
 
 def is_staged(name: str, file: str) -> bool:
