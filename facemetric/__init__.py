@@ -48,7 +48,7 @@ HOMES = {
     # what commands return
     "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",
-    "Checked": "facemetric.commands.checking.check",
+    "Checked": "facemetric.commands.checking.checked",
     "Clustered": "facemetric.commands.clustering.cluster",
     "EmbeddedFile": "facemetric.commands.vectors.embed",
     "EmbeddingTable": "facemetric.evaluation.table",

@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
-from facemetric.commands.checking.check import Checked as Checked
+from facemetric.commands.checking.checked import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.identifying.identify import Identified as Identified
@@ -335,6 +335,7 @@ def pretrain(
     relation_weight: float = ...,
     label_weight: float = ...,
     head: str = ...,
+    head_args: str = ...,
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
+    from facemetric.faces.finder import Faces
     from facemetric.model.embedder import Embedder
 
 STARTS = ("identity", "pca", "lda", "random")
@@ -38,7 +39,8 @@ class FaceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     """Pictures to unit embeddings (N, D), float32, by the weights of a name or a folder.
 
     X is whatever `Embedder.embed` takes: paths, PIL images, uint8 arrays (H, W, 3), or one array (N, H, W, 3); a column
-    of paths of a data frame too. `flip` averages with the mirror image's. `fit` learns nothing: it notes which weights
+    of paths of a data frame too. `faces` says whether faces are looked for, as there. `flip` averages with the mirror
+    image's. `fit` learns nothing: it notes which weights
     the name means, and `transform` refuses others. A pickle holds the name of the weights, not their tensors.
     Raises DataError for a picture that cannot be read, WeightsError for weights."""
 
@@ -46,11 +48,13 @@ class FaceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self,
         weights: str = "faces-112",
         *,
+        faces: str = "auto",
         flip: bool = False,
         batch_size: int = 32,
         device: str = "auto",
     ) -> None:
         self.weights = weights
+        self.faces = faces
         self.flip = flip
         self.batch_size = batch_size
         self.device = device
@@ -70,7 +74,8 @@ class FaceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 f"the weights {self.weights!r} are others ({embedder.fingerprint[:12]}) than those that fit saw "
                 f"({noted[:12]}); fit again, or bring those back"
             )
-        return embedder.embed(pictures_of(X), flip=self.flip, batch_size=self.batch_size)
+        pictures, faces = pictures_of(X), cast("Faces", self.faces)
+        return embedder.embed(pictures, flip=self.flip, batch_size=self.batch_size, faces=faces)
 
     def _open(self) -> Embedder:
         """The network, loaded once for these parameters."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from photographs import HOPPER
 
 HEAVY = {"torch", "timm", "pandas", "PIL", "sklearn", "matplotlib"}
 CODE = (
@@ -51,6 +52,9 @@ def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
         ("finetune HERE", "no weights were given"),
         ("eval --weights nowhere", "no weights at 'nowhere'"),
         ("pretrain", "no DATA was given"),
+        ("identify nowhere.jpg --gallery g", "nowhere.jpg: no such file"),
+        ("gallery add nowhere HERE", "is a new gallery: name the weights"),
+        ("gallery list nowhere", "nowhere is no gallery"),
     ],
 )
 def test_slips_are_told_before_torch_is_imported(line: str, message: str) -> None:
@@ -90,9 +94,8 @@ def test_a_folder_that_is_taken_is_refused_before_torch_is_imported(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_verify_imports_no_compiler(faces: Path) -> None:
-    images = [path for path in sorted(faces.rglob("*")) if path.is_file()][:2]
-    status, text, modules = ran("verify", *images, "--weights", "faces-96", "--device", "cpu")
+def test_verify_imports_no_compiler() -> None:
+    status, text, modules = ran("verify", HOPPER, HOPPER, "--weights", "faces-96", "--device", "cpu")
     assert status == 0, text
     assert "cosine" in text
     assert {"torch", "timm", "torchvision"} <= modules
@@ -111,3 +114,16 @@ def test_torch_compile_still_works_after_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "torch.Size([1, 1, 1, 1])\ntensor(136.)\n", done.stderr
+
+
+def test_identify_imports_no_compiler_and_no_plots(faces: Path, tmp_path: Path) -> None:
+    options = ("--weights", "faces-96", "--device", "cpu", "--faces", "off")
+    status, text, _ = ran("gallery", "add", tmp_path / "g", faces, *options)
+    assert status == 0, text
+    image = next(path for path in sorted(faces.rglob("*")) if path.is_file())
+    words = ("--gallery", tmp_path / "g", "--device", "cpu", "--faces", "off", "--threshold", "0.99")
+    status, text, modules = ran("identify", image, *words)
+    assert status == 0, text
+    assert "score 1.0000" in text
+    unwanted = {"torch._dynamo", "sympy", "matplotlib", "sklearn", "tensorboard", "pandas"} & modules
+    assert not unwanted

@@ -24,6 +24,7 @@ from untrained_weights import own_weights, untrained
 
 from facemetric import load_embedder
 from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.model.weights_folder import amend_config
 from facemetric.sklearn import FaceEmbedder, TripletProjection
 from facemetric.training.finetune import finetune
 from facemetric.training.run import Trained
@@ -193,6 +194,16 @@ def test_vectors_are_those_of_the_embedder_for_all_kinds_of_pictures(
     np.testing.assert_array_equal(flipped, load_embedder(untrained).embed(files, flip=True))
     names = embedder.fit(files).get_feature_names_out()
     assert (len(names), names[0]) == (wanted.shape[1], "faceembedder0")
+
+
+def test_faces_are_looked_for_where_the_weights_expect_them(own_weights: Path, faces: Path) -> None:
+    amend_config(own_weights, pictures="faces")
+    files, _ = paths_of(faces)
+    noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    off = FaceEmbedder(str(own_weights), faces="off", device="cpu")
+    assert len(off.transform(files[:2])) == 2
+    with pytest.raises(DataError, match="no face"):
+        FaceEmbedder(str(own_weights), faces="photographs", device="cpu").transform(noise)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ def twin(lines: list[Line]) -> Expected:
             for kind in kinds:  # all of a kind in one fold: the others can choose no threshold
                 if all(line.fold == fold for line in kept if line.same == kind):
                     error = "a threshold is chosen on the other folds"
+    if len(kinds) < 2:
+        error = error or "verification needs both kinds"
     return Expected(
         [line.rows for line in kept],
         [line.same for line in kept],
@@ -199,8 +201,6 @@ def score(
     rows_a: np.ndarray, rows_b: np.ndarray, same: np.ndarray, fold: np.ndarray | None, table: EmbeddingTable
 ) -> str:
     """What is wrong with the figures of the pairs, "" where nothing is."""
-    if not same.any() or same.all():
-        return ""
     cosine = pair_scores(table.embeddings, rows_a, rows_b)
     if min(same.sum(), (~same).sum()) < 2:
         return ""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recipe of the shipped weights: six runs of stage one on labels, each from the one before; from the sixth two short
 # ones, whose mean with it goes to stage two; and from there one that follows a teacher's embeddings, also of people
-# without a name. Start it again after a stop, it goes on.
+# without a name, with labels and without. Start it again after a stop, it goes on.
 #   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
 #   go to every stage: with --epochs 1 it is a rehearsal
 set -euo pipefail
@@ -48,8 +48,16 @@ faces+=(--merge "$configs/shipped_teacher_merge.csv" --leave-out "$configs/shipp
 taught=(--unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}")
 stage pretrain "$runs/teacher" "$last" --config "$configs/shipped_teacher_start.toml" --weights "$runs/labels" "${taught[@]}"
 stage pretrain "$runs/taught" "$last" --config "$configs/shipped_teacher.toml" --weights "$runs/teacher" "${taught[@]}"
-stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught"
-stage finetune "$runs/faces-96" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught" \
-    --image-size 96 --crop 0.14 0.19 0.14 0.07
-# Then: tools/measure_weights.py "$runs/faces-112" --ship weights/faces-112 --crop 0.1 0.17 0.1 0.03, and facemetric
-# calibrate for the new crop; tools/measure_weights.py "$runs/faces-96" --ship weights/faces-96.
+stage finetune "$runs/followed" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught"
+
+# Labels beside the teacher, FairFace's test part kept apart for measuring; then triplets, also of people without a name.
+{ cat "$configs/shipped_teacher_leave_out_images.txt"; tar tf "$data/fairface112.tar" | grep /test_ | sed 's#^#fairface/#'; } \
+    > "$runs/leave_out_images.txt"
+faces[-1]=$runs/leave_out_images.txt
+stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
+strangers=(--unlabelled fairface="$data/fairface112.tar")
+stage finetune "$runs/faces-112" "$last" --config "$configs/shipped_joint_triplets.toml" --weights "$runs/joint" "${strangers[@]}"
+stage finetune "$runs/faces-96" "$last" --config "$configs/shipped_joint_triplets.toml" --weights "$runs/joint" \
+    --image-size 96 --crop 0.14 0.19 0.14 0.07 "${strangers[@]}"
+# Then tools/measure_weights.py "$runs/$name" --data "$data" --flip --ship weights/$name and tools/measure_beyond_lfw.py, for
+# both names.

@@ -15,7 +15,7 @@ from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
 from facemetric.errors import WeightsError, plural
-from facemetric.evaluation.answers import choose_answers, store_answers
+from facemetric.evaluation.answers import PEOPLE, Answers, choose_answers, store_answers
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
@@ -44,6 +44,7 @@ class Calibrated:
     chosen_on: str
     config: Path
     notes: tuple[str, ...] = ()
+    answers: Answers | None = field(default=None, repr=False)
 
     @property
     def weights(self) -> Path:
@@ -57,6 +58,7 @@ class Calibrated:
         lines = [
             *self.notes,
             *map(text_of, self.thresholds),
+            *(answers_text(self.answers) if self.answers is not None else ()),
             f"chosen on {plural(first.images, 'image')} of {plural(first.identities, 'person', 'people')}: "
             f"{self.chosen_on}",
             f"stored in {self.config}",
@@ -115,7 +117,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     )
     store_answers(keep_in, answers)
     path = store_thresholds(keep_in, [Stored(t, config.flip, chosen_on, mark, size) for t in thresholds])
-    return Calibrated(thresholds, chosen_on, path, (warning,) if warning else ())
+    return Calibrated(thresholds, chosen_on, path, (warning,) if warning else (), answers)
 
 
 def text_of(found: CalibratedThreshold) -> str:
@@ -128,6 +130,21 @@ def text_of(found: CalibratedThreshold) -> str:
         f"FAR {found.wanted_far:g}: accept a cosine of {between(found.threshold, '.4f')}, "
         f"with FAR {between(found.far, '.2g')} and TAR {between(found.tar, '.4f')}"
     )
+
+
+def answers_text(answers: Answers) -> list[str]:
+    """What `verify` answers by beside the thresholds, in a line each."""
+    lines = [
+        f"FRR {each.wanted_frr:g}: different people below a cosine of {each.threshold:.4f}, with FRR "
+        f"{each.frr.value:.2g} [{each.frr.low:.2g}, {each.frr.high:.2g}]"
+        for each in answers.lower
+    ]
+    if answers.probability is None:
+        return [
+            *lines,
+            f"no probability: it takes {PEOPLE} people, and two images of some in each half of them",
+        ]
+    return [*lines, f"probability of one person: wrong by {answers.probability.error:.3f} on people held out"]
 
 
 def kinship(config: CalibrateConfig, index: ImageIndex, folder: Path) -> str:

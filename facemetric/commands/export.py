@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from facemetric.data.pairs import read_pairs
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError, DataError, plural
 from facemetric.evaluation.verification import pair_scores, verify_pairs
+from facemetric.faces.template import POINTS, SIDE, TEMPLATE
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.export import OnnxEmbedder, export_onnx, quantize_onnx, required
 from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import find_weights, read_config
+from facemetric.model.weights_folder import FACES, expected_pictures, find_weights, read_config
 
 PARITY_IMAGES = 200  # crops on which both are compared
 CALIBRATION_IMAGES = 512  # crops that give the ranges of int8
@@ -115,7 +116,7 @@ def run_export(config: ExportConfig) -> Exported:
     if listed is not None and index is not None:
         accuracy, *others = accuracies(listed, index, config.side, [ours, *models.values()])
         found = [replace(each, accuracy=other) for each, other in zip(found, others, strict=True)]
-    notes = listed.notes if listed is not None else ()
+    notes = (*left_behind(folder, flip=config.flip), *(listed.notes if listed is not None else ()))
     exported = Exported(config.out, tuple(found), len(sample), source, accuracy, notes)
     write_text_whole(config.out / "export.json", json.dumps(exported.to_dict(), indent=2) + "\n")
     return exported
@@ -133,17 +134,42 @@ def check_options(config: ExportConfig) -> None:
 
 
 def describe(folder: Path, config: ExportConfig) -> dict[str, Any]:
-    """What goes into the file's metadata: where it comes from, what it takes, the thresholds."""
+    """What goes into the file's metadata: where it comes from, what it takes, the thresholds that hold for it.
+
+    A threshold that was chosen with the mirror image averaged in, or without, holds for such embeddings alone. Of
+    weights that expect faces: the template, (x, y) of the five points in a crop of this side."""
     known = read_config(folder)
     ours = known["facemetric"]
+    pictures = expected_pictures(known)
+    template = {"points": (TEMPLATE * (config.side / SIDE)).round(4).tolist(), "names": list(POINTS)}
     return {
         "weights_sha256": known.get("sha256"),
         "architecture": known["architecture"],
         "embedding_size": ours["embedding_size"],
         "crop": [config.side, config.side],
         "flip": config.flip,
-        "thresholds": ours.get("thresholds", {}),
+        "pictures": pictures,
+        **({"template": template} if pictures == FACES else {}),
+        "thresholds": holding(ours.get("thresholds") or {}, flip=config.flip),
     }
+
+
+def holding(thresholds: Mapping[str, Any], *, flip: bool) -> dict[str, Any]:
+    """The thresholds that were chosen with the mirror image as the export has it."""
+    return {far: one for far, one in thresholds.items() if bool(one.get("flip")) == flip}
+
+
+def left_behind(folder: Path, *, flip: bool) -> tuple[str, ...]:
+    """A note where the file holds none of the weights' thresholds, or lacks some of them."""
+    stored = read_config(folder)["facemetric"].get("thresholds") or {}
+    lost = len(stored) - len(holding(stored, flip=flip))
+    if not lost:
+        return ()
+    had, needed = ("without", " --flip") if flip else ("with", "")
+    return (
+        f"{lost} of {plural(len(stored), 'threshold')} of the weights were chosen {had} the mirror image and do not "
+        f"hold for this file: left out (facemetric calibrate{needed} chooses others)",
+    )
 
 
 def drawn_crops(count: int, side: int) -> Crops:

@@ -149,10 +149,12 @@ class PretrainConfig(StageConfig):
 
     head: Annotated[str, MODEL] = "softmax"
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
+    head_args: Annotated[str, MODEL] = ""
+    """Further arguments of a head, as TOML: `centres = 3` of subcentre-arcface, `shift = 0.2` of combined."""
     margin: Annotated[float, MODEL, AT_LEAST_0] = 0.2
-    """Margin of arcface (radians) or cosface (cosine); it grows from 0 over the first third of training."""
+    """Margin of arcface (radians), cosface (cosine) and their kin; it grows from 0 over the first third of training."""
     scale: Annotated[float, MODEL, POSITIVE] = 24.0
-    """Length of the logits of arcface and cosface."""
+    """Length of the logits of a head with a margin."""
     label_smoothing: Annotated[float, OPTIMISATION, SHARE] = 0.0
     """Share of the target spread over all identities, 0..1."""
     dropout: Annotated[float, MODEL, SHARE] = 0.0

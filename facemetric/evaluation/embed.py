@@ -84,8 +84,8 @@ def none_readable(index: ImageIndex, bad: list[tuple[int, str]]) -> str:
         return "no images came; needed one or more that can be read: name others"
     row, reason = bad[0]
     return (
-        f"none of {plural(len(index), 'image')} can be read, the first is {index.name(row)} ({reason}); needed one or more: "
-        "mend the files, or name others"
+        f"none of {plural(len(index), 'image')} can be read, the first is {index.name(row)} ({reason}); needed one or "
+        "more: mend the files, or name others"
     )
 
 

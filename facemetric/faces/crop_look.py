@@ -19,7 +19,7 @@ from facemetric.faces.template import SIDE, TEMPLATE
 
 LEAST_SIDE = 16  # of a picture that may show a face at all, pixels
 SQUARE = 0.75  # least ratio of the sides of a crop
-HALF = 0.15  # detail of one half of a face, as a share of that of the other, below which it is not there
+HALF = 0.1  # detail of one half of a face, as a share of that of the other, below which it is not there
 LOOKS_AT_ONCE = 64
 # The middle of the face, left and right, eyes and mouth: left, top, right, bottom in template pixels.
 HALVES = (((30, 45, 54, 100), (58, 45, 82, 100)), ((30, 45, 82, 66), (30, 78, 82, 100)))
@@ -93,9 +93,14 @@ def is_whole(crop: Image.Image) -> bool:
     for pair in HALVES:
         # A smeared edge has detail along one axis alone.
         one, other = (
-            min(float(steps[top:bottom, left:right].mean()) for steps in (across, down))
-            for left, top, right, bottom in pair
+            min(_detail(steps[box[1] : box[3], box[0] : box[2]]) for steps in (across, down)) for box in pair
         )
         if min(one, other) < HALF * max(one, other):
             return False
     return True
+
+
+def _detail(steps: np.ndarray) -> float:
+    """The median over lines of their mean step, rows or columns, whichever is less: the edge of what covers a part is
+    one line of large steps among blank ones."""
+    return float(min(np.median(steps.mean(0)), np.median(steps.mean(1))))

@@ -146,14 +146,14 @@ def _second_thought(image: Image.Image, look: CropLook, faces: FacesFound, crops
     """What becomes of a picture of a crop's shape that was looked at as a photograph as well: of two looks that each
     miss a face now and then, one that sees it is enough."""
     if not crops:
-        return _as_crop(image, look) if faces.missing is not None and not look.fault else faces
+        # A large picture without a face is a photograph: few crops are, and there the first look may err.
+        saved = faces.missing is not None and not look.fault and max(image.size) <= SMALL
+        return _as_crop(image, look) if saved else faces
     ratio, down = SIDE / image.width, (image.height - image.width) // 2
     for face in faces.faces:
         at = (face.landmarks - [0, down]) * ratio
         if np.linalg.norm(at - TEMPLATE, axis=1).mean() <= ABOUT:
-            return _as_crop(
-                image, look._replace(score=face.quality.face, upright=True, landmarks=face.landmarks)
-            )
+            return _as_crop(image, look._replace(score=face.quality.face, landmarks=face.landmarks))
     return _as_crop(image, look)
 
 

@@ -16,7 +16,7 @@ from facemetric.gallery.parts import Rows
 from facemetric.gallery.search import Enrolled, find_people
 
 COMMIT_FACES, COMMIT_SECONDS = 2048, 60.0  # what a process that is killed loses at most
-SAME = 0.99  # cosine of two faces that are one picture, saved twice; README.md says what was measured
+SAME = 0.97  # cosine of two faces that are one picture, saved twice; README.md says what was measured
 
 Look = Callable[[Iterable[Photo]], Iterator[SeenPhoto]]
 

@@ -27,7 +27,8 @@ from facemetric.gallery.search import (
     Match,
     drawn_rows,
     find_people,
-    nearest_of,
+    nearest_other,
+    nearest_own,
 )
 from facemetric.gallery.threshold import (
     BestOfOthers,
@@ -296,11 +297,11 @@ class Gallery:
             return Checked(self.path, 0, 0, 0, [], [], [], None)
         chosen = self.threshold(fpir) if len(enrolled.names) > 1 else None
         rows = drawn_rows(len(enrolled), CHECKED)
-        near = nearest_of(enrolled, rows)
+        others, own = nearest_other(enrolled, rows), nearest_own(enrolled, rows)
         twice, unlike = [], []
         alike: dict[tuple[str, str], float] = {}
         for i, row in enumerate(rows.tolist()):
-            other, score = int(near.other_row[i]), float(near.other_score[i])
+            other, score = int(others.row[i]), float(others.score[i])
             if chosen is None or other < 0:
                 continue
             names = enrolled.names[enrolled.person[row]], enrolled.names[enrolled.person[other]]
@@ -309,7 +310,7 @@ class Gallery:
                 twice.append((names[0], enrolled.photo(row), names[1], enrolled.photo(other)))
             elif score >= chosen.cosine and score > alike.get(pair, -1):
                 alike[pair] = score
-            if near.own_row[i] >= 0 and score > near.own_score[i] and score < SAME:
+            if own.row[i] >= 0 and own.score[i] < score < SAME:
                 unlike.append((names[0], enrolled.photo(row), names[1], score))
         pairs = sorted(((*pair, score) for pair, score in alike.items()), key=lambda pair: -pair[2])
         return Checked(self.path, len(enrolled), len(enrolled.names), len(rows), twice, pairs, unlike, chosen)

@@ -135,36 +135,48 @@ def find_people(enrolled: Enrolled, queries: npt.ArrayLike, top: int) -> list[li
 
 
 class Nearest(NamedTuple):
-    """For each of M rows the best other row of another person, and the best of its own: `score` float32 (M,), NEVER
-    where there is none, and `row` int64 (M,)."""
+    """The best row for each of M rows that were tried: `score` float32 (M,), NEVER where there is none, and `row` int64
+    (M,), then -1."""
 
-    other_score: npt.NDArray[np.float32]
-    other_row: npt.NDArray[np.int64]
-    own_score: npt.NDArray[np.float32]
-    own_row: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float32]
+    row: npt.NDArray[np.int64]
 
 
-def nearest_of(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
-    """Try rows (M,), rising, against all: the nearest face of somebody else and of the same person. Exact."""
+def nearest_other(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
+    """For rows (M,), rising, the nearest face of another person, among all. Exact, by tiles."""
     tried_MD = torch.from_numpy(enrolled.rows(rows))
     person_M = torch.from_numpy(enrolled.person[rows])
-    itself_M = torch.from_numpy(np.ascontiguousarray(rows, np.int64))
-    score_2M = torch.full((2, len(rows)), NEVER)
-    row_2M = torch.full((2, len(rows)), -1)
+    score_M, row_M = torch.full((len(rows),), NEVER), torch.full((len(rows),), -1)
     for start, part, persons in zip(enrolled.starts, enrolled.parts, enrolled.persons, strict=False):
         theirs = torch.from_numpy(np.ascontiguousarray(persons))
-        numbers = torch.arange(int(start), int(start) + len(part))
-        tiles = product_tiles(tried_MD, torch.from_numpy(part.embeddings), buffers=3)
-        for tile_rows, cols, values in tiles:
-            same = person_M[tile_rows, None] == theirs[None, cols]
-            itself = itself_M[tile_rows, None] == numbers[None, cols]
-            for side, hidden in enumerate((same, ~same | itself)):
-                best, at = values.masked_fill(hidden, NEVER).max(1)
-                better = best > score_2M[side, tile_rows]
-                score_2M[side, tile_rows] = torch.where(better, best, score_2M[side, tile_rows])
-                row_2M[side, tile_rows] = torch.where(better, numbers[cols][at], row_2M[side, tile_rows])
-    score, row = score_2M.clamp(NEVER, 1).numpy(), row_2M.numpy()
-    return Nearest(score[0], row[0], score[1], row[1])
+        for tile_rows, cols, values in product_tiles(tried_MD, torch.from_numpy(part.embeddings)):
+            values.masked_fill_(person_M[tile_rows, None] == theirs[None, cols], NEVER)
+            best, at = values.max(1)
+            better = best > score_M[tile_rows]
+            score_M[tile_rows] = torch.where(better, best, score_M[tile_rows])
+            row_M[tile_rows] = torch.where(better, at + (int(start) + cols.start), row_M[tile_rows])
+    return Nearest(score_M.clamp(max=1).numpy(), row_M.numpy())
+
+
+def nearest_own(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
+    """For rows (M,), rising, the nearest other face of the same person."""
+    score_M, row_M = np.full(len(rows), NEVER, np.float32), np.full(len(rows), -1)
+    by_person = np.argsort(enrolled.person, kind="stable")
+    sorted_person = enrolled.person[by_person]
+    tried = enrolled.person[rows]
+    for person in np.unique(tried).tolist():
+        low, high = (
+            np.searchsorted(sorted_person, person),
+            np.searchsorted(sorted_person, person, side="right"),
+        )
+        if high - low < 2:
+            continue
+        own, places = np.sort(by_person[low:high]), np.flatnonzero(tried == person)
+        emb_KD = enrolled.rows(own)
+        score = emb_KD[np.searchsorted(own, rows[places])] @ emb_KD.T
+        score[own[None] == rows[places, None]] = NEVER
+        score_M[places], row_M[places] = score.max(1), own[score.argmax(1)]
+    return Nearest(np.minimum(score_M, 1), row_M)
 
 
 def drawn_rows(count: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -19,16 +19,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from facemetric.errors import WeightsError, plural
 from facemetric.evaluation.intervals.records import Interval, wilson
 from facemetric.evaluation.thresholds import KEY
-from facemetric.gallery.search import Enrolled, drawn_rows, nearest_of
+from facemetric.gallery.search import Enrolled, drawn_rows, nearest_other
 
 USUAL_FPIR = 0.01
 PRIOR = 20.0  # people: with so many enrolled, what they show and what the weights hold count the same
@@ -100,7 +100,7 @@ class BestOfOthers:
             return float(np.nextafter(self.score[falling[min(last, len(falling) - 1)]], np.float32(2)))
         mean = float(weight @ self.score)
         deviation = math.sqrt(float(weight @ (self.score - mean) ** 2) * tried / (tried - 1))
-        return min(1.0, mean - deviation * float(ndtri(fpir)))
+        return min(1.0, mean - deviation * NormalDist().inv_cdf(fpir))
 
     def is_of(self, rows: int) -> bool:
         """Whether it still tells of a gallery of so many rows."""
@@ -117,8 +117,7 @@ def best_of_others(enrolled: Enrolled, *, seed: int = 0) -> BestOfOthers:
     if people < 2:
         return BestOfOthers(np.zeros(0, np.float32), np.zeros(0, np.int32), len(enrolled), people)
     drawn = drawn_rows(len(enrolled), SAMPLE, seed)
-    found = nearest_of(enrolled, drawn)
-    return BestOfOthers(found.other_score, enrolled.person[drawn], len(enrolled), people)
+    return BestOfOthers(nearest_other(enrolled, drawn).score, enrolled.person[drawn], len(enrolled), people)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,11 @@ Shapes: B batch, D embedding, C identities.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +77,13 @@ class MarginHead(Head):
     def forward(self, emb_BD: Tensor) -> Tensor:
         """Logits (B, C) in [-scale, scale]; 0 for an embedding of length 0, which has no direction and no gradient."""
         with torch.autocast(emb_BD.device.type, enabled=False):  # float16 cosines cost accuracy
-            emb_BD = directions(emb_BD.float())
-            return self.scale * functional.linear(emb_BD, functional.normalize(self.weight.float(), dim=1))
+            weight_CD = functional.normalize(at_least_single(self.weight), dim=1)
+            return self.scale * functional.linear(directions(at_least_single(emb_BD)), weight_CD)
+
+    @torch.no_grad()
+    def start_from(self, centre_CD: Tensor) -> None:
+        """Begin at one centre (C, D) an identity."""
+        self.weight.copy_(centre_CD)
 
     def with_margin(
         self, logit_BC: Tensor, label_B: Tensor, strength: float = 1.0, *, emb_BD: Tensor | None = None
@@ -87,6 +96,11 @@ class MarginHead(Head):
             cosine_B = logit_BC.gather(1, column_B1)[:, 0] / self.scale
             own_B = self.harder(cosine_B, self.margin * strength, emb_BD)
             return logit_BC.scatter(1, column_B1, self.scale * own_B[:, None])
+
+
+def at_least_single(numbers: Tensor) -> Tensor:
+    """float64 as it is, other precisions as float32."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
 def directions(emb_BD: Tensor) -> Tensor:
@@ -113,7 +127,166 @@ class CosFaceHead(MarginHead):
         return cosine_B - margin
 
 
-HEADS: dict[str, type[Head]] = {"softmax": SoftmaxHead, "arcface": ArcFaceHead, "cosface": CosFaceHead}
+class CombinedHead(MarginHead):
+    """cos(factor theta + margin) - shift. Source: Deng et al. 2019, arXiv:1801.07698, equation 4."""
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        *,
+        scale: float,
+        margin: float,
+        factor: float = 1.0,
+        shift: float = 0.1,
+    ) -> None:
+        super().__init__(embedding_size, identities, scale=scale, margin=margin)
+        check_argument("factor", factor, 1, 4)
+        check_argument("shift", shift, 0, 1)
+        self.factor, self.shift = factor, shift
+
+    def harder(self, cosine_B: Tensor, margin: float, emb_BD: Tensor | None) -> Tensor:
+        """cos(f theta + m) - s; past an angle of pi, where the cosine would rise again, it goes on in a line."""
+        strength = margin / self.margin
+        theta_B = cosine_B.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+        angle_B = theta_B * (1 + strength * (self.factor - 1)) + margin
+        turned_B = torch.where(angle_B < math.pi, angle_B.cos(), math.pi - 1 - angle_B)
+        return turned_B - strength * self.shift
+
+
+class AdaFaceHead(MarginHead):
+    """A margin that grows with the length of the embedding, its quality. Source: Kim et al. 2022, arXiv:2204.00964."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        *,
+        scale: float,
+        margin: float,
+        spread: float = 0.333,
+        momentum: float = 0.99,
+    ) -> None:
+        super().__init__(embedding_size, identities, scale=scale, margin=margin)
+        check_argument("spread", spread, 0, 10)
+        check_argument("momentum", momentum, 0, 1)
+        self.spread, self.momentum = spread, momentum  # h and alpha of the paper
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("deviation", torch.tensor(100.0))
+
+    def harder(self, cosine_B: Tensor, margin: float, emb_BD: Tensor | None) -> Tensor:
+        """cos(theta - m z) - m (z + 1), z the length against its running mean, in deviations times `spread`."""
+        assert emb_BD is not None
+        length_B = torch.linalg.vector_norm(at_least_single(emb_BD.detach()), dim=1).clamp(1e-3, 100)
+        if self.training:
+            self.follow(length_B)
+        z_B = ((length_B - self.mean) / (self.deviation + 1e-3) * self.spread).clamp(-1, 1)
+        angle_B = cosine_B.clamp(-1 + 1e-6, 1 - 1e-6).acos() - margin * z_B
+        return angle_B.clamp(1e-3, math.pi - 1e-3).cos() - margin * (z_B + 1)
+
+    def follow(self, length_B: Tensor) -> None:
+        """Move the running mean and deviation towards those of the batch of all processes."""
+        count, total, squares = over_processes(
+            torch.stack(
+                [length_B.new_tensor(len(length_B)), length_B.sum(), length_B.square().sum()]
+            ).double()
+        ).tolist()
+        mean = total / count
+        self.mean.lerp_(self.mean.new_tensor(mean), 1 - self.momentum)
+        if count > 1:  # one image deviates from nothing
+            deviation = math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1))
+            self.deviation.lerp_(self.deviation.new_tensor(deviation), 1 - self.momentum)
+
+
+class CurricularHead(ArcFaceHead):
+    """ArcFace whose hard negatives weigh more as training goes. Source: Huang et al. 2020, arXiv:2004.00288."""
+
+    progress: Tensor
+
+    def __init__(
+        self, embedding_size: int, identities: int, *, scale: float, margin: float, momentum: float = 0.99
+    ) -> None:
+        super().__init__(embedding_size, identities, scale=scale, margin=margin)
+        check_argument("momentum", momentum, 0, 1)
+        self.momentum = momentum
+        self.register_buffer("progress", torch.tensor(0.0))  # t of the paper
+
+    def with_margin(
+        self, logit_BC: Tensor, label_B: Tensor, strength: float = 1.0, *, emb_BD: Tensor | None = None
+    ) -> Tensor:
+        """As ArcFace; a negative with a cosine c above the image's own after the margin becomes c (t + c)."""
+        harder_BC = super().with_margin(logit_BC, label_B, strength, emb_BD=emb_BD)
+        if harder_BC is logit_BC:
+            return logit_BC
+        with torch.autocast(logit_BC.device.type, enabled=False):
+            column_B1 = label_B[:, None]
+            if self.training:
+                own_B = logit_BC.detach().gather(1, column_B1) / self.scale
+                total, count = over_processes(
+                    torch.stack([own_B.sum(), own_B.new_tensor(len(own_B))]).double()
+                ).tolist()
+                self.progress.lerp_(self.progress.new_tensor(total / count), 1 - self.momentum)
+            own_B1 = harder_BC.gather(1, column_B1)
+            hard_BC = logit_BC > own_B1
+            weighed_BC = torch.where(hard_BC, logit_BC * (self.progress + logit_BC / self.scale), logit_BC)
+            return weighed_BC.scatter(1, column_B1, own_B1)
+
+
+class SubcentreArcFaceHead(ArcFaceHead):
+    """ArcFace with several centres an identity: noise gathers at the lesser ones. Source: Deng et al. 2020, ECCV."""
+
+    def __init__(
+        self, embedding_size: int, identities: int, *, scale: float, margin: float, centres: int = 3
+    ) -> None:
+        super().__init__(embedding_size, identities, scale=scale, margin=margin)
+        if not isinstance(centres, int) or not 1 <= centres <= 100:
+            raise ConfigError(f"centres is {centres!r}; it must be a whole number, 1 to 100")
+        self.centres = centres
+        self.weight = nn.Parameter(torch.randn(identities * centres, embedding_size) * 0.01)
+
+    def forward(self, emb_BD: Tensor) -> Tensor:
+        """Logits (B, C): of the nearest centre of each identity."""
+        return super().forward(emb_BD).unflatten(1, (-1, self.centres)).amax(2)
+
+    @torch.no_grad()
+    def start_from(self, centre_CD: Tensor) -> None:
+        """Begin with the first centre there; the others stay where they were drawn, near to nobody."""
+        self.weight.unflatten(0, (-1, self.centres))[:, 0] = centre_CD.to(self.weight)
+
+    @torch.no_grad()
+    def own_cosines(self, emb_BD: Tensor, label_B: Tensor) -> Tensor:
+        """(B, K) cosines of embeddings with the centres of their own identity."""
+        weight_CKD = functional.normalize(self.weight.float(), dim=1).unflatten(0, (-1, self.centres))
+        return torch.einsum("bd,bkd->bk", directions(emb_BD.float()), weight_CKD[label_B])
+
+
+def over_processes(sums: Tensor) -> Tensor:
+    """Sums over the processes of torchrun, so that all follow the same batch."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    return sums
+
+
+def check_argument(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError for an argument of a head that is no number, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}; it must be a number, {low:g} to {high:g}")
+
+
+HEADS: dict[str, type[Head]] = {
+    "softmax": SoftmaxHead,
+    "arcface": ArcFaceHead,
+    "cosface": CosFaceHead,
+    "combined": CombinedHead,
+    "adaface": AdaFaceHead,
+    "curricular": CurricularHead,
+    "subcentre-arcface": SubcentreArcFaceHead,
+}
+# What every head is made of; the rest are its own arguments.
+GIVEN = ("self", "embedding_size", "identities", "scale", "margin")
 
 
 def heads_text() -> str:
@@ -121,13 +294,28 @@ def heads_text() -> str:
     return "\n".join(f"{name}: {(head.__doc__ or '').splitlines()[0]}" for name, head in HEADS.items())
 
 
-def check_head(kind: str) -> None:
-    """Raises ConfigError for a name that HEADS does not have."""
+def check_head(kind: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Raises ConfigError for a name that HEADS does not have, and for arguments that the head does not."""
     if kind not in HEADS:
         raise ConfigError(f"unknown head {str(kind)!r}{did_you_mean(kind, HEADS)}")
+    known = [name for name in inspect.signature(HEADS[kind].__init__).parameters if name not in GIVEN]
+    for name in arguments:
+        if name not in known:
+            nearest = did_you_mean(name, known) if known else ": it takes none"
+            raise ConfigError(f"--head {kind} has no argument {name!r}{nearest}")
+    if arguments:
+        HEADS[kind](2, 2, scale=1.0, margin=0.1, **arguments)
 
 
-def make_head(kind: str, embedding_size: int, identities: int, *, scale: float, margin: float) -> Head:
-    """The head of a name in HEADS for so many identities. Raises ConfigError for another name."""
-    check_head(kind)
-    return HEADS[kind](embedding_size, identities, scale=scale, margin=margin)
+def make_head(
+    kind: str,
+    embedding_size: int,
+    identities: int,
+    *,
+    scale: float,
+    margin: float,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> Head:
+    """The head of a name in HEADS for so many identities, with its own `arguments`. Raises ConfigError for others."""
+    check_head(kind, arguments)
+    return HEADS[kind](embedding_size, identities, scale=scale, margin=margin, **arguments)

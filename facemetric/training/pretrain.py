@@ -16,6 +16,7 @@ from facemetric.training.run_folder import check_run_folder
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, keep_hashes
 from facemetric.training.tasks.distillation import stage_one
+from facemetric.training.tasks.label_noise import list_noise
 from facemetric.training.validation import sum_up
 
 
@@ -40,6 +41,7 @@ def pretrain(config: PretrainConfig) -> Trained:
         finished = at.epoch == config.epochs  # not ended by --max-steps
         if finished:
             keep_hashes(run, task.index, config.weights, config.workers)
+            list_noise(task.model, split.train, run.folder, task.workers)
         run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
     say(f"best epoch {at.best_epoch}; weights in {run.best}")
     return Trained(run.folder, run.best, at.best or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import timm
@@ -45,6 +45,7 @@ class Setup(Generic[Config]):
     settings: Settings
     augment: Augment
     arch_args: dict[str, Any]  # of a new network
+    head_args: dict[str, Any] = field(default_factory=dict)  # of stage one
     loss: Loss | None = None  # of stage two
 
     def transform(self, preprocess: Preprocess) -> Transform:
@@ -61,9 +62,11 @@ def check_training(config: Config) -> Setup[Config]:
     augment = augment_of(config)
     train_transform(Preprocess(crop=config.crop), augment)  # timm reads the policy of --auto-augment
     arch_args: dict[str, Any] = {}
+    head_args: dict[str, Any] = {}
     loss = None
     if isinstance(config, PretrainConfig):
-        check_head(config.head)
+        head_args = parse_arguments("--head-args", config.head_args, "centres = 3")
+        check_head(config.head, head_args)
         arch_args = parse_arguments("--arch-args", config.arch_args, "layers = [1, 1, 1, 1]")
         check_arch(config.arch)
     else:
@@ -76,7 +79,7 @@ def check_training(config: Config) -> Setup[Config]:
             f"--memory mines triplets against past batches, or pairs, and --loss is {config.loss}, which sees one "
             "batch; leave out one of the two",
         )
-    return Setup(config, settings_of(config), augment, arch_args, loss)
+    return Setup(config, settings_of(config), augment, arch_args, head_args, loss)
 
 
 def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:

@@ -40,6 +40,9 @@ def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
     answers = after["facemetric"].pop("answers")
     assert answers["data_fingerprint"] == kept["0.1"]["data_fingerprint"]
     assert list(answers["different_below"]) == ["0.05", "0.01"]
+    lower = answers["different_below"]["0.01"]["threshold"]
+    assert f"FRR 0.01: different people below a cosine of {lower:.4f}, with FRR " in found.text()
+    assert "no probability: it takes 20 people" in found.text()  # here are 16
     assert after == before
     load_embedder(own_weights)
     assert list(kept) == ["0.1", "0.01"]
@@ -186,10 +189,9 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     assert command == f"use: facemetric verify A.jpg B.jpg --weights {tmp_path / 'out' / 'faces-9'} --far 0.1"
     picture = str(next(path for path in faces.rglob("*") if path.is_file()))
     words = shlex.split(command.replace("A.jpg", picture).replace("B.jpg", picture))
-    cli.main(
-        [*words[2:], "--device", "cpu"]
-    )  # with the name of the shipped weights it would find no threshold
-    assert "FAR 0.1" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words[2:], "--device", "cpu"])
+    assert "at FAR 0.1 [" in capsys.readouterr().out
     with pytest.raises(WeightsError, match=r"faces-9 holds no threshold for FAR 0\.1; make one with"):
         Verifier("faces-9", far=0.1, device="cpu")
     calibrate(str(faces), far=0.01, **options)

@@ -11,6 +11,7 @@ import pytest
 from facemetric.commands import export
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
+from facemetric.model.weights_folder import amend_config, read_config
 
 
 def test_a_file_its_record_and_its_accuracy(
@@ -66,7 +67,34 @@ def test_the_file_claims_nothing_that_the_weights_do_not(untrained: Path, tmp_pa
     metadata = export.OnnxEmbedder(found.folder / "model.onnx").metadata
     assert metadata["thresholds"] == {}
     assert metadata["crop"] == [32, 32]
+    assert metadata["pictures"] == ""
     assert "template" not in metadata
+
+
+def test_a_file_says_what_it_takes_and_only_thresholds_that_hold(own_weights: Path, tmp_path: Path) -> None:
+    """Template and fingerprint of weights of faces; a threshold holds with the mirror image it was chosen with."""
+    stored = {
+        far: {"wanted_far": float(far), "threshold": 0.5, "flip": flip}
+        for far, flip in (("0.1", True), ("0.01", False))
+    }
+    amend_config(own_weights, pictures="faces", thresholds=stored)
+    for flip, far in ((False, "0.01"), (True, "0.1")):
+        config = ExportConfig(str(own_weights), out=tmp_path / far, side=64, flip=flip)
+        found = export.run_export(config)
+        metadata = export.OnnxEmbedder(found.folder / "model.onnx").metadata
+        assert list(metadata["thresholds"]) == [far]
+        assert (metadata["pictures"], metadata["flip"]) == ("faces", flip)
+        assert metadata["weights_sha256"] == read_config(own_weights)["sha256"]
+        assert metadata["template"]["names"] == ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]
+        assert metadata["template"]["points"][0] == pytest.approx(
+            [38.2946 * 64 / 112, 51.6963 * 64 / 112], abs=1e-3
+        )
+        had = "without" if flip else "with"
+        assert (
+            f"1 of 2 thresholds of the weights were chosen {had} the mirror image and do not hold"
+            in found.notes[0]
+        )
+        assert found.notes[0] in export.export_text(found)
 
 
 def test_without_data_drawn_faces_compare(untrained: Path, tmp_path: Path) -> None:

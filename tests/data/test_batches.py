@@ -13,6 +13,7 @@ from facemetric.data.batches import (
     IdentityBatches,
     ShuffledBatches,
     chunks,
+    grouped,
     identity_rounds,
     places_within,
 )
@@ -242,3 +243,40 @@ def test_a_step_reads_as_much_of_a_large_index_as_of_a_small_one(identities: int
 def test_steps_travel_to_another_process() -> None:
     for steps in (IdentityBatches(np.arange(20) // 4, 3, 2, 0).epoch(0), chunks(9, 2)):
         assert lists(pickle.loads(pickle.dumps(steps))) == lists(steps)
+
+
+def test_who_is_alike_comes_in_one_group() -> None:
+    """Pairs of identities (0 1)(2 3)... are each other's nearest: each pair lies side by side, in shuffled order."""
+    count = 40
+    alike = np.stack([np.arange(count) ^ 1, (np.arange(count) + 2) % count], 1)
+    drawn = grouped(np.random.default_rng(0), alike, 2)
+    assert sorted(drawn.tolist()) == list(range(count))
+    pairs = drawn.reshape(-1, 2)
+    assert (pairs[:, 0] ^ 1 == pairs[:, 1]).all()
+    assert pairs[:, 0].tolist() != sorted(pairs[:, 0].tolist())
+    assert not np.array_equal(drawn, grouped(np.random.default_rng(1), alike, 2))
+
+
+def test_a_group_takes_only_who_is_in_none() -> None:
+    alike = np.zeros((6, 2), np.int64)
+    alike[0] = [1, 2]  # all others would have 0 and 0
+    drawn = grouped(np.random.default_rng(3), alike, 3)
+    assert sorted(drawn.tolist()) == list(range(6))
+    assert 0 in drawn
+
+
+def test_batches_of_those_who_are_alike() -> None:
+    labels = np.repeat(np.arange(12), 5)
+    alike = np.stack([np.arange(12) ^ 1, np.arange(12) ^ 2], 1)
+    sampler = IdentityBatches(labels, 4, 3, seed=5, steps=9)
+    for step in sampler.epoch(2, alike, 2):
+        who = labels[step].reshape(4, 3)
+        assert (who == who[:, :1]).all()
+        assert len(set(who[:, 0].tolist())) == 4
+    first = [labels[step].reshape(4, 3)[:, 0] for step in sampler.epoch(2, alike, 2)][:3]  # one round
+    assert all((who.reshape(2, 2)[:, 0] ^ 1 == who.reshape(2, 2)[:, 1]).all() for who in first)
+    plain = [step.tolist() for step in sampler.epoch(2)]
+    assert plain != [step.tolist() for step in sampler.epoch(2, alike, 2)]
+    parts = [IdentityBatches(labels, 4, 3, seed=5, steps=9, rank=r, world_size=2) for r in range(2)]
+    for whole, *shares in zip(sampler.epoch(1, alike, 2), *(p.epoch(1, alike, 2) for p in parts), strict=True):
+        assert np.array_equal(np.concatenate(shares), whole)

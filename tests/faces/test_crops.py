@@ -255,7 +255,10 @@ def test_a_crop_that_is_not_upright_is_refused_or_turned(face: Face, quarters: i
     assert not is_aligned_crop(other)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 56, 112), (56, 0, 112, 112), (0, 0, 112, 72), (0, 72, 112, 112)])
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 56, 112), (56, 0, 112, 112), (0, 0, 112, 62), (0, 0, 112, 72), (0, 72, 112, 112)],
+)
 def test_half_a_crop_is_refused(face: Face, box: tuple[int, int, int, int]) -> None:
     half = face.crop.copy()
     half.paste((127, 127, 127), box)
@@ -311,6 +314,7 @@ def test_a_crop_that_one_look_misses_is_saved_by_the_other(
     off = blind._replace(score=0.9, away=14.0)  # not aligned well, and the detector finds nothing
     monkeypatch.setattr("facemetric.faces.crops.crop_looks", lambda images: [off] * len(images))
     assert found(np.full((112, 112, 3), 90, np.uint8)).was_crop
+    assert reason(np.full((300, 300, 3), 90, np.uint8)).reason == "no face found"
 
 
 def test_a_small_picture_is_enlarged_where_nothing_is_found() -> None:

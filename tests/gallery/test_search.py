@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from enrolled_rows import D, new_folder, rows_of
 
-from facemetric.gallery.search import Enrolled, drawn_rows, find_people, nearest_of
+from facemetric.gallery.search import Enrolled, drawn_rows, find_people, nearest_other, nearest_own
 
 NAMES = ["ada"] * 40 + ["grace", "mary"] + ["hedy", "rosalind"] * 5
 
@@ -47,20 +47,17 @@ def test_people_by_their_best_face(enrolled: Enrolled, top: int) -> None:
 def test_the_nearest_of_others_and_of_the_same_person(enrolled: Enrolled) -> None:
     rows = drawn_rows(len(enrolled), 20)
     assert len(rows) == 20
-    found = nearest_of(enrolled, rows)
+    others, own = nearest_other(enrolled, rows), nearest_own(enrolled, rows)
     score = (whole(enrolled) @ whole(enrolled).T)[rows]
     same = enrolled.person[rows, None] == enrolled.person[None]
     itself = rows[:, None] == np.arange(len(enrolled))[None]
-    for hidden, best, row in (
-        (same, found.other_score, found.other_row),
-        (~same | itself, found.own_score, found.own_row),
-    ):
+    for hidden, (best, row) in ((same, others), (~same | itself, own)):
         there = ~hidden.all(1)
         slow = np.where(hidden, -2, score)
         np.testing.assert_allclose(best, slow.max(1), atol=1e-6)
         assert (row[there] == slow.argmax(1)[there]).all()
         assert (row[~there] == -1).all()
-    assert (found.own_score == -2).any()  # lise has one face
+    assert (own.score == -2).any()  # lise has one face
 
 
 def test_what_belongs_to_a_row(enrolled: Enrolled) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from copy import deepcopy
 
 import numpy as np
@@ -162,3 +163,132 @@ def test_a_head_of_ones_own_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatc
                 theta = min(max(math.acos(min(max(cosine, -1), 1)) + g_angle, 1e-3), math.pi - 1e-3)
                 cosine = math.cos(theta) - g_add
             assert got[i, j].item() == pytest.approx(64 * cosine, abs=0.05)
+
+
+def cosines(emb: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    emb, weight = emb / emb.norm(dim=1, keepdim=True), weight / weight.norm(dim=1, keepdim=True)
+    return emb @ weight.T
+
+
+def double_head(
+    kind: str, margin: float, **arguments: float
+) -> tuple[MarginHead, torch.Tensor, torch.Tensor]:
+    """A head, embeddings of all angles from their own centre, and labels, in float64."""
+    torch.manual_seed(2)
+    head = make_head(kind, D, C, scale=20.0, margin=margin, arguments=arguments).double()
+    assert isinstance(head, MarginHead)
+    labels = torch.arange(B) % C
+    emb = torch.randn(B, D, dtype=torch.float64) * 30
+    first = head.weight.detach().unflatten(0, (C, -1))[:, 0]
+    emb[:6] += first[labels[:6]] * torch.tensor([9.0, 4, 1, -1, -4, -9])[:, None] * 3000
+    return head, emb, labels
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.1), (1.3, 0.0), (2.0, 0.35)])
+def test_combined_margin(factor: float, shift: float) -> None:
+    head, emb, labels = double_head("combined", 0.3, factor=factor, shift=shift)
+    got = head.with_margin(head(emb), labels).detach()
+    cosine = cosines(emb, head.weight.detach())
+    beyond = 0
+    for i, label in enumerate(labels.tolist()):
+        angle = factor * math.acos(float(cosine[i, label])) + 0.3
+        beyond += angle >= math.pi
+        cosine[i, label] = (math.cos(angle) if angle < math.pi else math.pi - 1 - angle) - shift
+    assert beyond
+    torch.testing.assert_close(got, 20 * cosine, rtol=0, atol=1e-6)
+    half = head.with_margin(head(emb), labels, 0.5)[0, labels[0]]
+    angle = (1 + 0.5 * (factor - 1)) * math.acos(float(cosines(emb, head.weight)[0, labels[0]])) + 0.15
+    assert float(half.detach()) == pytest.approx(20 * (math.cos(angle) - shift / 2), abs=1e-6)
+
+
+def test_adaface_follows_the_lengths() -> None:
+    head, emb, labels = double_head("adaface", 0.4, momentum=0.9)
+    lengths = emb.norm(dim=1).clamp(1e-3, 100)
+    got = head.with_margin(head(emb), labels, emb_BD=emb).detach()
+    mu, sigma = 0.9 * 20 + 0.1 * float(lengths.mean()), 0.9 * 100 + 0.1 * float(lengths.std())
+    assert float(head.mean) == pytest.approx(mu)
+    assert float(head.deviation) == pytest.approx(sigma)
+    cosine = cosines(emb, head.weight.detach())
+    for i, label in enumerate(labels.tolist()):
+        z = min(max((float(lengths[i]) - mu) / (sigma + 1e-3) * 0.333, -1), 1)
+        theta = min(max(math.acos(float(cosine[i, label])) - 0.4 * z, 1e-3), math.pi - 1e-3)
+        cosine[i, label] = math.cos(theta) - (0.4 * z + 0.4)
+    torch.testing.assert_close(got, 20 * cosine, rtol=0, atol=1e-4)  # at the poles, where angles are clamped
+    before = head.state_dict()["mean"].clone()
+    head.eval()
+    head.with_margin(head(emb), labels, emb_BD=emb)
+    assert head.mean == before
+    head.train()
+    assert torch.isfinite(head.with_margin(head(emb[:1]), labels[:1], emb_BD=emb[:1])).all()
+    assert torch.isfinite(head.deviation)
+
+
+def test_curricular_face() -> None:
+    head, emb, labels = double_head("curricular", 0.5, momentum=0.8)
+    got = head.with_margin(head(emb), labels).detach()
+    cosine = cosines(emb, head.weight.detach())
+    t = 0.2 * float(cosine[torch.arange(B), labels].mean())
+    assert float(head.progress) == pytest.approx(t)
+    hard = 0
+    for i, label in enumerate(labels.tolist()):
+        theta = math.acos(float(cosine[i, label]))
+        own = math.cos(theta + 0.5) if theta + 0.5 < math.pi else math.cos(theta) - 0.5 * math.sin(0.5)
+        for j in range(C):
+            if j != label and float(cosine[i, j]) > own:
+                cosine[i, j] *= t + float(cosine[i, j])
+                hard += 1
+        cosine[i, label] = own
+    assert hard > 10
+    torch.testing.assert_close(got, 20 * cosine, rtol=0, atol=1e-9)
+    logits = head(emb)
+    assert head.with_margin(logits, labels, 0.0) is logits
+
+
+def test_subcentre_arcface_takes_the_nearest_centre() -> None:
+    head, emb, labels = double_head("subcentre-arcface", 0.5, centres=4)
+    assert head.weight.shape == (C * 4, D)
+    best = cosines(emb, head.weight.detach()).view(B, C, 4).max(2).values
+    torch.testing.assert_close(head(emb).detach(), 20 * best)
+    plain = make_head("arcface", D, C, scale=20.0, margin=0.5)
+    torch.testing.assert_close(
+        head.with_margin(head(emb), labels), plain.with_margin(20 * best, labels), check_stride=False
+    )
+    own = head.own_cosines(emb, labels)
+    expected = cosines(emb, head.weight.detach()).view(B, C, 4)[torch.arange(B), labels]
+    torch.testing.assert_close(own, expected.float())
+    others = head.weight.detach().view(C, 4, D)[:, 1:].clone()
+    head.start_from(torch.eye(C, D))
+    torch.testing.assert_close(head.weight.view(C, 4, D)[:, 0].detach(), torch.eye(C, D).double())
+    torch.testing.assert_close(head.weight.view(C, 4, D)[:, 1:].detach(), others)
+
+
+@pytest.mark.parametrize("kind", ["combined", "adaface", "curricular", "subcentre-arcface"])
+def test_gradients_are_finite_at_the_poles_and_without_a_length(kind: str) -> None:
+    head = make_head(kind, D, C, scale=30.0, margin=0.5)
+    first = head.weight.detach().unflatten(0, (C, -1))[:, 0]
+    emb = torch.stack([first[0], -first[1], first[2] * 0]).requires_grad_()
+    labels = torch.tensor([0, 1, 2])
+    torch.nn.functional.cross_entropy(head.with_margin(head(emb), labels, emb_BD=emb), labels).backward()
+    assert torch.isfinite(emb.grad).all()
+    assert torch.isfinite(head.weight.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("arcface", {"centres": 3}, "--head arcface has no argument 'centres': it takes none"),
+        (
+            "subcentre-arcface",
+            {"centers": 3},
+            "--head subcentre-arcface has no argument 'centers': did you mean",
+        ),
+        ("subcentre-arcface", {"centres": 0}, "centres is 0; it must be a whole number, 1 to 100"),
+        ("combined", {"factor": 0.5}, "factor is 0.5; it must be a number, 1 to 4"),
+        ("combined", {"shift": "low"}, "shift is 'low'; it must be a number, 0 to 1"),
+        ("adaface", {"momentum": 2}, "momentum is 2; it must be a number, 0 to 1"),
+        ("curricular", {"momentum": True}, "momentum is True; it must be a number"),
+    ],
+)
+def test_arguments_that_cannot_be(kind: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        check_head(kind, arguments)

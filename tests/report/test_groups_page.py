@@ -110,7 +110,7 @@ class Hand:
         """Save, and read what was saved."""
         file.unlink(missing_ok=True)
         self.click("#save")
-        until = time.monotonic() + 20
+        until = time.monotonic() + 300  # a busy machine is no failure
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.05)
         with open(file, newline="", encoding="utf-8") as opened:

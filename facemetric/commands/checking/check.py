@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
+from facemetric.commands.checking.checked import Checked, CheckFigures, PeopleFigures, Search
 from facemetric.commands.checking.findings import (
-    ACROSS,
-    DUPLICATE,
-    MISLABELLED,
     ONE_PERSON,
-    TEST_IMAGE,
-    TEST_NAME,
     TEST_PERSON,
     Finding,
     Side,
@@ -40,12 +35,11 @@ from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists
-from facemetric.errors import DataError, plural
+from facemetric.errors import DataError
 from facemetric.evaluation.audit.hashes import read_frequencies
 from facemetric.evaluation.audit.labels import centred, judge_images
-from facemetric.evaluation.audit.people import Alike, alike_across, alike_identities
+from facemetric.evaluation.audit.people import alike_across, alike_identities
 from facemetric.evaluation.embed import embed_index, mirror_scores
-from facemetric.evaluation.verification import plain
 from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers, say
 from facemetric.model.weights import load_embedder
@@ -54,65 +48,6 @@ from facemetric.model.weights_folder import find_weights
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate
 )
-
-
-class Checked(NamedTuple):
-    """The findings, the figures behind them, and where they were written."""
-
-    findings: list[Finding]
-    figures: dict[str, Any]
-    out: Path
-
-    def text(self) -> str:
-        """The table that the terminal shows."""
-        figures, found = self.figures, self.figures["found"]
-        lines = [
-            (
-                "checked",
-                f"{plural(figures['images'], 'image')} of {plural(figures['identities'], 'identity')}",
-            )
-        ]
-        for kind, key in ((DUPLICATE, "bits_within"), (ACROSS, "bits_across"), (TEST_IMAGE, "bits_test")):
-            if key in figures:
-                lines.append(
-                    (
-                        kind,
-                        f"{plural(found.get(kind, 0), 'pair')}  (hashes differ in {figures[key]} of 255 bits or less)",
-                    )
-                )
-        if "bits_test" in figures:
-            lines.append((TEST_NAME, plural(found.get(TEST_NAME, 0), "identity")))
-        for kind, key in ((ONE_PERSON, "one_person"), (TEST_PERSON, "person_in_test")):
-            if key in figures:
-                of = figures[key]
-                halves = of["share_of_halves_found"]
-                sure = "" if halves is None else f"; it finds {halves:.0%} of the identities cut in halves"
-                by = "any score" if of["threshold"] is None else f"{of['threshold']:.3f}"  # of --chance 0
-                text = f"{plural(found.get(kind, 0), 'pair')}  (nearer than their neighbours by {by}: chance"
-                lines.append((kind, f"{text} brings {of['expected_by_chance']:.1f}{sure})"))
-        if "judged" in figures:
-            text = (
-                f"{found.get(MISLABELLED, 0):,} of {plural(figures['judged'], 'image')}, for you to look at"
-            )
-            lines.append(
-                (
-                    MISLABELLED,
-                    f"{text}  ({figures['mislabelled_at_most']:,} are no nearer than strangers are)",
-                )
-            )
-        else:
-            lines.append((f"{ONE_PERSON}, {MISLABELLED}", "not looked for: needs --weights"))
-        for kind, why in figures["in_no_list"].items():
-            lines.append(
-                ("weak", f"{kind}: {why}: look at them; they are in findings.csv and the sheets, in no list")
-            )
-        if figures["pairs_cut"]:
-            lines.append(
-                ("left out", f"{plural(figures['pairs_cut'], 'pair')} of images less alike than those listed")
-            )
-        width = max(len(name) for name, _ in lines)
-        body = "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
-        return f"{body}\n{'written to':<{width}}  {self.out}"
 
 
 @takes_options(CheckConfig)
@@ -141,20 +76,20 @@ def run_check(config: CheckConfig) -> Checked:
     mirror_cosine = np.inf
     if config.weights:
         train, test, mirror_cosine = embed_sides(config, train, test)
-    findings, figures = find_images(train, test, mirror_cosine, config.seed)
+    findings, copies = find_images(train, test, mirror_cosine, config.seed)
     if test is not None:
         findings += name_findings(train.images, test.images)
+    people = PeopleFigures()
     if train.embeddings is not None:
-        more, numbers = find_people(config, train, test)
-        findings, figures = findings + more, figures | numbers
-    figures |= {"images": len(train.images), "identities": len(train.images.identities)}
+        more, people = find_people(config, train, test)
+        findings = findings + more
+    images, identities = len(train.images), len(train.images.identities)
     found = dict(Counter(f.kind for f in findings))
-    keys = {ONE_PERSON: "one_person", TEST_PERSON: "person_in_test"}
-    expected = {
-        kind: figures[key]["expected_by_chance"] or 0.0 for kind, key in keys.items() if key in figures
-    }
-    unsure = unsure_kinds(found, expected, len(train.images.identities))
-    checked = Checked(findings, figures | {"found": found, "in_no_list": unsure}, config.out)
+    searches = {ONE_PERSON: people.one_person, TEST_PERSON: people.person_in_test}
+    expected = {kind: of.expected_by_chance or 0.0 for kind, of in searches.items() if of is not None}
+    unsure = unsure_kinds(found, expected, identities)
+    figures = CheckFigures(images, identities, copies, people, found, unsure)
+    checked = Checked(findings, figures, config.out)
     write(config, checked, train.images, None if test is None else test.images)
     return checked
 
@@ -200,23 +135,23 @@ def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Si
     return train, test, float(np.nanquantile(mirror, SAME_PHOTOGRAPH))
 
 
-def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], dict[str, Any]]:
+def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[list[Finding], PeopleFigures]:
     """Identities of one person, wrong labels, and people of the test set: what takes embeddings."""
     assert train.embeddings is not None
     identity = train.images.identity
     findings: list[Finding] = []
-    figures: dict[str, Any] = {}
+    figures = PeopleFigures()
     if len(train.images.identities) > 1:
         alike = alike_identities(train.embeddings, identity, chance=config.chance, seed=config.seed)
         judged = judge_images(train.embeddings, identity)
         findings += alike_findings(alike, train.images) + label_findings(
             judged, train.images, config.mislabelled
         )
-        figures["one_person"] = of_alike(alike)
         # An image of somebody else is above any share of strangers as often as below it: those above half of
         # them are half of those there can be.
-        figures["judged"] = int(np.isfinite(judged.above).sum())
-        figures["mislabelled_at_most"] = 2 * int((judged.above > 0.5).sum())
+        figures = PeopleFigures(
+            Search.of(alike), int(np.isfinite(judged.above).sum()), 2 * int((judged.above > 0.5).sum())
+        )
     if test is not None and test.embeddings is not None:
         across = alike_across(
             train.embeddings,
@@ -227,23 +162,14 @@ def find_people(config: CheckConfig, train: Side, test: Side | None) -> tuple[li
             seed=config.seed,
         )
         findings += alike_findings(across, train.images, test.images)
-        figures["person_in_test"] = of_alike(across)
+        figures = replace(figures, person_in_test=Search.of(across))
     return findings, figures
-
-
-def of_alike(alike: Alike) -> dict[str, float | None]:
-    """The figures of one search for people; what is undefined is None."""
-    return {
-        "threshold": plain(alike.threshold),
-        "expected_by_chance": plain(alike.expected),
-        "share_of_halves_found": plain(alike.found_halves),
-    }
 
 
 def write(config: CheckConfig, checked: Checked, index: ImageIndex, test: ImageIndex | None) -> None:
     """findings.csv, the lists, check.json, and the picture sheets."""
-    record = {"figures": checked.figures, "options": config_dict(config)}
-    files = lists(checked.findings, index, checked.figures["in_no_list"]) | {
+    record = {"figures": checked.figures.to_dict(), "options": config_dict(config)}
+    files = lists(checked.findings, index, checked.figures.in_no_list) | {
         "check.json": json.dumps(record, indent=2, allow_nan=False) + "\n"
     }
     for name, text in files.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -241,9 +241,20 @@ class Side(NamedTuple):
     embeddings: np.ndarray | None = None
 
 
+class CopyFigures(NamedTuple):
+    """How near hashes of 255 bits count as a copy, within an identity, across identities and in the test set, and how
+    many pairs were cut from the lists; the cosine is asked beyond these bits, with weights."""
+
+    bits_within: int
+    bits_across: int
+    pairs_cut: int
+    cosine_of_duplicates: float | None
+    bits_test: int | None = None
+
+
 def find_images(
     train: Side, test: Side | None, mirror_cosine: float, seed: int
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[Finding], CopyFigures]:
     """Images that show the same, within the set and between it and the test set."""
     both = train.frequencies if test is None else np.concatenate([train.frequencies, test.frequencies])
     median_K = np.median(both, axis=0)
@@ -262,12 +273,7 @@ def find_images(
         train,
     )
     findings = image_findings(close, train.images, None, limits, agree)
-    figures: dict[str, Any] = {
-        "bits_within": limits[0],
-        "bits_across": limits[1],
-        "pairs_cut": close.pairs.cut,
-    }
-    figures["cosine_of_duplicates"] = agree if np.isfinite(agree) else None
+    figures = CopyFigures(*limits, close.pairs.cut, agree if np.isfinite(agree) else None)
     if test is None:
         return findings, figures
     pairs = count * len(test.frequencies)
@@ -278,8 +284,7 @@ def find_images(
     )
     close = close_of(straight, turned, train, test)
     findings += image_findings(close, train.images, test.images, (limit, limit), agree)
-    figures["pairs_cut"] += close.pairs.cut
-    return findings, figures | {"bits_test": limit}
+    return findings, figures._replace(pairs_cut=figures.pairs_cut + close.pairs.cut, bits_test=limit)
 
 
 def agreeing_cosine(train: Side, chance: Chance, pairs: float, mirror_cosine: float) -> float:

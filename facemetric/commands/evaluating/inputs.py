@@ -59,6 +59,13 @@ def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
     images that are not there."""
     found = distinct_pairs(pairs, *resolve(pairs, names, missing_list=out / "missing_images.txt"))
     kept = found.pairs
+    genuine = int(kept.same.sum())
+    if genuine in (0, len(kept)):
+        left_out = "".join(f" ({note})" for note in found.notes())
+        raise DataError(
+            f"{pairs.source}: {genuine:,} genuine and {len(kept) - genuine:,} impostor pairs{left_out}; verification "
+            "needs both kinds: add the other"
+        )
     folds = check_folds(kept.same, kept.fold) if kept.fold is not None else ""
     rows_a, rows_b = (rows.astype(np.int32) for rows in (found.rows_a, found.rows_b))  # pairs may be millions
     return ListedPairs(kept, rows_a, rows_b, (*found.notes(), *filter(None, [folds])))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.commands.gallery import check_identify, loose_photos
-from facemetric.commands.identifying.show import draw_answers
 from facemetric.config import IdentifyConfig
 from facemetric.config.calls import takes_options
 from facemetric.errors import DataError, first_few, plural
@@ -87,5 +86,7 @@ def run_identify(config: IdentifyConfig) -> Identified:
         reasons = first_few(f"{answer.photo}: {answer.missing}" for answer in answers)
         raise DataError(f"no face to identify: {reasons}")
     if config.show is not None:
+        from facemetric.commands.identifying.show import draw_answers  # imports matplotlib, for its fonts
+
         draw_answers(config.show, answers)
     return Identified(answers, answers[0].threshold, config.show)

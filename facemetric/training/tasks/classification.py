@@ -126,6 +126,7 @@ class Classification:
             len(self.split.train.identities),
             scale=self.config.scale,
             margin=self.config.margin,
+            arguments=self.setup.head_args,
         )
 
     def first_centres(self) -> Tensor | None:
@@ -163,8 +164,7 @@ class Classification:
             return
         centre_CD = self.first_centres()
         if centre_CD is not None:
-            with torch.no_grad():
-                head.weight.copy_(centre_CD)
+            head.start_from(centre_CD.to(self.device))
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Shuffled batches of the training images, of the epoch's size."""

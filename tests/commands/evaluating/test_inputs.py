@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from facemetric import evaluate
-from facemetric.commands.evaluating.inputs import aligned
+from facemetric.commands.evaluating.inputs import aligned, list_pairs
+from facemetric.data.index import read_index
+from facemetric.data.pairs import read_pairs
 from facemetric.errors import DataError
 from facemetric.evaluation.table import EmbeddingTable
 
@@ -63,6 +65,21 @@ def test_paths_of_pairs_that_are_below_another_folder(untrained: Path, faces: Pa
         DataError, match=r"4 paths without a file below .*; or say with --data which images the pairs"
     ):
         evaluate(untrained, pairs=file, out=tmp_path / "out", report=False)
+
+
+def test_pairs_of_one_kind_are_told_before_images_are_read(faces: Path, tmp_path: Path) -> None:
+    one, other = sorted(path.relative_to(faces) for path in faces.glob("*/*"))[:2]
+    file = tmp_path / "pairs.csv"
+    for lines, kinds in (
+        (f"{one},{other},1\n", "1 genuine and 0 impostor pairs; verification needs both kinds"),
+        (
+            f"{one},{one},1\n{one},{one},1\n",
+            r"0 genuine and 0 impostor pairs \(2 of 2 listed pairs hold an image with itself: left out\)",
+        ),
+    ):
+        file.write_text(f"path_a,path_b,same\n{lines}")
+        with pytest.raises(DataError, match=kinds):
+            list_pairs(read_pairs(file), read_index([str(faces)]), tmp_path)
 
 
 def test_pairs_that_cannot_be_scored_are_told_before_images_are_read(tmp_path: Path) -> None:

@@ -12,9 +12,22 @@ from facemetric.evaluation.intervals.draws import (
     _scale,
     centred,
     mean_draws,
+    numbered_persons,
     pair_weights,
     persons_of_pairs,
 )
+
+
+def test_persons_that_are_numbered_already_are_not_copied():
+    """Pairs may be many millions."""
+    one, other = np.array([0, 1, 2, 0], np.int32), np.array([0, 2, 2, 1], np.int32)
+    (a, b), number = numbered_persons((one, other), one == other)
+    assert a is one
+    assert b is other
+    assert number == 3
+    (a, b), number = numbered_persons((one * 2, other * 2), one == other)  # not every number is somebody
+    assert (a.tolist(), b.tolist(), number) == (one.tolist(), other.tolist(), 3)
+    assert a.dtype == np.int32
 
 
 def test_scale_between_pairs_alone_and_all_pairs():

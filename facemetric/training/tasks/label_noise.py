@@ -1,0 +1,79 @@
+"""The images that a head with several centres an identity found to be somebody else's, as a csv.
+
+Images that are like no others of their identity gather at its lesser centres. Source: Deng et al. 2020, ECCV
+(Sub-center ArcFace), section 3.3: what is farther than 75 degrees from the identity's dominant centre is noise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from facemetric.data.index import ImageIndex
+from facemetric.errors import plural
+from facemetric.evaluation.embed import embed_index
+from facemetric.files import write_bytes_whole
+from facemetric.model.heads import SubcentreArcFaceHead
+from facemetric.training import distributed
+from facemetric.training.distributed import say
+
+NOISE = "noisy_images.csv"
+FARTHEST = 75.0  # degrees
+
+
+def dominant_centres(cosine_NK: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) (N,): the centre that most images of each image's identity are nearest to, and the image's cosine with it.
+
+    Of two centres with as many images the first."""
+    nearest_N = cosine_NK.argmax(1)
+    counts_CK = np.zeros((int(label_N.max()) + 1, cosine_NK.shape[1]), np.int64)
+    np.add.at(counts_CK, (label_N, nearest_N), 1)
+    dominant_N = counts_CK.argmax(1)[label_N]
+    return dominant_N, np.take_along_axis(cosine_NK, dominant_N[:, None], 1)[:, 0]
+
+
+def list_noise(model: nn.Module, index: ImageIndex, folder: Path, workers: int) -> None:
+    """Write NOISE into a run's folder where the model's head has several centres an identity, the worst image first.
+
+    Columns: path, identity, cosine with the dominant centre, degrees, and whether another centre is nearer. This
+    embeds the training images once, in process 0."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, SubcentreArcFaceHead) or distributed.rank() > 0:
+        return
+    table = embed_index(model.embedder, index, workers=workers, progress="label noise").table  # type: ignore[arg-type]
+    row = {name: i for i, name in enumerate(index.identities)}
+    label_N = np.array([row[name] for name in table.identities.tolist()])
+    device = head.weight.device
+    cosine_NK = np.concatenate(
+        [
+            head.own_cosines(
+                torch.from_numpy(table.embeddings[part]).to(device),
+                torch.from_numpy(label_N[part]).to(device),
+            )
+            .cpu()
+            .numpy()
+            for part in np.array_split(np.arange(len(label_N)), len(label_N) // 4096 + 1)
+        ]
+    )
+    dominant_N, own_N = dominant_centres(cosine_NK, label_N)
+    elsewhere_N = cosine_NK.argmax(1) != dominant_N
+    noisy = np.flatnonzero(own_N < math.cos(math.radians(FARTHEST)))
+    noisy = noisy[own_N[noisy].argsort(kind="stable")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "identity", "cosine", "degrees", "nearer_elsewhere"])
+    for i in noisy.tolist():
+        degrees = math.degrees(math.acos(max(-1.0, min(1.0, float(own_N[i])))))
+        path, identity = table.paths[i], table.identities[i]
+        writer.writerow([path, identity, f"{own_N[i]:.4f}", f"{degrees:.1f}", int(elsewhere_N[i])])
+    write_bytes_whole(folder / NOISE, text.getvalue().encode("utf-8", "backslashreplace"))
+    say(
+        f"{plural(len(noisy), 'image')} of {len(label_N):,} farther than {FARTHEST:.0f} degrees from their identity's "
+        f"dominant centre, mislabelled perhaps: {folder / NOISE}"
+    )
