@@ -153,9 +153,9 @@ def peak_of(line: list[str]) -> tuple[float, float]:
     """(MiB at its peak, seconds of CPU) of a process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (
-        "import resource, sys\nfrom facemetric.cli import main\n"
+        "import sys\nfrom facemetric.cli import main\nfrom facemetric.machine import MIB, resident_peak\n"
         "try: main(sys.argv[1:])\n"
-        "finally: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "finally: print('PEAK', resident_peak() / MIB)"
     )
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
