@@ -2,12 +2,13 @@
 
     python tools/bench_embed.py CROPS.tar [--weights faces-112] [--photographs 10000] [--images 256] [--rounds 5]
 
-`share`: photographs of 250 pixels are made of the crops (up to 300 different ones, repeated to the number asked for) and
-taken through the command's own steps in one process: reading and decoding, finding faces, the network. `network`: the
-network alone, the ways taken in turn, medians over rounds of CPU and wall time, and the largest difference from torch;
-`--compile` adds torch.compile, whose first call takes minutes. `memory`: the command's peak with 2,000 and 20,000 small pictures. `start`: CPU time of a
-process from its beginning to its first embedding. CPU time is what a busy machine leaves comparable. Good: the network
-by ONNX Runtime takes at most half the time of torch; memory grows by the index alone.
+`share`: photographs of 250 pixels are made of the crops (up to 300 different ones, repeated to the number asked for),
+and taken through the command's own steps in one process: reading and decoding, finding faces, the network. `network`:
+the network alone, the ways taken in turn, medians over rounds of CPU and wall time, and the largest difference from
+torch; `--compile` adds torch.compile, whose first call takes minutes. `memory`: the command's peak with 2,000 and
+20,000 small pictures. `start`: CPU time of a process from its beginning to its first embedding. CPU time is what a busy
+machine leaves comparable. Good: the network by ONNX Runtime takes at most half the time of torch; memory grows by the
+index alone.
 """
 
 from __future__ import annotations
@@ -152,8 +153,9 @@ def peak_of(line: list[str]) -> tuple[float, float]:
     """(MiB at its peak, seconds of CPU) of a process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (
-        "import resource, sys\nfrom facemetric.cli import main\nmain(sys.argv[1:])\n"
-        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import sys\nfrom facemetric.cli import main\nfrom facemetric.machine import MIB, resident_peak\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('PEAK', resident_peak() / MIB)"
     )
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -48,6 +48,8 @@ class Figure(NamedTuple):
     """The label without the rate, of figures that are measured at several rates: `TAR at FAR`."""
     brief: bool = True
     """Whether the terminal shows it; the report shows all."""
+    error: bool = False
+    """Whether the value itself is a share of errors, so that lower is better; of the others, 1 less the value is."""
     in_heading: bool = False
     """Whether the heading says it in words: it has no row of its own."""
 

@@ -147,6 +147,7 @@ class Slicing:
                     "",
                     group.sizes(),
                     name.upper(),
+                    error=name == "far",
                 )
         for gap in gaps:
             name = f"{self.column}.{gap.rate}_gap_at_far_{far:g}"

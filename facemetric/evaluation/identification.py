@@ -62,7 +62,17 @@ class Identification:
         lead = f"{self.known:,} probes of people in the gallery, {self.unknown:,} of strangers."
         heading = Heading("Open-set identification", lead)
         first = intervals.get("rank_1")
-        rows = [Figure("rank_1", "Rank 1", self.rank_1, first, heading, about="at any score", headline=5)]
+        rows = [
+            Figure(
+                "rank_1",
+                "Rank 1",
+                self.rank_1,
+                first,
+                heading,
+                about="of probes of enrolled people, the share whose best match is right, at any score",
+                headline=5,
+            )
+        ]
         measured = [p for p in self.points if p.supported]
         for p in measured + sorted((p for p in self.points if not p.supported), key=lambda p: -p.wanted):
             lacking = f"has {self.unknown:,} of {1 / p.wanted:,.0f} strangers"
@@ -74,6 +84,7 @@ class Identification:
                     intervals.get(tpir_name(p.wanted)),
                     heading,
                     f"threshold {p.threshold:.4f}" if p.supported else lacking,
+                    "of probes of enrolled people, the share found where that share of strangers is taken for somebody",
                     series="TPIR at FPIR",
                 )
             )

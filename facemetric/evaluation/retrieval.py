@@ -110,7 +110,16 @@ class Retrieval:
         heading = Heading(title, f"{lead}.")
         means = self.means()
         return [
-            Figure(name, label(name), value, intervals.get(name), heading, headline=HEADLINE.get(name, 0))
+            Figure(
+                name,
+                label(name),
+                value,
+                intervals.get(name),
+                heading,
+                about=of_name(ABOUT, name),
+                headline=HEADLINE.get(name, 0),
+                series=of_name(SERIES, name),
+            )
             for name, value in means.items()
             if not (name == "recall_at_1" and "knn_accuracy_1" in means)
         ]
@@ -124,6 +133,15 @@ LABELS = {  # of a figure's name, or of how it starts
 }
 
 
+ABOUT = {  # what a figure means, in a line
+    "knn_accuracy_": "images whose k nearest vote for their person",
+    "recall_at_": "images with one of their own person among so many nearest",
+    "r_precision": "of the R other images of an image's person, the share among its R nearest",
+    "map_at_r": "as R-precision, but the nearer its own are, the more they count",
+}
+SERIES = {"knn_accuracy_": "kNN accuracy", "recall_at_": "Recall"}
+
+
 HEADLINE = {"knn_accuracy_1": 2, "map_at_r": 4}
 
 
@@ -131,6 +149,11 @@ def label(name: str) -> str:
     """A figure's name for people; the name itself where LABELS has no better one."""
     start = next((start for start in LABELS if name.startswith(start)), "")
     return LABELS.get(start, "") + name.removeprefix(start)
+
+
+def of_name(texts: Mapping[str, str], name: str) -> str:
+    """The text of a figure's name, or of how it starts; "" where there is none."""
+    return next((text for start, text in texts.items() if name.startswith(start)), "")
 
 
 def leave_one_out(

@@ -151,12 +151,15 @@ class Verification:
                     intervals.get(tar_name(p.wanted)),
                     heading,
                     note if p.supported else lacking,
+                    "of pairs of one person, the share that is accepted where that share of two people's is",
                     headline=1 if p is lead else 0,
                     series="TAR at FAR",
                 )
             )
         about = "equal error rate; lower is better"
-        rows.append(Figure("eer", "EER", self.eer, intervals.get("eer"), heading, about=about, headline=3))
+        rows.append(
+            Figure("eer", "EER", self.eer, intervals.get("eer"), heading, about=about, headline=3, error=True)
+        )
         about = "area under the ROC"
         rows.append(Figure("auc", "AUC", self.auc, intervals.get("auc"), heading, about=about, headline=4))
         if self.accuracy is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 
 from facemetric.evaluation.audit.seen import WARNING
 from facemetric.evaluation.figures import DIFFERENCE, VALUE, Figure, Heading, in_tables
-from facemetric.report.page import Cell, Grid
+from facemetric.report.axes import Axis, Whisker, drawn
+from facemetric.report.page import Cell, Grid, Large
 from facemetric.report.record import Evaluation
 
 WIDTH = 120  # columns of the terminal
@@ -77,30 +79,48 @@ def grids(figures: Iterable[Figure]) -> tuple[Grid, ...]:
 
 
 def grid(heading: Heading, rows: list[Figure]) -> Grid:
-    """One table of the page: a row for each label, a column for each of its numbers."""
+    """One table of the page: a row for each label, a column for each of its numbers, and what a row means where it is
+    the first to mean that."""
     if not rows:
         return Grid(heading.title, (), (), heading.lead)
     columns = list(dict.fromkeys(row.column for row in rows))
-    if any(row.value is not None for row in rows):
-        names = tuple(f"{column}, 95 % interval" for column in columns)
-    else:
-        names = ("",) * len(columns)
     by_label: dict[str, dict[str, Figure]] = {}
     for row in rows:
         by_label.setdefault(row.label, {})[row.column] = row
-    cells = []
-    for label, of_label in by_label.items():
-        about = next(iter(of_label.values())).about
-        cells.append(
-            (Cell(label, about), *(cell(of_label[c]) if c in of_label else Cell("") for c in columns))
-        )
-    return Grid(heading.title, (heading.names, *names), tuple(cells), heading.lead)
+    axes: list[Axis | None] = [None]
+    cells: dict[str, list[Cell]] = {label: [] for label in by_label}
+    for column in columns:
+        of_column = {label: row[column] for label, row in by_label.items() if column in row}
+        axis, whiskers = drawn(list(of_column.values()))
+        axes.append(axis)
+        shown = dict(zip(of_column, map(cell, of_column.values(), whiskers), strict=True))
+        for label, line in cells.items():
+            line.append(shown.get(label, Cell("")))
+    meant: set[tuple[str, str]] = set()
+    lines = []
+    for label, line in cells.items():
+        first = next(iter(by_label[label].values()))
+        meaning = "" if first.series and (first.series, first.about) in meant else first.about
+        meant.add((first.series, first.about))
+        lines.append((Cell(label, meaning), *line))
+    measured = any(row.value is not None for row in rows)
+    names = tuple(columns) if measured else ("",) * len(columns)
+    return Grid(heading.title, (heading.names, *names), tuple(lines), heading.lead, tuple(axes))
 
 
-def cell(figure: Figure) -> Cell:
-    """A figure's value, its interval and its note; only a share from 0 to 1 has a line on that scale."""
-    if figure.column == DIFFERENCE:
-        return Cell(f"{figure.text()}  {figure.bounds()}", figure.note)
-    if figure.interval is None:
-        return Cell(figure.text(), figure.note)
-    return Cell(figure.text(), figure.note, figure.value, figure.interval.low, figure.interval.high)
+def cell(figure: Figure, whisker: Whisker | None) -> Cell:
+    """A figure's value, its interval and its note."""
+    return Cell(figure.text(), figure.note, figure.bounds().strip("[]").replace(", ", " to "), whisker)
+
+
+def large(figure: Figure) -> Large:
+    """One of the figures that a page shows first."""
+    return Large(figure.label, figure.text(), figure.bounds().strip("[]").replace(", ", " to "), figure.about)
+
+
+def percent(share: float) -> str:
+    """A share in words: whole percents, with digits behind the point where it is nearly 0 or 1."""
+    rest = max(min(share, 1 - share), 1e-6)
+    digits = 0 if rest >= 0.095 else min(-math.floor(math.log10(rest)) - 1, 4)
+    text = f"{100 * share:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + "\N{NO-BREAK SPACE}%"

@@ -19,9 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from facemetric.files import write_bytes_whole
+from facemetric.report.axes import Axis, Whisker
 
 ASSETS = Path(__file__).parent / "assets"
 BASE = "base.css"
+HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 class Files(NamedTuple):
@@ -36,6 +38,7 @@ class Files(NamedTuple):
 REPORT = Files("report.html", (BASE, "report.css"), "report.js")
 SECTIONS = (
     ("figures", "Figures", "figures"),
+    ("models", "Models", "models"),
     ("threshold", "Threshold", "thresholds"),
     ("curves", "Curves", "curves"),
     ("mistakes", "Hardest pairs", "mistakes"),
@@ -49,13 +52,12 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. With `low` and `high` it also gets a line on a scale from 0 to 1."""
+    """A cell of a table: a value, its interval as text and as drawn on its column's axis, and what belongs to it."""
 
     text: str
     note: str = ""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    bounds: str = ""
+    whisker: Whisker | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ class Grid:
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     lead: str = ""
+    axes: tuple[Axis | None, ...] = ()
+    """Of each column, as in `head`; None where it draws nothing."""
+
+
+@dataclass(frozen=True)
+class Large:
+    """One of the figures to read first: its name, its value, its interval as text, and what it means."""
+
+    label: str
+    value: str
+    bounds: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,11 @@ class Map:
     columns: int = 0
 
 
+def short(found: re.Match[str]) -> str:
+    """The first digits of a hash."""
+    return found[0][:12]
+
+
 @dataclass(frozen=True)
 class Origin:
     """How the report came to be: the command, facts by name, and every option as TOML."""
@@ -166,6 +185,14 @@ class Origin:
     command: str
     facts: tuple[tuple[str, str], ...]
     options: str = ""
+
+    def plain(self) -> list[tuple[str, str]]:
+        """The facts that are no hashes; hashes inside them are cut short."""
+        return [(name, HASH.sub(short, value)) for name, value in self.facts if not HASH.fullmatch(value)]
+
+    def hashes(self) -> list[tuple[str, str]]:
+        """Those that are: nobody reads them before two are to be compared."""
+        return [fact for fact in self.facts if HASH.fullmatch(fact[1])]
 
 
 @dataclass(frozen=True)
@@ -175,7 +202,10 @@ class Page:
     title: str
     subtitle: str
     origin: Origin
+    sentence: str = ""
+    headline: tuple[Large, ...] = ()
     figures: tuple[Grid, ...] = ()
+    models: Grid | None = None
     thresholds: Thresholds | None = None
     curves: tuple[Curve, ...] = ()
     mistakes: tuple[Gallery, ...] = ()

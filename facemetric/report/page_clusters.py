@@ -63,7 +63,7 @@ def agreement_table(found: Agreement, lead: str) -> Grid:
             for label, value, interval, about in (
                 ("B-cubed precision", found.precision.value, found.precision, of_cluster),
                 ("B-cubed recall", found.recall.value, found.recall, of_person),
-                ("B-cubed F", found.f.value, found.f, ""),
+                ("B-cubed F", found.f.value, found.f, "harmonic mean of both"),
                 ("Purity", found.purity, None, "clusters of one image make it 1"),
                 ("NMI", found.nmi, None, "normalised mutual information"),
                 ("ARI", found.ari, None, "adjusted Rand index, 0 by chance"),

@@ -14,7 +14,7 @@ from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.retrieval import Queries
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs, Verification
-from facemetric.report.figures import grids
+from facemetric.report.figures import grids, large, percent
 from facemetric.report.map import choose_images, lay_out, most_of_one
 from facemetric.report.page import (
     Case,
@@ -126,6 +126,8 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         name,
         found.subtitle(),
         origin,
+        sentence=sentence(found),
+        headline=tuple(map(large, found.headline())),
         figures=grids([f for f in found.figures() if not f.key.startswith(SLICES)]),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
@@ -137,6 +139,28 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         map=map_of(found, pictures, shown, seed) if len(shown) > 1 else None,
         notes=tuple(notes),
     )
+
+
+def sentence(found: Evaluation) -> str:
+    """What was found, in one sentence for everybody; "" where no figure leads."""
+    leading = found.headline()
+    if not leading:
+        return ""
+    first = leading[0]
+    assert first.value is not None
+    share = percent(first.value)
+    if first.interval is not None:
+        share += f" (95\N{NO-BREAK SPACE}% interval {percent(first.interval.low)} to {percent(first.interval.high)})"
+    name = first.key.partition(".")[2]
+    if name.startswith("tar_at_far_"):
+        far = float(name.removeprefix("tar_at_far_"))
+        return (
+            f"Where 1 of {1 / far:,.0f} pairs of two people is taken for one person, "
+            f"{share} of the pairs of one person are recognised."
+        )
+    if name == "knn_accuracy_1":
+        return f"For {share} of the images, the most similar other image is of the same person."
+    return f"{first.label}: {share}" + (f" ({first.about})." if first.about else ".")
 
 
 def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:

@@ -153,10 +153,9 @@ def test_eval_scores_anybodys_onnx_file(weights: Path, faces: Path, made: Path, 
     found = open_model(str(weights))
     file = Path(shutil.copy(found.network("cpu", "onnx").file, tmp_path / "theirs.onnx"))  # type: ignore[union-attr]
     plain = {"data": faces, "workers": 0, "device": "cpu", "report": False}
-    scored = fm.evaluate(file, compare=weights, out=tmp_path / "out", **plain)
+    fm.evaluate(file, compare=weights, out=tmp_path / "out", **plain)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["weights"]["sha256"] == metrics["second_weights"]["sha256"]
-    assert scored.name == str(file)
     with pytest.raises(ConfigError, match=r"--runtime torch cannot run .*theirs.onnx"):
         open_model(str(file)).runtime("torch", "cpu", 1)
 
@@ -165,14 +164,8 @@ def graph(scale: float, shift: float, *, twice: bool = False) -> onnx.ModelProto
     """A convolution behind which a number scales, and one shifts, what a rectifier leaves, and another convolution."""
     rng = np.random.default_rng(0)
     sizes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (5, 4, 3, 3), "b2": (5,)}
-    constants = [
-        numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name)
-        for name, size in sizes.items()
-    ]
-    constants += [
-        numpy_helper.from_array(np.array([value], np.float32), name)
-        for name, value in (("s", scale), ("t", shift))
-    ]
+    values = {name: rng.normal(size=size) for name, size in sizes.items()} | {"s": [scale], "t": [shift]}
+    constants = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in values.items()]
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["r"]),
@@ -198,7 +191,6 @@ def test_folding_changes_no_answer(scale: float, shift: float) -> None:
     proto = graph(scale, shift)
     wanted = answer(proto)
     assert fold_affine(proto) == 1
-    onnx.checker.check_model(proto)
     assert [node.op_type for node in proto.graph.node] == ["Conv", "Clip", "Add", "Conv"]
     np.testing.assert_allclose(answer(proto), wanted, atol=1e-4)
 

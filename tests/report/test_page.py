@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from facemetric.report.axes import Axis, Tick, Whisker
 from facemetric.report.page import (
     Case,
     Cell,
@@ -34,7 +35,9 @@ HOSTILE = '<img src=x onerror="window.hacked=1">\'&amp;</script><script>window.h
 def page_with(name: str) -> Page:
     """A page with every section, in which everything that has a name has this one."""
     picture = Picture(name, "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=", name, name)
-    grid = Grid(name, (name, name), ((Cell(name, name), Cell(name, name, 0.5, 0.4, 0.6)),), name)
+    axis = Axis(name, (Tick(0, name), Tick(100, name)))
+    cell = Cell(name, name, name, Whisker(50, 40, 60))
+    grid = Grid(name, (name, name), ((Cell(name, name), cell),), name, (None, axis))
     gallery = Gallery(name, name, (Case((picture, Picture(name)), 0.5, name),), "impostor")
     thresholds = Thresholds(
         (0.1, 0.5), (4, 2), (5, 1), 4, 5, (Mark(name, 1),), 0, (0.0, 0.5, 1.0), (2, 2), (4, 1)

@@ -192,12 +192,15 @@ def test_every_figure_is_in_a_table() -> None:
     titles = [grid.title for grid in page.figures]
     assert len(titles) == 6
     rows = {row[0].text: row[1] for row in page.figures[0].rows}
-    assert (rows["AUC"].low, rows["AUC"].high) == (0.125, 0.375)
-    assert rows["TAR at FAR = 0.1"].low == 0.125
-    assert rows["EER"].low is None
+    assert rows["AUC"].bounds == rows["TAR at FAR = 0.1"].bounds == "0.1250 to 0.3750"
+    assert rows["AUC"].whisker is not None
+    assert (rows["EER"].bounds, rows["EER"].whisker) == ("", None)
     assert rows["TAR at FAR <= 1e-05"].note == "has 12,160 of 100,000 impostor pairs"
     assert [grid.title for grid in page.slices] == ["By age, at overall FAR = 0.01"]
     assert [cell.text for cell in page.slices[0].rows[0]] == ["x<b>", "0.7500", "0.2500"]
+    meanings = [row[0].note for row in page.figures[0].rows if row[0].text.startswith("TAR")]
+    assert meanings[0].startswith("of pairs of one person")
+    assert set(meanings[1:]) == {""}  # a meaning is given once
     differences = {row[0].text: row[1] for row in page.figures[-1].rows}
     assert list(differences) == ["TAR at FAR = 0.1", "AUC"]  # in the order of the tables above
     assert set(differences) <= set(rows)  # by the names of the tables above
@@ -205,7 +208,7 @@ def test_every_figure_is_in_a_table() -> None:
     assert "holds 0" in differences["TAR at FAR = 0.1"].note
     assert [curve.name for curve in page.curves] == ["model", "second"]
     text = render(page)
-    assert "\N{MINUS SIGN}0.2500  [\N{MINUS SIGN}0.5000, \N{MINUS SIGN}0.1250]" in text
+    assert "\N{MINUS SIGN}0.5000 to \N{MINUS SIGN}0.1250" in text
     assert "2 people; needs 10" in text
     assert "a &lt;note&gt;" in text
     assert "Largest gap in TAR: 0.2500 [0.1250, 0.3750], y to x&lt;b&gt;." in text

@@ -201,7 +201,7 @@
   function map() {
     const { x: xs, y: ys, person, people, names, wrong, sprite, cell, columns } = data.map;
     const holder = byId("map-plot"), card = byId("map-card"), picture = byId("map-picture");
-    let px = [], py = [], svg, over, current = -1;
+    let px = [], py = [], svg, over, current = -1, printing = false;
     if (sprite) picture.style.backgroundImage = `url(${sprite})`;
     else picture.classList.add("none");
     const own = new Map();
@@ -271,7 +271,31 @@
       shape(svg, "path", { class: "crosses", d: crosses });
       over = shape(svg, "g", {});
       if (current >= 0) show(current);
+      if (printing) printed();
     });
+    // Paper has no pointer: as many pictures as have room are drawn with their names, the people in turn.
+    function printed() {
+      svg.querySelector(".printed")?.remove();
+      if (!printing) return;
+      const group = shape(svg, "g", { class: "printed" });
+      const side = sprite ? 40 : 0, wide = 64, high = side + 16, rows = Math.ceil(names.length / columns);
+      const turn = new Map();
+      const order = person.map((who, i) => { turn.set(who, (turn.get(who) || 0) + 1); return [turn.get(who), i]; }).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+      const placed = [];
+      for (const [, i] of order) {
+        if (placed.some((k) => Math.abs(px[k] - px[i]) < wide && Math.abs(py[k] - py[i]) < high)) continue;
+        placed.push(i);
+        if (sprite) {
+          const view = `${(i % columns) * cell} ${Math.floor(i / columns) * cell} ${cell} ${cell}`;
+          const box = shape(group, "svg", { x: px[i] - side / 2, y: py[i] - side / 2, width: side, height: side, viewBox: view });
+          shape(box, "image", { href: sprite, width: columns * cell, height: rows * cell });
+        }
+        const name = people[person[i]];
+        shape(group, "text", { x: px[i], y: py[i] + side / 2 + 10, "text-anchor": "middle" }, name.length > 14 ? `${name.slice(0, 13)}\u2026` : name);
+      }
+    }
+    window.addEventListener("beforeprint", () => { printing = true; printed(); });
+    window.addEventListener("afterprint", () => { printing = false; printed(); });
     holder.addEventListener("pointermove", point);
     holder.addEventListener("pointerdown", point);
     holder.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(-1));

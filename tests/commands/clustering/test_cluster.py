@@ -185,7 +185,7 @@ def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match="no such file or folder"):
         cluster(str(tmp_path / "nowhere"), weights=own_weights, threshold=0.5, **options)
     calibrate(str(faces), weights=own_weights, far=0.05, **options)
-    with pytest.raises(ConfigError, match=r"FAR 0\.05 was chosen without --flip: leave it out"):
+    with pytest.raises(ConfigError, match=r"FAR 0\.05 was chosen without flip=True: leave it out"):
         cluster(str(faces), weights=own_weights, far=0.05, flip=True, **options)
     shutil.copytree(faces, tmp_path / "faces")
     bad = next(path for path in sorted((tmp_path / "faces").rglob("*")) if path.is_file())

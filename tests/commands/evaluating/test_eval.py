@@ -229,7 +229,7 @@ def test_a_new_figure_of_retrieval_is_shown_everywhere(scored: Any) -> None:
     assert found.to_dict()["neighbours"]["intervals_95"]["seventh_right"] == {"low": 0.75, "high": 1.0}
     assert re.search(r"\n  seventh_right +0\.8750 \[0\.7500, 1\.0000\]", evaluation_text(found))
     rows = {row[0].text: row[1] for grid in page_of(found, "m", Origin("", ())).figures for row in grid.rows}
-    assert (rows["seventh_right"].value, rows["seventh_right"].low) == (7 / 8, 0.75)
+    assert (rows["seventh_right"].text, rows["seventh_right"].bounds) == ("0.8750", "0.7500 to 1.0000")
     assert found.to_frame().set_index("key").loc["neighbours.seventh_right", "value"] == 7 / 8
     assert figures_of_eval(found)["neighbours_seventh_right"] == 7 / 8
 
