@@ -139,7 +139,7 @@ def distances(rows_BD: Tensor, distance: str) -> Tensor:
 
 def twin(case: Case, slack: float) -> Twin:
     """The definition in float64. `slack`: how far a distance may be off, of the largest of its row."""
-    y_BD = case.rows.double().requires_grad_()
+    y_BD = case.rows.double().clone().requires_grad_()
     scale = (
         float(y_BD.detach().norm(dim=1).max()) or 1.0
     )  # squares of 1e-20 are below what autograd divides by

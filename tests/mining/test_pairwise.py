@@ -107,7 +107,7 @@ def test_copies_under_the_same_and_another_name(name, options, budget_mib):
     assert not grad[7].any()
     equal = emb[:1].expand(12, -1)
     found, grad = run(name, equal, labels, budget_mib=budget_mib, **options)
-    assert math.isfinite(found.loss)
+    assert math.isfinite(float(found.loss.detach()))
     assert grad.abs().max() < 1e-9  # any move of a row is along its length, or cancels
 
 

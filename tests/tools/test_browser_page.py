@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from facemetric.model.weights_folder import amend_config
 
 __all__ = ["browser", "untrained"]
 METADATA = "facemetric"
-PATIENCE = 300  # seconds: a busy machine is no failure
+PATIENCE = 100  # seconds: a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,79 @@ def test_a_page_without_a_model_or_runtime_says_so(
         (folder / "model.onnx").unlink()
         text = opened(browser, address).find_element("id", "answer").get_attribute("textContent")
         assert "There is no model.onnx beside this page" in text
+
+
+def in_node(folder: Path, script: str) -> Any:
+    """What a script prints as JSON, with the page's own module as `page`, by node: the same WebAssembly, no browser."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on the PATH")
+    shutil.copyfile(folder / "page.js", folder / "page.mjs")
+    head = 'import fs from "node:fs"; import * as page from "./page.mjs";\n'
+    (folder / "script.mjs").write_text(f"{head}{script}\nprocess.exit(0);\n")
+    done = subprocess.run([node, "script.mjs"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def page_folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page in a folder."""
+    try:
+        return make_page(model, tmp_path_factory.mktemp("page"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def test_webassembly_gives_the_vectors_of_onnx_runtime(page_folder: Path, model: Path) -> None:
+    """The preprocessing in the graph too: crops go in as they are."""
+    crops = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3)).astype(np.uint8)
+    crops[:2] = drawn_crops(2, 112)
+    (page_folder / "crops.bin").write_bytes(crops.tobytes())
+    found = in_node(
+        page_folder,
+        """const model = await page.openModel(fs.readFileSync("model.onnx"), { threads: 1 });
+        const vectors = await model.embed(new Uint8Array(fs.readFileSync("crops.bin")), 3);
+        const size = vectors.length / 3;
+        const score = page.cosine(vectors.slice(0, size), vectors.slice(size, 2 * size));
+        const { metadata } = model;
+        console.log(JSON.stringify({ vectors: Array.from(vectors), score, metadata, side: model.side,
+                                     answer: page.answer(score, metadata.thresholds["0.1"]) }));""",
+    )
+    embedder = OnnxEmbedder(model)
+    emb = embedder.embed(crops)
+    np.testing.assert_allclose(np.reshape(found["vectors"], emb.shape), emb, atol=1e-5)
+    assert found["score"] == pytest.approx(float(emb[0] @ emb[1]), abs=1e-5)
+    assert (found["metadata"], found["side"]) == (embedder.metadata, 112)
+    assert found["answer"]["same"] == (found["score"] >= 0.9)
+    assert "threshold 0.9000 [0.8900, 0.9100]" in found["answer"]["text"]
+    assert "measured on 90 images of 15 people: drawn faces" in found["answer"]["text"]
+
+
+def test_files_that_are_no_model_of_ours_are_told_apart(page_folder: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    entry = next(entry for entry in proto.metadata_props if entry.key == METADATA)
+    entry.value = json.dumps({"crop": [112, 96], "thresholds": {}})
+    onnx.save(proto, page_folder / "other.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, page_folder / "elsewhere.onnx")
+    (page_folder / "text.onnx").write_text("no model at all")
+    (page_folder / "cut.onnx").write_bytes(model.read_bytes()[:100_000])
+    found = in_node(
+        page_folder,
+        """const found = {};
+        for (const name of ["other", "elsewhere", "text", "cut"]) {
+          await page.openModel(fs.readFileSync(`${name}.onnx`)).catch((error) => { found[name] = error.message; });
+        }
+        WebAssembly.validate = () => false;
+        await page.openModel(fs.readFileSync("model.onnx")).catch((error) => { found.simd = error.message; });
+        console.log(JSON.stringify(found));""",
+    )
+    for name in ("other", "elsewhere"):
+        assert found[name].startswith("The file is no model that facemetric exported")
+    for name in ("text", "cut"):
+        assert found[name].startswith("The file is no ONNX model")
+    assert found["simd"].startswith("This browser has no WebAssembly with SIMD")
 
 
 def test_the_folder_needs_a_model_and_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure_weights import ship
+from measure_weights import keep_answers, ship
 from untrained_weights import own_weights, untrained
 
 from facemetric import load_embedder
 from facemetric.data.index import read_index
+from facemetric.evaluation.answers import stored_answers
 from facemetric.evaluation.audit.seen import (
     FILE,
     keep_training_images,
@@ -66,3 +67,28 @@ def test_hashes_of_weights_that_were_shipped_before_do_not_stay(trained: Path, t
     ship(trained, target)
     assert read_training_images(target) is None
     assert not (target / FILE).exists()
+
+
+def test_shipped_weights_expect_faces_and_hold_what_verify_answers_by(
+    trained: Path, faces: Path, tmp_path: Path
+) -> None:
+    target, index = tmp_path / "name", read_index([str(faces)])
+    ship(trained, target)
+    embedder = load_embedder(target)
+    assert embedder.pictures == "faces"
+    keep_answers(target, embedder, index)
+    first = read_config(target)["facemetric"]
+    assert first["thresholds"]["0.1"]["data_fingerprint"] == index.fingerprint
+    answers = stored_answers(target)
+    assert answers is not None
+    assert answers.data_fingerprint == index.fingerprint
+    assert [each.wanted_frr for each in answers.lower] == [0.05, 0.01]
+    # Thresholds of these images stay, with the mirror image as they were chosen.
+    kept = {"0.1": first["thresholds"]["0.1"] | {"flip": True, "chosen_on": "kept"}}
+    amend_config(target, thresholds=kept)
+    keep_answers(target, embedder, index)
+    assert read_config(target)["facemetric"]["thresholds"] == kept
+    again = stored_answers(target)
+    assert again is not None
+    assert again.flip
+    assert again.lower != answers.lower

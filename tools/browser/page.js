@@ -57,7 +57,7 @@ async function openRuntime(threads) {
     throw new Mendable("ONNX Runtime is not beside this page: python tools/browser_page.py brings it.");
   });
   ort.env.wasm.wasmPaths = RUNTIME;
-  ort.env.wasm.numThreads = threads || (crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1);
+  ort.env.wasm.numThreads = threads || (globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1);
   ort.env.logLevel = "error";
   return ort;
 }

@@ -124,7 +124,7 @@ def test_newer_corrections_move_what_was_confirmed(first: Path, table: Path, tmp
         corrections = listed(tmp_path / "c.csv", ("path", "cluster", "name"), (path, number, name))
         cluster(embeddings=table, threshold=THRESHOLD, onto=first, corrections=corrections, out=first)
         assert grouped(first)[path] | {"distance_to_centre": ""} == {
-            "path": path, "cluster": str(number), "distance_to_centre": "", "name": name, "confirmed": "1"
+            "path": path, "cluster": str(number), "distance_to_centre": "", "name": name, "confirmed": "1", "quality": ""
         }  # fmt: skip
 
 
