@@ -2,13 +2,13 @@
 
     python tools/bench_embed.py CROPS.tar [--weights faces-112] [--photographs 10000] [--images 256] [--rounds 5]
 
-`share`: photographs of 250 pixels are made of the crops (up to 300 different ones, repeated to the number asked for),
+`share`: photographs of 250 pixels are made of the crops (up to 300 different ones, repeated to the number asked for)
 and taken through the command's own steps in one process: reading and decoding, finding faces, the network. `network`:
 the network alone, the ways taken in turn, medians over rounds of CPU and wall time, and the largest difference from
-torch; `--compile` adds torch.compile, whose first call takes minutes. `memory`: the command's peak with 2,000 and
-20,000 small pictures. `start`: CPU time of a process from its beginning to its first embedding. CPU time is what a busy
-machine leaves comparable. Good: the network by ONNX Runtime takes at most half the time of torch; memory grows by the
-index alone.
+torch; `--compile` adds torch.compile, whose first call takes minutes. `memory`: the peak with 2,000 and 20,000 small
+pictures. `start`: CPU time of a process from its beginning to its first embedding. CPU time is what a busy machine
+leaves comparable. Good: the network by ONNX Runtime takes at most half the time of torch; memory grows by the index
+alone.
 """
 
 from __future__ import annotations
