@@ -70,6 +70,15 @@ class Hand:
     def __init__(self, page: Any) -> None:
         self.page = page
 
+    def bring(self, element: Any) -> None:
+        """Scroll to an element, and again after what came into view was laid out."""
+        for _ in range(2):
+            self.page.execute_async_script(
+                "arguments[0].scrollIntoView({behavior: 'instant', block: 'center'});"
+                "requestAnimationFrame(() => requestAnimationFrame(arguments[1]))",
+                element,
+            )
+
     def click(self, query: str, *, shift: bool = False) -> None:
         from selenium.webdriver import ActionChains
         from selenium.webdriver.common.keys import Keys
@@ -87,7 +96,7 @@ class Hand:
         from selenium.webdriver.common.keys import Keys
 
         field = self.page.find_element("css selector", query)
-        self.page.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", field)
+        self.bring(field)
         field.clear()
         field.send_keys(text + Keys.ENTER)
 
