@@ -38,7 +38,6 @@ class Files(NamedTuple):
 REPORT = Files("report.html", (BASE, "report.css"), "report.js")
 SECTIONS = (
     ("figures", "Figures", "figures"),
-    ("models", "Models", "models"),
     ("threshold", "Threshold", "thresholds"),
     ("curves", "Curves", "curves"),
     ("mistakes", "Hardest pairs", "mistakes"),
@@ -205,7 +204,6 @@ class Page:
     sentence: str = ""
     headline: tuple[Large, ...] = ()
     figures: tuple[Grid, ...] = ()
-    models: Grid | None = None
     thresholds: Thresholds | None = None
     curves: tuple[Curve, ...] = ()
     mistakes: tuple[Gallery, ...] = ()
