@@ -114,7 +114,7 @@ def test_somebody_else_was_quicker(hub: FakeHub, weights: Path, stage: Path) -> 
             {},
             "hf-hub:you/faces: the token may not do this; make one that may write to you/faces",
         ),
-        (TOKEN, "me/open", {"private": True}, "me/open is public, and --private was given"),
+        (TOKEN, "me/open", {"private": True}, "me/open is public, and private=True was given"),
         (TOKEN, "faces", {}, "'faces' is no name on the Hub; needed is OWNER/NAME"),
         (TOKEN, "me/faces@v1", {}, "names a revision; weights are sent to the main one: leave out @v1"),
         (TOKEN, "", {}, "push needs weights and a name: facemetric push WEIGHTS OWNER/NAME"),

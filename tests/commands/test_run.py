@@ -203,7 +203,7 @@ def test_a_run_leaves_its_stages_and_a_table(
     assert (table["memory_mib"] > 50).all()
     assert pd.read_csv(out / "table.csv")["val_knn_accuracy"].tolist() == table["val_knn_accuracy"].tolist()
     assert "train_fraction_positive" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(ConfigError, match="holds a run already; go on with it by resume=True"):
         recipe.run(toml, out=out)
     with pytest.raises(ConfigError, match=r"other options \(lr 0.1 -> 0.3\); name another --out"):
         recipe.run(toml, out=out, set=["pretrain.lr=0.3"], resume=True)

@@ -383,9 +383,9 @@ def test_what_a_second_model_is_not_compared_by_is_said(table: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pairs": "p.csv", "all_pairs": True, "data": "x"}, "give one of --pairs and --all-pairs"),
+        ({"pairs": "p.csv", "all_pairs": True, "data": "x"}, "give one of --pairs and all_pairs=True"),
         ({"pairs": "p.csv", "gallery": "g"}, "--gallery needs images: give --data or --embeddings"),
-        ({"pairs": "p.csv", "svm": True}, "--svm needs images"),
+        ({"pairs": "p.csv", "svm": True}, "svm=True needs images"),
         ({"all_pairs": True}, "nothing to score"),
         ({"data": "x", "fars": (0.1, 0)}, r"--fars is 0\.0; it is a share above 0"),
         ({"data": "x", "max_bad": 1.5}, r"--max-bad is 1\.5; it is a share"),
@@ -410,10 +410,10 @@ def test_flip_changes_only_images_that_are_embedded_now(
 ) -> None:
     options: dict[str, Any] = {"embeddings": table, "flip": True, "out": tmp_path, "report": False}
     for second in ("", table):
-        with pytest.raises(ConfigError, match="--flip has no effect on --embeddings"):
+        with pytest.raises(ConfigError, match="flip=True has no effect on --embeddings"):
             evaluate(compare=second, **options)
     for look in (cluster, visualize):
-        with pytest.raises(ConfigError, match="--flip has no effect on --embeddings"):
+        with pytest.raises(ConfigError, match="flip=True has no effect on --embeddings"):
             look(embeddings=table, flip=True, out=tmp_path)
     evaluate(compare=untrained, data=faces, **options | NO_REPORT)
     second = EmbeddingTable.load(tmp_path / "embeddings_second.npz")

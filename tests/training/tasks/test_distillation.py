@@ -200,7 +200,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
         return step(self, batch, progress, backward)
 
     monkeypatch.setattr(Distillation, "step", stopping)
-    with pytest.raises(TrainingError, match="with --resume goes on"):
+    with pytest.raises(TrainingError, match="with resume=True goes on"):
         pretrain(str(faces), **options, out=tmp_path / "parts")
     parts = pretrain(str(faces), **options, out=tmp_path / "parts", resume=True)
     assert parts.metrics == whole.metrics
