@@ -31,10 +31,15 @@ PAGE = Path(__file__).with_name("browser")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facemetric"
 
 
+def has_runtime(cache: Path = CACHE) -> bool:
+    """Whether ONNX Runtime's files are there already."""
+    return all((cache / f"onnxruntime-web-{VERSION}" / name).is_file() for name in RUNTIME)
+
+
 def runtime(cache: Path = CACHE) -> Path:
     """The folder of ONNX Runtime's files, brought by npm where it is not there. Raises ConfigError where that fails."""
     folder = cache / f"onnxruntime-web-{VERSION}"
-    if all((folder / name).is_file() for name in RUNTIME):
+    if has_runtime(cache):
         return folder
     if shutil.which("npm") is None:
         raise ConfigError(
@@ -42,7 +47,12 @@ def runtime(cache: Path = CACHE) -> Path:
         )
     with tempfile.TemporaryDirectory() as work:
         line = ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent"]
-        done = subprocess.run(line, cwd=work, capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run(line, cwd=work, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(
+                f"npm did not bring onnxruntime-web {VERSION} in 5 minutes; is there a network?"
+            ) from error
         found = list(Path(work).glob("*.tgz"))
         if done.returncode or not found:
             reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]

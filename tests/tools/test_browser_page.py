@@ -1,6 +1,6 @@
 """The page of an exported model in a real Chromium, through loopback: the same cosine as in Python, and no leak.
 
-It needs chromium, chromium-driver and onnxruntime-web (npm brings it once), and skips where they are not.
+It needs chromium, chromium-driver and onnxruntime-web (tools/browser_page.py brings it once), and skips where they are not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from browser_page import make_page, runtime, served
+from browser_page import has_runtime, make_page, runtime, served
 from browsers import browser
 from PIL import Image
 from untrained_weights import untrained
@@ -67,15 +67,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def needs_runtime() -> None:
+    """Skips where onnxruntime-web is not in the cache: a test asks no network for it."""
+    if not has_runtime():
+        pytest.skip("onnxruntime-web is not in the cache; tools/browser_page.py brings it there")
+
+
 @pytest.fixture(scope="module")
 def site(
     model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(address, requests so far) of the page."""
-    try:
-        runtime()
-    except ConfigError as error:
-        pytest.skip(str(error))
+    needs_runtime()
     with served(make_page(model, tmp_path_factory.mktemp("site"))) as (address, asked):
         yield address, asked
 
@@ -236,10 +239,8 @@ def in_node(folder: Path, script: str) -> Any:
 @pytest.fixture(scope="module")
 def page_folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page in a folder."""
-    try:
-        return make_page(model, tmp_path_factory.mktemp("page"))
-    except ConfigError as error:
-        pytest.skip(str(error))
+    needs_runtime()
+    return make_page(model, tmp_path_factory.mktemp("page"))
 
 
 def test_webassembly_gives_the_vectors_of_onnx_runtime(page_folder: Path, model: Path) -> None:
