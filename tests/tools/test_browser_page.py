@@ -1,6 +1,7 @@
 """The page of an exported model in a real Chromium, through loopback: the same cosine as in Python, and no leak.
 
-It needs chromium, chromium-driver and onnxruntime-web (tools/browser_page.py brings it once), and skips where they are not.
+It needs chromium, chromium-driver and onnxruntime-web (tools/browser_page.py brings it once), and skips where they are
+not.
 """
 
 from __future__ import annotations
