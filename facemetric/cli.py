@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
-from facemetric.cli_words import message_of, one_line
+from facemetric.cli_words import check_words, message_of, one_line
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -39,21 +39,15 @@ from facemetric.config import (
     PushConfig,
     RunConfig,
     RunsConfig,
-    StageConfig,
     VerifyConfig,
     VisualizeConfig,
     check_ranges,
-    check_stage,
-    plan,
-    require,
 )
 from facemetric.config.build import read_toml
 from facemetric.config.calls import show_flags
 from facemetric.config.recipe import KINDS
-from facemetric.errors import ConfigError, DataError, FacemetricError
-from facemetric.machine import import_timm, show_progress
-from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
-from facemetric.training.run_folder import check_run_folder
+from facemetric.errors import ConfigError, FacemetricError
+from facemetric.machine import show_progress
 
 
 def shown_default(value: Any) -> str:
@@ -75,42 +69,6 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says what goes on
 )
 app.register_install_completion_command(help="Let the shell complete commands and options on Tab.")
-
-
-def check_words(config: Any) -> None:
-    """Raise the errors that need no torch: numbers out of range, and files, folders and weights that are not there."""
-    check_ranges(config)
-    if isinstance(config, StageConfig):
-        check_stage(config)
-    if isinstance(config, (PretrainConfig, FinetuneConfig)):
-        check_run_folder(config.out, config.resume)
-    if isinstance(config, RunConfig):
-        plan(config)
-    if isinstance(config, VerifyConfig):
-        check_pictures(config)
-    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
-    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
-    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
-        (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
-    if compared and not compared.lower().endswith((".npz", ".parquet")):
-        (find_onnx if is_onnx(compared) else find_weights)(compared)
-    if not isinstance(config, AlignConfig):  # it has no use for timm
-        import_timm()
-
-
-def check_pictures(config: VerifyConfig) -> None:
-    """Raise unless verify has two image files."""
-    images = (config.image1, config.image2)
-    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    find_weights(config.weights)
-    for image in map(Path, images):
-        if image.is_dir():
-            raise DataError(
-                f"{image} is a folder; verify compares two image files, `facemetric eval --data` and "
-                "`facemetric cluster` take folders"
-            )
-        if not image.is_file():
-            raise DataError(f"{image}: no such file; give an image")
 
 
 @app.command

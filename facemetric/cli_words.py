@@ -1,13 +1,34 @@
-"""What to write in place of an option or a word that a command does not take."""
+"""Slips in the words of a command, told before torch is imported, and what to write in their place."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cyclopts
 
+from facemetric.config import (
+    AlignConfig,
+    CalibrateConfig,
+    EmbedConfig,
+    EvalConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    RunConfig,
+    StageConfig,
+    VerifyConfig,
+    check_ranges,
+    check_stage,
+    plan,
+    require,
+)
 from facemetric.config.build import SYNONYMS
+from facemetric.errors import DataError
+from facemetric.machine import import_timm
+from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
+from facemetric.training.run_folder import check_run_folder
 
 # Where the words go of a command that takes fewer without a name.
 WORD_ORDER = {
@@ -48,3 +69,39 @@ def options_of(app: cyclopts.App, chain: Sequence[str]) -> set[str]:
 def one_line(message: str) -> str:
     """A message without line breaks."""
     return " ".join(message.split())
+
+
+def check_words(config: Any) -> None:
+    """Raise the errors that need no torch: numbers out of range, and files, folders and weights that are not there."""
+    check_ranges(config)
+    if isinstance(config, StageConfig):
+        check_stage(config)
+    if isinstance(config, (PretrainConfig, FinetuneConfig)):
+        check_run_folder(config.out, config.resume)
+    if isinstance(config, RunConfig):
+        plan(config)
+    if isinstance(config, VerifyConfig):
+        check_pictures(config)
+    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
+        (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
+    if compared and not compared.lower().endswith((".npz", ".parquet")):
+        (find_onnx if is_onnx(compared) else find_weights)(compared)
+    if not isinstance(config, AlignConfig):  # it has no use for timm
+        import_timm()
+
+
+def check_pictures(config: VerifyConfig) -> None:
+    """Raise unless verify has two image files."""
+    images = (config.image1, config.image2)
+    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
+    find_weights(config.weights)
+    for image in map(Path, images):
+        if image.is_dir():
+            raise DataError(
+                f"{image} is a folder; verify compares two image files, `facemetric eval --data` and "
+                "`facemetric cluster` take folders"
+            )
+        if not image.is_file():
+            raise DataError(f"{image}: no such file; give an image")

@@ -82,7 +82,9 @@ def test_the_commands_it_prints_are_those_it_ran(
         "facemetric.commands.evaluating.eval.run_evaluate",
     ):
         monkeypatch.setattr(runner, lambda config: configs.append(config) or found)
-    monkeypatch.setattr("facemetric.cli.check_run_folder", lambda *_: None)  # the runs are there already
+    monkeypatch.setattr(
+        "facemetric.cli_words.check_run_folder", lambda *_: None
+    )  # the runs are there already
     for line in ended:
         program, *words = shlex.split(line)
         assert program == "facemetric"
