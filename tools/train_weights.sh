@@ -64,7 +64,7 @@ for name in faces-112 faces-96; do
         "${picture[@]}" --unlabelled fairface="$data/fairface112.tar"
     [ -e "$runs/$name" ] || python "$(dirname "$0")/average_weights.py" "$runs/$name"-{named,unnamed} --out "$runs/$name"
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
-        --flip --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
+        --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
 # Then, for both names: tools/measure_weights.py "$runs/$name" --data "$data" --flip --ship weights/$name, and
 # tools/measure_beyond_lfw.py weights/$name --data "$data" --flip.

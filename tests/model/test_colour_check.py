@@ -10,7 +10,7 @@ import pytest
 from facemetric import load_embedder
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
-from facemetric.model.colour_check import LEAST, apart, colours_suspected
+from facemetric.model.colour_check import BETTER, LEAST, apart, colours_suspected
 
 
 def toy(order: slice) -> object:
@@ -35,7 +35,7 @@ def pictures(count: int) -> np.ndarray:
 def test_the_wrong_order_is_suspected() -> None:
     right, wrong = toy(slice(None)), toy(slice(None, None, -1))
     crops = pictures(LEAST)
-    assert apart(right, crops) > 1.04 * apart(wrong, crops)  # type: ignore[arg-type]
+    assert apart(right, crops) > BETTER * apart(wrong, crops)  # type: ignore[arg-type]
     assert colours_suspected(right, crops) == ""  # type: ignore[arg-type]
     assert "may be the wrong way round: on 32 of these pictures" in colours_suspected(wrong, crops)  # type: ignore[arg-type]
     assert colours_suspected(wrong, crops[: LEAST - 1]) == ""  # type: ignore[arg-type]

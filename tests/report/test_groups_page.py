@@ -84,9 +84,7 @@ class Hand:
         from selenium.webdriver.common.keys import Keys
 
         element = self.page.find_element("css selector", query)
-        self.page.execute_script(
-            "arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", element
-        )
+        self.bring(element)
         actions = ActionChains(self.page)
         if shift:
             actions = actions.key_down(Keys.SHIFT).click(element).key_up(Keys.SHIFT)
