@@ -105,13 +105,12 @@ def weigh(
     come out (both in one where the anchors are the reference).
 
     `limit_M` is the squared distance of each anchor below which plain distances (`root`) need direct differences."""
-    M, N = len(ops.left_MD), len(ops.right_ND)
+    M = len(ops.left_MD)
     bound_KM = stack_bounds(bounds, M)
     weight_M = torch.ones_like(bound_KM[0]) if ops.weight_M is None else ops.weight_M
     limit_M = torch.zeros_like(bound_KM[0]) if limit_M is None else limit_M
     active_KM = torch.zeros_like(bound_KM)
     near_1 = torch.zeros(1, dtype=torch.int32, device=bound_KM.device)
-    anchors = _Side(ops.left_MD, ops.anchor_side())
     reference = _Side(ops.right_ND, ops.right_ND)
     shared = (bound_KM, weight_M, limit_M, order.start_M, order.count_M, active_KM, near_1)
 
@@ -141,7 +140,7 @@ def weigh(
     if order.whole:
         out_ME = run(_Side(ops.left_MD, ops.right_ND), reference, own=True, down=True)
         return Weighed(out_ME, out_ME, active_KM, bool(near_1))
-    assert len(reference.product_RE) == N
+    anchors = _Side(ops.left_MD, ops.anchor_side())
     out_ME = run(anchors, reference, own=True, down=False)
     out_NE = run(reference, anchors, own=False, down=True)
     return Weighed(out_ME, out_NE, active_KM, bool(near_1))
