@@ -15,6 +15,9 @@ from facemetric.config import (
     EmbedConfig,
     EvalConfig,
     FinetuneConfig,
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    IdentifyConfig,
     PretrainConfig,
     RunConfig,
     StageConfig,
@@ -82,13 +85,14 @@ def check_words(config: Any) -> None:
         plan(config)
     if isinstance(config, VerifyConfig):
         check_pictures(config)
-    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
+    answers = isinstance(config, (VerifyConfig, GalleryAddConfig, GalleryCheckConfig, IdentifyConfig))
+    takes_onnx = answers or isinstance(config, (EvalConfig, EmbedConfig))
     weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
     if compared and not compared.lower().endswith((".npz", ".parquet")):
         (find_onnx if is_onnx(compared) else find_weights)(compared)
-    if not isinstance(config, AlignConfig):  # it has no use for timm
+    if not (answers or isinstance(config, AlignConfig)):  # these may have no use for timm
         import_timm()
 
 
@@ -96,7 +100,7 @@ def check_pictures(config: VerifyConfig) -> None:
     """Raise unless verify has two image files."""
     images = (config.image1, config.image2)
     require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    find_weights(config.weights)
+    (find_onnx if is_onnx(config.weights) else find_weights)(config.weights)
     for image in map(Path, images):
         if image.is_dir():
             raise DataError(

@@ -12,13 +12,12 @@ import numpy.typing as npt
 from facemetric.commands.embedding import (
     GALLERY,
     SECOND,
-    Weights,
     colours_in,
     embed_images,
     is_stored,
     open_images,
-    open_model,
     remove_lists,
+    seen_in_training,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
 from facemetric.config import EvalConfig, require
@@ -33,6 +32,7 @@ from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.machine import say
+from facemetric.model.opened_weights import Weights, open_model
 
 
 class ListedPairs(NamedTuple):
@@ -153,7 +153,7 @@ def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str
     """A warning for each of some weights that were trained on the images, or seem to take their colours wrongly."""
     if images is None:
         return ()
-    found = [(each.name, each.seen(images)) for each in models if each is not None]
+    found = [(each.name, seen_in_training(each, images)) for each in models if each is not None]
     colours = [colours_in(each.onnx, images) for each in models if each is not None]
     trained = [seen.text(name) for name, seen in found if seen is not None]
     return tuple(filter(None, [*trained, *colours]))

@@ -73,6 +73,7 @@ def run_identify(config: IdentifyConfig) -> Identified:
         config.gallery,
         weights=config.weights,
         device=config.device,
+        runtime=config.runtime,
         faces=config.faces,
         detector=config.detector,
         min_quality=config.min_quality,
