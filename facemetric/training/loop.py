@@ -18,11 +18,11 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from facemetric import distributed
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
-from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from facemetric.training.distributed import say
 from facemetric.training.optim import Amp
 from facemetric.training.run import Run
 from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words

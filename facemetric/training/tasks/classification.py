@@ -12,6 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
@@ -23,7 +24,6 @@ from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
-from facemetric.training import distributed
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back

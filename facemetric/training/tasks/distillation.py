@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import note_bad
 from facemetric.data.batches import ShuffledBatches
@@ -23,7 +24,6 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
-from facemetric.training import distributed
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.data.bad_images import note_bad
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training import distributed
 from facemetric.training.tasks.alike import most_alike
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of

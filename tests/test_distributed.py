@@ -12,9 +12,9 @@ import torch
 from child_processes import in_processes
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.mining import MINERS
-from facemetric.training import distributed
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.triplets import Objective
 
