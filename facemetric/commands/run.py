@@ -31,13 +31,13 @@ from facemetric.config import (
 from facemetric.config.calls import takes_options
 from facemetric.config.recipe import TRAINING
 from facemetric.data.readers.sources import parse_source
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
-from facemetric.training.distributed import say
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
 from facemetric.training.run import Trained

@@ -191,14 +191,14 @@ class AdaFaceHead(MarginHead):
         """Move the running mean and deviation towards those of the batch of all processes."""
         count, total, squares = over_processes(
             torch.stack(
-                [length_B.new_tensor(len(length_B)), length_B.sum(), length_B.square().sum()]
+                [length_B.new_full((), len(length_B)), length_B.sum(), length_B.square().sum()]
             ).double()
-        ).tolist()
+        )
         mean = total / count
-        self.mean.lerp_(self.mean.new_tensor(mean), 1 - self.momentum)
-        if count > 1:  # one image deviates from nothing
-            deviation = math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1))
-            self.deviation.lerp_(self.deviation.new_tensor(deviation), 1 - self.momentum)
+        self.mean.lerp_(mean.to(self.mean.dtype), 1 - self.momentum)
+        deviation = torch.sqrt((squares - count * mean * mean).clamp_min(0) / (count - 1).clamp_min(1))
+        followed = self.deviation.lerp(deviation.to(self.deviation.dtype), 1 - self.momentum)
+        self.deviation.copy_(torch.where(count > 1, followed, self.deviation))  # one deviates from nothing
 
 
 class CurricularHead(ArcFaceHead):
@@ -226,9 +226,9 @@ class CurricularHead(ArcFaceHead):
             if self.training:
                 own_B = logit_BC.detach().gather(1, column_B1) / self.scale
                 total, count = over_processes(
-                    torch.stack([own_B.sum(), own_B.new_tensor(len(own_B))]).double()
-                ).tolist()
-                self.progress.lerp_(self.progress.new_tensor(total / count), 1 - self.momentum)
+                    torch.stack([own_B.sum(), own_B.new_full((), len(own_B))]).double()
+                )
+                self.progress.lerp_((total / count).to(self.progress.dtype), 1 - self.momentum)
             own_B1 = harder_BC.gather(1, column_B1)
             hard_BC = logit_BC > own_B1
             weighed_BC = torch.where(hard_BC, logit_BC * (self.progress + logit_BC / self.scale), logit_BC)

@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 import timm
 import torch
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict, require
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment, Transform, train_transform
+from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import (
     keep_training_images,
@@ -26,8 +28,6 @@ from facemetric.model.embedder import Embedder, build_embedder, check_arch, chec
 from facemetric.model.heads import check_head
 from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import FACES, find_weights, provenance
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.optim import check_optimizer, check_scheduler
 from facemetric.training.run import Run
 from facemetric.training.split import SPLIT_OPTIONS, Split

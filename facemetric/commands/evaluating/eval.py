@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from facemetric.commands.embedding import Weights, check_config, is_stored
+from facemetric.commands.embedding import check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
 from facemetric.config import (
@@ -22,6 +22,7 @@ from facemetric.config import (
 )
 from facemetric.config.calls import takes_options
 from facemetric.files import file_hash, write_text_whole
+from facemetric.model.opened_weights import Weights
 from facemetric.model.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report

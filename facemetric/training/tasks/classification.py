@@ -12,10 +12,11 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
@@ -23,7 +24,7 @@ from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
-from facemetric.training import distributed
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
@@ -179,6 +180,7 @@ class Classification:
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
@@ -195,19 +197,23 @@ class Classification:
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
         return self.model.embed(self.erase(images) if self.erase else images)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = batch.labels.to(self.device)
+        labels = upload(batch.labels, self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
         emb_BD = self.embed(batch)
         logits = self.model.head(emb_BD).float()
         harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
-        share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
+        share = len(labels) / distributed.total(loss.new_full((), len(labels)))  # of the global batch
         backward(loss * share)
         right = (logits.detach().argmax(1) == labels).float().mean()
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share).tolist()
+        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share)
         return {"loss": mean, "accuracy": accuracy}
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """All figures are for the log."""
+        return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures, and the closed-set accuracy on held-back images of training identities."""

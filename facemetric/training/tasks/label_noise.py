@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from facemetric import distributed
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import plural
 from facemetric.evaluation.embed import embed_index
 from facemetric.files import write_bytes_whole
 from facemetric.model.heads import SubcentreArcFaceHead
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 
 NOISE = "noisy_images.csv"
 FARTHEST = 75.0  # degrees
