@@ -112,6 +112,17 @@ class Probability:
         return cls(float(record["slope"]), float(record["intercept"]), float(record["error"]), bins)
 
 
+class Reliability(NamedTuple):
+    """How true a probability is on some pairs, genuine and impostor ones weighing the same.
+
+    `bins`, rising; `error`, the mean distance of predicted and observed (expected calibration error); `brier`, the mean
+    square of the distance of probability and answer, 0.25 where nothing is known."""
+
+    bins: tuple[ReliabilityBin, ...]
+    error: float
+    brier: float
+
+
 @dataclass(frozen=True)
 class Answers:
     """The lower thresholds by FRR, falling, and the probability, None where the people were too few.
@@ -231,6 +242,15 @@ def _reliability(fits: Sequence[tuple[tuple[float, float], Histogram]]) -> tuple
         for predicted, genuine, weight in sums.T.tolist()
         if weight > 0
     )
+
+
+def reliability_of(probability: Probability, pairs: Histogram) -> Reliability:
+    """How true a probability is on pairs of whose scores there is a histogram."""
+    bins = _reliability([((probability.slope, probability.intercept), pairs)])
+    error = sum(each.share * abs(each.predicted - each.observed) for each in bins)
+    (impostor_H, genuine_H), middle_H = _shares(pairs)
+    p_H = probability.at(middle_H)
+    return Reliability(bins, error, float((impostor_H @ p_H**2 + genuine_H @ (1 - p_H) ** 2) / 2))
 
 
 def store_answers(folder: Path, answers: Answers) -> Path:

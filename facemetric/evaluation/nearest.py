@@ -180,9 +180,9 @@ def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None
 def _best_of_groups(score_CQ: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
     """The highest of each `group` rows that follow each other; the last group may be smaller."""
     whole = len(score_CQ) // group * group
-    if score_CQ.T.flags.c_contiguous:  # numpy takes ten times as long over a short axis
-        if "torch" not in sys.modules:
-            return _best_of_groups(np.ascontiguousarray(score_CQ), group)
+    if (
+        score_CQ.T.flags.c_contiguous and "torch" in sys.modules
+    ):  # numpy takes ten times as long over a short axis
         import torch
 
         grouped = torch.from_numpy(score_CQ.T)[:, :whole].unflatten(1, (-1, group))

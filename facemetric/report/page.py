@@ -40,6 +40,7 @@ SECTIONS = (
     ("figures", "Figures", "figures"),
     ("threshold", "Threshold", "thresholds"),
     ("curves", "Curves", "curves"),
+    ("reliability", "Probability", "reliability"),
     ("mistakes", "Hardest pairs", "mistakes"),
     ("retrieval", "Retrieval", "failures"),
     ("slices", "Slices", "slices"),
@@ -99,6 +100,23 @@ class Case:
     pictures: tuple[Picture, ...]
     score: float | None = None
     text: str = ""
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Predicted and observed share of pairs of one person, 0..100, rising."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How true the probability of `verify` is: curves, and the first of them as a table."""
+
+    lead: str
+    curves: tuple[ReliabilityCurve, ...]
+    table: Grid
 
 
 @dataclass(frozen=True)
@@ -206,6 +224,7 @@ class Page:
     figures: tuple[Grid, ...] = ()
     thresholds: Thresholds | None = None
     curves: tuple[Curve, ...] = ()
+    reliability: Reliability | None = None
     mistakes: tuple[Gallery, ...] = ()
     failures: Gallery | None = None
     slices: tuple[Grid, ...] = ()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.evaluation.answers import Probability
 from facemetric.evaluation.curves import Floats, Ints
 from facemetric.evaluation.intervals.records import Band
 from facemetric.evaluation.nearest import nearest
@@ -31,6 +32,7 @@ from facemetric.report.page import (
 from facemetric.report.page_clusters import groups_of
 from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
+from facemetric.report.reliability import reliability_section
 
 ROWS = 600  # thresholds that the slider meets, evenly over the scores
 TAIL = 200  # and evenly over log FAR, where few impostors decide
@@ -106,12 +108,17 @@ def _short(values: npt.ArrayLike) -> list[float]:
     return [float(f"{value:.9g}") for value in np.asarray(values).tolist()]
 
 
-def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Path:
-    """report.html in the evaluation's folder. `name`: what was evaluated."""
-    return write_page(found.out / REPORT, page_of(found, name, origin, seed=seed))
+def write_report(
+    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+) -> Path:
+    """report.html in the evaluation's folder. `name`: what was evaluated; `probability`: what its weights hold."""
+    page = page_of(found, name, origin, seed=seed, probability=probability)
+    return write_page(found.out / REPORT, page)
 
 
-def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Page:
+def page_of(
+    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+) -> Page:
     """The page of an evaluation; what it does not hold is not on it."""
     pictures = Pictures(found.table, found.images)
     verification = found.verification
@@ -131,6 +138,7 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         figures=grids([f for f in found.figures() if not f.key.startswith(SLICES)]),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
+        reliability=reliability_section(probability, verification),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
         slices=grids([f for f in found.figures() if f.key.startswith(SLICES)]),

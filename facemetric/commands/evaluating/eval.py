@@ -21,6 +21,7 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
+from facemetric.evaluation.answers import answers_in
 from facemetric.files import file_hash, write_text_whole
 from facemetric.model.opened_weights import Weights
 from facemetric.model.weights_folder import provenance
@@ -96,7 +97,11 @@ def write_metrics(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation
 
 def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
     """report.html, with the command and the weights it came from."""
-    return write_report(evaluation, inputs.name, origin_of(config, inputs, evaluation), seed=config.seed)
+    origin, weights = origin_of(config, inputs, evaluation), inputs.weights
+    # A probability is of embeddings with the mirror image averaged in, or without.
+    answers = answers_in(weights.config, weights.folder) if weights is not None else None
+    probability = answers.probability if answers is not None and answers.flip == config.flip else None
+    return write_report(evaluation, inputs.name, origin, seed=config.seed, probability=probability)
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:
