@@ -26,6 +26,7 @@ from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set
 from facemetric.training.optim import Amp
 from facemetric.training.run import Run
 from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
+from facemetric.training.shards import drawn_columns, shards_of
 from facemetric.training.task import Settings, Task
 
 
@@ -120,7 +121,7 @@ class Trainer:
         self.task, self.run, self.optimizer, self.scheduler = task, run, optimizer, scheduler
         self.settings, self.ema, self.amp = settings, ema, amp
         self.at = Progress()
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.shards = shards_of(task.model, optimizer, run.folder)
         self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
         self.pace = Pace()
@@ -200,16 +201,19 @@ class Trainer:
         where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
         if not math.isfinite(figures["loss"]):
             raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
-        distributed.sum_gradients(self.parameters)
-        self.amp.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
-            raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
-        if self.settings.clip_grad:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad, norm)
-        self.scheduler.step_update(self.done)
-        self.amp.scaler.step(self.optimizer)
-        self.amp.scaler.update()
+        with drawn_columns(self.task.model, self.optimizer) as parameters:
+            distributed.sum_gradients(parameters)
+            if self.amp.scaler.is_enabled():
+                distributed.same_overflow(parameters)
+            self.amp.scaler.unscale_(self.optimizer)
+            norm = distributed.gradient_norm(parameters)
+            if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
+                raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
+            if self.settings.clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
+            self.scheduler.step_update(self.done)
+            self.amp.scaler.step(self.optimizer)
+            self.amp.scaler.update()
         self.at.step += 1
         if self.ema:
             self.ema.update(self.task.model, step=self.done)
@@ -217,8 +221,9 @@ class Trainer:
 
     def validate(self) -> None:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""
-        # Process 0 validates for all, so that they agree on the best epoch.
-        metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
+        distributed.same_buffers(self.kept)
+        with distributed.work_shared():
+            metrics = distributed.from_first(self.task.validate(self.kept))  # all agree on the best epoch
         epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
         self.run.log("validation", self.done, epoch=epoch, **metrics)
         name = self.task.judged_by(metrics)
@@ -265,15 +270,20 @@ class Trainer:
             "log": self.run.mark(),
             "processes": distributed.world_size(),
         }
+        if self.shards:
+            self.shards.save(state, self.done)
         if distributed.rank() == 0:
             save_checkpoint(self.run.folder / CHECKPOINT, state)
+        if self.shards:
+            self.shards.clean()
         self.saved = time.monotonic()
         self.pace.resume()
 
     def load(self, device: torch.device) -> None:
         """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
         path = self.run.folder / CHECKPOINT
-        state, note = load_checkpoint(path, device)
+        whole = self.shards.fault if self.shards else lambda state: ""
+        state, note = load_checkpoint(path, device, whole)
         if note:
             say(note)
             distributed.barrier()  # all have read
@@ -312,6 +322,12 @@ class Trainer:
             raise ConfigError(
                 f"the checkpoint has the optimizer {state['optimizer_name']}, this run {name}; "
                 "resume with the --optimizer that it was started with"
+            )
+        if self.shards:
+            self.shards.load(state, self.device)
+        elif state.get("shards"):
+            raise ConfigError(
+                "the checkpoint has a head that is shared out over processes; resume with --head-shards"
             )
         if self.ema and state["ema"] is None:
             raise ConfigError(

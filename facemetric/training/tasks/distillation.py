@@ -23,6 +23,7 @@ from facemetric.data.transforms import eval_transform
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
+from facemetric.model.sharded_head import ShardedHead
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
 from facemetric.training.run import Run
 from facemetric.training.split import Split
@@ -155,11 +156,14 @@ class Distillation(Classification):
 
     def label_terms(self, emb_BD: Tensor, labels_B: Tensor, progress: float) -> dict[str, Tensor]:
         """This process's part of the mean cross-entropy and of the accuracy over the batch's labelled images."""
-        head = cast(Head, self.model.head)
+        head = cast(Head | ShardedHead, self.model.head)
         known = labels_B >= 0
         count = distributed.total(known.sum()).clamp_min(1)
-        logits = head(emb_BD[known]).float()
         strength = min(1.0, progress / MARGIN_GROWTH)
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD[known], labels_B[known], strength, self.config.label_smoothing)
+            return {"cross_entropy": found.loss / count, "accuracy": found.right / count}
+        logits = head(emb_BD[known]).float()
         harder = head.with_margin(logits, labels_B[known], strength, emb_BD=emb_BD[known])
         loss = functional.cross_entropy(
             harder, labels_B[known], label_smoothing=self.config.label_smoothing, reduction="sum"
