@@ -1,4 +1,4 @@
-"""Slips in the words of a command, told before torch is imported, and what to write in their place."""
+"""What a command reads before it runs: a file of options, and slips in its words, told before torch is imported."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from facemetric.config import (
     plan,
     require,
 )
-from facemetric.config.build import SYNONYMS
-from facemetric.errors import DataError
+from facemetric.config.build import SYNONYMS, read_toml
+from facemetric.config.recipe import KINDS
+from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm
 from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
 from facemetric.training.run_folder import check_run_folder
@@ -38,6 +39,13 @@ WORD_ORDER = {
     "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
     "demo": "one folder to write into: facemetric demo --out FOLDER",
 }
+
+
+def shown_default(value: Any) -> str:
+    """A default in --help; what is empty is not shown."""
+    if value is None or value in ((), ""):
+        return None  # type: ignore[return-value]
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def message_of(error: cyclopts.CycloptsError, app: cyclopts.App) -> str:
@@ -69,6 +77,31 @@ def options_of(app: cyclopts.App, chain: Sequence[str]) -> set[str]:
 def one_line(message: str) -> str:
     """A message without line breaks."""
     return " ".join(message.split())
+
+
+def with_config_file(tokens: list[str], app: cyclopts.App) -> list[str]:
+    """Take `--config FILE` out of the tokens and give its options to the app. Raises ConfigError."""
+    app.config = ()  # type: ignore[assignment]
+    found = [i for i, token in enumerate(tokens) if token == "--config" or token.startswith("--config=")]
+    if not found:
+        return tokens
+    at, token = found[0], tokens[found[0]]
+    if token == "--config" and at + 1 == len(tokens):
+        raise ConfigError("--config needs a TOML file")
+    file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
+    rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
+    read = read_toml(file, named=f"--config {file}")
+    if tables := [f"[{name}]" for name in KINDS if isinstance(read.get(name), dict)]:
+        raise ConfigError(
+            f"--config {file} is a recipe, with the table {tables[0]}; run it with `facemetric run {file}`, "
+            "or name a file with this command's options alone"
+        )
+    # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
+    options: dict[str, Any] = dict.fromkeys(app, read)
+    options["data"] = dict.fromkeys(app["data"], options["data"])
+    options["gallery"] = dict.fromkeys(app["gallery"], options["gallery"])
+    app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
+    return rest
 
 
 def check_words(config: Any) -> None:

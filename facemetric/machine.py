@@ -1,4 +1,4 @@
-"""What of the machine is used: the device that computes, the processes that read, the terminal that is written to.
+"""What of the machine is used: the device that computes, the processes that read, the terminal, signals and threads.
 
 torch and tqdm are imported by the functions that need them: `facemetric --help` and a mistyped option need neither."""
 
@@ -11,8 +11,9 @@ import gc
 import importlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -229,3 +230,20 @@ def pick_workers(workers: int) -> int:
     if cores <= 2 and not torch.cuda.is_available():
         return 0
     return max(1, min(8, cores // 2))
+
+
+def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
+    """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if os.getpid() == main_process:
+            raise KeyboardInterrupt
+        os._exit(128 + number)  # a process that reads images
+
+    return interrupt
+
+
+def ignore_disk_error_in_thread(raised: Any) -> None:
+    """TensorBoard's thread meets a full disk too: the main one says it, so this one is silent."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)

@@ -217,14 +217,14 @@ class AdaFaceHead(MarginHead):
     def follow(self, length_B: Tensor) -> None:
         """Move the running mean and deviation towards those of the batch of all processes."""
         sums = torch.stack(
-            [length_B.new_tensor(len(length_B)), length_B.sum(), length_B.square().sum()]
+            [length_B.new_full((), len(length_B)), length_B.sum(), length_B.square().sum()]
         ).double()
-        count, lengths, squares = (sums if self.sharded else total(sums)).tolist()
+        count, lengths, squares = sums if self.sharded else total(sums)
         mean = lengths / count
-        self.mean.lerp_(self.mean.new_tensor(mean), 1 - self.momentum)
-        if count > 1:  # one image deviates from nothing
-            deviation = math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1))
-            self.deviation.lerp_(self.deviation.new_tensor(deviation), 1 - self.momentum)
+        self.mean.lerp_(mean.to(self.mean.dtype), 1 - self.momentum)
+        deviation = torch.sqrt((squares - count * mean * mean).clamp_min(0) / (count - 1).clamp_min(1))
+        followed = self.deviation.lerp(deviation.to(self.deviation.dtype), 1 - self.momentum)
+        self.deviation.copy_(torch.where(count > 1, followed, self.deviation))  # one deviates from nothing
 
 
 class CurricularHead(ArcFaceHead):
@@ -251,9 +251,10 @@ class CurricularHead(ArcFaceHead):
         with torch.autocast(logit_BC.device.type, enabled=False):
             if self.training:
                 own_B = self.own(logit_BC.detach(), label_B) / self.scale
-                sums = torch.stack([own_B.sum(), (label_B >= 0).sum().to(own_B)]).double()
-                cosines, count = total(sums).tolist()
-                self.progress.lerp_(self.progress.new_tensor(cosines / count), 1 - self.momentum)
+                cosines, count = total(
+                    torch.stack([own_B.sum(), (label_B >= 0).sum().to(own_B.dtype)]).double()
+                )
+                self.progress.lerp_((cosines / count).to(self.progress.dtype), 1 - self.momentum)
             own_B = self.own(harder_BC, label_B)
             hard_BC = logit_BC > (total(own_B) if self.sharded else own_B)[:, None]
             weighed_BC = torch.where(hard_BC, logit_BC * (self.progress + logit_BC / self.scale), logit_BC)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError, did_you_mean, plural
 from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading, headline, to_frame
-from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals.records import Band, Interval
 from facemetric.evaluation.retrieval import Retrieval
+from facemetric.evaluation.slices.records import Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification

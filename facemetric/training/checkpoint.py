@@ -79,7 +79,9 @@ def load_checkpoint(
 ) -> tuple[dict[str, Any], str]:
     """The newest whole checkpoint, and a sentence where that is not the last one ("" otherwise).
 
-    `fault_of` says what else of a checkpoint is missing or damaged, "" where nothing is. Nothing but tensors, numbers, texts and containers is built from the file. Raises ConfigError where there
+    `fault_of` says what else of a checkpoint is missing or damaged, "" where nothing is.
+
+    Nothing but tensors, numbers, texts and containers is built from the file. Raises ConfigError where there
     is no checkpoint, or none can be read."""
     reasons = []
     for candidate in (path, path.with_suffix(".previous")):

@@ -24,6 +24,7 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.optim import Amp
+from facemetric.training.readings import Readings
 from facemetric.training.run import Run
 from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
 from facemetric.training.shards import drawn_columns, shards_of
@@ -54,7 +55,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 # Options of the optimizer that a resumed run takes as they are now; --lr is the schedule's.
 GROUP_OPTIONS = ("weight_decay", "momentum")
-LOG_STEPS = 20  # steps averaged into one line of the log
+LOG_STEPS = 20  # steps averaged into one line of the log, and on a GPU read in one transfer
 
 
 @dataclass
@@ -82,7 +83,8 @@ def fit(
     With `validate_first` the start counts as an epoch of its own, number 0. `settings.max_steps` ends the training
     early, with a validation; a later call with `resume` and more steps goes on.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
-    not finite raises TrainingError before the weights are touched."""
+    not finite raises TrainingError: on a CPU before the weights are touched; on a GPU, whose figures are read every
+    LOG_STEPS steps, at most so many steps later, and before a checkpoint."""
     device = next(task.model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
@@ -103,6 +105,18 @@ def fit(
     if trainer.done < trainer.total:
         trainer.say_limit()
     return trainer.at
+
+
+def check_loss(loss: float, where: str) -> None:
+    """Raise TrainingError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} {where}; lower --lr or raise --warmup-epochs")
+
+
+def check_gradient(norm: float, where: str) -> None:
+    """Raise TrainingError for a gradient whose norm is not finite."""
+    if not math.isfinite(norm):
+        raise TrainingError(f"the gradient is {norm} {where}; lower --lr or set --clip-grad 1")
 
 
 class Trainer:
@@ -126,6 +140,8 @@ class Trainer:
         self.saved = time.monotonic()
         self.pace = Pace()
         self.last: dict[str, float] = {}  # the figures of the last line of the log
+        self.readings = Readings(self.device)
+        self.waits = self.device.type != "cpu"  # to read a figure is to wait for the device
 
     @property
     def kept(self) -> nn.Module:
@@ -158,10 +174,12 @@ class Trainer:
         bar.update(at.step)
         with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
             for batch in batches:
-                meter.add(self.step(batch))
+                self.step(batch)
                 bar.update()
                 due = time.monotonic() - self.saved > 60 * settings.checkpoint_minutes
-                stopping = distributed.any_of(stopped.is_set(), self.device)
+                stopping = self.stopping(stopped)
+                if not self.waits or len(self.readings) == LOG_STEPS or due or stopping:
+                    self.read(meter)
                 # The log is complete up to each checkpoint: a resumed run goes on with both.
                 if meter.count == LOG_STEPS or due or stopping:
                     means = self.log_train(meter)
@@ -172,6 +190,7 @@ class Trainer:
                     break
                 if due:
                     self.save()
+        self.read(meter)
         if meter.count:
             self.log_train(meter)
         if not self.limited or at.step == self.task.steps_per_epoch:
@@ -189,8 +208,27 @@ class Trainer:
         self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means, **pace)
         return means
 
-    def step(self, batch: Any) -> dict[str, float]:
-        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
+    def stopping(self, stopped: threading.Event) -> bool:
+        """Whether to stop here, the same on all processes; on GPUs they ask each other every LOG_STEPS steps alone."""
+        if self.waits and distributed.together() and self.at.step % LOG_STEPS:
+            return False
+        return distributed.any_of(stopped.is_set(), self.device)
+
+    def read(self, meter: Meter) -> None:
+        """Read the figures of the steps since the last reading, in one transfer.
+
+        Raises TrainingError for the first of them whose loss or gradient is not finite."""
+        for where, figures in self.readings.read():
+            check_loss(figures["loss"], where)
+            if not self.amp.scaler.is_enabled():  # the scaler skips such steps, and halves its scale
+                check_gradient(figures["grad_norm"], where)
+            norm = figures.pop("grad_norm")
+            meter.add(self.task.watch(figures) | {"grad_norm": norm})
+
+    def step(self, batch: Any) -> None:
+        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same.
+
+        On a CPU a loss or a gradient that is not finite raises TrainingError before the weights are touched."""
         seed = (self.settings.seed * 1_000_003 + self.done) * 1024 + distributed.rank()
         torch.manual_seed(seed)
         random.seed(seed)  # timm's random erasing draws from it
@@ -199,16 +237,16 @@ class Trainer:
         with self.amp.autocast():
             figures = self.task.step(batch, self.done / max(1, self.total), self.amp.backward)
         where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
-        if not math.isfinite(figures["loss"]):
-            raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
+        if not self.waits:
+            check_loss(float(figures["loss"]), where)
         with drawn_columns(self.task.model, self.optimizer) as parameters:
             distributed.sum_gradients(parameters)
             if self.amp.scaler.is_enabled():
                 distributed.same_overflow(parameters)
             self.amp.scaler.unscale_(self.optimizer)
             norm = distributed.gradient_norm(parameters)
-            if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
-                raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
+            if not self.waits and not self.amp.scaler.is_enabled():
+                check_gradient(float(norm), where)
             if self.settings.clip_grad:
                 nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
             self.scheduler.step_update(self.done)
@@ -217,7 +255,7 @@ class Trainer:
         self.at.step += 1
         if self.ema:
             self.ema.update(self.task.model, step=self.done)
-        return figures | {"grad_norm": norm.item()}
+        self.readings.add(where, figures | {"grad_norm": norm})
 
     def validate(self) -> None:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""

@@ -54,8 +54,8 @@ def check_rows_apart(config: PretrainConfig) -> None:
     state = optimizers[0].state[layers[0][0]]
     if not apart or not all(is_of(value, TRIAL) or is_number(value) for value in state.values()):
         raise ConfigError(
-            f"--optimizer {config.optimizer} looks at a weight matrix as a whole, and with --head-shards no process has "
-            "all of the head's; choose another, such as sgd or adamw"
+            f"--optimizer {config.optimizer} looks at a weight matrix as a whole, and with --head-shards no process "
+            "has all of the head's; choose another, such as sgd or adamw"
         )
 
 
@@ -200,8 +200,8 @@ class HeadShards:
             )
         if found["total"] != self.shard.total:
             raise ConfigError(
-                f"the checkpoint's head has {plural(found['total'], 'identity')}, this run {self.shard.total:,}; resume "
-                "with the data that it was started with"
+                f"the checkpoint's head has {plural(found['total'], 'identity')}, this run {self.shard.total:,}; "
+                "resume with the data that it was started with"
             )
         pieces: dict[str, list[Tensor]] = {}
         for file, shard in self._files(found):

@@ -74,6 +74,9 @@ class Small:
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         pass
 
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        return figures
+
     def extra_state(self) -> dict[str, Any]:
         return {}
 
@@ -216,7 +219,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(
     for first in (False, True):
         out = tmp_path / f"first {first}"
         pretrain(str(faces), **options, head_shards=first, out=out, max_steps=1)
-        wanted = "resume with --head-shards" if first else "resume without --head-shards"
+        wanted = "is shared out over processes; resume with " if first else "is not shared out"
         with pytest.raises(ConfigError, match=wanted):
             pretrain(str(faces), **options, head_shards=not first, out=out, resume=True)
 

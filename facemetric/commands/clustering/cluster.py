@@ -19,7 +19,8 @@ from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Agreement, Clusters, agreement
+from facemetric.evaluation.clustering.agreement import Agreement, agreement
+from facemetric.evaluation.clustering.clusters import Clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_text_whole, write_whole

@@ -24,7 +24,7 @@ from facemetric.evaluation.intervals.draws import identities_of_pairs
 from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
-from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.slices.measure import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs

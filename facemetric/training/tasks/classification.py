@@ -16,7 +16,7 @@ from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
@@ -25,6 +25,7 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.sharded_head import ShardedHead
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
@@ -193,6 +194,7 @@ class Classification:
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
@@ -209,18 +211,18 @@ class Classification:
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
         return self.model.embed(self.erase(images) if self.erase else images)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = batch.labels.to(self.device)
+        labels = upload(batch.labels, self.device)
         loss, right = self.label_loss(self.embed(batch), labels, min(1.0, progress / MARGIN_GROWTH))
         backward(loss)
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right])).tolist()
+        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]))
         return {"loss": mean, "accuracy": accuracy}
 
     def label_loss(self, emb_BD: Tensor, labels: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """This process's part of the mean cross-entropy, and of the accuracy, of the batch of all processes."""
         head, smoothing = self.model.head, self.config.label_smoothing
-        count = distributed.total(emb_BD.new_tensor(len(labels), dtype=torch.float32))
+        count = distributed.total(emb_BD.new_full((), len(labels), dtype=torch.float32))
         if isinstance(head, ShardedHead):
             found = head.cross_entropy(emb_BD, labels, strength, smoothing)
             return found.loss / count, found.right / count
@@ -230,6 +232,10 @@ class Classification:
         right = (logits.detach().argmax(1) == labels).float().mean()
         share = len(labels) / count
         return loss * share, right * share
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """All figures are for the log."""
+        return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures, and the closed-set accuracy on held-back images of training identities."""

@@ -18,7 +18,8 @@ from facemetric import calibrate, cluster, load_embedder, show_progress
 from facemetric.commands.clustering.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.evaluation.clustering import agreement, find_clusters
+from facemetric.evaluation.clustering.agreement import agreement
+from facemetric.evaluation.clustering.clusters import find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights_folder import amend_config
 from facemetric.report.pictures import CELL, GAP, LINE, MARK, Pictures, draw_sheet, fitting, rows_shown

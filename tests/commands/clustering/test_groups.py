@@ -16,7 +16,7 @@ from facemetric import cluster
 from facemetric.commands.clustering.groups import numbered_members
 from facemetric.data.group_lists import Member
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.clustering import find_clusters
+from facemetric.evaluation.clustering.clusters import find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 
 THRESHOLD = 0.6
