@@ -288,12 +288,10 @@ def read_template_pairs(file: Path, templates: TemplateList) -> Pairs:
         if wrong := [text for text, value in truth.items() if value is None]:
             raise DataError(f"{file}: label {wrong[0]!r}; write 1 (same) or 0 (different)")
         same = np.array([truth[text] for text in columns.label], dtype=bool)
-    pairs = Pairs(tuple(short), a, b, same, source=str(file))
-    return (
-        pairs
-        if len(set(short)) == len(short)
-        else replace(Pairs.of(pairs.paths_a, pairs.paths_b, same), source=str(file))
-    )
+    if len(set(short)) < len(short):  # a template with and without its file's ending
+        one, other = ([short[i] for i in column] for column in (a, b))
+        return Pairs.of(one, other, same, source=str(file))
+    return Pairs(tuple(short), a, b, same, source=str(file))
 
 
 def _first_line(file: Path) -> str:
