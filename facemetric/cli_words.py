@@ -119,13 +119,14 @@ def check_words(config: Any) -> None:
     if isinstance(config, ClusterConfig):
         check_cluster(config)
     takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
-    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", ())
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
     if isinstance(config, VerifyConfig):
         check_pictures(config.image1, config.image2)
-    if compared and not compared.lower().endswith((".npz", ".parquet")):
-        (find_onnx if is_onnx(compared) else find_weights)(compared)
+    for name in compared:
+        if not name.lower().endswith((".npz", ".parquet")):
+            (find_onnx if is_onnx(name) else find_weights)(name)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 

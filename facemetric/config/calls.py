@@ -30,7 +30,7 @@ def show_flags(on: bool) -> bool:
     return before
 
 
-NAMES_A_FILE = ("weights", "compare")  # texts that are a name, or a path
+NAMES_A_FILE = ("weights",)  # texts that are a name, or a path
 
 
 def takes_options(kind: type[C]) -> Callable[[Callable[[C], R]], Callable[..., R]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from facemetric.config.build import require
-from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -19,10 +18,12 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
+Pool = Literal["media", "mean", "quality"]
+Calibration = Literal["off", "people", "stored"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class EvalConfig:
     """Images of known people, as `data`, among whom the images of `data` are looked for; or one .npz of theirs."""
     embeddings: Path | None = None
     """Embeddings in place of weights: .npz or .parquet with embeddings, identities and paths."""
-    compare: str = ""
-    """A second model on the same images: weights, or embeddings as .npz or .parquet."""
+    compare: tuple[str, ...] = ()
+    """Other models on the same images, in one table: weights, .onnx files, or embeddings as .npz or .parquet."""
     fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
     align: bool = False
@@ -64,6 +65,18 @@ class EvalConfig:
     """Images embedded at once."""
     runtime: NetworkRuntime = "torch"
     """What computes embeddings: torch, ONNX Runtime, or auto as for embed; figures move in their last digits."""
+    templates: tuple[str, ...] = ()
+    """Lists of images that stand for one person together: csv, IJB's, TinyFace's .mat; `column`: DATA's own."""
+    gallery_templates: tuple[str, ...] = ()
+    """Lists, as `templates`, of the templates among which those are looked for; in place of --gallery."""
+    pool: Pool = "media"
+    """How the images of a template become one: by media as IJB does, their mean, or weighted by their quality."""
+    cohort: tuple[str, ...] = ()
+    """Images of other people, as `data`, or one .npz of theirs: the scores of --pairs are normalized by them too."""
+    cohort_top: Annotated[int, AT_LEAST_2] = 300
+    """Highest scores with the cohort, of each image, that normalize its scores (adaptive s-norm)."""
+    calibration: Calibration = "off"
+    """Cllr and DCF of --pairs: by curves fitted across `people` of the pairs, or by that `stored` with the weights."""
     seed: Annotated[int, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"

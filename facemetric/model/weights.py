@@ -21,14 +21,13 @@ from torch import nn
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, writing
-from facemetric.files import sync
+from facemetric.files import file_hash, sync
 from facemetric.model.embedder import Embedder, build_backbone
 from facemetric.model.weights_folder import (
     CONFIG,
     FORMAT,
     MODEL,
     expected_pictures,
-    file_hash,
     find_weights,
     read_config,
     replace_folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -206,15 +205,6 @@ def copy_weights(folder: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     replace_folder(staging, target)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def replace_folder(new: Path, target: Path) -> None:

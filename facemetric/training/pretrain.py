@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, config_toml
 from facemetric.config.calls import takes_options
+from facemetric.distributed import say
 from facemetric.machine import pick_device
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from facemetric import distributed
 from facemetric.data.index import ImageIndex, Location, parse_source
+from facemetric.distributed import say
 from facemetric.errors import DataError, given
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights import load_embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.tasks.feature_cache import state_hash
 
 TABLES = (".npz", ".parquet")
