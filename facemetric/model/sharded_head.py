@@ -169,7 +169,8 @@ def check_by_columns(kind: str) -> None:
     if owner is not None and "by_columns" not in vars(owner):
         raise ConfigError(
             f"{given('--head', kind)} sees all logits of an image at once, so it cannot be shared out over "
-            f"processes; leave out --head-shards, or see `by_columns` in model/heads.py ({owner.__name__} does not set it)"
+            "processes; leave out --head-shards, or see `by_columns` in model/heads.py "
+            f"({owner.__name__} does not set it)"
         )
 
 
