@@ -325,7 +325,7 @@ def check_loss(config: FinetuneConfig) -> None:
     for name in TRIPLET_OPTIONS:
         if getattr(config, name) != getattr(FinetuneConfig, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is an option of --loss triplet, and --loss is {config.loss}; leave out "
+                f"--{name.replace('_', '-')} is an option of --loss=triplet, and --loss is {config.loss}; leave out "
                 "one of the two (other losses have --loss-args)"
             )
 
