@@ -42,7 +42,7 @@ from facemetric.config import (
     VisualizeConfig,
     check_ranges,
 )
-from facemetric.config.calls import show_flags
+from facemetric.config.calls import on_terminal, show_flags
 from facemetric.errors import FacemetricError
 from facemetric.machine import ignore_disk_error_in_thread, show_progress, sigterm_handler
 
@@ -295,7 +295,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         fail(message_of(error, app))
     except FacemetricError as error:
-        fail(one_line(str(error)))
+        fail(one_line(on_terminal(str(error))))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback

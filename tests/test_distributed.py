@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from child_processes import in_processes
+from small_trainings import numbers
 from torch.nn import functional
 
 from facemetric import distributed
@@ -84,7 +85,7 @@ def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, An
         if mine.loss.weights is not None:
             distributed.sum_gradients(mine.loss.weights.parameters())
             found["learned"] = next(mine.loss.weights.parameters()).grad.clone()
-        found["figures"].append(figures)
+        found["figures"].append(numbers(figures))
         found["grad"] = layer.weight.grad.clone()
         with torch.no_grad():
             layer.weight -= 0.1 * layer.weight.grad

@@ -24,8 +24,10 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
 from facemetric.training.optim import Amp
+from facemetric.training.readings import Readings
 from facemetric.training.run import Run
 from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
+from facemetric.training.shards import drawn_columns, shards_of
 from facemetric.training.task import Settings, Task
 
 
@@ -53,7 +55,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 # Options of the optimizer that a resumed run takes as they are now; --lr is the schedule's.
 GROUP_OPTIONS = ("weight_decay", "momentum")
-LOG_STEPS = 20  # steps averaged into one line of the log
+LOG_STEPS = 20  # steps averaged into one line of the log, and on a GPU read in one transfer
 
 
 @dataclass
@@ -81,7 +83,8 @@ def fit(
     With `validate_first` the start counts as an epoch of its own, number 0. `settings.max_steps` ends the training
     early, with a validation; a later call with `resume` and more steps goes on.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
-    not finite raises TrainingError before the weights are touched."""
+    not finite raises TrainingError: on a CPU before the weights are touched; on a GPU, whose figures are read every
+    LOG_STEPS steps, at most so many steps later, and before a checkpoint."""
     device = next(task.model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
@@ -104,6 +107,18 @@ def fit(
     return trainer.at
 
 
+def check_loss(loss: float, where: str) -> None:
+    """Raise TrainingError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} {where}; lower --lr or raise --warmup-epochs")
+
+
+def check_gradient(norm: float, where: str) -> None:
+    """Raise TrainingError for a gradient whose norm is not finite."""
+    if not math.isfinite(norm):
+        raise TrainingError(f"the gradient is {norm} {where}; lower --lr or set --clip-grad 1")
+
+
 class Trainer:
     """The state of a fit in progress."""
 
@@ -120,11 +135,13 @@ class Trainer:
         self.task, self.run, self.optimizer, self.scheduler = task, run, optimizer, scheduler
         self.settings, self.ema, self.amp = settings, ema, amp
         self.at = Progress()
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.shards = shards_of(task.model, optimizer, run.folder)
         self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
         self.pace = Pace()
         self.last: dict[str, float] = {}  # the figures of the last line of the log
+        self.readings = Readings(self.device)
+        self.waits = self.device.type != "cpu"  # to read a figure is to wait for the device
 
     @property
     def kept(self) -> nn.Module:
@@ -157,10 +174,12 @@ class Trainer:
         bar.update(at.step)
         with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
             for batch in batches:
-                meter.add(self.step(batch))
+                self.step(batch)
                 bar.update()
                 due = time.monotonic() - self.saved > 60 * settings.checkpoint_minutes
-                stopping = distributed.any_of(stopped.is_set(), self.device)
+                stopping = self.stopping(stopped)
+                if not self.waits or len(self.readings) == LOG_STEPS or due or stopping:
+                    self.read(meter)
                 # The log is complete up to each checkpoint: a resumed run goes on with both.
                 if meter.count == LOG_STEPS or due or stopping:
                     means = self.log_train(meter)
@@ -171,6 +190,7 @@ class Trainer:
                     break
                 if due:
                     self.save()
+        self.read(meter)
         if meter.count:
             self.log_train(meter)
         if not self.limited or at.step == self.task.steps_per_epoch:
@@ -188,8 +208,27 @@ class Trainer:
         self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means, **pace)
         return means
 
-    def step(self, batch: Any) -> dict[str, float]:
-        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
+    def stopping(self, stopped: threading.Event) -> bool:
+        """Whether to stop here, the same on all processes; on GPUs they ask each other every LOG_STEPS steps alone."""
+        if self.waits and distributed.together() and self.at.step % LOG_STEPS:
+            return False
+        return distributed.any_of(stopped.is_set(), self.device)
+
+    def read(self, meter: Meter) -> None:
+        """Read the figures of the steps since the last reading, in one transfer.
+
+        Raises TrainingError for the first of them whose loss or gradient is not finite."""
+        for where, figures in self.readings.read():
+            check_loss(figures["loss"], where)
+            if not self.amp.scaler.is_enabled():  # the scaler skips such steps, and halves its scale
+                check_gradient(figures["grad_norm"], where)
+            norm = figures.pop("grad_norm")
+            meter.add(self.task.watch(figures) | {"grad_norm": norm})
+
+    def step(self, batch: Any) -> None:
+        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same.
+
+        On a CPU a loss or a gradient that is not finite raises TrainingError before the weights are touched."""
         seed = (self.settings.seed * 1_000_003 + self.done) * 1024 + distributed.rank()
         torch.manual_seed(seed)
         random.seed(seed)  # timm's random erasing draws from it
@@ -198,27 +237,31 @@ class Trainer:
         with self.amp.autocast():
             figures = self.task.step(batch, self.done / max(1, self.total), self.amp.backward)
         where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
-        if not math.isfinite(figures["loss"]):
-            raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
-        distributed.sum_gradients(self.parameters)
-        self.amp.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
-            raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
-        if self.settings.clip_grad:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad, norm)
-        self.scheduler.step_update(self.done)
-        self.amp.scaler.step(self.optimizer)
-        self.amp.scaler.update()
+        if not self.waits:
+            check_loss(float(figures["loss"]), where)
+        with drawn_columns(self.task.model, self.optimizer) as parameters:
+            distributed.sum_gradients(parameters)
+            if self.amp.scaler.is_enabled():
+                distributed.same_overflow(parameters)
+            self.amp.scaler.unscale_(self.optimizer)
+            norm = distributed.gradient_norm(parameters)
+            if not self.waits and not self.amp.scaler.is_enabled():
+                check_gradient(float(norm), where)
+            if self.settings.clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
+            self.scheduler.step_update(self.done)
+            self.amp.scaler.step(self.optimizer)
+            self.amp.scaler.update()
         self.at.step += 1
         if self.ema:
             self.ema.update(self.task.model, step=self.done)
-        return figures | {"grad_norm": norm.item()}
+        self.readings.add(where, figures | {"grad_norm": norm})
 
     def validate(self) -> None:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""
-        # Process 0 validates for all, so that they agree on the best epoch.
-        metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
+        distributed.same_buffers(self.kept)
+        with distributed.work_shared():
+            metrics = distributed.from_first(self.task.validate(self.kept))  # all agree on the best epoch
         epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
         self.run.log("validation", self.done, epoch=epoch, **metrics)
         name = self.task.judged_by(metrics)
@@ -265,15 +308,20 @@ class Trainer:
             "log": self.run.mark(),
             "processes": distributed.world_size(),
         }
+        if self.shards:
+            self.shards.save(state, self.done)
         if distributed.rank() == 0:
             save_checkpoint(self.run.folder / CHECKPOINT, state)
+        if self.shards:
+            self.shards.clean()
         self.saved = time.monotonic()
         self.pace.resume()
 
     def load(self, device: torch.device) -> None:
         """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
         path = self.run.folder / CHECKPOINT
-        state, note = load_checkpoint(path, device)
+        whole = self.shards.fault if self.shards else lambda state: ""
+        state, note = load_checkpoint(path, device, whole)
         if note:
             say(note)
             distributed.barrier()  # all have read
@@ -312,6 +360,12 @@ class Trainer:
             raise ConfigError(
                 f"the checkpoint has the optimizer {state['optimizer_name']}, this run {name}; "
                 "resume with the --optimizer that it was started with"
+            )
+        if self.shards:
+            self.shards.load(state, self.device)
+        elif state.get("shards"):
+            raise ConfigError(
+                "the checkpoint has a head that is shared out over processes; resume with --head-shards"
             )
         if self.ema and state["ema"] is None:
             raise ConfigError(

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from facemetric.training.readings import Figure
+
 
 class Task(Protocol):
     """What a stage gives the loop."""
@@ -27,10 +29,16 @@ class Task(Protocol):
     def train_mode(self, epoch: int) -> None:
         """Put into training mode what trains in this epoch."""
 
-    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
 
-        `progress` is the share of the training that is done, 0..1."""
+        `progress` is the share of the training that is done, 0..1. Figures may be tensors on the device: to read one
+        here would make the host wait for it."""
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """Take note of a step's figures, in the order of the steps, once they are read; return those for the log.
+
+        On a CPU that is after each step, on a GPU some steps later, but before a checkpoint and a validation."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of the model on held-out data; {} where there is none."""

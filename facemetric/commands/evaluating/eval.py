@@ -21,8 +21,8 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
-from facemetric.files import write_text_whole
-from facemetric.model.weights_folder import file_hash, provenance
+from facemetric.files import file_hash, write_text_whole
+from facemetric.model.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv

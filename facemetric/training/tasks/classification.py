@@ -16,7 +16,7 @@ from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
@@ -24,6 +24,8 @@ from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
+from facemetric.model.sharded_head import ShardedHead
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
@@ -38,7 +40,7 @@ SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing 
 class Classifier(nn.Module):
     """An embedder and the head that it learns with."""
 
-    def __init__(self, embedder: Embedder, head: Head) -> None:
+    def __init__(self, embedder: Embedder, head: Head | ShardedHead) -> None:
         super().__init__()
         self.embedder, self.head = embedder, head
 
@@ -118,15 +120,27 @@ class Classification:
         """What trains."""
         return Classifier(embedder, self.make_head(embedder))
 
-    def make_head(self, embedder: Embedder) -> Head:
-        """A new head for the training identities."""
-        return make_head(
-            self.config.head,
+    def make_head(self, embedder: Embedder) -> Head | ShardedHead:
+        """A new head for the training identities, this process's columns alone with --head-shards."""
+        config, identities = self.config, len(self.split.train.identities)
+        if not config.head_shards:
+            return make_head(
+                config.head,
+                embedder.embedding_size,
+                identities,
+                scale=config.scale,
+                margin=config.margin,
+                arguments=self.setup.head_args,
+            )
+        return ShardedHead(
+            config.head,
             embedder.embedding_size,
-            len(self.split.train.identities),
-            scale=self.config.scale,
-            margin=self.config.margin,
+            identities,
+            scale=config.scale,
+            margin=config.margin,
             arguments=self.setup.head_args,
+            sample=config.head_sample,
+            seed=config.seed,
         )
 
     def first_centres(self) -> Tensor | None:
@@ -160,7 +174,8 @@ class Classification:
     def prepare(self) -> None:
         """Where a margin head starts from trained weights or a teacher: this embeds the images once."""
         head = self.model.head
-        if not isinstance(head, MarginHead) or self.run.resume:
+        starts = head.has_centres if isinstance(head, ShardedHead) else isinstance(head, MarginHead)
+        if not starts or self.run.resume:
             return
         centre_CD = self.first_centres()
         if centre_CD is not None:
@@ -179,6 +194,7 @@ class Classification:
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
@@ -195,19 +211,31 @@ class Classification:
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
         return self.model.embed(self.erase(images) if self.erase else images)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = batch.labels.to(self.device)
-        strength = min(1.0, progress / MARGIN_GROWTH)
-        emb_BD = self.embed(batch)
-        logits = self.model.head(emb_BD).float()
-        harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
-        loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
-        share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
-        backward(loss * share)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share).tolist()
+        labels = upload(batch.labels, self.device)
+        loss, right = self.label_loss(self.embed(batch), labels, min(1.0, progress / MARGIN_GROWTH))
+        backward(loss)
+        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]))
         return {"loss": mean, "accuracy": accuracy}
+
+    def label_loss(self, emb_BD: Tensor, labels: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """This process's part of the mean cross-entropy, and of the accuracy, of the batch of all processes."""
+        head, smoothing = self.model.head, self.config.label_smoothing
+        count = distributed.total(emb_BD.new_full((), len(labels), dtype=torch.float32))
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD, labels, strength, smoothing)
+            return found.loss / count, found.right / count
+        logits = head(emb_BD).float()
+        harder = head.with_margin(logits, labels, strength, emb_BD=emb_BD)
+        loss = functional.cross_entropy(harder, labels, label_smoothing=smoothing)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        share = len(labels) / count
+        return loss * share, right * share
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """All figures are for the log."""
+        return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures, and the closed-set accuracy on held-back images of training identities."""
@@ -223,13 +251,22 @@ class Classification:
         numbers = {name: i for i, name in enumerate(self.split.train.identities)}
         label = np.array([numbers[name] for name in self.closed.identities])[self.closed.identity]
         model.eval()
-        right = seen = 0
+        sharded = isinstance(model.head, ShardedHead)
+        seen, found = [], []
         for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
             note_bad(self.bad_images, self.closed, bad)
             if len(rows):
-                right += int((in_pieces(model, images).argmax(1).cpu().numpy() == label[rows]).sum())
-                seen += len(rows)
-        return right / seen if seen else float("nan")
+                seen.append(label[rows])
+                emb_or_logits = in_pieces(model.embed if sharded else model, images)  # type: ignore[arg-type]
+                found.append(emb_or_logits.float() if sharded else emb_or_logits.argmax(1))
+        label_N = torch.from_numpy(np.concatenate(seen or [np.empty(0, label.dtype)]))
+        if sharded:
+            none = torch.empty(0, model.embedder.embedding_size, device=self.device)  # type: ignore[union-attr, arg-type]
+            found = [model.head.identify(torch.cat([none, *found]))]  # type: ignore[operator, union-attr]
+        right = int((torch.cat(found).cpu() == label_N).sum()) if found else 0
+        counts = torch.tensor([right, len(label_N)])
+        right, count = (distributed.total(counts) if distributed.workers() > 1 else counts).tolist()
+        return right / count if count else float("nan")
 
     @property
     def origin(self) -> dict[str, str]:

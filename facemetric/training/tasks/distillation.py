@@ -16,14 +16,16 @@ from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
+from facemetric.model.sharded_head import ShardedHead
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
@@ -130,36 +132,39 @@ class Distillation(Classification):
         self.rows = np.concatenate([self.rows, np.arange(len(train), len(self.images))])
         return self.sampler_of(labels)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """The teacher's terms on every image, the cross-entropy on those with a label."""
         config, model = self.config, self.model
         emb_BD = self.embed(batch).float()
-        teacher_BT = self.teacher[batch.rows].to(self.device)
-        share = len(emb_BD) / distributed.total(emb_BD.new_tensor(len(emb_BD)))  # of the global batch
+        teacher_BT = upload(self.teacher[batch.rows], self.device)
+        labels = upload(batch.labels, self.device)
+        share = len(emb_BD) / distributed.total(emb_BD.new_full((), len(emb_BD)))  # of the global batch
         parts = {"direction": direction_loss(model.to_teacher(emb_BD), teacher_BT) * share}
         loss = config.teacher_weight * parts["direction"]
         if config.relation_weight:
-            labels = batch.labels.to(self.device)
             student_BD = functional.normalize(emb_BD, dim=1)
             student_AD, _, _ = distributed.gather_rows(student_BD, labels)
             teacher_AT, _, _ = distributed.gather_rows(teacher_BT, labels)
             parts["relation"] = relation_loss(student_BD, student_AD, teacher_BT, teacher_AT) * share
             loss = loss + config.relation_weight * parts["relation"]
         if model.head is not None:
-            labelled = self.label_terms(emb_BD, batch.labels.to(self.device), progress)
+            labelled = self.label_terms(emb_BD, labels, progress)
             loss = loss + config.label_weight * labelled["cross_entropy"]
             parts |= labelled
         backward(loss)
         figures = torch.stack([loss.detach(), *(part.detach() for part in parts.values())])
-        return dict(zip(["loss", *parts], distributed.total(figures).tolist(), strict=True))
+        return dict(zip(["loss", *parts], distributed.total(figures), strict=True))
 
     def label_terms(self, emb_BD: Tensor, labels_B: Tensor, progress: float) -> dict[str, Tensor]:
         """This process's part of the mean cross-entropy and of the accuracy over the batch's labelled images."""
-        head = cast(Head, self.model.head)
+        head = cast(Head | ShardedHead, self.model.head)
         known = labels_B >= 0
         count = distributed.total(known.sum()).clamp_min(1)
-        logits = head(emb_BD[known]).float()
         strength = min(1.0, progress / MARGIN_GROWTH)
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD[known], labels_B[known], strength, self.config.label_smoothing)
+            return {"cross_entropy": found.loss / count, "accuracy": found.right / count}
+        logits = head(emb_BD[known]).float()
         harder = head.with_margin(logits, labels_B[known], strength, emb_BD=emb_BD[known])
         loss = functional.cross_entropy(
             harder, labels_B[known], label_smoothing=self.config.label_smoothing, reduction="sum"

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from facemetric import distributed
 from facemetric.data.bad_images import note_bad
+from facemetric.data.images import upload
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
+from facemetric.training.readings import Figure
 from facemetric.training.tasks.alike import most_alike
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of
@@ -137,11 +139,11 @@ class OnFeatures(StageTwo):
 
     def step(
         self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
-    ) -> dict[str, float]:
+    ) -> dict[str, Figure]:
         """Project, mine, backward."""
         places, views = batch
-        features = self.features_of(places, views).to(self.device)
-        labels = self.labels[torch.from_numpy(places)].to(self.device)
+        features = upload(self.features_of(places, views), self.device)
+        labels = upload(self.labels[torch.from_numpy(places)], self.device)
         loss, figures = self.objective(functional.normalize(self.model(features).float(), dim=1), labels)
         backward(loss)
         return figures

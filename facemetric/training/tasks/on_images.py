@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
 from facemetric.model.projections import sample_for, start_projection
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
@@ -167,6 +168,7 @@ class OnImages(StageTwo):
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
@@ -175,13 +177,13 @@ class OnImages(StageTwo):
         freeze(self.embedder, mode)
         training_mode(self.embedder, mode)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
         """Embed, mine, backward; in chunks with --microbatch."""
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images, labels = batch.images, batch.labels.to(self.device)
-        figures: dict[str, float] = {}
+        images, labels = (upload(part, self.device) for part in (batch.images, batch.labels))
+        figures: dict[str, Figure] = {}
 
         def embed(chunk: Tensor) -> Tensor:
             return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))

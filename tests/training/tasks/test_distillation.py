@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_trainings import same
+from small_trainings import numbers, same
 from torch.nn import functional
 
 from facemetric import load_embedder, pretrain
@@ -67,7 +67,7 @@ def test_a_student_learns_to_follow(faces: Path, tables: dict[str, str], tmp_pat
     figures = []
     for _ in range(25):
         optimizer.zero_grad()
-        figures.append(task.step(batch, 1.0, lambda loss: loss.backward()))
+        figures.append(numbers(task.step(batch, 1.0, lambda loss: loss.backward())))
         optimizer.step()
     assert set(figures[0]) == {"loss", "direction", "relation"}
     assert figures[0]["loss"] == pytest.approx(figures[0]["direction"] + 4 * figures[0]["relation"])
@@ -105,7 +105,7 @@ def test_unlabelled_images_are_never_in_the_softmax(
     batch = next(batch for batch in seen if (batch.labels == -1).any() and (batch.labels >= 0).any())
     task.model.eval()
     given: list[torch.Tensor] = []
-    found = task.step(batch, 1.0, given.append)
+    found = numbers(task.step(batch, 1.0, given.append))
     images = task.model.embedder.preprocess
     with torch.no_grad():
         pixels = (batch.images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
@@ -131,7 +131,7 @@ def test_a_batch_without_a_label_teaches_all_the_same(
     task = task_of(faces, tmp_path / "run", **options)
     batch = next(task.batches(0, 0))
     batch = batch._replace(labels=torch.full_like(batch.labels, -1))
-    found = task.step(batch, 1.0, lambda loss: loss.backward())
+    found = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
     assert found["cross_entropy"] == 0
     assert found["loss"] == pytest.approx(found["direction"])
 
