@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from facemetric.config.build import require
-from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -19,7 +18,7 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
