@@ -24,6 +24,7 @@ from facemetric.config import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     EvalConfig,
@@ -111,6 +112,15 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 
     add_cwd_to_path()
     print(run_check(config).text())
+
+
+@data.command
+def convert(config: Annotated[ConvertConfig, Parameter(name="*")] = ConvertConfig()) -> None:
+    """Write DATA of any kind to tar shards, the images' bytes as they are; resumable."""
+    from facemetric.commands.convert import check_convert, run_convert
+
+    check_convert(config)
+    print(run_convert(config).text())
 
 
 @app.command

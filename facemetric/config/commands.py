@@ -241,6 +241,23 @@ class CheckConfig(FacesConfig, DataConfig):
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """Images of any source to tar shards, their bytes as they are."""
+
+    data: tuple[str, ...] = ()
+    """Images, as for pretrain: a folder, a csv, .tar, .rec, .parquet or .mdb files, or a pattern of shards."""
+    _: KW_ONLY
+    out: Annotated[Path, FOLDER] = Path("runs/shards")
+    """Folder for shard-000000.tar, ...; the same command goes on with it, and nothing in it is overwritten."""
+    shard_mib: Annotated[int, AT_LEAST_1] = 1024
+    """Most MiB of images in a shard."""
+    webdataset: bool = False
+    """Write a .cls with the identity beside each image, as WebDataset and timm read it."""
+    max_bad: Annotated[float, SHARE] = 0.01
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
+
+
+@dataclass(frozen=True)
 class VisualizeConfig(DataConfig):
     """Embeddings to look at: TensorBoard's projector, and t-SNE."""
 

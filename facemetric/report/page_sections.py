@@ -216,8 +216,8 @@ def models_lead(found: Evaluation) -> str:
         return ""
     return (
         f"{len(side.models)} models on the same pairs and queries. Intervals are of each alone; the differences from "
-        f"{short_names(side.models)[0]} are of the same people drawn for both, and tell two models apart where they leave "
-        "out 0, even where the models' own intervals overlap."
+        f"{short_names(side.models)[0]} are of the same people drawn for both, and tell two models apart where they "
+        "leave out 0, even where the models' own intervals overlap."
     )
 
 

@@ -79,6 +79,8 @@ class Retrieved(NamedTuple):
     retrieval: Retrieval
     intervals: Mapping[str, Interval] = NONE
     title: str = NEIGHBOURS
+    thing: str = "image"
+    """What the rows are: images, or templates."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in metrics.json."""
@@ -86,7 +88,16 @@ class Retrieved(NamedTuple):
 
     def figures(self) -> list[Figure]:
         """As rows."""
-        return self.retrieval.figures(self.title, self.intervals)
+        rows = self.retrieval.figures(self.title, self.intervals)
+        if self.thing == "image":
+            return rows
+        return [
+            row._replace(
+                heading=Heading(*(text.replace("image", self.thing) for text in row.heading)),
+                about=row.about.replace("image", self.thing),
+            )
+            for row in rows
+        ]
 
 
 class Identified(NamedTuple):

@@ -100,4 +100,6 @@ def compare_neighbours(
     people = first.identities[before.each.rows]
     intervals = mean_intervals(found.each.figures, people, seed=config.seed)
     changes = {name: v - before.each.figures[name] for name, v in found.each.figures.items()}
-    return Retrieved(found, intervals, NEIGHBOURS), mean_intervals(changes, people, seed=config.seed)
+    return Retrieved(found, intervals, NEIGHBOURS, retrieved.thing), mean_intervals(
+        changes, people, seed=config.seed
+    )

@@ -59,10 +59,11 @@ def check_options(config: EvalConfig) -> None:
             images or not getattr(config, name),
             f"--{name.replace('_', '-')} needs images: give --data or --embeddings",
         )
-    require(
-        len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
-        f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
-    )
+    for option, given in (("gallery", config.gallery), ("cohort", config.cohort)):
+        require(
+            len(given) < 2 or not any(map(is_stored, given)),
+            f"--{option} names {len(given)} things, one of them embeddings; give images, or one file of embeddings",
+        )
     check_templates(config)
     require(
         config.pairs is not None or not (config.cohort or config.calibration != "off"),

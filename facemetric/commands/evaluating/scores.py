@@ -24,6 +24,7 @@ from facemetric.evaluation.calibration import (
     calibrated,
     cohort_statistics,
 )
+from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
@@ -153,7 +154,7 @@ def calibrate_listed(
     """The scores of listed pairs normalized by a cohort, and calibrated; a note alone where people are too few."""
     listed, table = inputs.listed, inputs.table
     assert listed is not None
-    score: npt.NDArray[np.float64] = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    score: Floats = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
     what = COSINES
     if inputs.cohort is not None:
         what = f"cosines after adaptive s-norm with {len(inputs.cohort):,} images"
@@ -188,8 +189,8 @@ def normalize_listed(
     inputs: EvalInputs,
     identities: PairIdentities,
     scored: Scored,
-    score: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
+    score: Floats,
+) -> Floats:
     """Scores (P,) after adaptive s-norm; their verification goes beside that of the cosines."""
     listed, table, cohort = inputs.listed, inputs.table, inputs.cohort
     assert listed is not None
@@ -274,14 +275,21 @@ def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> 
     table = inputs.table
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        scored.notes.append(
+            f"no nearest neighbours: at least two identities, one with two {thing_of(inputs)}s, are needed"
+        )
         return
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
     intervals = retrieval_intervals(found, table, config.seed)
-    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS, thing_of(inputs))
+
+
+def thing_of(inputs: EvalInputs) -> str:
+    """What is scored."""
+    return "image" if inputs.pooled is None else "template"
 
 
 def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
@@ -322,7 +330,7 @@ def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> Non
         scored.notes.append(f"no retrieval from the gallery: {error}")
         return
     intervals = retrieval_intervals(near, table, config.seed)
-    scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+    scored.families["gallery"] = Retrieved(near, intervals, GALLERY, thing_of(inputs))
 
 
 class OpenSet(NamedTuple):
