@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from facemetric import distributed
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
@@ -105,6 +106,11 @@ class Tally:
         both = [t.kept[: t.used] for t in (self, other)]
         self.kept = np.concatenate([k[k >= self.lowest_bin - OFFSET] for k in both])
         self.used = len(self.kept)
+
+    def trim(self) -> None:
+        """Let go of what is only for counting on: a tally that is sent to another process is then small."""
+        self.kept = self.kept[: self.used].copy()
+        self.steps, self.bins = self.steps[:0], self.bins[:0]
 
     def scores(self) -> Scores:
         """What was counted, as cosines in -1..1, the same for any division into pieces. The tally is used up."""
@@ -248,8 +254,10 @@ def walk_pairs(
     budget_mib: float | None,
     what: str | None = None,
 ) -> None:
-    """`triangle_in_threads` with a progress bar."""
-    pairs = len(emb_ND) ** 2 // 2
+    """`triangle_in_threads` with a progress bar; inside distributed.work_shared this process's rows of tiles alone,
+    so that the caller merges what all of them counted."""
+    share = (distributed.rank(), distributed.workers()) if distributed.workers() > 1 else (0, 1)
+    pairs = len(emb_ND) ** 2 // 2 // share[1]
     with progress_bar(total=pairs, desc=what or "", unit="pair", unit_scale=True) as bar:
 
         def step(thread: int, tile: Tile) -> None:
@@ -258,7 +266,7 @@ def walk_pairs(
             bar.update(size // 2 if tile.rows == tile.cols else size)
 
         budget_mib = TILE_MIB * threads if budget_mib is None else budget_mib
-        triangle_in_threads(torch.from_numpy(emb_ND), step, threads=threads, budget_mib=budget_mib)
+        triangle_in_threads(torch.from_numpy(emb_ND), step, threads=threads, budget_mib=budget_mib, share=share)
 
 
 def walking_threads(n: int) -> int:
@@ -286,9 +294,17 @@ def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_K
             _count_mixed(counters[thread], score, identity_N, rows, cols)
 
     walk_pairs(emb_ND, work, len(counters), budget_mib)
+    merged = _merged(counters)
+    return merged if distributed.workers() == 1 else _merged(distributed.from_all(merged))
+
+
+def _merged(counters: Sequence[tuple[_Kind, _Kind]]) -> tuple[_Kind, _Kind]:
+    """What several threads or processes have counted, put together in the first."""
     for other in counters[1:]:
         for kind, theirs in zip(counters[0], other, strict=True):
             kind.merge(theirs)
+    for kind in counters[0]:
+        kind.tally.trim()
     return counters[0]
 
 

@@ -49,13 +49,14 @@ def finetune(config: FinetuneConfig) -> Trained:
     with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
+        check_processes(config, split)
         warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)
         task = task_of(setup, embedder, split, run, device)
         task.prepare()
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        # Process 0 measures for all, as in the loop.
-        before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
+        with distributed.work_shared():
+            before = distributed.from_first(task.start_figures)
         if not run.resume:
             run.log("before", 0, **before)
         if before:
