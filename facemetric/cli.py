@@ -24,6 +24,7 @@ from facemetric.config import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     EvalConfig,
@@ -42,7 +43,7 @@ from facemetric.config import (
     VisualizeConfig,
     check_ranges,
 )
-from facemetric.config.calls import show_flags
+from facemetric.config.calls import on_terminal, show_flags
 from facemetric.errors import FacemetricError
 from facemetric.machine import ignore_disk_error_in_thread, show_progress, sigterm_handler
 
@@ -111,6 +112,15 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
 
     add_cwd_to_path()
     print(run_check(config).text())
+
+
+@data.command
+def convert(config: Annotated[ConvertConfig, Parameter(name="*")] = ConvertConfig()) -> None:
+    """Write DATA of any kind to tar shards, the images' bytes as they are; resumable."""
+    from facemetric.commands.convert import check_convert, run_convert
+
+    check_convert(config)
+    print(run_convert(config).text())
 
 
 @app.command
@@ -295,7 +305,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         fail(message_of(error, app))
     except FacemetricError as error:
-        fail(one_line(str(error)))
+        fail(one_line(on_terminal(str(error))))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback

@@ -208,11 +208,11 @@ def pick_device(name: str) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu"
+            f"the device {name} was asked for, but torch {torch.__version__} finds no CUDA; use cpu"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
+            f"the device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
         )
     return device
 

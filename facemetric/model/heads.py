@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.distributed import total
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.errors import ConfigError, did_you_mean, given
 
 # Shorter embeddings are scaled up by no more than this one: 1 / length would let one image rule the gradient.
 SHORTEST = 1e-3
@@ -321,7 +321,7 @@ def check_head(kind: str, arguments: Mapping[str, Any] = MappingProxyType({})) -
     for name in arguments:
         if name not in known:
             nearest = did_you_mean(name, known) if known else ": it takes none"
-            raise ConfigError(f"--head {kind} has no argument {name!r}{nearest}")
+            raise ConfigError(f"{given('--head', kind)} has no argument {name!r}{nearest}")
     if arguments:
         HEADS[kind](2, 2, scale=1.0, margin=0.1, **arguments)
 

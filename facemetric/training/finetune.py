@@ -46,7 +46,7 @@ def finetune(config: FinetuneConfig) -> Trained:
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
     embedder = load_start(config, device)
-    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
+    with Run(config.out, config_toml=config_toml(config), resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
         check_processes(config, split)

@@ -29,7 +29,7 @@ def pretrain(config: PretrainConfig) -> Trained:
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
-    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
+    with Run(config.out, config_toml=config_toml(config), resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
         check_processes(config, split)

@@ -138,7 +138,7 @@ def check_same_network(config: PretrainConfig, args: dict[str, Any], embedder: E
     for name in ("drop_path", "pretrained"):
         if getattr(config, name):
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
+            raise ConfigError(f"{option} is for a new network; leave it out, or --weights")
     for name, (has, fits) in known.items():
         if not fits:
             option = "--" + name.replace("_", "-")
