@@ -59,8 +59,8 @@ def test_stored_embeddings_all_pairs(table: Path, tmp_path: Path) -> None:
     assert three == one
 
 
-def test_weights_on_images(stage_one: Any, faces: Path, tmp_path: Path) -> None:
-    options = {"weights": str(stage_one.run), "data": (str(faces),), "all_pairs": True, "batch_size": 16}
+def test_weights_on_images(untrained: Path, faces: Path, tmp_path: Path) -> None:
+    options = {"weights": str(untrained), "data": (str(faces),), "all_pairs": True, "batch_size": 16}
     options |= {"runtime": "torch"}
     folders = [in_worlds(world, tmp_path, **options) for world in (1, 2, 3)]
     one, two, three = map(files_of, folders)
