@@ -285,13 +285,8 @@ def walk_pairs(
 
         if budget_mib is None:
             budget_mib = TILE_MIB * threads if device is None else default_budget_mib(device)
-        triangle_in_threads(
-            torch.from_numpy(emb_ND).to(device or "cpu"),
-            step,
-            threads=threads,
-            budget_mib=budget_mib,
-            share=share,
-        )
+        emb = torch.from_numpy(emb_ND).to(device or "cpu")
+        triangle_in_threads(emb, step, threads=threads, budget_mib=budget_mib, share=share)
 
 
 def walking_threads(n: int) -> int:
