@@ -77,7 +77,7 @@ def work_shared() -> Iterator[None]:
 
 def workers() -> int:
     """Between how many processes work is shared out here: 1 outside of `work_shared`."""
-    return world_size() if _shared else 1
+    return world_size() if _shared and together() else 1
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
