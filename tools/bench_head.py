@@ -65,7 +65,9 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[torch.Tensor, t
             del harder
         loss.backward()
         with drawn_columns(net, optimizer) as parameters:
-            distributed.sum_gradients(parameters)
+            for parameter in parameters:
+                if not distributed.is_shard(parameter):
+                    parameter.grad = distributed.total(parameter.grad)
             norm = distributed.gradient_norm(parameters)
             torch.nn.utils.clip_grads_with_norm_(parameters, 5.0, norm)
             optimizer.step()

@@ -49,7 +49,6 @@ def finetune(config: FinetuneConfig) -> Trained:
     with Run(config.out, config_toml=config_toml(config), resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
-        check_processes(config, split)
         warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)
         task = task_of(setup, embedder, split, run, device)
         task.prepare()

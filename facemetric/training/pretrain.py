@@ -14,7 +14,7 @@ from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import check_run_folder
 from facemetric.training.split import split_for
-from facemetric.training.stage import check_processes, check_training, keep_hashes
+from facemetric.training.stage import check_training, keep_hashes
 from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.tasks.label_noise import list_noise
 from facemetric.training.validation import sum_up
@@ -32,7 +32,6 @@ def pretrain(config: PretrainConfig) -> Trained:
     with Run(config.out, config_toml=config_toml(config), resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
-        check_processes(config, split)
         task = stage_one(setup, split, run, device)
         task.prepare()
         optimizer = make_optimizer(config, [(task.model, config.lr)])

@@ -9,8 +9,6 @@ from typing import Any, Generic, TypeVar
 import timm
 import torch
 
-import facemetric
-
 from facemetric import distributed
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict, require
 from facemetric.data.images import Preprocess
@@ -168,20 +166,6 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     embedder.pictures = FACES if config.align else embedder.pictures
     return embedder.to(device)
-
-
-def check_processes(config: StageConfig, split: Split) -> None:
-    """Raise ConfigError, on every process, where one of torchrun's has other options, data or versions than the
-    first."""
-    distributed.check_alike(
-        {
-            "the options": str(config_dict(config)),
-            "the data": split.origin.data,
-            "the split": split.origin.split,
-            "facemetric": facemetric.__version__,
-            "torch": torch.__version__,
-        }
-    )
 
 
 def same_origin(run: Run, state: dict[str, Any], origin: dict[str, str]) -> None:
