@@ -134,7 +134,7 @@ class ShardedHead(nn.Module):
             mine_A = (label_A >= self.shard.first) & (label_A < self.shard.stop)
             return self.columns(emb_AD), torch.where(mine_A, label_A - self.shard.first, -1), ids_S
         ids_S = self._draw(label_A).to(device)
-        active = {}
+        active: dict[str, Tensor] = {}
         for name, parameter in self.columns.named_parameters():
             each = len(parameter) // self.shard.size  # rows of an identity
             rows = ((ids_S - self.shard.first)[:, None] * each + torch.arange(each, device=device)).reshape(

@@ -54,8 +54,8 @@ def finetune(config: FinetuneConfig) -> Trained:
         task.prepare()
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        # Process 0 measures for all, as in the loop.
-        before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
+        with distributed.work_shared():
+            before = distributed.from_first(task.start_figures)
         if not run.resume:
             run.log("before", 0, **before)
         if before:
