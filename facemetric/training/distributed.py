@@ -11,7 +11,6 @@ Shapes: B rows of this process, A rows of all processes, D embedding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemetric import machine
+
+TIMEOUT = timedelta(hours=24)  # others wait while process 0 caches features or validates: that can take hours
 
 
 def start(device: str) -> str:
@@ -31,8 +32,7 @@ def start(device: str) -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # Others wait while process 0 caches features or validates: that can take hours.
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=24))
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     if rank() > 0:  # process 0 speaks for all
         machine.show_progress(False)
     return device
@@ -89,20 +89,6 @@ def total(value: Tensor) -> Tensor:
     if together():
         dist.all_reduce(value)
     return value
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over processes; one that a process does not have counts as zero.
-
-    What is frozen keeps none: a gradient of zero would still let weight decay move it."""
-    if not together():
-        return
-    for parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
 
 
 def same_weights(model: nn.Module) -> None:

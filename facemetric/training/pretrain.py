@@ -7,7 +7,8 @@ import torch
 from facemetric.config import PretrainConfig, config_toml
 from facemetric.config.calls import takes_options
 from facemetric.machine import pick_device
-from facemetric.training import distributed
+from facemetric.model.faster import check_compiler
+from facemetric.training import distributed, peers
 from facemetric.training.distributed import say
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
@@ -29,10 +30,15 @@ def pretrain(config: PretrainConfig) -> Trained:
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
-    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
+    peers.same_program(config)
+    if config.compile:
+        check_compiler(device)
+    toml = config_toml(config)
+    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
         task = stage_one(setup, split, run, device)
+        peers.same_data(task.origin)
         task.prepare()
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)

@@ -29,6 +29,8 @@ from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
 from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
+from facemetric.training.task import Backward
+from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks, one_by_one
 from facemetric.training.validation import OpenSet
 
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
@@ -187,29 +189,54 @@ class Classification:
         """Everything trains."""
         self.model.train()
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Embeddings (B, D), with their graph, of a batch's images, parts of which may be erased.
+    def images_of(self, batch: Batch) -> Tensor:
+        """Normalised images (B, 3, H, W) on the device, parts of which may be erased.
 
         Raises DataError where fewer than two of them could be read."""
         note_bad(self.bad_images, self.index, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
-        return self.model.embed(self.erase(images) if self.erase else images)
+        return self.erase(images) if self.erase else images
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
+    def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = upload(batch.labels, self.device)
+        images, labels = self.images_of(batch), upload(batch.labels, self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        emb_BD = self.embed(batch)
-        logits = self.model.head(emb_BD).float()
-        harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
-        loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
-        share = len(labels) / distributed.total(loss.new_full((), len(labels)))  # of the global batch
-        backward(loss * share)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share)
+        count = distributed.total(images.new_full((), len(images)))  # of all processes
+        parts = []
+
+        def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
+            label_B = labels[rows]
+            logits = self.model.head(emb_BD).float()
+            harder = self.model.head.with_margin(logits, label_B, strength, emb_BD=emb_BD)
+            loss = functional.cross_entropy(harder, label_B, label_smoothing=self.config.label_smoothing)
+            right = (logits.detach().argmax(1) == label_B).float().mean()
+            share = len(label_B) / count
+            parts.append(torch.stack([loss.detach(), right]) * share)
+            return loss * share
+
+        self.learn(images, loss_of, backward, apart=not self.model.head.of_batch)
+        mean, accuracy = distributed.total(torch.stack(parts).sum(0))
         return {"loss": mean, "accuracy": accuracy}
+
+    def learn(
+        self, images: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backward: Backward, *, apart: bool
+    ) -> None:
+        """Backward of the loss of embeddings (b, D) of some rows of the batch, in micro-batches with --microbatch.
+
+        `apart`: the loss of the batch is the sum of those of its parts. Else all embeddings are seen at once, and the
+        micro-batches go through the network twice."""
+        model, chunks = self.model, even_chunks(images, self.config.microbatch)
+        if apart or len(chunks) == 1:
+            one_by_one(model.embed, loss_of, chunks, backward)
+            return
+        own = {id(weight) for weight in model.embedder.parameters()}
+        learned = [weight for weight in model.parameters() if id(weight) not in own]
+        rows = slice(0, len(images))
+        backward_in_chunks(
+            model.embedder, model.embed, lambda emb_BD: loss_of(emb_BD, rows), chunks, backward, learned
+        )
 
     def watch(self, figures: dict[str, float]) -> dict[str, float]:
         """All figures are for the log."""

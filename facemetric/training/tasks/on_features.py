@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training import distributed
 from facemetric.training.readings import Figure
+from facemetric.training.task import Backward
 from facemetric.training.tasks.alike import most_alike
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of
@@ -138,7 +139,7 @@ class OnFeatures(StageTwo):
         self.model.train()
 
     def step(
-        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
+        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Backward
     ) -> dict[str, Figure]:
         """Project, mine, backward."""
         places, views = batch
