@@ -339,6 +339,8 @@ def pretrain(
     margin: float = ...,
     scale: float = ...,
     label_smoothing: float = ...,
+    head_shards: bool = ...,
+    head_sample: float = ...,
     dropout: float = ...,
     drop_path: float = ...,
     random_erasing: float = ...,

@@ -46,7 +46,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert (pick_device("cuda").index, pick_device("cuda:1").index) == (None, 1)
-    with pytest.raises(ConfigError, match="--device cuda:2 was asked for, but there are 2 CUDA devices"):
+    with pytest.raises(ConfigError, match="the device cuda:2 was asked for, but there are 2 CUDA devices"):
         pick_device("cuda:2")
 
 

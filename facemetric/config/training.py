@@ -18,6 +18,7 @@ from facemetric.config.fields import (
     MODEL,
     OPTIMISATION,
     POSITIVE,
+    POSITIVE_SHARE,
     RATE,
     RUN,
     SEED,
@@ -163,6 +164,10 @@ class PretrainConfig(StageConfig):
     """Length of the logits of a head with a margin."""
     label_smoothing: Annotated[float, OPTIMISATION, SHARE] = 0.0
     """Share of the target spread over all identities, 0..1."""
+    head_shards: Annotated[bool, MODEL] = False
+    """Share the head's identities out over the processes of torchrun, for more than one of them holds."""
+    head_sample: Annotated[float, MODEL, POSITIVE_SHARE] = 1.0
+    """Share of the identities that a step sees, those of its batch and others at random (--head-shards); 1 sees all."""
     dropout: Annotated[float, MODEL, SHARE] = 0.0
     """Dropout of the features before the projection or the head, 0..1."""
     drop_path: Annotated[float, MODEL, SHARE] = 0.0
@@ -270,6 +275,7 @@ def check_stage(config: StageConfig) -> None:
     )
     if isinstance(config, PretrainConfig):
         check_teacher(config)
+        check_shards(config)
     if isinstance(config, FinetuneConfig):
         check_loss(config)
         check_freeze(config)
@@ -299,6 +305,24 @@ def check_teacher(config: PretrainConfig) -> None:
     require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
+def check_shards(config: PretrainConfig) -> None:
+    """Raise ConfigError for a sample of a head that is not shared out, or with what needs all identities."""
+    if config.head_sample < 1:
+        require(
+            config.head_shards,
+            f"--head-sample is {config.head_sample}, and needs --head-shards, on one process too",
+        )
+        require(
+            config.label_smoothing == 0,
+            f"--label-smoothing is {config.label_smoothing}: it spreads the target over all identities, and with "
+            f"--head-sample {config.head_sample} a step sees some; leave out one of the two",
+        )
+    require(
+        not config.head_shards or config.label_weight > 0,
+        "--head-shards is of the head, and with --label-weight 0 there is none; leave out one of the two",
+    )
+
+
 TRIPLET_OPTIONS = ("miner", "margin", "soft_margin", "distance")
 
 
@@ -309,7 +333,7 @@ def check_loss(config: FinetuneConfig) -> None:
     for name in TRIPLET_OPTIONS:
         if getattr(config, name) != getattr(FinetuneConfig, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is an option of --loss triplet, and --loss is {config.loss}; leave out "
+                f"--{name.replace('_', '-')} is an option of --loss=triplet, and --loss is {config.loss}; leave out "
                 "one of the two (other losses have --loss-args)"
             )
 

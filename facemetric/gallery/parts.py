@@ -21,8 +21,7 @@ from safetensors.numpy import save
 
 from facemetric.data.store import Packed
 from facemetric.errors import DataError
-from facemetric.files import write_bytes_whole, write_whole
-from facemetric.model.weights_folder import file_hash
+from facemetric.files import file_hash, write_bytes_whole, write_whole
 
 MOST_ROWS = 65_536  # of a part: 32 MiB of 128 numbers a row, which a removed person costs to write again
 ROWS, CROPS = ".safetensors", ".crops"  # ends of the two files

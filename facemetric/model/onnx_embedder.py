@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.files import file_hash
 from facemetric.model.pictures import ImageTransform, batches_of, crop_side
-from facemetric.model.weights_folder import file_hash
 
 if TYPE_CHECKING:
     from facemetric.faces.finder import FaceFinder, Faces

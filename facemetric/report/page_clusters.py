@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
+from facemetric.evaluation.clustering.agreement import Agreement, agreement
+from facemetric.evaluation.clustering.clusters import Clusters, find_clusters
 from facemetric.evaluation.curves import Ints, OperatingPoint
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.report.figures import grids

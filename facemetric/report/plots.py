@@ -52,8 +52,13 @@ def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     return _save(figure, file)
 
 
-def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
-    """Detection error trade-off of each named curve: false rejects over false accepts. Writes a png."""
+def draw_det(
+    file: str | Path,
+    curves: Mapping[str, Roc],
+    names: tuple[str, str] = ("false accept rate", "false reject rate"),
+) -> Path:
+    """Detection error trade-off of each named curve: false rejects over false accepts, whose `names` the axes say.
+    Writes a png."""
     if not curves:
         raise DataError("no curve to draw; needed one name and Roc or more")
     figure, axes = _figure()
@@ -67,8 +72,8 @@ def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     axes.set_yscale("log")
     axes.set_xlim(lowest[0], 1)
     axes.set_ylim(lowest[1], 1)
-    axes.set_xlabel("false accept rate (log)")
-    axes.set_ylabel("false reject rate (log)")
+    axes.set_xlabel(f"{names[0]} (log)")
+    axes.set_ylabel(f"{names[1]} (log)")
     axes.legend(loc="lower left", frameon=False)
     return _save(figure, file)
 
@@ -136,14 +141,17 @@ def label_of(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
-    """Points of named curves as csv `curve,far,tar,threshold`; accepting nothing has threshold `inf`."""
+def write_roc_csv(
+    file: str | Path, curves: Mapping[str, Roc], names: tuple[str, str] = ("far", "tar")
+) -> Path:
+    """Points of named curves as csv `curve,far,tar,threshold`, both rates by their `names`; accepting nothing has
+    threshold `inf`."""
 
     def fill(path: Path) -> None:
         # Names that are no UTF-8 are written with escapes.
         with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
             writer = csv.writer(out)
-            writer.writerow(["curve", "far", "tar", "threshold"])
+            writer.writerow(["curve", *names, "threshold"])
             for name, curve in curves.items():
                 columns = (curve.far.tolist(), curve.tar.tolist(), curve.threshold.tolist())
                 writer.writerows((name, *point) for point in zip(*columns, strict=True))

@@ -11,17 +11,18 @@ from typing import cast
 
 import torch
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, config_toml
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import check_identities, with_at_least
+from facemetric.distributed import say
 from facemetric.errors import DataError, plural
 from facemetric.files import write_bytes_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.faster import check_compiler
-from facemetric.training import distributed, peers
-from facemetric.training.distributed import say
+from facemetric.training import peers
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facemetric.training import distributed
+from facemetric import distributed
 from facemetric.training.optim import Amp
 from facemetric.training.tasks.chunks import still_statistics
 
@@ -41,8 +41,12 @@ class Gradients:
             return
         self.trained, self.summed = trained, None
         gc.collect()  # the buckets of before, and their hooks
+        passed_on = PassedOn(self.model)
+        shards = [name for name, each in passed_on.named_parameters() if distributed.is_shard(each)]
+        # a process's own rows of a head have their whole gradient already
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(passed_on, shards)
         self.summed = DistributedDataParallel(
-            PassedOn(self.model),
+            passed_on,
             process_group=self.group,
             init_sync=False,  # `same_weights` did it; running statistics are each process's own
             broadcast_buffers=False,

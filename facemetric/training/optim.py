@@ -66,7 +66,7 @@ def check_scheduler(name: str) -> None:
     """Raise ConfigError for a schedule that timm does not know, or that a run could not resume."""
     if name == "plateau":
         raise ConfigError(
-            "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
+            "--scheduler=plateau waits for the validation, and timm does not keep how long it has waited, so a "
             "resumed run would go another way; choose a schedule of the steps, such as cosine"
         )
     if name not in SCHEDULERS:

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 import facemetric
+from facemetric import distributed
 from facemetric.config import StageConfig, config_dict
-from facemetric.errors import ConfigError, FacemetricError, TrainingError
-from facemetric.training import distributed
+from facemetric.errors import FacemetricError, TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 20.0  # seconds without one after which a process is dead
@@ -34,45 +34,22 @@ OF_A_MACHINE = ("out", "cache", "device", "workers", "weights", "teacher", "data
 writing = threading.Lock()  # held while a file is written: no process ends itself meanwhile
 
 
-def same_everywhere(facts: Mapping[str, str], remedy: str) -> None:
-    """Raise ConfigError, on all processes, where a fact ("torch": "2.6.0") is another one on one of them."""
-    if not distributed.together():
-        return
-    everyone: list[dict[str, str]] = [{}] * distributed.world_size()
-    dist.all_gather_object(everyone, dict(facts))
-    for name, first in everyone[0].items():
-        for rank, other in enumerate(everyone):
-            if other.get(name) != first:
-                raise ConfigError(
-                    f"process {rank} has another {name} than process 0 ({shorter(other.get(name))}, and "
-                    f"{shorter(first)}); {remedy}"
-                )
-
-
-def shorter(text: object) -> str:
-    """A fact for a message: a hash by its first digits."""
-    return str(text)[:12] if re.fullmatch("[0-9a-f]{32,}", str(text)) else str(text)
-
-
 def same_program(config: StageConfig) -> None:
-    """Raise ConfigError where a process runs other versions, or was given other options."""
-    versions = {f"version of {name}": metadata.version(name) for name in PACKAGES}
-    same_everywhere(
-        versions | {"facemetric": code_hash()}, "install the same on all machines, and start again"
-    )
-    options = config_dict(config)
+    """Raise ConfigError, on all processes, where one runs other versions, or was given other options."""
+    versions = {f"the version of {name}": metadata.version(name) for name in PACKAGES}
+    distributed.check_alike(versions | {"facemetric's code": code_hash()[:12]})
     paths = {each.name for each in fields(config) if "Path" in str(each.type)}
-    shared = {
+    options = {
         f"--{name.replace('_', '-')}": str(value)
-        for name, value in options.items()
+        for name, value in config_dict(config).items()
         if name not in OF_A_MACHINE and name not in paths
     }
-    same_everywhere(shared, "give all processes the same options")
+    distributed.check_alike(options)
 
 
 def same_data(origin: Mapping[str, str]) -> None:
-    """Raise ConfigError where a process sees other data, lists, weights or pictures."""
-    same_everywhere(origin, "give all machines the same images, lists and weights, and start again")
+    """Raise ConfigError, on all processes, where one sees other data, lists, weights or pictures."""
+    distributed.check_alike({f"the {name}": mark for name, mark in origin.items()})
 
 
 @functools.cache

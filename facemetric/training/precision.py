@@ -38,7 +38,9 @@ def set_precision(device: torch.device, amp: Amp) -> Precision | None:
     if device.type != "cuda":
         return None
     conv = getattr(torch.backends.cudnn, "conv", None)
-    if conv is not None and hasattr(conv, "fp32_precision"):  # torch 2.9 and later; both ways must not be mixed
+    if conv is not None and hasattr(
+        conv, "fp32_precision"
+    ):  # torch 2.9 and later; both ways must not be mixed
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         conv.fp32_precision = "tf32"
     else:

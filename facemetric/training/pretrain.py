@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, config_toml
 from facemetric.config.calls import takes_options
+from facemetric.distributed import say
 from facemetric.machine import pick_device
 from facemetric.model.faster import check_compiler
-from facemetric.training import distributed, peers
-from facemetric.training.distributed import say
+from facemetric.training import peers
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
+from facemetric import distributed
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_bytes_whole
 from facemetric.model.weights_folder import BEST, mend_folder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run_folder import (
     BAD_IMAGES,
     CHECKPOINT,

@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 import timm
 import torch
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict, require
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment, Transform, train_transform
+from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import (
     keep_training_images,
@@ -25,12 +27,12 @@ from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
 from facemetric.model.faster import checkpoint_activations, compile_backbone
 from facemetric.model.heads import check_head
+from facemetric.model.sharded_head import check_by_columns
 from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import FACES, find_weights, provenance
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.optim import check_optimizer, check_scheduler
 from facemetric.training.run import Run
+from facemetric.training.shards import check_rows_apart
 from facemetric.training.split import SPLIT_OPTIONS, Split
 from facemetric.training.task import Settings
 
@@ -68,6 +70,9 @@ def check_training(config: Config) -> Setup[Config]:
     if isinstance(config, PretrainConfig):
         head_args = parse_arguments("--head-args", config.head_args, "centres = 3")
         check_head(config.head, head_args)
+        if config.head_shards:
+            check_by_columns(config.head)
+            check_rows_apart(config)
         arch_args = parse_arguments("--arch-args", config.arch_args, "layers = [1, 1, 1, 1]")
         check_arch(config.arch)
     else:
@@ -141,7 +146,7 @@ def check_same_network(config: PretrainConfig, args: dict[str, Any], embedder: E
     for name in ("drop_path", "pretrained"):
         if getattr(config, name):
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
+            raise ConfigError(f"{option} is for a new network; leave it out, or --weights")
     for name, (has, fits) in known.items():
         if not fits:
             option = "--" + name.replace("_", "-")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from facemetric import distributed
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.answers import choose_answers, store_answers
@@ -19,8 +21,6 @@ from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 

@@ -11,8 +11,8 @@ from child_processes import in_processes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.mining.miners import semihard
-from facemetric.training import distributed
 from facemetric.training.gradients import Gradients
 from facemetric.training.optim import Amp
 from facemetric.training.tasks.chunks import backward_in_chunks
@@ -56,7 +56,7 @@ def steps(rank: int, world: int, amp: str = "off") -> list[dict[str, Tensor | No
                 continue
             loss = model.frozen(torch.tanh(model.used(own))).square().sum()
             if number == 0:  # of the first process alone
-                loss = loss + model.of_one(own).square().sum()
+                loss = loss + model.of_one(rows[:4]).square().sum()
             losses.append(loss)
         if step < 2:
             backward(sum(losses))  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def in_micro_batches(rank: int, world: int, most: int) -> dict[str, Tensor | Non
         loss_of,
         rows[own].split(most),
         backward,
-        [model.proxies],
+        lambda: [model.proxies],
     )
     return gradients(model)
 

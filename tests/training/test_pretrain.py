@@ -141,7 +141,7 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
     three = tmp_path / "three"
     for name in names[:3]:
         shutil.copytree(faces / name, three / name)
-    with pytest.raises(DataError, match=r"3 identities cannot be split.*--val-fraction 0"):
+    with pytest.raises(DataError, match=r"3 identities cannot be split.*val_fraction=0"):
         pretrain(str(three), **small, out=tmp_path / "run")
     run = pretrain(str(three), **small, val_fraction=0.0, out=tmp_path / "run")
     assert run.weights.is_dir()
@@ -149,7 +149,7 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
         for image in sorted((three / name).iterdir())[1:]:
             image.unlink()
     (tmp_path / "val.txt").write_text(names[0])
-    with pytest.raises(DataError, match=r"validation has 1 image of 1 identity; .*--val-fraction 0"):
+    with pytest.raises(DataError, match=r"validation has 1 image of 1 identity; .*val_fraction=0"):
         pretrain(str(three), **small, val_identities=tmp_path / "val.txt", out=tmp_path / "other")
 
 

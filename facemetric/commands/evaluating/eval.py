@@ -21,8 +21,8 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
-from facemetric.files import write_text_whole
-from facemetric.model.weights_folder import file_hash, provenance
+from facemetric.files import file_hash, write_text_whole
+from facemetric.model.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
@@ -63,19 +63,52 @@ def check_options(config: EvalConfig) -> None:
         len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
         f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
     )
+    check_templates(config)
+    require(
+        config.pairs is not None or not (config.cohort or config.calibration != "off"),
+        "--cohort and --calibration work on the scores of listed pairs: give --pairs",
+    )
+    require(
+        not (config.cohort and config.calibration == "stored"),
+        "--calibration stored is of plain cosines: leave --cohort out, or choose --calibration people",
+    )
     check_least(config, {"folds": 2})
     check_config(config)
+
+
+def check_templates(config: EvalConfig) -> None:
+    """Raise ConfigError where options of templates do not go together."""
+    images = bool(config.data or config.embeddings)
+    require(images or not config.templates, "--templates names images: give --data or --embeddings")
+    require(
+        bool(config.templates) or not config.gallery_templates,
+        "--gallery-templates are searched for those of --templates: give these too",
+    )
+    require(
+        not (config.gallery and config.gallery_templates), "give one of --gallery and --gallery-templates"
+    )
+    require(
+        not (config.embeddings and config.data and config.templates),
+        "templates are of the images of --data or of --embeddings: give one of them",
+    )
 
 
 def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json, and the curves of both models as csv and pictures."""
     write_metrics(config, inputs, evaluation)
-    found, other = evaluation.verification, evaluation.comparison
+    found, searched = evaluation.verification, evaluation.identification
+    if searched is not None and searched.det is not None:
+        curves = {inputs.name: searched.det}
+        draw_det(config.out / "identification.png", curves, names=("FPIR", "FNIR"))
+        write_roc_csv(config.out / "identification.csv", curves, names=("fpir", "tpir_any_rank"))
     if found is None:
         return
     curves = {inputs.name: found.roc}
-    if other is not None and other.verification is not None:
-        curves[other.name] = other.verification.roc
+    for other in evaluation.comparisons:
+        if other.verification is not None:
+            curves[other.name] = other.verification.roc
+    if evaluation.normalized is not None:
+        curves[evaluation.normalized.name] = evaluation.normalized.verified.verification.roc
     write_roc_csv(config.out / "roc.csv", curves)
     draw_roc(config.out / "roc.png", curves)
     draw_det(config.out / "det.png", curves)
@@ -86,11 +119,17 @@ def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) 
 def write_metrics(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json: the figures, the options, and what the weights say of themselves."""
     record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
-    for weights, key in ((inputs.weights, "weights"), (inputs.second_weights, "second_weights")):
-        if weights is not None:
-            architecture, sha256 = weights.config["architecture"], weights.config.get("sha256")
-            record[key] = {"architecture": architecture, "sha256": sha256}
+    if inputs.weights is not None:
+        record["weights"] = weights_record(inputs.weights)
+    for number, other in enumerate(inputs.others, 2):
+        if other.weights is not None:
+            record["second_weights" if number == 2 else f"weights_{number}"] = weights_record(other.weights)
     write_text_whole(config.out / "metrics.json", json.dumps(record, indent=2) + "\n")
+
+
+def weights_record(weights: Weights) -> dict[str, Any]:
+    """Which weights made embeddings."""
+    return {"architecture": weights.config["architecture"], "sha256": weights.config.get("sha256")}
 
 
 def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:

@@ -39,10 +39,10 @@ def backward_in_chunks(
     loss_of: Callable[[Tensor], Tensor],
     chunks: Sequence[Tensor],
     backward: Backward,
-    learned: Sequence[nn.Parameter] = (),
+    learned: Callable[[], Sequence[nn.Parameter]] = tuple,
 ) -> None:
     """Accumulate the gradient of `loss_of(cat(embed(chunk) for chunk in chunks))` in the weights of `model`, and in
-    those that the loss has `learned` itself.
+    those that the loss has `learned` itself; asked for when the loss was computed, as a head may draw what it uses.
 
     `embed` maps a chunk to embeddings (b, D) by `model`; `backward` is called with scalars whose gradients add
     up to it. One chunk is the ordinary single pass; more go through the model twice."""
@@ -57,8 +57,10 @@ def backward_in_chunks(
     torch.clear_autocast_cache()  # older ones keep weights that were cast without a graph, and use them below
     with torch.enable_grad():
         emb_BD = torch.cat(parts).requires_grad_()
-        grad_BD, *grads = torch.autograd.grad(loss_of(emb_BD), [emb_BD, *learned], allow_unused=True)
-        for weight, grad in zip(learned, grads, strict=True):
+        loss = loss_of(emb_BD)
+        weights = list(learned())
+        grad_BD, *grads = torch.autograd.grad(loss, [emb_BD, *weights], allow_unused=True)
+        for weight, grad in zip(weights, grads, strict=True):
             if grad is not None:
                 backward((weight * grad).sum(), last=False)
         grads_bD = grad_BD.split([len(part) for part in parts])

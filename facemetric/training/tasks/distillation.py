@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import note_bad
 from facemetric.data.batches import ShuffledBatches
@@ -21,8 +22,8 @@ from facemetric.data.transforms import eval_transform
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.heads import Head
+from facemetric.model.sharded_head import ShardedHead
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
-from facemetric.training import distributed
 from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
@@ -154,8 +155,7 @@ class Distillation(Classification):
             seen.append({"loss": loss.detach()} | {name: part.detach() for name, part in parts.items()})
             return loss
 
-        alone = model.head is None or not cast(Head, model.head).of_batch
-        self.learn(images, loss_of, backward, apart=alone and not config.relation_weight)
+        self.learn(images, loss_of, backward, apart=self.labels_apart and not config.relation_weight)
         figures = torch.stack([torch.stack(list(part.values())) for part in seen]).sum(0)
         return dict(zip(seen[0], distributed.total(figures), strict=True))
 
@@ -172,12 +172,15 @@ class Distillation(Classification):
         """These images' part of the mean cross-entropy and of the accuracy over the batch's `count` labelled images.
 
         The labels are still on the host, which so knows how many there are."""
-        head = cast(Head, self.model.head)
+        head = cast(Head | ShardedHead, self.model.head)
         known = (labels_B >= 0).nonzero()[:, 0]
         own_B = upload(labels_B[known], self.device)
         emb_BD = emb_BD[upload(known, self.device)]
-        logits = head(emb_BD).float()
         strength = min(1.0, progress / MARGIN_GROWTH)
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD, own_B, strength, self.config.label_smoothing)
+            return {"cross_entropy": found.loss / count, "accuracy": found.right / count}
+        logits = head(emb_BD).float()
         harder = head.with_margin(logits, own_B, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(
             harder, own_B, label_smoothing=self.config.label_smoothing, reduction="sum"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.data.bad_images import note_bad
 from facemetric.data.images import upload
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training import distributed
 from facemetric.training.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.alike import most_alike

@@ -126,7 +126,7 @@ class OnImages(StageTwo):
 
         chunks = even_chunks(images, self.config.microbatch)
         learned = [weight for module, _ in self.parts_of_loss() for weight in module.parameters()]
-        backward_in_chunks(self.embedder, embed, loss_of, chunks, backward, learned)
+        backward_in_chunks(self.embedder, embed, loss_of, chunks, backward, lambda: learned)
         return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import BadImageLog
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossRecord
 from facemetric.mining.memory import CrossBatchMemory
 from facemetric.model.embedder import Embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by

@@ -91,7 +91,7 @@ def test_what_a_loss_learns_gets_the_gradient_of_one_pass(chunk: int) -> None:
         return proxy_anchor(emb_BD, labels, proxies).loss
 
     expected = torch.autograd.grad(loss_of(embed(images)), [proxies, *model.parameters()], allow_unused=True)
-    backward_in_chunks(model, embed, loss_of, images.split(chunk), plain, [proxies, unused])
+    backward_in_chunks(model, embed, loss_of, images.split(chunk), plain, lambda: [proxies, unused])
     for weight, grad in zip([proxies, *model.parameters()], expected, strict=True):
         torch.testing.assert_close(weight.grad, grad, rtol=0, atol=1e-10)
     assert unused.grad is None

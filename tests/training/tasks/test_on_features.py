@@ -201,5 +201,5 @@ def test_unlabelled_images_are_hashed_and_belong_to_the_run(
 
 
 def test_unlabelled_images_need_cached_features(faces: Path, nobody: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--unlabelled needs --freeze backbone"):
+    with pytest.raises(ConfigError, match="unlabelled= needs freeze='backbone'"):
         finetune(str(faces), weights="x", unlabelled=(str(nobody),), freeze="none", out=str(tmp_path))

@@ -13,9 +13,9 @@ from child_processes import in_processes
 from small_trainings import numbers
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.mining import MINERS
-from facemetric.training import distributed
 from facemetric.training.gradients import Gradients
 from facemetric.training.optim import Amp
 from facemetric.training.stage import check_training
