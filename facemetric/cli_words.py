@@ -12,6 +12,7 @@ import cyclopts
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
+    ClusterConfig,
     EmbedConfig,
     EvalConfig,
     FinetuneConfig,
@@ -25,9 +26,9 @@ from facemetric.config import (
     check_ranges,
     check_stage,
     plan,
-    require,
 )
 from facemetric.config.build import SYNONYMS, read_toml
+from facemetric.config.commands import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm
@@ -117,23 +118,25 @@ def check_words(config: Any) -> None:
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
-        check_pictures(config)
+        check_verify(config)
+    if isinstance(config, ClusterConfig):
+        check_cluster(config)
     answers = isinstance(config, (VerifyConfig, GalleryAddConfig, GalleryCheckConfig, IdentifyConfig))
     takes_onnx = answers or isinstance(config, (EvalConfig, EmbedConfig))
-    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", ())
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
-    if compared and not compared.lower().endswith((".npz", ".parquet")):
-        (find_onnx if is_onnx(compared) else find_weights)(compared)
+    if isinstance(config, VerifyConfig):
+        check_pictures(config.image1, config.image2)
+    for name in compared:
+        if not name.lower().endswith((".npz", ".parquet")):
+            (find_onnx if is_onnx(name) else find_weights)(name)
     if not (answers or isinstance(config, AlignConfig)):  # these may have no use for timm
         import_timm()
 
 
-def check_pictures(config: VerifyConfig) -> None:
-    """Raise unless verify has two image files."""
-    images = (config.image1, config.image2)
-    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    (find_onnx if is_onnx(config.weights) else find_weights)(config.weights)
+def check_pictures(*images: str) -> None:
+    """Raise unless these are image files."""
     for image in map(Path, images):
         if image.is_dir():
             raise DataError(

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from facemetric.config import VerifyConfig, check_ranges, require
-from facemetric.config.calls import takes_options
+from facemetric.config import VerifyConfig, check_ranges
+from facemetric.config.calls import takes_options, words_of
+from facemetric.config.commands import check_verify
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.answers import Answers, LowerThreshold, answers_in
 from facemetric.evaluation.thresholds import Stored, threshold_in
@@ -144,6 +145,7 @@ class Verifier:
     of VerifyConfig: which faces of the pictures count. Raises WeightsError where there are no such weights, or where
     they hold no threshold for `far`, ConfigError for an unknown device or detector."""
 
+    @words_of(VerifyConfig)
     def __init__(
         self,
         weights: str | Path,
@@ -279,11 +281,8 @@ def verify(config: VerifyConfig) -> Verdict:
 
 def run_verify(config: VerifyConfig) -> Verdict:
     """verify, from a config."""
-    require(
-        bool(config.image1 and config.image2),
-        "verify needs two images: facemetric verify A.jpg B.jpg --weights W",
-    )
     check_ranges(config)
+    check_verify(config)
     verifier = Verifier(
         config.weights,
         far=config.far,

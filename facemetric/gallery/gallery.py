@@ -133,7 +133,7 @@ class Gallery:
             if not self._is_kept_name:
                 raise
             raise WeightsError(
-                f"{self.path} was enrolled with {self._name}, which is not there; name the weights by --weights "
+                f"{self.path} was enrolled with {self._name}, which is not there; name the weights "
                 f"(sha256 {self.folder.list.weights[:12]}...)"
             ) from error
         self.folder.check_weights(_sha256_of(found), self._name)

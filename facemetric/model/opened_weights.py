@@ -72,9 +72,9 @@ class Weights:
     def load(self, device: str) -> Embedder:
         """The network by torch, on a device such as `auto` or `cpu`."""
         import_timm()
-        from facemetric.model.weights import load_embedder
+        from facemetric.model.weights import load_folder
 
-        return load_embedder(self.folder, pick_device(device))
+        return load_folder(self.folder, pick_device(device))
 
     def network(self, device: str, runtime: str) -> Network:
         """What embeds: by torch on a device, or by ONNX Runtime on the CPU, whose file is made where there is none.

@@ -125,7 +125,7 @@ def test_faults_of_verify(calibrated: Path, faces: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="verify needs two images"):
         verify(one, **options)
     with pytest.raises(
-        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one by --far, or make one"
+        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one of these, or make one"
     ):
         verify(one, one, weights=calibrated, device="cpu")
 
