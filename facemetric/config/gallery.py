@@ -6,9 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import AT_LEAST_1, POSITIVE_SHARE, Range
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 
 @dataclass(frozen=True)
