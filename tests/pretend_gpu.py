@@ -62,7 +62,13 @@ def start() -> torch.device:
         wait("upload of numbers")
         return OnDevice(made)
 
+    generator = torch.Generator
+
+    def host_s_generator(device: Any = "cpu") -> torch.Generator:
+        return generator("cpu" if torch.device(device).type == NAME else device)
+
     torch.tensor = tensor  # type: ignore[assignment]
+    torch.Generator = host_s_generator  # type: ignore[assignment, misc]
     return torch.device(NAME, 0)
 
 
