@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -76,12 +78,34 @@ def work_shared() -> Iterator[None]:
 
 def workers() -> int:
     """Between how many processes work is shared out here: 1 outside of `work_shared`."""
-    return world_size() if _shared else 1
+    return world_size() if _shared and together() else 1
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of some items: every so many, so that long and short ones are spread."""
     return items[rank() :: workers()] if workers() > 1 else items
+
+
+def merged_rows(whole: npt.NDArray[Any], own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Fill into `whole` (N, ...) what the other processes have in the rows that are theirs, this one's being `own`;
+    the rows of all, rising. Alone it changes nothing."""
+    if workers() == 1:
+        return np.sort(own)
+    rows = from_all(own)
+    values = torch.from_numpy(np.ascontiguousarray(whole[own]))
+    for theirs, part in zip(rows, _gathered(values, [len(r) for r in rows]), strict=True):
+        whole[theirs] = part.numpy()
+    return np.sort(np.concatenate(rows))
+
+
+def summed(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Whole numbers summed over the processes that share the work."""
+    return counts if workers() == 1 else total(torch.from_numpy(counts)).numpy()
+
+
+def of_workers(value: T) -> list[T]:
+    """The value of each process that shares the work; of this one where nobody does."""
+    return [value] if workers() == 1 else from_all(value)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -34,6 +35,7 @@ Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
 Init = Literal["identity", "pca", "lda", "random"]
+Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
 
@@ -123,6 +125,8 @@ class StageConfig:
     """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: Annotated[bool, COMMON] = False
     """Go on from the checkpoint in `out`."""
+    track: Annotated[Track, RUN] = "off"
+    """Send the figures of log.jsonl to wandb, mlflow or trackio too, whose package is an extra."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,10 @@ def check_stage(config: StageConfig) -> None:
     """Raise ConfigError for a number out of its range and for options that do not go together, before any file is
     read."""
     check_ranges(config)
+    require(
+        config.track == "off" or find_spec(config.track) is not None,
+        f"--track {config.track} needs its package: pip install 'facemetric[{config.track}]'",
+    )
     require(
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",

@@ -101,11 +101,10 @@ def joined(lists: Sequence[TemplateList]) -> TemplateList:
     """Several lists as one; the templates of each are kept apart by their names."""
     if len(lists) == 1:
         return lists[0]
-    columns = [
-        np.concatenate([getattr(one, name) for one in lists])
-        for name in ("image", "template", "subject", "media", "quality")
-    ]
-    found = TemplateList(*columns, source=" and ".join(one.source for one in lists))
+    found = TemplateList(
+        *(np.concatenate([getattr(one, name) for one in lists]) for name in COLUMNS),
+        source=" and ".join(one.source for one in lists),  # type: ignore[misc]
+    )
     owner: dict[str, int] = {}
     for number, one in enumerate(lists):
         for template in one.templates.tolist():
@@ -228,11 +227,13 @@ def _read_mat(path: Path, images: Names) -> TemplateList:
     known = {images.name(i) for i in range(len(images))} if folder else set()
     in_folder = any(name.endswith(f"{folder}/{names[0]}") for name in known)
     paths = [f"{folder}/{name}" if in_folder else name for name in names]
-    rows = [
-        {"image": image, "template": image, "subject": person}
-        for image, person in zip(paths, people, strict=True)
-    ]
-    return list_of(rows, str(path))
+    return list_of(
+        [
+            {"image": image, "template": image, "subject": person}
+            for image, person in zip(paths, people, strict=True)
+        ],
+        str(path),
+    )
 
 
 def _text_in(value: Any) -> str:

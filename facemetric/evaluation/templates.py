@@ -81,7 +81,7 @@ def pool_templates(embeddings: npt.ArrayLike, rows: TemplateRows, how: Pool) -> 
     if how not in get_args(Pool):
         raise ConfigError(f"unknown pooling {how!r}; choose {', '.join(get_args(Pool))}")
     unit_ND = unit_rows(embeddings).astype(np.float64)
-    weight_R = np.ones(len(rows.row))
+    weight_R: Floats = np.ones(len(rows.row))
     if how == "quality":
         weight_R = rows.weight
         if not np.isfinite(weight_R).all():

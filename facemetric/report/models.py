@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading
+from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading, headline
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.verification import Verification
 
@@ -97,8 +97,8 @@ class Comparisons:
         return {"models": [model.to_dict() for model in self.models]}
 
     def figures(self) -> list[Figure]:
-        """The differences; of several models the keys begin with the model, and the terminal has the table of `SideBySide`
-        alone."""
+        """The differences; of several models the keys begin with the model, and the terminal has the table of
+        `SideBySide` alone."""
         if len(self.models) == 1:
             return self.models[0].figures()
         return [
@@ -139,14 +139,18 @@ class SideBySide:
         }
 
     def figures(self) -> list[Figure]:
-        """A table for each figure, a row for each model; the terminal shows those that lead."""
+        """A table for each figure, a row for each model. The terminal shows those that lead, of three models and more:
+        of two it shows the differences."""
         names = short_names(self.models)
+        leading = (
+            {row.key for row in headline([row.figure for row in self.rows])} if len(names) > 2 else set()
+        )
         found = []
         for row in self.rows:
             own = row.figure
             heading = Heading(f"{own.label}, by model", f"{own.about}." if own.about else "", "model")
             for name, cell in zip(names, row.cells, strict=True):
-                key, brief = f"{own.key}.{name}", own.headline > 0
+                key, brief = f"{own.key}.{name}", own.key in leading
                 found.append(
                     Figure(key, name, cell.value, cell.interval, heading, brief=brief, error=own.error)
                 )
@@ -154,7 +158,16 @@ class SideBySide:
                 if d is not None:
                     note = APART if told_apart(d) else ALIKE
                     found.append(
-                        Figure(f"{key}.minus_first", name, d.value, d, heading, note, column=DIFFERENCE, brief=brief)
+                        Figure(
+                            f"{key}.minus_first",
+                            name,
+                            d.value,
+                            d,
+                            heading,
+                            note,
+                            column=DIFFERENCE,
+                            brief=brief,
+                        )
                     )
         return found
 

@@ -46,7 +46,7 @@ class Verified(NamedTuple):
     pairs: str
     verification: Verification
     intervals: Mapping[str, Interval] = NONE
-    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where persons are not known."""
+    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where identities are not known."""
     band: Band | None = None
     """The interval of the TAR along the ROC."""
 
@@ -79,6 +79,8 @@ class Retrieved(NamedTuple):
     retrieval: Retrieval
     intervals: Mapping[str, Interval] = NONE
     title: str = NEIGHBOURS
+    thing: str = "image"
+    """What the rows are: images, or templates."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in metrics.json."""
@@ -86,7 +88,16 @@ class Retrieved(NamedTuple):
 
     def figures(self) -> list[Figure]:
         """As rows."""
-        return self.retrieval.figures(self.title, self.intervals)
+        rows = self.retrieval.figures(self.title, self.intervals)
+        if self.thing == "image":
+            return rows
+        return [
+            row._replace(
+                heading=Heading(*(text.replace("image", self.thing) for text in row.heading)),
+                about=row.about.replace("image", self.thing),
+            )
+            for row in rows
+        ]
 
 
 class Identified(NamedTuple):
@@ -129,7 +140,9 @@ class Normalized(NamedTuple):
 
     def figures(self) -> list[Figure]:
         """As rows: each figure, and what it is more than that of the cosines."""
-        heading = Heading("Normalized scores", f"{self.name} images of the cohort; differences from the cosines.")
+        heading = Heading(
+            "Normalized scores", f"{self.name} images of the cohort; differences from the cosines."
+        )
         rows = []
         for row in self.verified.figures():
             if row.value is None:

@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig) -> Trained:
         check_compiler(device)
     embedder = load_start(config, device)
     toml = config_toml(config)
-    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume) as run:
+    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
         warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)
@@ -61,8 +61,8 @@ def finetune(config: FinetuneConfig) -> Trained:
         task.prepare()
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        # Process 0 measures for all, as in the loop.
-        before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
+        with distributed.work_shared():
+            before = distributed.from_first(task.start_figures)
         if not run.resume:
             run.log("before", 0, **before)
         if before:

@@ -35,7 +35,7 @@ def pretrain(config: PretrainConfig) -> Trained:
     if config.compile:
         check_compiler(device)
     toml = config_toml(config)
-    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume) as run:
+    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
         task = stage_one(setup, split, run, device)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from facemetric.commands.evaluating.scores import PairIdentities, Scored  # which imports this file
 
 COMPARED = ("verification", "neighbours")  # families that other models have too
-IN_WORDS = {"slices": "groups", "svm": "linear SVM", "normalized": "normalized scores"}  # of the other families
+IN_WORDS = {
+    "slices": "groups",
+    "svm": "linear SVM",
+    "normalized": "normalized scores",
+}  # of the other families
 SILENT = ("templates",)  # families that are no figures
 
 
@@ -96,4 +100,6 @@ def compare_neighbours(
     people = first.identities[before.each.rows]
     intervals = mean_intervals(found.each.figures, people, seed=config.seed)
     changes = {name: v - before.each.figures[name] for name, v in found.each.figures.items()}
-    return Retrieved(found, intervals, NEIGHBOURS), mean_intervals(changes, people, seed=config.seed)
+    return Retrieved(found, intervals, NEIGHBOURS, retrieved.thing), mean_intervals(
+        changes, people, seed=config.seed
+    )

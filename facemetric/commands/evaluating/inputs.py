@@ -23,7 +23,7 @@ from facemetric.commands.embedding import (
     remove_lists,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
-from facemetric.commands.evaluating.templates import open_templates
+from facemetric.commands.evaluating.templates import Templates, open_templates
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
@@ -111,6 +111,74 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
     """Everything that is to be scored. What can be wrong with names and files is found before the long work.
 
     Beside embeddings that were given, `data` only lends its pictures to the report, or to other models."""
+    found = find_inputs(config)
+    weights, images = found.weights, found.images
+    pairs_of_images = found.listed is not None and weights is not None and found.templates is None
+    needed = found.listed.needed() if found.listed is not None and pairs_of_images else []
+    table, listed = found.table, found.listed
+    bad: list[tuple[int, str]] = []
+    if weights is not None:
+        assert images is not None
+        table, bad = embed(config, weights, images, needed)
+        listed = listed.among_readable(bad) if listed is not None and pairs_of_images else listed
+    assert table is not None
+    own = ImageSet(table, among_readable(images, bad) if weights is not None else None)
+    others = open_others(config, found.others, table, images, needed)
+    gallery, cohort = (
+        embed_set(config, weights, each, of)
+        for each, of in ((found.gallery, GALLERY), (found.cohort, COHORT))
+    )
+    for each, what in ((gallery, "the gallery"), (cohort, "the cohort")):
+        if each is not None:
+            check_sizes(table, each.table, what)
+    pooled = None
+    if found.templates is not None:
+        rows = [row for row, _ in bad]
+        tables, pooled = found.templates.pool(table, rows, config.pool)
+        others = tuple(
+            replace(each, table=found.templates.pool(each.table, rows, config.pool)[0].table)
+            for each in others
+        )
+        own = ImageSet(tables.table)
+        gallery = gallery if tables.gallery is None else ImageSet(tables.gallery)
+    return EvalInputs(
+        config.weights or str(config.embeddings),
+        own.table,
+        images,
+        listed,
+        None if gallery is None else gallery.table,
+        NO_OVERLAP if gallery is None else find_overlap(own, gallery),
+        others,
+        weights,
+        warnings_of(images, weights, *found.others.values()),
+        None if cohort is None else cohort.table,
+        pooled,
+    )
+
+
+class Sources(NamedTuple):
+    """A set beside the first: embeddings that were given, or images that are to be embedded, or neither."""
+
+    table: EmbeddingTable | None = None
+    images: ImageIndex | None = None
+
+
+class Found(NamedTuple):
+    """What the options name, before anything is embedded. `others`: weights by name, None where embeddings are
+    stored."""
+
+    weights: Weights | None
+    others: Mapping[str, Weights | None]
+    images: ImageIndex | None
+    table: EmbeddingTable | None
+    listed: ListedPairs | None
+    templates: Templates | None
+    gallery: Sources
+    cohort: Sources
+
+
+def find_inputs(config: EvalConfig) -> Found:
+    """Open what the options name, and look up what they name in one another."""
     pairs = read_pairs(config.pairs) if config.pairs and not config.templates else None
     weights = open_model(config.weights) if config.weights else None
     others = {name: None if is_stored(name) else open_model(name) for name in dict.fromkeys(config.compare)}
@@ -121,66 +189,45 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
     images = with_faces(config, read_images(config, pairs), weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     names: Names | None = table if table is not None else images
-    assert names is not None
     templates = open_templates(config, table, images)
     if templates is not None:
         pairs, names = templates.pairs(config.pairs), templates.names
         if weights is not None:
             assert images is not None
             images, templates = templates.needed_images(images)
-    listed = list_pairs(pairs, names, config.out) if pairs is not None else None
-    gallery, gallery_images = open_set_of(config, config.gallery, "--gallery")
-    gallery_images = with_faces(config, gallery_images, weights, GALLERY)
-    cohort, cohort_images = open_set_of(config, config.cohort, "--cohort")
-    cohort_images = with_faces(config, cohort_images, weights, COHORT)
+    listed = None
+    if pairs is not None:
+        assert names is not None
+        listed = list_pairs(pairs, names, config.out)
+    gallery = open_set_of(config, config.gallery, "--gallery")
+    cohort = open_set_of(config, config.cohort, "--cohort")
+    gallery = gallery._replace(images=with_faces(config, gallery.images, weights, GALLERY))
+    cohort = cohort._replace(images=with_faces(config, cohort.images, weights, COHORT))
     require(
-        images is not None or not any(others.values()), "--compare with weights needs their images: give --data"
+        images is not None or not any(others.values()),
+        "--compare with weights needs their images: give --data",
     )
-    needed = listed.needed() if listed is not None and weights is not None and templates is None else []
-    own_images, bad = None, []
-    if weights is not None:
-        assert images is not None
-        embedded = embed(config, weights, images, needed)
-        table, bad = embedded.table, embedded.bad
-        own_images = among_readable(images, bad)
-        listed = listed.among_readable(bad) if listed is not None and templates is None else listed
-    assert table is not None
-    models = open_others(config, others, table, images, needed)
-    if gallery_images is not None:
-        assert weights is not None
-        embedded = embed(config, weights, gallery_images, [], GALLERY)
-        gallery, gallery_images = embedded.table, among_readable(gallery_images, embedded.bad)
-    if cohort_images is not None:
-        assert weights is not None
-        cohort = embed(config, weights, cohort_images, [], COHORT).table
-    for other, what in ((gallery, "the gallery"), (cohort, "the cohort")):
-        if other is not None:
-            check_sizes(table, other, what)
-    pooled = None
-    if templates is not None:
-        own, pooled = templates.pool(table, [row for row, _ in bad], config.pool)
-        models = tuple(
-            replace(model, table=templates.pool(model.table, [row for row, _ in bad], config.pool)[0].table)
-            for model in models
-        )
-        table, gallery, own_images = own.table, own.gallery or gallery, None
-        if gallery is not None and own.gallery is not None:
-            gallery_images = None
-    return EvalInputs(
-        config.weights or str(config.embeddings),
-        table,
-        images,
-        listed,
-        gallery,
-        NO_OVERLAP
-        if gallery is None
-        else find_overlap(ImageSet(table, own_images), ImageSet(gallery, gallery_images)),
-        models,
-        weights,
-        warnings_of(images, weights, *others.values()),
-        cohort,
-        pooled,
-    )
+    return Found(weights, others, images, table, listed, templates, gallery, cohort)
+
+
+def open_set_of(config: EvalConfig, sources: Sequence[str], option: str) -> Sources:
+    """The gallery or the cohort."""
+    if not sources:
+        return Sources()
+    if is_stored(sources[0]):
+        return Sources(EmbeddingTable.load(sources[0]))
+    require(bool(config.weights), f"{option} of images needs --weights; beside --embeddings give an .npz")
+    return Sources(images=open_images(sources))
+
+
+def embed_set(config: EvalConfig, weights: Weights | None, sources: Sources, of: str) -> ImageSet | None:
+    """The embeddings of a set, and the images that they are of where they were embedded now; None where there is no
+    such set."""
+    if sources.images is None:
+        return None if sources.table is None else ImageSet(sources.table)
+    assert weights is not None
+    embedded = embed(config, weights, sources.images, [], of)
+    return ImageSet(embedded.table, among_readable(sources.images, embedded.bad))
 
 
 def open_others(
@@ -244,18 +291,6 @@ def with_faces(
     )
     say(*filter(None, [found.text()]))
     return found.index
-
-
-def open_set_of(
-    config: EvalConfig, sources: Sequence[str], option: str
-) -> tuple[EmbeddingTable | None, ImageIndex | None]:
-    """The gallery or the cohort: embeddings, or images that are to be embedded, or neither."""
-    if not sources:
-        return None, None
-    if is_stored(sources[0]):
-        return EmbeddingTable.load(sources[0]), None
-    require(bool(config.weights), f"{option} of images needs --weights; beside --embeddings give an .npz")
-    return None, open_images(sources)
 
 
 def embed(

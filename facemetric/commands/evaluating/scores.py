@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric.commands.evaluating.compare import compare
 from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
@@ -24,6 +25,7 @@ from facemetric.evaluation.calibration import (
     calibrated,
     cohort_statistics,
 )
+from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
@@ -38,6 +40,7 @@ from facemetric.evaluation.slices.measure import groups_of_pairs, slice_all_pair
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.machine import pick_device
 from facemetric.report.record import (
     GALLERY,
     NEIGHBOURS,
@@ -153,7 +156,7 @@ def calibrate_listed(
     """The scores of listed pairs normalized by a cohort, and calibrated; a note alone where people are too few."""
     listed, table = inputs.listed, inputs.table
     assert listed is not None
-    score: npt.NDArray[np.float64] = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    score: Floats = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
     what = COSINES
     if inputs.cohort is not None:
         what = f"cosines after adaptive s-norm with {len(inputs.cohort):,} images"
@@ -188,8 +191,8 @@ def normalize_listed(
     inputs: EvalInputs,
     identities: PairIdentities,
     scored: Scored,
-    score: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
+    score: Floats,
+) -> Floats:
     """Scores (P,) after adaptive s-norm; their verification goes beside that of the cosines."""
     listed, table, cohort = inputs.listed, inputs.table, inputs.cohort
     assert listed is not None
@@ -261,7 +264,7 @@ def fold_of(found: Verification) -> npt.NDArray:
 def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, its intervals over people, its slices."""
     arguments = inputs.table.embeddings, inputs.table.identities
-    found = verify_all_pairs(*arguments, fars=config.fars)
+    found = verify_all_pairs(*arguments, fars=config.fars, device=device_of_tiles(config.device))
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
     slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
     scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
@@ -269,19 +272,32 @@ def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> N
         scored.families["slices"] = Sliced(slices)
 
 
+def device_of_tiles(wanted: str) -> torch.device | None:
+    """The GPU that makes and counts the tiles of all pairs, where --device is one; None for the threads of the CPU."""
+    device = pick_device(wanted)
+    return device if device.type == "cuda" else None
+
+
 def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
     table = inputs.table
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        scored.notes.append(
+            f"no nearest neighbours: at least two identities, one with two {thing_of(inputs)}s, are needed"
+        )
         return
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
     intervals = retrieval_intervals(found, table, config.seed)
-    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS, thing_of(inputs))
+
+
+def thing_of(inputs: EvalInputs) -> str:
+    """What is scored."""
+    return "image" if inputs.pooled is None else "template"
 
 
 def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
@@ -322,7 +338,7 @@ def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> Non
         scored.notes.append(f"no retrieval from the gallery: {error}")
         return
     intervals = retrieval_intervals(near, table, config.seed)
-    scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+    scored.families["gallery"] = Retrieved(near, intervals, GALLERY, thing_of(inputs))
 
 
 class OpenSet(NamedTuple):

@@ -125,7 +125,9 @@ def named_images(table: EmbeddingTable | None, images: ImageIndex | None) -> Nam
 
 def read_lists(sources: tuple[str, ...], known: NamedImages) -> TemplateList:
     """All lists as one; a subject that no list names is the image's identity."""
-    found = joined([of_column(known) if source == COLUMN else read_templates(source, known) for source in sources])
+    found = joined(
+        [of_column(known) if source == COLUMN else read_templates(source, known) for source in sources]
+    )
     if (found.subject != "").all():
         return found
     rows = rows_in(found, known, None)
