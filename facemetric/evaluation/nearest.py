@@ -48,7 +48,9 @@ def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float
     height, width = tile_shape(len(gallery_ND), len(query_QD), budget_mib=BUDGET_MIB)
     if distributed.workers() > 1 and len(query_QD) > width:
         mine = distributed.own_share(range(0, len(query_QD), width))
-        walks = [partial(_walk_group, query_QD, gallery_ND, best_QK, slice(at, at + width), height) for at in mine]
+        walks = [
+            partial(_walk_group, query_QD, gallery_ND, best_QK, slice(at, at + width), height) for at in mine
+        ]
         for each in range(0, len(walks), torch.get_num_threads()):
             in_threads(walks[each : each + torch.get_num_threads()])
         own = np.concatenate([np.arange(at, min(at + width, len(query_QD))) for at in mine] or [np.arange(0)])

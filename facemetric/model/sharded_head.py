@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from facemetric import distributed
 from facemetric.distributed import Shard
-from facemetric.errors import ConfigError, plural
+from facemetric.errors import ConfigError, given, plural
 from facemetric.model.heads import HEADS, MarginHead, at_least_single, make_head, own_logits
 
 BLOCK = 4096  # identities whose first weights are drawn together, whichever processes have them
@@ -168,8 +168,9 @@ def check_by_columns(kind: str) -> None:
     owner = next(c for c in HEADS[kind].__mro__ if "with_margin" in vars(c)) if kind in HEADS else None
     if owner is not None and "by_columns" not in vars(owner):
         raise ConfigError(
-            f"--head {kind} sees all logits of an image at once, so it cannot be shared out over processes; leave out "
-            f"--head-shards, or see `by_columns` in model/heads.py ({owner.__name__} does not set it)"
+            f"{given('--head', kind)} sees all logits of an image at once, so it cannot be shared out over "
+            "processes; leave out --head-shards, or see `by_columns` in model/heads.py "
+            f"({owner.__name__} does not set it)"
         )
 
 

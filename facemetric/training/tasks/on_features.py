@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from facemetric.evaluation.nearest import nearest
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.readings import Figure
+from facemetric.training.task import Backward
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 
@@ -140,7 +141,7 @@ class OnFeatures(StageTwo):
         self.model.train()
 
     def step(
-        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
+        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Backward
     ) -> dict[str, Figure]:
         """Project, mine, backward."""
         places, views = batch
