@@ -260,7 +260,7 @@ def test_several_processes_share_the_photographs(g: Path, faces: Path, tmp_path:
     options = {"gallery": str(g), "threshold": 0.999, "device": "cpu"}
 
     def answers(show: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
-        found = identify(*photos, **options, show=show).photos
+        found = identify(photos, **options, show=show).photos
         return [
             (each.photo, each.names, [match.name for face in each.faces for match in face.matches])
             for each in found
