@@ -129,7 +129,7 @@ def test_tinyface_and_its_distractors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "image,subject\n1.jpg,a\n", "no column template among image, subject"),
+        ("a.csv", "image,subject\n1.jpg,a\n", "no column template among 'image, subject'"),
         ("a.csv", "image,template,subject\n", "a header but no images"),
         ("a.csv", "image,template,subject\n1.jpg,,a\n", "line 2: no image or no template"),
         ("a.csv", "image,template,subject\n1.jpg,1,a\n2.jpg,1,b\n", "template 1 is of 'a' and of 'b'"),
@@ -148,7 +148,7 @@ def test_what_is_no_list(tmp_path: Path, name: str, text: str, message: str) -> 
 def test_lists_that_are_not_there_or_disagree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no-list.csv: no such list of templates"):
         read_templates("no-list.csv", images())
-    with pytest.raises(DataError, match="no image of DATA has such a name; the first is 'img/1.jpg'"):
+    with pytest.raises(DataError, match=r"no image of DATA has such a name; the first is 'img/1\.jpg'"):
         read_templates("Distractor/*", images())
     one = read_templates(written(tmp_path, "a.csv", "image,template,subject\n1.jpg,1,a\n"), images())
     two = read_templates(written(tmp_path, "b.csv", "image,template,subject\n2.jpg,1,a\n"), images())
