@@ -24,6 +24,7 @@ from facemetric.config import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     EvalConfig,
@@ -86,7 +87,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.commands.evaluating.eval import run_evaluate
     from facemetric.report.figures import evaluation_text
 
-    print(evaluation_text(run_evaluate(config)))
+    print_once(evaluation_text(run_evaluate(config)))
 
 
 @app.command
@@ -113,6 +114,15 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     print(run_check(config).text())
 
 
+@data.command
+def convert(config: Annotated[ConvertConfig, Parameter(name="*")] = ConvertConfig()) -> None:
+    """Write DATA of any kind to tar shards, the images' bytes as they are; resumable."""
+    from facemetric.commands.convert import check_convert, run_convert
+
+    check_convert(config)
+    print(run_convert(config).text())
+
+
 @app.command
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
@@ -130,7 +140,7 @@ def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -
     from facemetric.commands.vectors.embed import run_embed
 
     add_cwd_to_path()
-    print(run_embed(config).text())
+    print_once(run_embed(config).text())
 
 
 @app.command
@@ -311,6 +321,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
         show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
+
+
+def print_once(text: str) -> None:
+    """Print a result; of several processes under torchrun the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def add_cwd_to_path() -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ from facemetric import machine
 from facemetric.errors import ConfigError
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=24)  # others wait while process 0 caches features or validates: that can take hours
 
 
 def start(device: str) -> str:
@@ -35,9 +39,8 @@ def start(device: str) -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # Others wait while process 0 caches features or validates: that can take hours.
         # gloo for what lies on the CPU, such as embeddings that are evaluated
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=24))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     if rank() > 0:  # process 0 speaks for all
         machine.show_progress(False)
     return device
@@ -75,12 +78,34 @@ def work_shared() -> Iterator[None]:
 
 def workers() -> int:
     """Between how many processes work is shared out here: 1 outside of `work_shared`."""
-    return world_size() if _shared else 1
+    return world_size() if _shared and together() else 1
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of some items: every so many, so that long and short ones are spread."""
     return items[rank() :: workers()] if workers() > 1 else items
+
+
+def merged_rows(whole: npt.NDArray[Any], own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Fill into `whole` (N, ...) what the other processes have in the rows that are theirs, this one's being `own`;
+    the rows of all, rising. Alone it changes nothing."""
+    if workers() == 1:
+        return np.sort(own)
+    rows = from_all(own)
+    values = torch.from_numpy(np.ascontiguousarray(whole[own]))
+    for theirs, part in zip(rows, _gathered(values, [len(r) for r in rows]), strict=True):
+        whole[theirs] = part.numpy()
+    return np.sort(np.concatenate(rows))
+
+
+def summed(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Whole numbers summed over the processes that share the work."""
+    return counts if workers() == 1 else total(torch.from_numpy(counts)).numpy()
+
+
+def of_workers(value: T) -> list[T]:
+    """The value of each process that shares the work; of this one where nobody does."""
+    return [value] if workers() == 1 else from_all(value)
 
 
 def say(text: str) -> None:
@@ -104,13 +129,18 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_of(flag: bool) -> bool:
     """Whether the flag is set on any process."""
+    return any_of_each(flag)[0]
+
+
+def any_of_each(*flags: bool) -> list[bool]:
+    """Whether each flag is set on any process; asked by the hosts, so that no device is waited for."""
     if not together():
-        return flag
-    found = torch.tensor(int(flag), device=device)
+        return list(flags)
+    found = torch.tensor([int(flag) for flag in flags])
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found.item())
+    return [bool(flag) for flag in found.tolist()]
 
 
 def total(value: Tensor) -> Tensor:
@@ -179,21 +209,6 @@ def is_shard(parameter: Tensor) -> bool:
     return getattr(parameter, "is_shard", False)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over processes; one that a process does not have counts as zero.
-
-    What is frozen keeps none: a gradient of zero would still let weight decay move it. Shards are left as they
-    are: no other process has their rows."""
-    if not together():
-        return
-    for parameter in parameters:
-        if not parameter.requires_grad or is_shard(parameter):
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-
-
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """The L2 norm of all gradients, with those of every process's shards."""
     shards = [p.grad for p in parameters if p.grad is not None and is_shard(p)]
@@ -209,7 +224,7 @@ def same_overflow(parameters: Iterable[nn.Parameter]) -> None:
     if not shards or not together():
         return
     finite = torch.stack([torch.isfinite(grad).all() for grad in shards]).all()
-    if any_of(not bool(finite), shards[0].device):
+    if any_of(not bool(finite)):
         shards[0].fill_(torch.inf)
 
 
@@ -235,7 +250,7 @@ def gather_rows(rows_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, slic
     each process's rows."""
     if not together():
         return rows_BD, labels_B, slice(0, len(rows_BD))
-    count = torch.tensor(len(rows_BD), device=rows_BD.device)
+    count = torch.tensor(len(rows_BD))  # of the hosts: no device is waited for
     counts_list = [torch.zeros_like(count) for _ in range(world_size())]
     dist.all_gather(counts_list, count)
     counts = [int(c) for c in counts_list]

@@ -206,6 +206,13 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
         ) from error
+    if device.type == "mps":
+        raise ConfigError(
+            f"--device {name}: losses and figures are added up in float64, which Apple's GPUs do not have; use "
+            "--device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} is not supported; use --device cpu or --device cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"the device {name} was asked for, but torch {torch.__version__} finds no CUDA; use cpu"

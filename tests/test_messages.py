@@ -195,3 +195,18 @@ def test_a_verifier_speaks_python() -> None:
         fm.Verifier("faces-112", detector="nowhere:find")
     with pytest.raises(ConfigError, match="verify needs two images"):
         check_verify(fm.VerifyConfig("a.jpg"))
+
+
+def test_the_help_names_every_loss_and_leads_to_the_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    from facemetric.mining import LOSSES
+    from facemetric.model.heads import HEADS
+
+    shown = []
+    for words in (["finetune", "--help"], ["pretrain", "--help"], ["heads"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
+    told = shown[0][shown[0].index("--loss ") :][:600]
+    assert [name for name in LOSSES if not re.search(rf"(?<![\w-]){name}(?![\w-])", told)] == []
+    assert "`facemetric heads` lists them" in shown[1]
+    assert [name for name in HEADS if not re.search(rf"(?<![\w-]){name}(?![\w-])", shown[2])] == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from facemetric import distributed
 from facemetric.config import CheckConfig, ClusterConfig, DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.eval_transform import eval_transform
@@ -145,7 +146,10 @@ def open_weights(name: str) -> Weights:
 
 def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
     """The images of DATA; what was skipped is printed. `loose`: no folder for each identity."""
-    return announced(read_index(sources, loose=loose))
+    index = announced(read_index(sources, loose=loose))
+    if distributed.together():
+        distributed.check_alike({"the images": index.fingerprint})
+    return index
 
 
 def colours_in(model: OnnxEmbedder | None, index: ImageIndex) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from facemetric.config.build import require
-from facemetric.config.embedding import NetworkRuntime
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -19,7 +18,7 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
@@ -239,6 +238,23 @@ class CheckConfig(FacesConfig, DataConfig):
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
     seed: Annotated[int, SEED] = 0
     """Seed of the samples that thresholds are taken from."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Images of any source to tar shards, their bytes as they are."""
+
+    data: tuple[str, ...] = ()
+    """Images, as for pretrain: a folder, a csv, .tar, .rec, .parquet or .mdb files, or a pattern of shards."""
+    _: KW_ONLY
+    out: Annotated[Path, FOLDER] = Path("runs/shards")
+    """Folder for shard-000000.tar, ...; the same command goes on with it, and nothing in it is overwritten."""
+    shard_mib: Annotated[int, AT_LEAST_1] = 1024
+    """Most MiB of images in a shard."""
+    webdataset: bool = False
+    """Write a .cls with the identity beside each image, as WebDataset and timm read it."""
+    max_bad: Annotated[float, SHARE] = 0.01
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -34,6 +35,7 @@ Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
 Init = Literal["identity", "pca", "lda", "random"]
+Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
 
@@ -109,6 +111,12 @@ class StageConfig:
     """auto, cpu, cuda or cuda:N."""
     workers: Annotated[int, RUN, WORKERS] = -1
     """Processes that read images; 0 reads in the training process, -1 takes half the cores (none of two), up to 8."""
+    microbatch: Annotated[int, RUN, AT_LEAST_0] = 0
+    """Images in memory with their graph at once, at least two: the batch's gradient in less memory; 0: all of them."""
+    checkpoint_activations: Annotated[bool, RUN] = False
+    """Compute the backbone's activations again in backward instead of keeping them: the same gradient, less memory."""
+    compile: Annotated[bool, RUN] = False
+    """Compile the backbone with torch.compile: faster steps after a minute; checkpoints and weights are the same."""
     checkpoint_minutes: Annotated[float, RUN, AT_LEAST_0] = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     validate_every: Annotated[int, VALIDATION, AT_LEAST_1] = 1
@@ -117,6 +125,8 @@ class StageConfig:
     """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: Annotated[bool, COMMON] = False
     """Go on from the checkpoint in `out`."""
+    track: Annotated[Track, RUN] = "off"
+    """Send the figures of log.jsonl to wandb, mlflow or trackio too, whose package is an extra."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +230,6 @@ class FinetuneConfig(StageConfig):
     """Folder of the cached features; `features` beside the run folder where none is named."""
     memory: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
     """Embeddings of past batches to compare with as well (cross-batch memory); 0 for none."""
-    microbatch: Annotated[int, RUN, AT_LEAST_0] = 0
-    """Images in memory with their graph at once, at least two (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: Annotated[int, COMMON, AT_LEAST_2] = 512
     """Images in a step: batch_size / images_per_identity identities."""
     optimizer: Annotated[str, OPTIMISATION] = "adamw"
@@ -262,8 +270,16 @@ def check_stage(config: StageConfig) -> None:
     read."""
     check_ranges(config)
     require(
+        config.track == "off" or find_spec(config.track) is not None,
+        f"--track {config.track} needs its package: pip install 'facemetric[{config.track}]'",
+    )
+    require(
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
+    )
+    require(
+        config.microbatch != 1,
+        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
     )
     if isinstance(config, PretrainConfig):
         check_teacher(config)
@@ -350,15 +366,17 @@ def check_batch(config: FinetuneConfig) -> None:
         config.projection_init == "identity" or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
     )
-    require(
-        config.microbatch != 1,
-        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
-    )
 
 
 def check_freeze(config: FinetuneConfig) -> None:
     """Raise ConfigError where the epochs do not fit what is frozen in turn."""
     turns, given = config.freeze, config.freeze_epochs
+    for name in ("compile", "checkpoint_activations"):
+        require(
+            not getattr(config, name) or turns != ("backbone",),
+            f"--{name.replace('_', '-')} is for a backbone that trains, and --freeze backbone runs it once for its "
+            "features; leave out one of the two",
+        )
     require(bool(turns), f"--freeze is empty; choose from {', '.join(get_args(Freeze))}")
     require(
         len(given) == len(turns) - 1,

@@ -137,7 +137,7 @@ class FpirThreshold:
     given: bool = False
 
     def text(self) -> str:
-        """What the threshold stands for, in a sentence or two."""
+        """What the threshold means, in a sentence or two."""
         enrolled = f"{plural(self.people, 'person', 'people')}, {plural(self.rows, 'face')}"
         if self.given:
             lead = f"threshold {self.cosine:.4f}, as given, for {enrolled}"

@@ -34,6 +34,8 @@ class Head(nn.Module):
     by_columns = True
     sharded = False
 
+    of_batch = False  # whether an image's margin depends on the others of its batch
+
     def __init__(self, embedding_size: int, identities: int, *, scale: float, margin: float) -> None:
         super().__init__()
         self.scale, self.margin = scale, margin
@@ -184,6 +186,7 @@ class CombinedHead(MarginHead):
 class AdaFaceHead(MarginHead):
     """A margin that grows with the length of the embedding, its quality. Source: Kim et al. 2022, arXiv:2204.00964."""
 
+    of_batch = True
     mean: Tensor
     deviation: Tensor
 
@@ -230,6 +233,7 @@ class AdaFaceHead(MarginHead):
 class CurricularHead(ArcFaceHead):
     """ArcFace whose hard negatives weigh more as training goes. Source: Huang et al. 2020, arXiv:2004.00288."""
 
+    of_batch = True
     progress: Tensor
     by_columns = True
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from facemetric import distributed
 from facemetric.distributed import Shard
-from facemetric.errors import ConfigError, plural
+from facemetric.errors import ConfigError, given, plural
 from facemetric.model.heads import HEADS, MarginHead, at_least_single, make_head, own_logits
 
 BLOCK = 4096  # identities whose first weights are drawn together, whichever processes have them
@@ -134,7 +134,7 @@ class ShardedHead(nn.Module):
             mine_A = (label_A >= self.shard.first) & (label_A < self.shard.stop)
             return self.columns(emb_AD), torch.where(mine_A, label_A - self.shard.first, -1), ids_S
         ids_S = self._draw(label_A).to(device)
-        active = {}
+        active: dict[str, Tensor] = {}
         for name, parameter in self.columns.named_parameters():
             each = len(parameter) // self.shard.size  # rows of an identity
             rows = ((ids_S - self.shard.first)[:, None] * each + torch.arange(each, device=device)).reshape(
@@ -168,8 +168,9 @@ def check_by_columns(kind: str) -> None:
     owner = next(c for c in HEADS[kind].__mro__ if "with_margin" in vars(c)) if kind in HEADS else None
     if owner is not None and "by_columns" not in vars(owner):
         raise ConfigError(
-            f"--head {kind} sees all logits of an image at once, so it cannot be shared out over processes; leave out "
-            f"--head-shards, or see `by_columns` in model/heads.py ({owner.__name__} does not set it)"
+            f"{given('--head', kind)} sees all logits of an image at once, so it cannot be shared out over "
+            "processes; leave out --head-shards, or see `by_columns` in model/heads.py "
+            f"({owner.__name__} does not set it)"
         )
 
 

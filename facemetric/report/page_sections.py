@@ -201,12 +201,12 @@ def other_models(found: Evaluation, key: str) -> str:
         apart = told_apart(cell.difference)
         better = "better" if sign * cell.difference.value > 0 else "worse"
         kinds[better if apart else "not told apart from it"].append(f"{name} {percent(cell.value or 0)}")
-    said = [
+    told = [
         f"{'; '.join(models)} ({kind}{', by more than chance' if 'told' not in kind else ''})"
         for kind, models in kinds.items()
         if models
     ]
-    return f"Beside it: {', '.join(said)}." if said else ""
+    return f"Beside it: {', '.join(told)}." if told else ""
 
 
 def models_lead(found: Evaluation) -> str:
@@ -260,7 +260,7 @@ def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
         ),
         Gallery(
             "False accepts",
-            f"Two persons: the {len(hardest.impostor.score)} pairs with the highest scores. "
+            f"Two people: the {len(hardest.impostor.score)} pairs with the highest scores. "
             "Look first for one person under two names.",
             pair_cases(found, pictures, hardest.impostor),
             "impostor",
@@ -289,13 +289,13 @@ def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
     people are there once."""
     if found.neighbours is None:
         return None
-    each, who = found.neighbours.each, found.table.identities
-    wrong = np.flatnonzero(who[each.nearest] != who[each.rows])
+    each, identities = found.neighbours.each, found.table.identities
+    wrong = np.flatnonzero(identities[each.nearest] != identities[each.rows])
     cases: list[Case] = []
     seen: set[frozenset[str]] = set()
     for k in wrong[np.argsort(-each.score[wrong], kind="stable")]:
         row, other = int(each.rows[k]), int(each.nearest[k])
-        people = frozenset((str(who[row]), str(who[other])))
+        people = frozenset((str(identities[row]), str(identities[other])))
         if people in seen:
             continue
         seen.add(people)
@@ -303,8 +303,8 @@ def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
         cases.append(
             Case(
                 (
-                    shown(found, pictures, row, str(who[row]), "probe"),
-                    shown(found, pictures, other, str(who[other]), f"found {each.score[k]:.4f}"),
+                    shown(found, pictures, row, str(identities[row]), "probe"),
+                    shown(found, pictures, other, str(identities[other]), f"found {each.score[k]:.4f}"),
                     shown(found, pictures, own, "", f"right {own_score:.4f}"),
                 )
             )
@@ -366,8 +366,8 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
 
 def bad_neighbour(found: Evaluation, rows: Ints) -> np.ndarray:
     """(M,) bool: the nearest image of all is of somebody else."""
-    who = found.table.identities
-    near = np.full(len(who), -1)
+    identities = found.table.identities
+    near = np.full(len(identities), -1)
     if found.neighbours is not None:
         each: Queries = found.neighbours.each
         near[each.rows] = each.nearest
@@ -376,4 +376,4 @@ def bad_neighbour(found: Evaluation, rows: Ints) -> np.ndarray:
         unit_ND = unit_rows(found.table.embeddings)
         two = nearest(unit_ND[left], unit_ND, 2).rows
         near[left] = np.where(two[:, 0] == left, two[:, 1], two[:, 0])
-    return who[near[rows]] != who[rows]
+    return identities[near[rows]] != identities[rows]

@@ -83,7 +83,7 @@ def draw_scores(
 ) -> Path:
     """Densities of genuine and impostor scores, thresholds as lines. Writes a png."""
     figure, axes = _figure()
-    for i, (name, kind) in enumerate((("one person", counts.genuine), ("two persons", counts.impostor))):
+    for i, (name, kind) in enumerate((("one person", counts.genuine), ("two people", counts.impostor))):
         density = kind / max(1, kind.sum()) / np.diff(counts.edge)
         label = f"{name} ({kind.sum():,})"
         axes.stairs(density, counts.edge, fill=True, alpha=0.55, color=COLOURS[i], label=label)
@@ -108,22 +108,28 @@ def draw_map(
 ) -> Path:
     """Images as points at `place` (N, 2); the NAMED identities of most images have a colour and a mark of
     their own, all others are grey. `axis`: the places are numbers that mean something. Writes a png."""
-    place_N2, who_N = np.asarray(place, dtype=np.float64), np.asarray(identities)
-    if place_N2.shape != (len(who_N), 2) or not len(who_N):
-        raise DataError(f"places of shape {place_N2.shape} for {len(who_N)} identities; needed (images, 2)")
-    names, sizes = np.unique(who_N, return_counts=True)
+    place_N2, identity_N = np.asarray(place, dtype=np.float64), np.asarray(identities)
+    if place_N2.shape != (len(identity_N), 2) or not len(identity_N):
+        raise DataError(
+            f"places of shape {place_N2.shape} for {len(identity_N)} identities; needed (images, 2)"
+        )
+    names, sizes = np.unique(identity_N, return_counts=True)
     first = np.argsort(-sizes, kind="stable")[:NAMED]
     figure, axes = _figure()
     figure.set_size_inches(8.5, 6.4)
     figure.subplots_adjust(left=0.06, right=0.72, bottom=0.06, top=0.94)
-    rest = ~np.isin(who_N, names[first])
+    rest = ~np.isin(identity_N, names[first])
     if rest.any():
         label = f"{len(names) - len(first):,} others"
         axes.plot(*place_N2[rest].T, ".", color="#bbbbbb", markersize=4, label=label)
     for i, name in enumerate(names[first]):
         mark = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i // len(COLOURS) % len(MARKS)]}
         axes.plot(
-            *place_N2[who_N == name].T, linestyle="", markersize=4, label=label_of(str(name)[:28]), **mark
+            *place_N2[identity_N == name].T,
+            linestyle="",
+            markersize=4,
+            label=label_of(str(name)[:28]),
+            **mark,
         )
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")

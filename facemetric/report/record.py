@@ -46,7 +46,7 @@ class Verified(NamedTuple):
     pairs: str
     verification: Verification
     intervals: Mapping[str, Interval] = NONE
-    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where persons are not known."""
+    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where identities are not known."""
     band: Band | None = None
     """The interval of the TAR along the ROC."""
 

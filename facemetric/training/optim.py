@@ -31,7 +31,7 @@ class Amp:
         """The context for the forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         """Backward of the scaled loss, outside of autocast."""
         with torch.autocast(self.device_type, enabled=False):
             self.scaler.scale(loss).backward()

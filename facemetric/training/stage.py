@@ -25,6 +25,7 @@ from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss
 from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
+from facemetric.model.faster import checkpoint_activations, compile_backbone
 from facemetric.model.heads import check_head
 from facemetric.model.sharded_head import check_by_columns
 from facemetric.model.weights import load_embedder, save_weights
@@ -103,7 +104,7 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
             neck=True,
         )
         embedder.pictures = FACES if config.align else ""
-        return embedder
+        return faster(config, embedder)
     embedder = load_start(config)
     check_same_network(config, setup.arch_args, embedder)
     embedder.dropout.p = config.dropout
@@ -111,6 +112,15 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
     )
+    return embedder
+
+
+def faster(config: StageConfig, embedder: Embedder) -> Embedder:
+    """The embedder with its backbone compiled, or its activations computed again, where the options ask for it."""
+    if config.checkpoint_activations:
+        checkpoint_activations(embedder)
+    if config.compile:
+        compile_backbone(embedder)
     return embedder
 
 
@@ -165,7 +175,7 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
     if embedder.preprocess.size != pre.size:
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     embedder.pictures = FACES if config.align else embedder.pictures
-    return embedder.to(device)
+    return faster(config, embedder).to(device)
 
 
 def same_origin(run: Run, state: dict[str, Any], origin: dict[str, str]) -> None:
@@ -251,4 +261,9 @@ def settings_of(config: PretrainConfig | FinetuneConfig) -> Settings:
         checkpoint_minutes=config.checkpoint_minutes,
         validate_every=config.validate_every,
         max_steps=config.max_steps,
+        batch_size=config.batch_size,
+        microbatch=None
+        if isinstance(config, FinetuneConfig) and config.freeze == ("backbone",)
+        else config.microbatch,
+        recomputed=config.checkpoint_activations,
     )

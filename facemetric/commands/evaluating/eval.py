@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from facemetric import distributed
 from facemetric.commands.embedding import Weights, check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
@@ -42,10 +44,29 @@ def evaluate(config: EvalConfig) -> Evaluation:
 def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config: what was found, after metrics.json, the curves and the report were written."""
     check_options(config)
-    inputs = open_inputs(config)
-    found = score(config, inputs)
+    here = replace(config, device=distributed.start(config.device))
+    distributed.check_alike(stored_inputs(config))
+    if distributed.rank() > 0:  # process 0 writes; what the others would write is thrown away
+        with tempfile.TemporaryDirectory() as folder, distributed.work_shared():
+            here = replace(here, out=Path(folder))
+            return score(here, open_inputs(here))
+    with distributed.work_shared():
+        inputs = open_inputs(here)
+        found = score(here, inputs)
     write_files(config, inputs, found)
     return replace(found, report=write_page(config, inputs, found)) if config.report else found
+
+
+def stored_inputs(config: EvalConfig) -> dict[str, str]:
+    """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
+    files = {
+        "--embeddings": str(config.embeddings or ""),
+        "--pairs": config.pairs,
+        "--compare": config.compare,
+    }
+    return {"the options": str(config)} | {
+        name: file_hash(Path(file)) for name, file in files.items() if file and Path(file).is_file()
+    }
 
 
 def check_options(config: EvalConfig) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric.commands.evaluating.compare import compare
 from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
@@ -39,6 +40,7 @@ from facemetric.evaluation.slices.measure import groups_of_pairs, slice_all_pair
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.machine import pick_device
 from facemetric.report.record import (
     GALLERY,
     NEIGHBOURS,
@@ -262,12 +264,18 @@ def fold_of(found: Verification) -> npt.NDArray:
 def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, its intervals over people, its slices."""
     arguments = inputs.table.embeddings, inputs.table.identities
-    found = verify_all_pairs(*arguments, fars=config.fars)
+    found = verify_all_pairs(*arguments, fars=config.fars, device=device_of_tiles(config.device))
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
     slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
     scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
     if slices:
         scored.families["slices"] = Sliced(slices)
+
+
+def device_of_tiles(wanted: str) -> torch.device | None:
+    """The GPU that makes and counts the tiles of all pairs, where --device is one; None for the threads of the CPU."""
+    device = pick_device(wanted)
+    return device if device.type == "cuda" else None
 
 
 def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:

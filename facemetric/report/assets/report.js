@@ -103,7 +103,7 @@
     const density = (n, i, total) => n / total / (edge[i + 1] - edge[i]);
     const most = Math.max(...genuine.map((n, i) => density(n, i, table.n_genuine)), ...impostor.map((n, i) => density(n, i, table.n_impostor)));
     let mark = () => {};
-    chart(byId("histogram"), "Histogram of the scores of pairs of one person and of two persons", (svg, width, height) => {
+    chart(byId("histogram"), "Histogram of the scores of pairs of one person and of two people", (svg, width, height) => {
       const frame = { left: 8, right: width - 8, top: 24, bottom: height - 42 };
       const x = linear(low, high, frame.left, frame.right), y = linear(0, most, frame.bottom, frame.top + 8);
       axes(svg, frame, x, y, evenly(low, high, width / 90), [], "score");

@@ -30,6 +30,8 @@ from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
 from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
+from facemetric.training.task import Backward
+from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks, one_by_one
 from facemetric.training.validation import OpenSet
 
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
@@ -201,28 +203,38 @@ class Classification:
         """Everything trains."""
         self.model.train()
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Embeddings (B, D), with their graph, of a batch's images, parts of which may be erased.
+    def images_of(self, batch: Batch) -> Tensor:
+        """Normalised images (B, 3, H, W) on the device, parts of which may be erased.
 
         Raises DataError where fewer than two of them could be read."""
         note_bad(self.bad_images, self.index, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
-        return self.model.embed(self.erase(images) if self.erase else images)
+        return self.erase(images) if self.erase else images
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, Figure]:
+    def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = upload(batch.labels, self.device)
-        loss, right = self.label_loss(self.embed(batch), labels, min(1.0, progress / MARGIN_GROWTH))
-        backward(loss)
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]))
+        images, labels = self.images_of(batch), upload(batch.labels, self.device)
+        strength = min(1.0, progress / MARGIN_GROWTH)
+        count = distributed.total(images.new_full((), len(images)))  # of all processes
+        parts = []
+
+        def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
+            loss, right = self.label_loss(emb_BD, labels[rows], strength, count)
+            parts.append(torch.stack([loss.detach(), right]))
+            return loss
+
+        self.learn(images, loss_of, backward, apart=self.labels_apart)
+        mean, accuracy = distributed.total(torch.stack(parts).sum(0))
         return {"loss": mean, "accuracy": accuracy}
 
-    def label_loss(self, emb_BD: Tensor, labels: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """This process's part of the mean cross-entropy, and of the accuracy, of the batch of all processes."""
+    def label_loss(
+        self, emb_BD: Tensor, labels: Tensor, strength: float, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """These images' part of the mean cross-entropy, and of the accuracy, over the `count` images of all
+        processes."""
         head, smoothing = self.model.head, self.config.label_smoothing
-        count = distributed.total(emb_BD.new_full((), len(labels), dtype=torch.float32))
         if isinstance(head, ShardedHead):
             found = head.cross_entropy(emb_BD, labels, strength, smoothing)
             return found.loss / count, found.right / count
@@ -232,6 +244,33 @@ class Classification:
         right = (logits.detach().argmax(1) == labels).float().mean()
         share = len(labels) / count
         return loss * share, right * share
+
+    @property
+    def labels_apart(self) -> bool:
+        """Whether the cross-entropy of the batch is the sum of those of its parts."""
+        head = self.model.head
+        return head is None or (isinstance(head, Head) and not head.of_batch)
+
+    def learn(
+        self, images: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backward: Backward, *, apart: bool
+    ) -> None:
+        """Backward of the loss of embeddings (b, D) of some rows of the batch, in micro-batches with --microbatch.
+
+        `apart`: the loss of the batch is the sum of those of its parts. Else all embeddings are seen at once, and the
+        micro-batches go through the network twice."""
+        model, chunks = self.model, even_chunks(images, self.config.microbatch)
+        if apart or len(chunks) == 1:
+            one_by_one(model.embed, loss_of, chunks, backward)
+            return
+        rows = slice(0, len(images))
+        backward_in_chunks(
+            model.embedder,
+            model.embed,
+            lambda emb_BD: loss_of(emb_BD, rows),
+            chunks,
+            backward,
+            lambda: beside_embedder(model),
+        )
 
     def watch(self, figures: dict[str, float]) -> dict[str, float]:
         """All figures are for the log."""
@@ -285,6 +324,13 @@ class Classification:
         """The embedder as the run's best weights."""
         others = len(self.index) - len(self.split.train)
         save_best(self.run, model.embedder, self.split, self.config, metrics, unlabelled=others)  # type: ignore[arg-type]
+
+
+def beside_embedder(model: Any) -> list[nn.Parameter]:
+    """What learns beside an embedder: of a head that drew a sample, the sample."""
+    own = {id(weight) for weight in model.embedder.parameters()}
+    drawn = {id(each.whole): each.part for each in getattr(model.head, "drawn", ())}
+    return [drawn.get(id(weight), weight) for weight in model.parameters() if id(weight) not in own]
 
 
 class Rows(Sequence[np.ndarray]):
