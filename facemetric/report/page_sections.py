@@ -173,13 +173,13 @@ def sentence(found: Evaluation) -> str:
             f"{share} of the pairs of one person are recognised."
         )
     else:
+        similar = f"For {share} of the {things}, the most similar"
         known = {
             "verification.accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
-            "verification.eer": f"Where both errors are as frequent, {share} of the pairs of either kind are told wrongly.",
-            "verification.auc": f"A pair of one person scores higher than a pair of two in {share} of all cases.",
-            "neighbours.knn_accuracy_1": f"For {share} of the {things}, the most similar other one is of the same person.",
-            "gallery.knn_accuracy_1": f"For {share} of the {things}, the most similar one in the gallery is of the same "
-            "person.",
+            "verification.eer": f"Where both errors are as frequent, {share} of the pairs are told wrongly.",
+            "verification.auc": f"In {share} of all cases a pair of one person scores higher than a pair of two.",
+            "neighbours.knn_accuracy_1": f"{similar} other one is of the same person.",
+            "gallery.knn_accuracy_1": f"{similar} one in the gallery is of the same person.",
             "identification.rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
         }
         text = known.get(
