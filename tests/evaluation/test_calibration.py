@@ -50,8 +50,12 @@ def test_s_norm_as_a_slow_loop() -> None:
     found = cohort_statistics(emb, cohort, 10)
     sides = (CohortStatistics(found.mean[rows], found.deviation[rows]) for rows in (a, b))
     normed = adaptive_s_norm((unit[a] * unit[b]).sum(1), *sides)
-    np.testing.assert_allclose(normed, [slow.s_norm(emb[i], emb[j], cohort, 10) for i, j in zip(a, b, strict=True)], rtol=1e-5)
-    np.testing.assert_array_equal(cohort_statistics(emb, cohort, 99).mean, cohort_statistics(emb, cohort, 40).mean)
+    np.testing.assert_allclose(
+        normed, [slow.s_norm(emb[i], emb[j], cohort, 10) for i, j in zip(a, b, strict=True)], rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        cohort_statistics(emb, cohort, 99).mean, cohort_statistics(emb, cohort, 40).mean
+    )
     with pytest.raises(DataError, match="the 1 highest scores with the cohort of 8 images are all alike"):
         cohort_statistics(emb, cohort, 1)
 
@@ -80,7 +84,9 @@ def test_figures_as_slow_loops(drawn: tuple[np.ndarray, np.ndarray]) -> None:
         assert each.minimum == pytest.approx(slow.min_dcf(score, same, each.prior), abs=1e-9)
         threshold = (math.log((1 - each.prior) / each.prior) + 1) / 3
         far, tar = slow.rates(score, same, threshold)
-        assert each.actual == pytest.approx((each.prior * (1 - tar) + (1 - each.prior) * far) / each.prior, abs=1e-9)
+        assert each.actual == pytest.approx(
+            (each.prior * (1 - tar) + (1 - each.prior) * far) / each.prior, abs=1e-9
+        )
     weight = 0.5 + np.arange(len(score)) % 3
     assert RisingFit(score, same).cost(weight) == pytest.approx(slow.min_cllr(score, same, weight), abs=1e-9)
 
@@ -92,7 +98,9 @@ def test_the_fit_is_the_minimum() -> None:
     def cost(at: np.ndarray) -> float:
         return slow.cllr(at[0] * score + at[1], same)
 
-    other = minimize(cost, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14, "maxiter": 4000})
+    other = minimize(
+        cost, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14, "maxiter": 4000}
+    )
     assert cost(np.array(found)) == pytest.approx(other.fun, abs=2e-7)  # the ridge's share
     assert found.slope == pytest.approx(other.x[0], rel=1e-3)
     assert found.intercept == pytest.approx(other.x[1], rel=1e-3)
@@ -128,7 +136,14 @@ def test_intervals_and_what_metrics_json_has() -> None:
     score, same, identities = listed(people=200, pairs=3000)
     ratio, curves = calibrate_across_people(score, same, identities)
     found = calibrated(ratio, same, curves, how="people", scores="cosines", identities=identities)
-    assert set(found.intervals) == {"cllr", "min_cllr", "min_dcf_0.01", "act_dcf_0.01", "min_dcf_0.001", "act_dcf_0.001"}
+    assert set(found.intervals) == {
+        "cllr",
+        "min_cllr",
+        "min_dcf_0.01",
+        "act_dcf_0.01",
+        "min_dcf_0.001",
+        "act_dcf_0.001",
+    }
     assert found.min_cllr < found.cllr < 0.7
     for name in ("cllr", "min_cllr", "min_dcf_0.01"):
         interval = found.intervals[name]

@@ -48,8 +48,13 @@ def test_pooled_as_a_slow_loop(how: str) -> None:
 
 
 def test_a_table_of_templates() -> None:
-    groups = {"sex": np.array(["f", "f", "f", "m", "m", "f"]), "age": np.array(["1", "1", "1", "1", "2", "2"])}
-    table = EmbeddingTable(embeddings(), np.array(list("abcdef")), np.array([f"{i}.jpg" for i in range(6)]), groups, "w")
+    groups = {
+        "sex": np.array(["f", "f", "f", "m", "m", "f"]),
+        "age": np.array(["1", "1", "1", "1", "2", "2"]),
+    }
+    table = EmbeddingTable(
+        embeddings(), np.array(list("abcdef")), np.array([f"{i}.jpg" for i in range(6)]), groups, "w"
+    )
     found = template_table(table, rows_of(), "mean")
     assert found.paths.tolist() == ["t0", "t1", "t2"]
     assert found.identities.tolist() == ["ann", "bob", "ann"]
