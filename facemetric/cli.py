@@ -43,7 +43,7 @@ from facemetric.config import (
     VisualizeConfig,
     check_ranges,
 )
-from facemetric.config.calls import show_flags
+from facemetric.config.calls import on_terminal, show_flags
 from facemetric.errors import FacemetricError
 from facemetric.machine import ignore_disk_error_in_thread, show_progress, sigterm_handler
 
@@ -87,7 +87,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.commands.evaluating.eval import run_evaluate
     from facemetric.report.figures import evaluation_text
 
-    print(evaluation_text(run_evaluate(config)))
+    print_once(evaluation_text(run_evaluate(config)))
 
 
 @app.command
@@ -140,7 +140,7 @@ def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -
     from facemetric.commands.vectors.embed import run_embed
 
     add_cwd_to_path()
-    print(run_embed(config).text())
+    print_once(run_embed(config).text())
 
 
 @app.command
@@ -305,7 +305,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         fail(message_of(error, app))
     except FacemetricError as error:
-        fail(one_line(str(error)))
+        fail(one_line(on_terminal(str(error))))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback
@@ -321,6 +321,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
         show_flags(flags_before)
         if with_signal:
             signal.signal(signal.SIGTERM, terminate)
+
+
+def print_once(text: str) -> None:
+    """Print a result; of several processes under torchrun the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def add_cwd_to_path() -> None:

@@ -12,6 +12,7 @@ import cyclopts
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
+    ClusterConfig,
     EmbedConfig,
     EvalConfig,
     FinetuneConfig,
@@ -22,9 +23,9 @@ from facemetric.config import (
     check_ranges,
     check_stage,
     plan,
-    require,
 )
 from facemetric.config.build import SYNONYMS, read_toml
+from facemetric.config.commands import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm
@@ -114,22 +115,24 @@ def check_words(config: Any) -> None:
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
-        check_pictures(config)
+        check_verify(config)
+    if isinstance(config, ClusterConfig):
+        check_cluster(config)
     takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
-    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", ())
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
-    if compared and not compared.lower().endswith((".npz", ".parquet")):
-        (find_onnx if is_onnx(compared) else find_weights)(compared)
+    if isinstance(config, VerifyConfig):
+        check_pictures(config.image1, config.image2)
+    for name in compared:
+        if not name.lower().endswith((".npz", ".parquet")):
+            (find_onnx if is_onnx(name) else find_weights)(name)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 
 
-def check_pictures(config: VerifyConfig) -> None:
-    """Raise unless verify has two image files."""
-    images = (config.image1, config.image2)
-    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    find_weights(config.weights)
+def check_pictures(*images: str) -> None:
+    """Raise unless these are image files."""
     for image in map(Path, images):
         if image.is_dir():
             raise DataError(

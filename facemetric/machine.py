@@ -206,13 +206,20 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
         ) from error
+    if device.type == "mps":
+        raise ConfigError(
+            f"--device {name}: losses and figures are added up in float64, which Apple's GPUs do not have; use "
+            "--device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} is not supported; use --device cpu or --device cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu"
+            f"the device {name} was asked for, but torch {torch.__version__} finds no CUDA; use cpu"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
+            f"the device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
         )
     return device
 

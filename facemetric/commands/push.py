@@ -76,7 +76,7 @@ def run_push(config: PushConfig) -> Pushed:
     no token, and where --private is asked of a repository that is public."""
     require(
         bool(config.weights and config.repo),
-        "push needs weights and a name: facemetric push WEIGHTS OWNER/NAME",
+        "push needs weights and a name: `facemetric push WEIGHTS OWNER/NAME`",
     )
     try:
         repo, revision = parse_name(config.repo)

@@ -55,7 +55,7 @@ TRIAL_STEPS = 20  # of each training with --dry
 # Options that may change when a stage is resumed: no figure depends on them.
 RESUMABLE_OPTIONS = ("workers", "device", "checkpoint_minutes")
 # Families of eval's figures whose names differ from run to run: they are in its own metrics.json.
-UNTABLED = ("slices.", "comparison.")
+UNTABLED = ("slices.", "comparison.", "models.")
 
 
 @takes_options(RunConfig)
@@ -107,7 +107,7 @@ def shortened(variant: Variant) -> Variant:
     for step in variant.steps:
         if step.stage in TRAINING:
             limit = min(step.config.max_steps or TRIAL_STEPS, TRIAL_STEPS)
-            step = step._replace(config=replace(step.config, max_steps=limit))
+            step = step._replace(config=replace(step.config, max_steps=limit, track="off"))
         steps.append(step)
     return variant._replace(steps=tuple(steps))
 
@@ -130,8 +130,7 @@ def check_step(step: Step, made: Collection[str]) -> None:
             find_weights(name)
         elif not Path(name).is_file():
             raise DataError(f"[{step.stage}] teacher: {text}: no such file")
-    for option in ("weights", "compare"):
-        name = getattr(step.config, option, "")
+    for name in (getattr(step.config, "weights", ""), *getattr(step.config, "compare", ())):
         if name and name not in made and not Path(name).is_file():  # a file holds embeddings
             find_weights(name)
 

@@ -101,11 +101,10 @@ def joined(lists: Sequence[TemplateList]) -> TemplateList:
     """Several lists as one; the templates of each are kept apart by their names."""
     if len(lists) == 1:
         return lists[0]
-    columns = [
-        np.concatenate([getattr(one, name) for one in lists])
-        for name in ("image", "template", "subject", "media", "quality")
-    ]
-    found = TemplateList(*columns, source=" and ".join(one.source for one in lists))
+    found = TemplateList(
+        *(np.concatenate([getattr(one, name) for one in lists]) for name in COLUMNS),
+        source=" and ".join(one.source for one in lists),  # type: ignore[misc]
+    )
     owner: dict[str, int] = {}
     for number, one in enumerate(lists):
         for template in one.templates.tolist():
@@ -228,11 +227,13 @@ def _read_mat(path: Path, images: Names) -> TemplateList:
     known = {images.name(i) for i in range(len(images))} if folder else set()
     in_folder = any(name.endswith(f"{folder}/{names[0]}") for name in known)
     paths = [f"{folder}/{name}" if in_folder else name for name in names]
-    rows = [
-        {"image": image, "template": image, "subject": person}
-        for image, person in zip(paths, people, strict=True)
-    ]
-    return list_of(rows, str(path))
+    return list_of(
+        [
+            {"image": image, "template": image, "subject": person}
+            for image, person in zip(paths, people, strict=True)
+        ],
+        str(path),
+    )
 
 
 def _text_in(value: Any) -> str:
@@ -288,12 +289,10 @@ def read_template_pairs(file: Path, templates: TemplateList) -> Pairs:
         if wrong := [text for text, value in truth.items() if value is None]:
             raise DataError(f"{file}: label {wrong[0]!r}; write 1 (same) or 0 (different)")
         same = np.array([truth[text] for text in columns.label], dtype=bool)
-    pairs = Pairs(tuple(short), a, b, same, source=str(file))
-    return (
-        pairs
-        if len(set(short)) == len(short)
-        else replace(Pairs.of(pairs.paths_a, pairs.paths_b, same), source=str(file))
-    )
+    if len(set(short)) < len(short):  # a template with and without its file's ending
+        one, other = ([short[i] for i in column] for column in (a, b))
+        return Pairs.of(one, other, same, source=str(file))
+    return Pairs(tuple(short), a, b, same, source=str(file))
 
 
 def _first_line(file: Path) -> str:

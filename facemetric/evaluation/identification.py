@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from facemetric import distributed
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
@@ -207,11 +208,13 @@ class _Walk:
     def mates(self) -> tuple[npt.NDArray[np.float32], Ints]:
         """Score and row of the best image of each probe's own person (Q,)."""
         best, row = np.full(len(self.code_Q), np.float32(-np.inf)), np.zeros(len(self.code_Q), np.int64)
+        own = np.zeros(len(self.code_Q), bool)
         for low, high in self.blocks():
             first, last = np.searchsorted(self.code_Q, [self.code_N[low], self.code_N[high - 1] + 1])
-            for at in range(first // ROWS * ROWS, last, ROWS):
+            for at in distributed.own_share(range(first // ROWS * ROWS, last, ROWS)):
                 score = self.tile(at, low, high)
                 q = np.arange(max(first, at), min(last, at + ROWS))
+                own[q] = True
                 start, end = (
                     np.searchsorted(self.code_N, self.code_Q[q], side=side) for side in ("left", "right")
                 )
@@ -222,6 +225,8 @@ class _Walk:
                     better = value > best[q[held]]
                     best[q[held][better]] = value[better]
                     row[q[held][better]] = self.row[col[better]]
+        for values in (best, row):
+            distributed.merged_rows(values, np.flatnonzero(own))
         return best, row
 
     def ahead(self, mate: npt.NDArray[np.float32], row: Ints) -> Ints:
@@ -229,7 +234,7 @@ class _Walk:
         count = np.zeros(len(self.code_Q), np.int64)
         for low, high in self.blocks():
             alone = np.diff(self.code_N[low:high]).all()  # one image of each person
-            for at in range(0, len(self.code_Q), ROWS):
+            for at in distributed.own_share(range(0, len(self.code_Q), ROWS)):
                 score = self.tile(at, low, high)
                 part = slice(at, at + len(score))
                 r, c = np.nonzero(score >= mate[part, None])
@@ -239,7 +244,7 @@ class _Walk:
                 if not alone:
                     r = np.unique(np.stack([r, person]), axis=1)[0]
                 count[part] += np.bincount(r, minlength=len(score))
-        return count
+        return distributed.summed(count)
 
 
 def identify(

@@ -25,7 +25,7 @@ CHUNK = 1 << 14  # images added up at once
 class TemplateRows:
     """R images of T templates: `row` (R,) of a table of embeddings, `template` (R,) numbers into `names` and
     `identities` (T,); `medium` (R,) numbers from 0, those of an unknown medium each its own; `weight` (R,), 0 or more:
-    the quality of the image. `named`: whether the identities are known."""
+    the quality of the image."""
 
     row: Ints
     template: Ints
@@ -33,7 +33,6 @@ class TemplateRows:
     weight: Floats
     names: npt.NDArray[np.str_]
     identities: npt.NDArray[np.str_]
-    named: bool = True
 
     def without(self, gone: npt.ArrayLike) -> TemplateRows:
         """The same templates without the rows (G,) of a table that cannot be read; the rows that are left move up.
@@ -55,7 +54,6 @@ class TemplateRows:
             self.weight[keep],
             self.names,
             self.identities,
-            self.named,
         )
 
     def first_images(self, table: EmbeddingTable) -> dict[str, str]:
@@ -83,7 +81,7 @@ def pool_templates(embeddings: npt.ArrayLike, rows: TemplateRows, how: Pool) -> 
     if how not in get_args(Pool):
         raise ConfigError(f"unknown pooling {how!r}; choose {', '.join(get_args(Pool))}")
     unit_ND = unit_rows(embeddings).astype(np.float64)
-    weight_R = np.ones(len(rows.row))
+    weight_R: Floats = np.ones(len(rows.row))
     if how == "quality":
         weight_R = rows.weight
         if not np.isfinite(weight_R).all():

@@ -131,7 +131,7 @@ class Gallery:
             folder = find_weights(self._weights)
         except WeightsError as error:
             raise WeightsError(
-                f"{self.path} was enrolled with {self._weights}, which is not there; name the weights by --weights "
+                f"{self.path} was enrolled with {self._weights}, which is not there; name the weights "
                 f"(sha256 {self.folder.list.weights[:12]}...)"
             ) from error
         self.folder.check_weights(_sha256_of(folder, read_config(folder)), self._weights)

@@ -49,14 +49,14 @@ class Rows:
 
     def take(self, rows: npt.NDArray[np.integer]) -> Rows:
         """These rows, in that order."""
-        few = rows.tolist()
+        chosen = rows.tolist()
         return Rows(
             self.embeddings[rows],
-            [self.names[i] for i in few],
-            [self.photos[i] for i in few],
+            [self.names[i] for i in chosen],
+            [self.photos[i] for i in chosen],
             self.photo_hash[rows],
             self.quality[rows],
-            [self.crops[i] for i in few],
+            [self.crops[i] for i in chosen],
         )
 
 

@@ -101,7 +101,7 @@ def triplet_loss(options: LossOptions) -> Loss:
     mine = resolve_miner(options.miner)
     if options.arguments:
         raise ConfigError(
-            f"--loss-args has {', '.join(options.arguments)}, and --loss triplet has options of its own: --miner, "
+            f"--loss-args has {', '.join(options.arguments)}, and --loss=triplet has options of its own: --miner, "
             "--margin, --soft-margin, --distance"
         )
 

@@ -86,9 +86,7 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
 
         return hub_folder(str(name), cached=not fetch)
     if not str(name):
-        raise WeightsError(
-            "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
-        )
+        raise WeightsError("no weights were given; name a weights folder, a run folder or a shipped name")
     path = Path(name)
     shipped = {folder.name: folder for folder in shipped_weights()}
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):

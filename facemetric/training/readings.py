@@ -12,6 +12,11 @@ Figure = Tensor | float
 Figures = Mapping[str, Figure]
 
 
+def reads_late(device: torch.device) -> bool:
+    """Whether to read a figure is to wait for a device that computes apart from the host."""
+    return device.type != "cpu"
+
+
 class Step(NamedTuple):
     """Where a step was, and its figures by name."""
 

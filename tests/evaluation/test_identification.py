@@ -64,9 +64,9 @@ def test_ranks_and_fnir_as_slow_loops(images, monkeypatch):
     rng = np.random.default_rng(images)
     centre = rng.normal(size=(50, 8))
     gallery_labels = rng.permutation(np.repeat(np.arange(30), images))
-    probe_labels = rng.integers(50, size=200)
+    probe_labels = rng.integers(50, size=400)
     gallery, probe = (
-        np.round(centre[who] + 0.9 * rng.normal(size=(len(who), 8))) for who in (gallery_labels, probe_labels)
+        centre[who] + 0.9 * rng.normal(size=(len(who), 8)) for who in (gallery_labels, probe_labels)
     )
     gallery[5] = gallery[11]  # equal scores, of two people
     found = identify(gallery, gallery_labels, probe, probe_labels)
@@ -87,8 +87,8 @@ def test_ranks_and_fnir_as_slow_loops(images, monkeypatch):
     assert found.to_dict()["rank_10"] == found.ranks[10]
     # Along the DET both rates are those of a threshold.
     for far, tar, threshold in list(zip(*found.det, strict=True))[1:]:
-        assert far == np.mean([s >= threshold - 1e-6 for s in unknown])
-        assert tar == np.mean([s >= threshold - 1e-6 for s in mate])
+        assert far == np.mean([s >= threshold - 2e-7 for s in unknown])
+        assert tar == np.mean([s >= threshold - 2e-7 for s in mate])
 
 
 def test_a_closed_set_has_ranks_alone():

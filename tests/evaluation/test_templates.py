@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import reference_metrics as slow
@@ -38,13 +40,13 @@ def test_pooled_as_a_slow_loop(how: str) -> None:
     found = pool_templates(emb, rows, how)  # type: ignore[arg-type]
     assert found.dtype == np.float32
     for t in range(3):
-        here = TEMPLATE == t
+        here = t == TEMPLATE
         media = MEDIA[here] if how == "media" else [""] * int(here.sum())
         wanted = slow.pooled(emb[rows.row[here]], media, weight[here] if how == "quality" else None)
         np.testing.assert_allclose(found[t], wanted, atol=1e-7)
     # By media a video's three frames count as one picture: another direction than their plain sum.
     others = [pool_templates(emb, rows, other)[0] for other in ("media", "mean", "quality")]
-    assert max(float(a @ b) for a, b in zip(others, others[1:], strict=False)) < 0.999
+    assert max(float(a @ b) for a, b in pairwise(others)) < 0.999
 
 
 def test_a_table_of_templates() -> None:
@@ -52,9 +54,8 @@ def test_a_table_of_templates() -> None:
         "sex": np.array(["f", "f", "f", "m", "m", "f"]),
         "age": np.array(["1", "1", "1", "1", "2", "2"]),
     }
-    table = EmbeddingTable(
-        embeddings(), np.array(list("abcdef")), np.array([f"{i}.jpg" for i in range(6)]), groups, "w"
-    )
+    paths = np.array([f"{i}.jpg" for i in range(6)])
+    table = EmbeddingTable(embeddings(), np.array(list("abcdef")), paths, groups, "w")
     found = template_table(table, rows_of(), "mean")
     assert found.paths.tolist() == ["t0", "t1", "t2"]
     assert found.identities.tolist() == ["ann", "bob", "ann"]

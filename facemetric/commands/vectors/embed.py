@@ -87,7 +87,7 @@ def embed(config: EmbedConfig) -> EmbeddedFile:
 def run_embed(config: EmbedConfig) -> EmbeddedFile:
     """embed, from a config."""
     check_ranges(config)
-    require(bool(config.data), "embed needs pictures: facemetric embed PHOTOS --weights W --out E.parquet")
+    require(bool(config.data), "embed needs pictures: `facemetric embed PHOTOS --weights W --out E.parquet`")
     check_suffix(config.out)
     device = distributed.start(config.device)
     first = distributed.rank() == 0

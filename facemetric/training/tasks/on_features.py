@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +14,16 @@ from torch.nn import functional
 from facemetric import distributed
 from facemetric.data.bad_images import note_bad
 from facemetric.data.images import upload
+from facemetric.evaluation.nearest import nearest
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.readings import Figure
-from facemetric.training.tasks.alike import most_alike
+from facemetric.training.task import Backward
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 
+# Candidates for each place of a group: the nearest ones may be in another group already.
+CANDIDATES = 2
 STRANGER_VIEWS = 3  # of an unlabelled image, which has no other positives
 
 
@@ -138,7 +141,7 @@ class OnFeatures(StageTwo):
         self.model.train()
 
     def step(
-        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
+        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Backward
     ) -> dict[str, Figure]:
         """Project, mine, backward."""
         places, views = batch
@@ -198,3 +201,13 @@ class OnFeatures(StageTwo):
     def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """The validation images as weights on this backbone embed them: from the cached features."""
         return self.val_embeddings(embedder.folded_projection())
+
+
+def most_alike(means_CD: np.ndarray, group: int) -> np.ndarray:
+    """(C, k) int64: the other identities nearest to each by the cosine of their means (C, D), nearest first, k twice
+    what a group of `group` identities has beside the first, and at most C - 1."""
+    k = min(CANDIDATES * (group - 1), len(means_CD) - 1)
+    rows_CK = nearest(means_CD, means_CD, k + 1).rows
+    own = rows_CK == np.arange(len(means_CD))[:, None]
+    own[~own.any(1), -1] = True  # a copy of it may have come first: drop the last
+    return rows_CK[~own].reshape(len(means_CD), k)

@@ -321,19 +321,16 @@ class StageTwo:
     def cached(self, index: ImageIndex, views: int) -> Features:
         """The features of an index, and a line that says where they are kept."""
         cache = self.config.cache or self.config.out.parent / "features"
-        if distributed.rank() > 0:
-            distributed.barrier()  # process 0 fills the cache, the others read it
-        found = cached_features(
-            self.embedder,
-            index,
-            cache,
-            views=views,
-            augment=self.setup.augment,
-            seed=self.config.seed,
-            workers=self.workers,
-        )
-        if distributed.rank() == 0:
-            distributed.barrier()
+        with distributed.work_shared():
+            found = cached_features(
+                self.embedder,
+                index,
+                cache,
+                views=views,
+                augment=self.setup.augment,
+                seed=self.config.seed,
+                workers=self.workers,
+            )
         shape = " x ".join(str(n) for n in found.values.shape)
         say(
             f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}, which stays for the next run; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,57 @@ def test_rich_identities_are_capped(faces: Path, tmp_path: Path) -> None:
     labels = np.concatenate([batch.labels.numpy() for batch in task.batches(0, 0)])
     assert np.bincount(labels).max() == 2
     assert task.steps_per_epoch == 2 * len(task.split.train.identities) // 8
+
+
+HEADS_IN_PARTS: list[dict[str, Any]] = [
+    {"head": "softmax", "label_smoothing": 0.1, "random_erasing": 0.5},
+    {"head": "subcentre-arcface"},
+    {"head": "adaface"},  # whose margin follows the lengths of the whole batch
+    {"head": "curricular"},
+    {"head": "cosface", "head_shards": True, "head_sample": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", HEADS_IN_PARTS, ids=lambda options: options["head"])
+def test_micro_batches_have_the_gradient_of_the_batch(
+    faces: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where the batch norms are still; the figures are those of the batch as well."""
+    found = []
+    for most in (0, 5):
+        task = task_of(
+            faces, tmp_path / str(most), embedding_size=8, batch_size=16, microbatch=most, **options
+        )
+        task.model.double().eval()
+        task.model.head.train()
+        seen: list[bool] = []
+
+        def backward(loss: torch.Tensor, last: bool = True, seen: list[bool] = seen) -> None:
+            seen.append(last)
+            loss.backward()
+
+        task.images_of = partial(double_images, task.images_of)  # type: ignore[method-assign]
+        batch = next(task.batches(0, 0))
+        torch.manual_seed(0)
+        random.seed(0)
+        figures = numbers(task.step(batch, 1.0, backward))
+        grads = {name: weight.grad for name, weight in task.model.named_parameters()}
+        grads |= {str(i): drawn.part.grad for i, drawn in enumerate(getattr(task.model.head, "drawn", []))}
+        found.append((figures, grads, dict(task.model.head.named_buffers())))
+        assert seen[-1]
+        assert not any(seen[:-1])
+        assert (len(seen) > 1) == (most > 0)
+    (whole, grads, buffers), (parts, grads_of_parts, buffers_of_parts) = found
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert sum(grad is not None for grad in grads.values()) > 10
+    for name, grad in grads.items():
+        assert (grad is None) == (grads_of_parts[name] is None), name
+        if grad is not None:
+            torch.testing.assert_close(grads_of_parts[name], grad, rtol=1e-5, atol=1e-7)
+    for name, value in buffers.items():
+        torch.testing.assert_close(buffers_of_parts[name], value)
+
+
+def double_images(images_of: Any, batch: Any) -> torch.Tensor:
+    """The images of a batch in float64, so that the order of sums does not show."""
+    return images_of(batch).double()

@@ -246,3 +246,31 @@ def test_a_margin_head_starts_from_the_teachers_means(
         rows = task.rows[task.split.train.identity[task.rows.clip(max=len(task.split.train) - 1)] == number]
         mean = task.teacher[rows].mean(0)
         torch.testing.assert_close(weight, functional.normalize(mean, dim=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"relation_weight": 2.0}], ids=["apart", "all pairs"])
+def test_micro_batches_have_the_gradient_of_the_batch(
+    faces: Path, tables: dict[str, str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where the batch norms are still; with all pairs of the batch in the loss, too."""
+    options = options | {"teacher": (tables["faces"], tables["more"]), "unlabelled": (f"more={faces}",)}
+    found = []
+    for most in (0, 7):
+        task = task_of(
+            faces, tmp_path / str(most), **options, label_weight=1.0, microbatch=most, batch_size=16
+        )
+        task.model.eval()
+        seen: list[bool] = []
+
+        def backward(loss: torch.Tensor, last: bool = True, seen: list[bool] = seen) -> None:
+            seen.append(last)
+            loss.backward()
+
+        figures = numbers(task.step(next(task.batches(0, 0)), 1.0, backward))
+        assert (len(seen) > 1) == (most > 0)
+        found.append((figures, {name: weight.grad for name, weight in task.model.named_parameters()}))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    assert len(found[0][0]) == 4 + bool(options.get("relation_weight"))
+    for name, grad in found[0][1].items():
+        if grad is not None:
+            torch.testing.assert_close(found[1][1][name], grad, rtol=1e-3, atol=1e-5)

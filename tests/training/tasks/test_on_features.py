@@ -21,7 +21,7 @@ from facemetric.machine import pick_device
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
-from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_features import OnFeatures, most_alike
 
 
 def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:
@@ -201,5 +201,24 @@ def test_unlabelled_images_are_hashed_and_belong_to_the_run(
 
 
 def test_unlabelled_images_need_cached_features(faces: Path, nobody: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--unlabelled needs --freeze backbone"):
+    with pytest.raises(ConfigError, match="unlabelled= needs freeze='backbone'"):
         finetune(str(faces), weights="x", unlabelled=(str(nobody),), freeze="none", out=str(tmp_path))
+
+
+def test_who_is_alike_the_nearest_others_by_cosine() -> None:
+    means = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    found = most_alike(means, 4)
+    assert found.shape == (30, 6)
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    score = unit @ unit.T
+    np.fill_diagonal(score, -2)
+    assert np.array_equal(found, (-score).argsort(1)[:, :6])
+
+
+def test_who_is_alike_copies_and_two_identities() -> None:
+    """Equal means come in the order of their numbers, and nobody is like himself."""
+    means = np.ones((7, 3), np.float32)
+    found = most_alike(means, 2)
+    assert found.shape == (7, 2)
+    assert not (found == np.arange(7)[:, None]).any()
+    assert most_alike(means[:3], 8).tolist() == [[1, 2], [0, 2], [0, 1]]
