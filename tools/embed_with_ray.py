@@ -20,6 +20,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from facemetric.files import write_whole
+
 ORDER = [("identity", "ascending"), ("path", "ascending"), ("face", "ascending")]  # that of an index
 
 
@@ -36,9 +38,7 @@ def join(parts: list[str], out: Path) -> int:
     """One table of the parts, in the order that `embed` of all shards together has; its rows."""
     tables = [parquet.read_table(part) for part in parts]
     whole = pa.concat_tables(tables).sort_by(ORDER)
-    temporary = out.with_name(f".{out.name}")
-    parquet.write_table(whole, temporary)
-    temporary.replace(out)
+    write_whole(out, lambda path: parquet.write_table(whole, path))
     return whole.num_rows
 
 

@@ -16,7 +16,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.shards import Shard, ShardWriter, read_back
 from facemetric.data.readers.sources import UNFINISHED
 from facemetric.errors import ConfigError, DataError, plural
-from facemetric.files import Lock, sync, write_text_whole
+from facemetric.files import Lock, write_text_whole
 from facemetric.machine import MIB, progress_bar, say
 from facemetric.training.run_folder import BAD_IMAGES, LOCK
 
@@ -109,8 +109,8 @@ def _convert(config: ConvertConfig, index: ImageIndex) -> Converted:
             "remove it and convert again"
         )
     if not finished:
-        os.replace(out / UNFINISHED, out / FINISHED)
-        sync(out)
+        _note(out / FINISHED, asked, shards)
+    (out / UNFINISHED).unlink(missing_ok=True)
     return Converted(out, len(written), held.images, len(held.identities), held.size, len(log))
 
 
