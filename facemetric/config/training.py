@@ -50,7 +50,15 @@ class StageConfig:
     val_by: Annotated[ValBy, VALIDATION] = "identities"
     """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
     unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images without identities: stage one learns them from --teacher; in stage two each is a person of its own."""
+    """Images without identities: both stages learn them from --teacher; in stage two each is a person of its own."""
+    teacher: Annotated[tuple[str, ...], DATA] = ()
+    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
+    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of the labels (the cross-entropy, stage two's --loss) beside the teacher; 0 learns from it alone."""
     leave_out: Annotated[Path | None, DATA] = None
     """Text file of identities to leave out."""
     leave_out_images: Annotated[Path | None, DATA] = None
@@ -137,15 +145,6 @@ class PretrainConfig(StageConfig):
     """Side in the first epoch; it grows to image_size in steps over 3/5 of the epochs. 0 starts with image_size."""
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 0
     """Size of a projection trained with the backbone; 0: that of --teacher, or of --weights, or the plain features."""
-
-    teacher: Annotated[tuple[str, ...], DATA] = ()
-    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
-    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
-    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
-    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
-    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
 
     head: Annotated[str, MODEL] = "softmax"
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
@@ -260,8 +259,7 @@ def check_stage(config: StageConfig) -> None:
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
     )
-    if isinstance(config, PretrainConfig):
-        check_teacher(config)
+    check_teacher(config)
     if isinstance(config, FinetuneConfig):
         check_loss(config)
         check_freeze(config)
@@ -273,7 +271,7 @@ def check_stage(config: StageConfig) -> None:
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
 
 
-def check_teacher(config: PretrainConfig) -> None:
+def check_teacher(config: StageConfig) -> None:
     """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
     for name in ("teacher_weight", "relation_weight", "label_weight"):
         value = getattr(config, name)
@@ -282,7 +280,8 @@ def check_teacher(config: PretrainConfig) -> None:
             f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
         )
     if not config.teacher:
-        require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
+        alone = isinstance(config, PretrainConfig) and bool(config.unlabelled)
+        require(not alone, "--unlabelled needs --teacher, which alone knows such images")
         require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
         require(
             config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"

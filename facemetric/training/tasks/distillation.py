@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -12,25 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.config import PretrainConfig, require
-from facemetric.data.bad_images import note_bad
+from facemetric.config import PretrainConfig
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import Batch, load_batches
-from facemetric.data.transforms import eval_transform
+from facemetric.data.loader import Batch
 from facemetric.machine import pick_workers
-from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.embedder import Embedder
 from facemetric.model.heads import Head
-from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
+from facemetric.model.teacher import Student, first_layer
 from facemetric.training import distributed
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
+from facemetric.training.tasks.following import first_features, mark_of, teacher_terms
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
-
-FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
 
 
 class Distillation(Classification):
@@ -99,24 +94,16 @@ class Distillation(Classification):
         return functional.normalize(sums_CT, dim=1)
 
     def first_features(self, embedder: Embedder) -> tuple[Tensor, np.ndarray]:
-        """The backbone's features (N, F) of some images as they are, drawn from the seed, and their rows."""
-        count = min(FIRST_LOOK, len(self.images))
-        rows = np.sort(np.random.default_rng([self.config.seed, 17]).permutation(len(self.images))[:count])
+        """The backbone's features (N, F) of some images as they are, at the size of the first epoch, and their rows."""
         side = self.sizes[0]
-        preprocess = replace(embedder.preprocess, size=(side, side))
-        steps = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        embedder.eval()
-        features, seen = [], []
-        batches = load_batches(self.index, steps, eval_transform(preprocess), workers=self.workers)
-        for batch in batches:
-            note_bad(self.bad_images, self.index, batch.bad)
-            if len(batch.rows):
-                features.append(
-                    in_pieces(embedder.features, normalise(batch.images, preprocess, self.device))
-                )
-                seen.append(batch.rows.numpy())
-        require(bool(features), "no image of the training can be read; see bad_images.csv")
-        return torch.cat(features).clone(), np.concatenate(seen)
+        return first_features(
+            embedder,
+            self.index,
+            replace(embedder.preprocess, size=(side, side)),
+            seed=self.config.seed,
+            workers=self.workers,
+            bad_images=self.bad_images,
+        )
 
     @property
     def index(self) -> ImageIndex:
@@ -135,16 +122,12 @@ class Distillation(Classification):
         config, model = self.config, self.model
         emb_BD = self.embed(batch).float()
         teacher_BT = self.teacher[batch.rows].to(self.device)
-        share = len(emb_BD) / distributed.total(emb_BD.new_tensor(len(emb_BD)))  # of the global batch
-        parts = {"direction": direction_loss(model.to_teacher(emb_BD), teacher_BT) * share}
-        loss = config.teacher_weight * parts["direction"]
-        if config.relation_weight:
-            labels = batch.labels.to(self.device)
-            student_BD = functional.normalize(emb_BD, dim=1)
-            student_AD, _, _ = distributed.gather_rows(student_BD, labels)
-            teacher_AT, _, _ = distributed.gather_rows(teacher_BT, labels)
-            parts["relation"] = relation_loss(student_BD, student_AD, teacher_BT, teacher_AT) * share
-            loss = loss + config.relation_weight * parts["relation"]
+        if config.embedding_size:  # the layer to the teacher's was fitted to unit vectors
+            loss, parts = teacher_terms(
+                config, model.to_teacher, functional.normalize(emb_BD, dim=1), teacher_BT
+            )
+        else:
+            loss, parts = teacher_terms(config, model.to_teacher, emb_BD, teacher_BT)
         if model.head is not None:
             labelled = self.label_terms(emb_BD, batch.labels.to(self.device), progress)
             loss = loss + config.label_weight * labelled["cross_entropy"]
@@ -170,10 +153,7 @@ class Distillation(Classification):
     @property
     def origin(self) -> dict[str, str]:
         """Which data, pictures and teacher the run began with."""
-        taught = hashlib.sha256(self.teacher.numpy().tobytes())
-        for part in self.images.parts[1:]:
-            taught.update(part.fingerprint.encode())
-        return super().origin | {"teacher": taught.hexdigest()}
+        return super().origin | {"teacher": mark_of(self.teacher, self.images)}
 
 
 def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
@@ -22,6 +23,7 @@ from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
 from facemetric.training.tasks.classification import identity_means
+from facemetric.training.tasks.following import first_features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 from facemetric.training.validation import OpenSet
 
@@ -115,10 +117,25 @@ class OnImages(StageTwo):
 
     def prepare(self) -> None:
         """The projection that training starts from; PCA and LDA run the backbone over all images once."""
+        teacher_NT = self.read_teacher()
         self.embedder.projection = self.first_projection(self.embedder).to(self.device)
         freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
         self.embedder.to(memory_format=torch.channels_last)
+        self.follow(teacher_NT)
         self.model = self.with_loss(self.embedder, self.identity_means)
+
+    @torch.no_grad()
+    def first_embeddings(self) -> tuple[Tensor, np.ndarray]:
+        """Unit embeddings (N, D) of some images as training begins, and their rows among the teacher's."""
+        features, rows = first_features(
+            self.embedder,
+            self.split.train,
+            self.embedder.preprocess,
+            seed=self.config.seed,
+            workers=self.workers,
+            bad_images=self.bad_images,
+        )
+        return functional.normalize(self.embedder.project(features).float(), dim=1), rows
 
     def first_projection(self, embedder: Embedder) -> nn.Linear:
         """Where the projection starts; PCA and LDA need the features of the plain images, once."""
@@ -187,7 +204,7 @@ class OnImages(StageTwo):
             return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))
 
         def loss_of(emb_BD: Tensor) -> Tensor:
-            loss, found = self.objective(emb_BD, labels)
+            loss, found = self.objective(emb_BD, labels, batch.rows)
             figures.update(found)
             return loss
 
