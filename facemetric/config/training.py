@@ -32,7 +32,7 @@ from facemetric.errors import ConfigError, plural
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
-Init = Literal["identity", "pca", "lda", "random"]
+Init = Literal["identity", "refit", "pca", "lda", "random"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
 
@@ -186,9 +186,11 @@ class FinetuneConfig(StageConfig):
     freeze_epochs: Annotated[tuple[int, ...], MODEL] = ()
     """Epochs of each of several --freeze but the last, which has the rest of --epochs."""
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 128
-    """Numbers in an embedding; with --projection-init identity the weights decide."""
+    """Numbers in an embedding; with --projection-init identity or refit the weights decide."""
     projection_init: Annotated[Init, MODEL] = "identity"
-    """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
+    """Start of the projection: identity (the weights' own embedding), refit (its least squares), pca, lda or random."""
+    refit_penalty: Annotated[float, MODEL, POSITIVE] = 0.1
+    """Ridge penalty of --projection-init refit, in units of the features' mean variance."""
     loss: Annotated[str, COMMON] = "triplet"
     """triplet (with --miner, --margin, --distance), contrastive, supcon, multi-similarity, circle, proxy-anchor, a
     pml:NAME of pytorch-metric-learning, or a function or class of your own as package.module:name."""
@@ -322,8 +324,12 @@ def check_batch(config: FinetuneConfig) -> None:
         "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
     )
     require(
-        config.projection_init == "identity" or config.embedding_size > 0,
+        config.projection_init in ("identity", "refit") or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
+    )
+    require(
+        config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
+        f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
     )
     require(
         config.microbatch != 1,

@@ -53,6 +53,7 @@ class OnFeatures(StageTwo):
             labels[sample],
             size=config.embedding_size,
             seed=config.seed,
+            penalty=config.refit_penalty,
         )
         self.projection = projection.to(self.device)
         self.follow(teacher_NT)

@@ -18,7 +18,7 @@ from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
-from facemetric.model.projections import sample_for, start_projection
+from facemetric.model.projections import LOOKING, sample_for, start_projection
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
@@ -116,7 +116,7 @@ class OnImages(StageTwo):
         self.steps_per_epoch = self.sampler.steps
 
     def prepare(self) -> None:
-        """The projection that training starts from; PCA and LDA run the backbone over all images once."""
+        """The projection that training starts from; refit, PCA and LDA run the backbone over all images once."""
         teacher_NT = self.read_teacher()
         self.embedder.projection = self.first_projection(self.embedder).to(self.device)
         freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
@@ -138,17 +138,23 @@ class OnImages(StageTwo):
         return functional.normalize(self.embedder.project(features).float(), dim=1), rows
 
     def first_projection(self, embedder: Embedder) -> nn.Linear:
-        """Where the projection starts; PCA and LDA need the features of the plain images, once."""
+        """Where the projection starts; refit, PCA and LDA need the features of the plain images, once."""
         config, index = self.config, self.split.train
         values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
-        if config.projection_init in ("pca", "lda"):
+        if config.projection_init in LOOKING:
             features = self.cached(index, 1)
             note_bad(self.bad_images, index, features.bad)
             rows = np.flatnonzero(features.valid)
             rows = rows[sample_for(config.projection_init, len(rows), config.seed)]
             values, labels = features.values[0][rows], index.identity[rows]
         return start_projection(
-            config.projection_init, embedder, values, labels, size=config.embedding_size, seed=config.seed
+            config.projection_init,
+            embedder,
+            values,
+            labels,
+            size=config.embedding_size,
+            seed=config.seed,
+            penalty=config.refit_penalty,
         )
 
     @cached_property
