@@ -11,20 +11,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from facemetric.cli_words import check_words, message_of, one_line
+from facemetric.cli_words import check_words, message_of, one_line, shown_default, with_config_file
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     EvalConfig,
@@ -43,19 +43,9 @@ from facemetric.config import (
     VisualizeConfig,
     check_ranges,
 )
-from facemetric.config.build import read_toml
-from facemetric.config.calls import show_flags
-from facemetric.config.recipe import KINDS
-from facemetric.errors import ConfigError, FacemetricError
-from facemetric.machine import show_progress
-
-
-def shown_default(value: Any) -> str:
-    """A default in --help; what is empty is not shown."""
-    if value is None or value in ((), ""):
-        return None  # type: ignore[return-value]
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
+from facemetric.config.calls import on_terminal, show_flags
+from facemetric.errors import FacemetricError
+from facemetric.machine import ignore_disk_error_in_thread, show_progress, sigterm_handler
 
 app = App(
     name="facemetric",
@@ -97,7 +87,7 @@ def evaluate(config: Annotated[EvalConfig, Parameter(name="*")] = EvalConfig()) 
     from facemetric.commands.evaluating.eval import run_evaluate
     from facemetric.report.figures import evaluation_text
 
-    print(evaluation_text(run_evaluate(config)))
+    print_once(evaluation_text(run_evaluate(config)))
 
 
 @app.command
@@ -124,6 +114,15 @@ def check(config: Annotated[CheckConfig, Parameter(name="*")] = CheckConfig()) -
     print(run_check(config).text())
 
 
+@data.command
+def convert(config: Annotated[ConvertConfig, Parameter(name="*")] = ConvertConfig()) -> None:
+    """Write DATA of any kind to tar shards, the images' bytes as they are; resumable."""
+    from facemetric.commands.convert import check_convert, run_convert
+
+    check_convert(config)
+    print(run_convert(config).text())
+
+
 @app.command
 def align(config: Annotated[AlignConfig, Parameter(name="*")] = AlignConfig()) -> None:
     """Find the faces of PHOTOS, turn them upright, cut them to the template; resumable."""
@@ -141,7 +140,7 @@ def embed(config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig()) -
     from facemetric.commands.vectors.embed import run_embed
 
     add_cwd_to_path()
-    print(run_embed(config).text())
+    print_once(run_embed(config).text())
 
 
 @app.command
@@ -301,12 +300,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
     with_signal = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
-        rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens))
+        rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens), app)
         app(rest, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         fail(message_of(error, app))
     except FacemetricError as error:
-        fail(one_line(str(error)))
+        fail(one_line(on_terminal(str(error))))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback
@@ -324,52 +323,16 @@ def main(tokens: Sequence[str] | None = None) -> None:
             signal.signal(signal.SIGTERM, terminate)
 
 
-def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
-    """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        if os.getpid() == main_process:
-            raise KeyboardInterrupt
-        os._exit(128 + number)  # a process that reads images
-
-    return interrupt
+def print_once(text: str) -> None:
+    """Print a result; of several processes under torchrun the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def add_cwd_to_path() -> None:
     """Let --miner MODULE:FUNCTION find a module in the folder that the command is run from."""
     if "" not in sys.path:
         sys.path.append("")  # last: a file of the user's hides no module of others
-
-
-def ignore_disk_error_in_thread(raised: Any) -> None:
-    """TensorBoard's thread meets a full disk too: the main one says it, so this one is silent."""
-    if not isinstance(raised.exc_value, OSError):
-        threading.__excepthook__(raised)
-
-
-def with_config_file(tokens: list[str]) -> list[str]:
-    """Take `--config FILE` out of the tokens and give its options to the app. Raises ConfigError."""
-    app.config = ()  # type: ignore[assignment]
-    found = [i for i, token in enumerate(tokens) if token == "--config" or token.startswith("--config=")]
-    if not found:
-        return tokens
-    at, token = found[0], tokens[found[0]]
-    if token == "--config" and at + 1 == len(tokens):
-        raise ConfigError("--config needs a TOML file")
-    file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
-    rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
-    read = read_toml(file, named=f"--config {file}")
-    if tables := [f"[{name}]" for name in KINDS if isinstance(read.get(name), dict)]:
-        raise ConfigError(
-            f"--config {file} is a recipe, with the table {tables[0]}; run it with `facemetric run {file}`, "
-            "or name a file with this command's options alone"
-        )
-    # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
-    options: dict[str, Any] = dict.fromkeys(app, read)
-    options["data"] = {"check": options["data"]}
-    options["gallery"] = dict.fromkeys(gallery, options["gallery"])
-    app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
-    return rest
 
 
 def fail(message: str) -> None:

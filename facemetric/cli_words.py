@@ -1,4 +1,4 @@
-"""Slips in the words of a command, told before torch is imported, and what to write in their place."""
+"""What a command reads before it runs: a file of options, and slips in its words, told before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cyclopts
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
+    ClusterConfig,
     EmbedConfig,
     EvalConfig,
     FinetuneConfig,
@@ -22,10 +23,11 @@ from facemetric.config import (
     check_ranges,
     check_stage,
     plan,
-    require,
 )
-from facemetric.config.build import SYNONYMS
-from facemetric.errors import DataError
+from facemetric.config.build import SYNONYMS, read_toml
+from facemetric.config.commands import check_cluster, check_verify
+from facemetric.config.recipe import KINDS
+from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm
 from facemetric.model.weights_folder import find_onnx, find_weights, is_onnx
 from facemetric.training.run_folder import check_run_folder
@@ -38,6 +40,13 @@ WORD_ORDER = {
     "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
     "demo": "one folder to write into: facemetric demo --out FOLDER",
 }
+
+
+def shown_default(value: Any) -> str:
+    """A default in --help; what is empty is not shown."""
+    if value is None or value in ((), ""):
+        return None  # type: ignore[return-value]
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def message_of(error: cyclopts.CycloptsError, app: cyclopts.App) -> str:
@@ -71,6 +80,31 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
+def with_config_file(tokens: list[str], app: cyclopts.App) -> list[str]:
+    """Take `--config FILE` out of the tokens and give its options to the app. Raises ConfigError."""
+    app.config = ()  # type: ignore[assignment]
+    found = [i for i, token in enumerate(tokens) if token == "--config" or token.startswith("--config=")]
+    if not found:
+        return tokens
+    at, token = found[0], tokens[found[0]]
+    if token == "--config" and at + 1 == len(tokens):
+        raise ConfigError("--config needs a TOML file")
+    file = Path(tokens[at + 1] if token == "--config" else token.removeprefix("--config="))
+    rest = tokens[:at] + tokens[at + (2 if token == "--config" else 1) :]
+    read = read_toml(file, named=f"--config {file}")
+    if tables := [f"[{name}]" for name in KINDS if isinstance(read.get(name), dict)]:
+        raise ConfigError(
+            f"--config {file} is a recipe, with the table {tables[0]}; run it with `facemetric run {file}`, "
+            "or name a file with this command's options alone"
+        )
+    # Under each command's name: cyclopts skips keys at the top that are named as a command (`weights`).
+    options: dict[str, Any] = dict.fromkeys(app, read)
+    options["data"] = dict.fromkeys(app["data"], options["data"])
+    options["gallery"] = dict.fromkeys(app["gallery"], options["gallery"])
+    app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
+    return rest
+
+
 def check_words(config: Any) -> None:
     """Raise the errors that need no torch: numbers out of range, and files, folders and weights that are not there."""
     check_ranges(config)
@@ -81,22 +115,24 @@ def check_words(config: Any) -> None:
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):
-        check_pictures(config)
+        check_verify(config)
+    if isinstance(config, ClusterConfig):
+        check_cluster(config)
     takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
-    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", "")
+    weights, compared = getattr(config, "weights", ""), getattr(config, "compare", ())
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
-    if compared and not compared.lower().endswith((".npz", ".parquet")):
-        (find_onnx if is_onnx(compared) else find_weights)(compared)
+    if isinstance(config, VerifyConfig):
+        check_pictures(config.image1, config.image2)
+    for name in compared:
+        if not name.lower().endswith((".npz", ".parquet")):
+            (find_onnx if is_onnx(name) else find_weights)(name)
     if not isinstance(config, AlignConfig):  # it has no use for timm
         import_timm()
 
 
-def check_pictures(config: VerifyConfig) -> None:
-    """Raise unless verify has two image files."""
-    images = (config.image1, config.image2)
-    require(all(images), "verify needs two images: facemetric verify A.jpg B.jpg --weights W")
-    find_weights(config.weights)
+def check_pictures(*images: str) -> None:
+    """Raise unless these are image files."""
     for image in map(Path, images):
         if image.is_dir():
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ class WeightsError(FacemetricError, ValueError):
 
 class TrainingError(FacemetricError):
     """A run that cannot go on: a loss that is not finite, a worker that died, a run that is stopped."""
+
+
+def given(option: str, value: object) -> str:
+    """An option and its text in a message, `--out=runs/a`: the terminal shows `--out runs/a`, Python `out='runs/a'`.
+
+    Needed for text that can be anything; a number and one of an option's choices are told from the words around."""
+    return f"{option}={shlex.quote(str(value))}"
 
 
 @contextlib.contextmanager

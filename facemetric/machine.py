@@ -1,4 +1,4 @@
-"""What of the machine is used: the device that computes, the processes that read, the terminal that is written to.
+"""What of the machine is used: the device that computes, the processes that read, the terminal, signals and threads.
 
 torch and tqdm are imported by the functions that need them: `facemetric --help` and a mistyped option need neither."""
 
@@ -11,8 +11,9 @@ import gc
 import importlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -205,13 +206,20 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"unknown device {name!r}{did_you_mean(name, ['auto', 'cpu', 'cuda', 'cuda:0'])}"
         ) from error
+    if device.type == "mps":
+        raise ConfigError(
+            f"--device {name}: losses and figures are added up in float64, which Apple's GPUs do not have; use "
+            "--device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} is not supported; use --device cpu or --device cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"--device {name} was asked for, but torch {torch.__version__} finds no CUDA; use --device cpu"
+            f"the device {name} was asked for, but torch {torch.__version__} finds no CUDA; use cpu"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
+            f"the device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
         )
     return device
 
@@ -229,3 +237,20 @@ def pick_workers(workers: int) -> int:
     if cores <= 2 and not torch.cuda.is_available():
         return 0
     return max(1, min(8, cores // 2))
+
+
+def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:
+    """SIGTERM tidies up as Ctrl-C does; a training in its steps writes a checkpoint first (training/loop.py)."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if os.getpid() == main_process:
+            raise KeyboardInterrupt
+        os._exit(128 + number)  # a process that reads images
+
+    return interrupt
+
+
+def ignore_disk_error_in_thread(raised: Any) -> None:
+    """TensorBoard's thread meets a full disk too: the main one says it, so this one is silent."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)

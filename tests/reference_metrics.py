@@ -135,3 +135,87 @@ def person_counts(score, same, persons, thresholds):
     far = impostor.sum(0) / totals[1].sum()
     alone = sum((accepted - far * pairs) ** 2 for accepted, pairs in by_two.values())
     return genuine, totals[0], impostor, totals[1], alone
+
+
+def search(gallery, gallery_labels, probes, probe_labels):
+    """(rank, own score) of each probe whose person is enrolled, and the best score of each other probe. The rank is
+    among people, each by the best image; of equal scores the lower gallery row is first."""
+    known, unknown = [], []
+    for probe, person in zip(probes, probe_labels, strict=True):
+        order = ranking(probe, gallery)
+        people = list(dict.fromkeys(gallery_labels[row] for row, _ in order))
+        if person in people:
+            own = next(score for row, score in order if gallery_labels[row] == person)
+            known.append((people.index(person) + 1, own))
+        else:
+            unknown.append(order[0][1])
+    return known, unknown
+
+
+def fnir_at_fpir(mates, strangers, wanted):
+    """(FNIR, FPIR, threshold) at the lowest score whose FPIR is allowed."""
+    best = (1.0, 0.0, float("inf"))
+    for threshold in sorted({*mates, *strangers}, reverse=True):
+        fpir = sum(s >= threshold for s in strangers) / len(strangers)
+        if fpir > wanted:
+            break
+        best = (sum(s < threshold for s in mates) / len(mates), fpir, threshold)
+    return best
+
+
+def pooled(embeddings, media, weights=None):
+    """One template by media (or by weights, each image its own medium): a loop in float64."""
+    unit = [np.asarray(e, float) / np.linalg.norm(np.asarray(e, float)) for e in embeddings]
+    if weights is not None:
+        total = sum(w * u for w, u in zip(weights, unit, strict=True))
+    else:
+        by_medium: dict = {}
+        for i, (medium, u) in enumerate(zip(media, unit, strict=True)):
+            by_medium.setdefault(medium or ("alone", i), []).append(u)
+        total = sum(sum(of_one) / len(of_one) for of_one in by_medium.values())
+    return total / np.linalg.norm(total)
+
+
+def s_norm(one, other, cohort, top):
+    """Adaptive s-norm of one pair, by sorting each image's cohort scores."""
+    unit = [np.asarray(e, float) / np.linalg.norm(np.asarray(e, float)) for e in (one, other)]
+    rows = [np.asarray(c, float) / np.linalg.norm(np.asarray(c, float)) for c in cohort]
+    score, parts = float(unit[0] @ unit[1]), []
+    for u in unit:
+        highest = sorted((float(u @ c) for c in rows), reverse=True)[:top]
+        mean = sum(highest) / len(highest)
+        deviation = (sum((h - mean) ** 2 for h in highest) / len(highest)) ** 0.5
+        parts.append((score - mean) / deviation)
+    return sum(parts) / 2
+
+
+def cllr(ratio, same):
+    """In bits, by a loop."""
+    genuine = [np.log2(1 + np.exp(-r)) for r, y in zip(ratio, same, strict=True) if y]
+    impostor = [np.log2(1 + np.exp(r)) for r, y in zip(ratio, same, strict=True) if not y]
+    return (sum(genuine) / len(genuine) + sum(impostor) / len(impostor)) / 2
+
+
+def min_cllr(score, same, weight=None):
+    """By pooling adjacent violators, block by block."""
+    weight = np.ones(len(score)) if weight is None else weight
+    total = [sum(w for w, y in zip(weight, same, strict=True) if bool(y) == kind) for kind in (True, False)]
+    blocks: list = []
+    for s in sorted(set(score)):
+        here = [(w, y) for t, w, y in zip(score, weight, same, strict=True) if t == s]
+        blocks.append([sum(w for w, y in here if y) / total[0], sum(w for w, y in here if not y) / total[1]])
+        while len(blocks) > 1 and blocks[-2][0] * sum(blocks[-1]) >= blocks[-1][0] * sum(blocks[-2]):
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    bits = 0.0
+    for genuine, impostor in blocks:
+        both = genuine + impostor
+        bits -= genuine * np.log2(genuine / both) if genuine else 0
+        bits -= impostor * np.log2(impostor / both) if impostor else 0
+    return bits / 2
+
+
+def min_dcf(score, same, prior):
+    """Over every threshold, accepting nothing as well."""
+    points = [(0.0, 0.0)] + [rates(score, same, t) for t in set(score)]
+    return min(prior * (1 - tar) + (1 - prior) * far for far, tar in points) / min(prior, 1 - prior)

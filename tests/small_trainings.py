@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ def stage_one(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def tensors(run: Trained | Path) -> dict[str, torch.Tensor]:
     """The weights file of a run, or of a weights folder."""
     return load_file((run.weights if isinstance(run, Trained) else run) / "model.safetensors")
+
+
+def numbers(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The figures of a step, read from the device."""
+    return {name: float(value) for name, value in figures.items()}
 
 
 def changed(one: Trained, other: Trained) -> set[str]:
@@ -112,6 +117,9 @@ class Toy:
         backward(loss)
         self.memory = values.mean(0)
         return {"loss": loss.item()}
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         model.eval()

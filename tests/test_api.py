@@ -6,7 +6,6 @@ import inspect
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 
 import facemetric as fm
 from facemetric.cli import main
-from facemetric.config.calls import in_python
 from facemetric.errors import ConfigError
 
 SCRIPT = """
@@ -151,24 +149,6 @@ def test_errors_speak_of_arguments_and_on_the_terminal_of_flags(
         fm.pretrain("faces", learning_rate=0.1)  # type: ignore[call-arg]
 
 
-def test_an_error_in_python_keeps_numbers_words_and_commands() -> None:
-    told = (
-        "--resume and --no-report, not --lr 0.1; see `facemetric pretrain --resume`, a--resume, --resume-not"
-    )
-    assert in_python(EvalAndResume, told) == (
-        "resume=True and report=False, not --lr 0.1; see `facemetric pretrain --resume`, a--resume, --resume-not"
-    )
-
-
-@dataclass
-class EvalAndResume:
-    """Two switches and a number."""
-
-    resume: bool = False
-    report: bool = True
-    lr: float = 0.1
-
-
 def test_similarity_of_two_vectors_is_a_number() -> None:
     two = np.array([[3.0, 4.0], [4.0, 3.0]])
     one = fm.similarity(two[0], two[1])
@@ -206,5 +186,5 @@ def test_a_config_goes_in_place_of_its_options() -> None:
         call(fm.PretrainConfig(("faces",)), epochs=3)
     with pytest.raises(ConfigError, match="only data goes without its name"):
         call("faces", "more")
-    with pytest.raises(ConfigError, match="--max-bad is 2; it is a share"):
+    with pytest.raises(ConfigError, match=r"^max_bad is 2; it is a share"):
         call("faces", max_bad=2)

@@ -35,7 +35,7 @@ from facemetric.config import (
     make_config,
 )
 from facemetric.config.calls import takes_options
-from facemetric.config.fields import Range, ranges_of
+from facemetric.config.fields import Range
 from facemetric.errors import ConfigError
 
 KINDS: dict[str, Any] = {
@@ -116,7 +116,9 @@ def another(kind: Any, name: str) -> Any:
     if isinstance(default, int):
         return default + 3
     if isinstance(default, float):
-        return default + 0.25 if default + 0.25 in ranges_of(kind).get(name, Range()) else default - 0.25
+        extras = getattr(get_type_hints(kind, include_extras=True)[name], "__metadata__", ())
+        allowed = next((extra for extra in extras if isinstance(extra, Range)), Range())
+        return default + 0.25 if default + 0.25 in allowed else default - 0.25
     return "ein Wörtchen" if isinstance(default, str) else Path("some/päth")
 
 
@@ -251,6 +253,8 @@ def test_an_argument_of_another_type_is_named(kind: Any, options: dict[str, Any]
         ({"freeze": ["batchnorm", "none"], "freeze_epochs": 5}, "adds up to 5 of 5 --epochs"),
         ({"freeze": ["batchnorm", "none"], "freeze_epochs": 0}, "each must be at least 1"),
         ({"freeze": []}, "--freeze is empty"),
+        ({"compile": True}, "--compile is for a backbone that trains, and --freeze backbone runs it once"),
+        ({"checkpoint_activations": True}, "--checkpoint-activations is for a backbone that trains"),
     ],
 )
 def test_what_is_frozen_in_turn_needs_its_epochs(options: dict[str, Any], message: str) -> None:

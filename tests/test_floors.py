@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "machine": 0,
+    "distributed": 0,
     "config": 0,
     "data": 1,
     "mining": 1,

@@ -42,11 +42,23 @@ def test_bars_stay_out_of_a_log_file(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mps", "in float64, which Apple's GPUs do not have; use --device cpu"),
+        ("xpu:1", "xpu:1 is not supported"),
+    ],
+)
+def test_a_device_that_cannot_compute_what_is_needed(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pick_device(name)
+
+
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert (pick_device("cuda").index, pick_device("cuda:1").index) == (None, 1)
-    with pytest.raises(ConfigError, match="--device cuda:2 was asked for, but there are 2 CUDA devices"):
+    with pytest.raises(ConfigError, match="the device cuda:2 was asked for, but there are 2 CUDA devices"):
         pick_device("cuda:2")
 
 

@@ -18,6 +18,7 @@ CONFIGS = {
     "calibrate": "CalibrateConfig",
     "cluster": "ClusterConfig",
     "data check": "CheckConfig",
+    "data convert": "ConvertConfig",
     "demo": "DemoConfig",
     "embed": "EmbedConfig",
     "eval": "EvalConfig",

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from facemetric import cli
-from facemetric.training import distributed
+from facemetric import cli, distributed
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages

@@ -1,10 +1,12 @@
 """Speed and accuracy of weights by every way that runs them: torch, torch.compile, ONNX Runtime, OpenVINO, a browser.
 
-    python tools/bench_export.py faces-96 --data lfw112.tar --pairs lfw/pairs.txt --calibration celeba112.tar
+    python tools/bench_export.py faces-96 --lfw data --calibration celeba112.tar
 
 Every way gets the same uint8 crops and does the preprocessing itself. The ways take turns, `--rounds` times; the table
 gives medians of images a second by the clock, and for each second of CPU time, which a busy machine changes less. The
-accuracy is the folds' mean on the pairs. int8 takes its ranges from crops of `--calibration`, which are no test images.
+accuracy is the folds' mean on LFW's View 2 (`--lfw`: a folder with lfw112.tar and lfw/pairs.txt; where they are not
+there the reason is printed, and speeds alone are measured), or on any `--pairs` of `--data`. int8 takes its ranges from
+crops of `--calibration`, which are no test images.
 Good: ONNX Runtime above torch, float32 with torch's accuracy to four digits, int8 within its interval.
 A way that this machine lacks is left out, and the reason is printed.
 """
@@ -298,7 +300,10 @@ def bench(options: argparse.Namespace) -> tuple[list[Speed], dict[str, float]]:
     """Open the ways, measure them, and score the pairs where there are some."""
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    index = read_index([options.data]) if options.data else None
+    data, pairs = options.data, options.pairs
+    if options.lfw:
+        data, pairs = lfw_in(options.lfw) or (data, pairs)
+    index = read_index([data]) if data else None
     crops = drawn_crops(64, options.side) if index is None else sample_crops(index, 64, options.side)
     calibration = (
         sample_crops(read_index([options.calibration]), 256, options.side) if options.calibration else None
@@ -316,14 +321,24 @@ def bench(options: argparse.Namespace) -> tuple[list[Speed], dict[str, float]]:
             seconds=options.seconds,
         )
         accuracy: dict[str, float] = {}
-        if options.pairs and index is not None:
-            listed = list_pairs(read_pairs(Path(options.pairs)), index, folder)
+        if pairs and index is not None:
+            listed = list_pairs(read_pairs(Path(pairs)), index, folder)
             for way in ways:
                 way.use(max(options.cores))
             embeds: list[Embed] = [in_pieces(way) for way in ways]
             found = accuracies(listed, index, options.side, embeds)
             accuracy = dict(zip((way.name for way in ways), found, strict=True))
     return speeds, accuracy
+
+
+def lfw_in(folder: Path) -> tuple[str, str] | None:
+    """LFW's crops and the pairs of View 2 in a folder; None, and a printed reason, where one of them is not there."""
+    files = folder / "lfw112.tar", folder / "lfw" / "pairs.txt"
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        print(f"no accuracy on LFW: {' and '.join(missing)} not there")
+        return None
+    return str(files[0]), str(files[1])
 
 
 def in_pieces(way: Way) -> Embed:
@@ -336,6 +351,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("weights")
     parser.add_argument("--data", default="", help="aligned crops; drawn faces where none are named")
     parser.add_argument("--pairs", default="", help="pairs of images of --data: accuracy is measured on them")
+    parser.add_argument(
+        "--lfw", type=Path, help="folder of lfw112.tar and lfw/pairs.txt, for --data and --pairs"
+    )
     parser.add_argument("--calibration", default="", help="other crops, which give the ranges of int8")
     parser.add_argument("--side", type=int, default=112)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))

@@ -28,7 +28,7 @@ from facemetric.data.batches import IdentityBatches
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
 from facemetric.mining import LossOptions, resolve_loss
-from facemetric.training.tasks.alike import most_alike
+from facemetric.training.tasks.on_features import most_alike
 
 SWEEP: dict[str, list[LossOptions]] = {
     "triplet": [LossOptions("semihard", margin=m) for m in (0.1, 0.2, 0.4)]

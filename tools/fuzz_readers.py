@@ -15,6 +15,7 @@ The first 6,000 cases found nine faults, in the readers of merges, pairs, TOML, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from large_sets import Picture, write_lmdb, write_parquet, write_rec, write_webdataset
 from PIL import Image
 
 from facemetric.commands.listings import find_runs, runs_text
@@ -230,9 +232,45 @@ def readers() -> dict[str, Reader]:
         found[f"bin {protocol}"] = Reader(read_pairs, ".bin", data)
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         found[f"tar {form}"] = Reader(read_index, ".tar", tar_of(form))
+    found |= large_sets(beside)
     for kind in ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF"):
         found[kind] = Reader(lambda path: decode(path.read_bytes()), ".jpg", picture(kind))
     return found
+
+
+def large_sets(beside: Callable[[Path, str, str, bytes], Path]) -> dict[str, Reader]:
+    """The formats of large sets; every image that an index finds is read."""
+    pictures = [Picture(str(n % 3), f"{n:08d}.jpg", bytes([n]) * (500 * n)) for n in range(1, 8)]
+    rec = whole_of(lambda path: write_rec(path, pictures), "a.rec")
+    with tempfile.TemporaryDirectory() as folder:
+        write_rec(Path(folder) / "a.rec", pictures)
+        idx = (Path(folder) / "a.idx").read_bytes()
+    values = {f"{picture.identity}/{picture.name}".encode(): picture.data for picture in pictures}
+    table = [whole_of(lambda path: write_parquet(path, pictures, group=3), "a.parquet")]
+    shards = [
+        whole_of(lambda path, label=label: write_webdataset(path, pictures, label=label), "a.tar")
+        for label in ("cls", "label")
+    ]
+    return {
+        "rec": Reader(read_all, ".rec", rec),
+        "rec with idx": Reader(
+            lambda path: read_all(beside(path, "a.rec", "a.idx", idx) / "a.rec"), ".rec", rec
+        ),
+        "idx": Reader(lambda path: read_all(beside(path, "a.idx", "a.rec", rec) / "a.rec"), ".idx", idx),
+        "webdataset cls": Reader(read_all, ".tar", shards[0]),
+        "webdataset json": Reader(read_all, ".tar", shards[1]),
+        "parquet": Reader(read_all, ".parquet", table[0]),
+        "lmdb": Reader(read_all, ".mdb", whole_of(lambda path: write_lmdb(path, values), "data.mdb")),
+    }
+
+
+def read_all(path: Path) -> object:
+    """The index of a set, and the bytes of every image, or the system's error of one that cannot be read."""
+    index = read_index(path)
+    for i in range(len(index)):
+        with contextlib.suppress(OSError):
+            index.read(i)
+    return index
 
 
 def run_case(reader: Reader, data: bytes, folder: Path) -> str:

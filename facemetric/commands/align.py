@@ -16,7 +16,7 @@ from typing import NamedTuple
 from facemetric.config import AlignConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
-from facemetric.errors import DataError, plural
+from facemetric.errors import DataError, given, plural
 from facemetric.faces.align import AlignOptions, align_images, crop_name
 from facemetric.faces.detector import load_detector
 from facemetric.machine import say
@@ -67,7 +67,7 @@ def align(config: AlignConfig) -> Aligned:
 def run_align(config: AlignConfig) -> Aligned:
     """align, from a config."""
     check_ranges(config)
-    require(bool(config.photos), "align needs photographs: facemetric align PHOTOS --out FACES")
+    require(bool(config.photos), "align needs photographs: `facemetric align PHOTOS --out FACES`")
     load_detector(config.detector)  # a misspelt one is an error before the first photograph
     index = read_index(list(config.photos), loose=True)
     say(*index.notes)
@@ -104,7 +104,7 @@ def check_targets(index: ImageIndex, config: AlignConfig) -> None:
     for source in map(parse_source, config.photos):
         if source.path.is_dir() and Path(root).is_relative_to(os.path.realpath(source.path)):
             raise DataError(
-                f"--out {out} lies in the photographs' own folder {source.path}; name one beside it"
+                f"{given('--out', out)} lies in the photographs' own folder {source.path}; name one beside it"
             )
     for folder in {os.path.dirname(name) for name in first}:
         there = os.path.realpath(os.path.join(root, folder))

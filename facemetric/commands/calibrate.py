@@ -14,7 +14,7 @@ from facemetric.config import CalibrateConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
-from facemetric.errors import WeightsError, plural
+from facemetric.errors import WeightsError, given, plural
 from facemetric.evaluation.answers import PEOPLE, Answers, choose_answers, store_answers
 from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
@@ -91,7 +91,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         keep_in = config.out / name
         require(
             not name_of_copy(keep_in),
-            f"--out {config.out} holds the shipped weights themselves; name another",
+            f"{given('--out', config.out)} holds the shipped weights themselves; name another",
         )
         check_copy(folder, keep_in)
     index = announced(read_index(config.data))

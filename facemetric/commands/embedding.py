@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from facemetric import distributed
 from facemetric.config import CheckConfig, ClusterConfig, DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.eval_transform import eval_transform
@@ -35,6 +36,7 @@ from facemetric.training.run_folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"
+COHORT = "cohort"
 
 
 Network = Embedder | OnnxEmbedder
@@ -144,7 +146,10 @@ def open_weights(name: str) -> Weights:
 
 def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
     """The images of DATA; what was skipped is printed. `loose`: no folder for each identity."""
-    return announced(read_index(sources, loose=loose))
+    index = announced(read_index(sources, loose=loose))
+    if distributed.together():
+        distributed.check_alike({"the images": index.fingerprint})
+    return index
 
 
 def colours_in(model: OnnxEmbedder | None, index: ImageIndex) -> str:
@@ -161,9 +166,9 @@ def check_config(config: DataConfig | EvalConfig) -> None:
     """Raise ConfigError for what every such command needs, before any file is read."""
     check_least(config, {"batch_size": 1, "seed": 0, "workers": -1})
     require(0 <= config.max_bad <= 1, f"--max-bad is {config.max_bad}; it is a share, choose 0..1")
-    second = getattr(config, "compare", "")
+    embedded = [name for name in getattr(config, "compare", ()) if not is_stored(name)]
     require(
-        not (config.flip and getattr(config, "embeddings", None)) or bool(second and not is_stored(second)),
+        not (config.flip and getattr(config, "embeddings", None)) or bool(embedded),
         "--flip has no effect on --embeddings, which are made already: leave it out, or give --weights",
     )
 
@@ -187,7 +192,7 @@ def bad_images_of(out: Path, of: str = "") -> Path:
 
 def remove_lists(out: Path) -> None:
     """Remove the lists of bad images of an earlier run."""
-    for of in ("", GALLERY, SECOND, TEST, TRAIN, VALIDATION):
+    for of in ("", GALLERY, SECOND, TEST, TRAIN, VALIDATION, COHORT):
         bad_images_of(out, of).unlink(missing_ok=True)
 
 

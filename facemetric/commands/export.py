@@ -124,13 +124,16 @@ def run_export(config: ExportConfig) -> Exported:
 
 def check_options(config: ExportConfig) -> None:
     """Raise ConfigError where options do not go together."""
-    require(bool(config.weights), "no weights were given: facemetric export WEIGHTS, such as faces-112")
+    require(bool(config.weights), "no weights were given: `facemetric export WEIGHTS`, such as faces-112")
     check_ranges(config)
     require(
         not (config.int8 and config.to != "onnx"), f"--int8 is for --to onnx, not {config.to}; leave one out"
     )
-    require(not config.int8 or bool(config.data), "--int8 needs crops to find its ranges: give --data FOLDER")
-    require(config.pairs is None or bool(config.data), "--pairs needs its images: give --data FOLDER")
+    require(
+        not config.int8 or bool(config.data),
+        "--int8 needs crops to find its ranges: give their --data",
+    )
+    require(config.pairs is None or bool(config.data), "--pairs needs its images: give their --data")
 
 
 def describe(folder: Path, config: ExportConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from facemetric.config import (
     check_ranges,
     require,
 )
-from facemetric.errors import DataError, WeightsError, did_you_mean, plural
+from facemetric.errors import DataError, WeightsError, did_you_mean, given, plural
 from facemetric.files import write_text_whole
 from facemetric.gallery.folder import LIST, SKIPPED, GalleryFolder
 from facemetric.machine import progress_bar, say
@@ -67,17 +67,17 @@ def run_add(config: GalleryAddConfig) -> Added:
 def check_add(config: GalleryAddConfig) -> None:
     """Raise what needs no torch: options that do not fit, and files that are not there."""
     check_ranges(config)
-    require(bool(config.gallery), "no gallery was named: facemetric gallery add GALLERY PEOPLE --weights W")
+    require(bool(config.gallery), "no gallery was named: `facemetric gallery add GALLERY PEOPLE --weights W`")
     require(
         bool(config.people),
-        f"nobody to enroll: facemetric gallery add {config.gallery} PEOPLE, a folder of identities, or "
-        f"facemetric gallery add {config.gallery} --name NAME PHOTO...",
+        f"nobody to enroll: `facemetric gallery add {config.gallery} PEOPLE`, a folder of identities, or "
+        f"`facemetric gallery add {config.gallery} --name NAME PHOTO...`",
     )
     require(not (config.name and config.file_names), "--name and --file-names are two ways; give one")
     there = Path(config.gallery, LIST).exists()
     require(
         there or bool(config.weights),
-        f"{config.gallery} is a new gallery: name the weights that it is for, such as --weights faces-112",
+        f"{config.gallery} is a new gallery: name the weights that it is for, such as --weights=faces-112",
     )
     for option in ("flip", "crops") if there else ():
         require(
@@ -89,15 +89,15 @@ def check_add(config: GalleryAddConfig) -> None:
 def check_identify(config: IdentifyConfig) -> None:
     """Raise what needs no torch: options that do not fit, and files that are not there."""
     check_ranges(config)
-    require(bool(config.photos), "no photographs: facemetric identify PHOTO... --gallery GALLERY")
+    require(bool(config.photos), "no photographs: `facemetric identify PHOTO... --gallery GALLERY`")
     require(
         bool(config.gallery),
-        "no gallery: facemetric identify PHOTO... --gallery GALLERY; `facemetric gallery add` makes one",
+        "no gallery: `facemetric identify PHOTO... --gallery GALLERY`; `facemetric gallery add` makes one",
     )
     if config.show is not None:
         require(
             config.show.suffix.lower() in SHOWN,
-            f"--show {config.show}: pictures are drawn as .html or .png; give the file one of these endings",
+            f"{given('--show', config.show)}: pictures are drawn as .html or .png; give the file one of these endings",
         )
     for photo in config.photos:
         if not Path(photo).exists():
@@ -124,7 +124,7 @@ def people_in(source: str, config: GalleryAddConfig) -> list[tuple[str, Any]]:
 
     path = parse_source(source).path
     ways = (
-        f"a person's photographs: facemetric gallery add {config.gallery} --name NAME {source}; "
+        f"a person's photographs: `facemetric gallery add {config.gallery} --name NAME {source}`; "
         "photographs named as their person: --file-names"
     )
     if path.is_file() and why_skip_file(path.name) is None:
@@ -190,7 +190,7 @@ def write_skipped(path: Path, added: Added) -> Path:
 
 def run_list(config: GalleryListConfig) -> tuple[str, dict[str, Any]]:
     """gallery list, from a config: its text, and the same for JSON. Raises DataError for a name that is not there."""
-    require(bool(config.gallery), "no gallery was named: facemetric gallery list GALLERY")
+    require(bool(config.gallery), "no gallery was named: `facemetric gallery list GALLERY`")
     folder = GalleryFolder(config.gallery)
     photos = folder.photos_by_name() if config.names else {}
     for name in config.names:
@@ -219,7 +219,7 @@ def run_list(config: GalleryListConfig) -> tuple[str, dict[str, Any]]:
 
 def run_remove(config: GalleryRemoveConfig) -> str:
     """gallery remove, from a config: what to say. Raises DataError for a name that is not there, with the nearest."""
-    require(bool(config.gallery), "no gallery was named: facemetric gallery remove GALLERY NAME...")
+    require(bool(config.gallery), "no gallery was named: `facemetric gallery remove GALLERY NAME...`")
     require(bool(config.names or config.photos), "nobody to remove; name people, or --photos")
     from facemetric.gallery.gallery import Gallery
 
@@ -235,7 +235,7 @@ def run_remove(config: GalleryRemoveConfig) -> str:
 def run_check(config: GalleryCheckConfig) -> Checked:
     """gallery check, from a config. Raises DataError for the first damaged file."""
     check_ranges(config)
-    require(bool(config.gallery), "no gallery was named: facemetric gallery check GALLERY")
+    require(bool(config.gallery), "no gallery was named: `facemetric gallery check GALLERY`")
     from facemetric.gallery.gallery import Gallery
 
     return Gallery(config.gallery, weights=config.weights).check(fpir=config.fpir)

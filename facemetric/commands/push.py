@@ -10,6 +10,7 @@ from typing import Any
 from facemetric.config import PushConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.errors import ConfigError, WeightsError
+from facemetric.files import file_hash
 from facemetric.machine import say
 from facemetric.model.card import card, with_front_matter, without_paths
 from facemetric.model.hub import Remote, look_for, parse_name, same_content, send
@@ -17,7 +18,6 @@ from facemetric.model.weights_folder import (
     CONFIG,
     HUB,
     MODEL,
-    file_hash,
     find_weights,
     read_config,
     without_folders,
@@ -76,7 +76,7 @@ def run_push(config: PushConfig) -> Pushed:
     no token, and where --private is asked of a repository that is public."""
     require(
         bool(config.weights and config.repo),
-        "push needs weights and a name: facemetric push WEIGHTS OWNER/NAME",
+        "push needs weights and a name: `facemetric push WEIGHTS OWNER/NAME`",
     )
     try:
         repo, revision = parse_name(config.repo)

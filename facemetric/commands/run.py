@@ -31,13 +31,13 @@ from facemetric.config import (
 from facemetric.config.calls import takes_options
 from facemetric.config.recipe import TRAINING
 from facemetric.data.readers.sources import parse_source
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
 from facemetric.machine import Measured, measuring
 from facemetric.model.weights_folder import find_weights
 from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
-from facemetric.training.distributed import say
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
 from facemetric.training.run import Trained
@@ -55,7 +55,7 @@ TRIAL_STEPS = 20  # of each training with --dry
 # Options that may change when a stage is resumed: no figure depends on them.
 RESUMABLE_OPTIONS = ("workers", "device", "checkpoint_minutes")
 # Families of eval's figures whose names differ from run to run: they are in its own metrics.json.
-UNTABLED = ("slices.", "comparison.")
+UNTABLED = ("slices.", "comparison.", "models.")
 
 
 @takes_options(RunConfig)
@@ -130,8 +130,7 @@ def check_step(step: Step, made: Collection[str]) -> None:
             find_weights(name)
         elif not Path(name).is_file():
             raise DataError(f"[{step.stage}] teacher: {text}: no such file")
-    for option in ("weights", "compare"):
-        name = getattr(step.config, option, "")
+    for name in (getattr(step.config, "weights", ""), *getattr(step.config, "compare", ())):
         if name and name not in made and not Path(name).is_file():  # a file holds embeddings
             find_weights(name)
 

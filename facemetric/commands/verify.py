@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from facemetric.config import VerifyConfig, check_ranges, require
-from facemetric.config.calls import takes_options
+from facemetric.config import VerifyConfig, check_ranges
+from facemetric.config.calls import takes_options, words_of
+from facemetric.config.commands import check_verify
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.answers import Answers, LowerThreshold, stored_answers
 from facemetric.evaluation.thresholds import Stored, stored_threshold
@@ -23,7 +24,7 @@ from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.machine import pick_device
 from facemetric.model.embedder import similarity
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
-from facemetric.model.weights import load_embedder
+from facemetric.model.weights import load_folder
 from facemetric.model.weights_folder import find_weights
 
 Answer = Literal["same person", "different people", "cannot tell"]
@@ -143,6 +144,7 @@ class Verifier:
     of VerifyConfig: which faces of the pictures count. Raises WeightsError where there are no such weights, or where
     they hold no threshold for `far`, ConfigError for an unknown device or detector."""
 
+    @words_of(VerifyConfig)
     def __init__(
         self,
         weights: str | Path,
@@ -159,7 +161,7 @@ class Verifier:
         self.answers = answers_beside(self.stored, stored_answers(self.weights))
         lower = self.answers.at_frr(frr) if self.answers is not None else None
         self.lower = lower if lower is not None and lower.threshold < self.threshold else None
-        self.embedder = load_embedder(self.weights, pick_device(device))
+        self.embedder = load_folder(self.weights, pick_device(device))
         self.finder = self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     @property
@@ -275,11 +277,8 @@ def verify(config: VerifyConfig) -> Verdict:
 
 def run_verify(config: VerifyConfig) -> Verdict:
     """verify, from a config."""
-    require(
-        bool(config.image1 and config.image2),
-        "verify needs two images: facemetric verify A.jpg B.jpg --weights W",
-    )
     check_ranges(config)
+    check_verify(config)
     verifier = Verifier(
         config.weights,
         far=config.far,

@@ -17,6 +17,7 @@ from facemetric.config.commands import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
+    ConvertConfig,
     DataConfig,
     EvalConfig,
     ExportConfig,
@@ -25,7 +26,6 @@ from facemetric.config.commands import (
     VerifyConfig,
     VisualizeConfig,
 )
-from facemetric.config.embedding import EmbedConfig
 from facemetric.config.fields import check_ranges
 from facemetric.config.gallery import (
     GalleryAddConfig,
@@ -34,7 +34,7 @@ from facemetric.config.gallery import (
     GalleryRemoveConfig,
     IdentifyConfig,
 )
-from facemetric.config.photographs import AlignConfig, FacesConfig
+from facemetric.config.photographs import AlignConfig, EmbedConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
 from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
 
@@ -43,6 +43,7 @@ __all__ = [
     "CalibrateConfig",
     "CheckConfig",
     "ClusterConfig",
+    "ConvertConfig",
     "DataConfig",
     "DemoConfig",
     "EmbedConfig",

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.embedding import NetworkRuntime
+from facemetric.config.build import require
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -18,10 +18,12 @@ from facemetric.config.fields import (
     WORKERS,
     Range,
 )
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 Method = Literal["components", "dbscan", "agglomerative"]
 Runtime = Literal["onnx", "openvino"]
+Pool = Literal["media", "mean", "quality"]
+Calibration = Literal["off", "people", "stored"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class EvalConfig:
     """Images of known people, as `data`, among whom the images of `data` are looked for; or one .npz of theirs."""
     embeddings: Path | None = None
     """Embeddings in place of weights: .npz or .parquet with embeddings, identities and paths."""
-    compare: str = ""
-    """A second model on the same images: weights, or embeddings as .npz or .parquet."""
+    compare: tuple[str, ...] = ()
+    """Other models on the same images, in one table: weights, .onnx files, or embeddings as .npz or .parquet."""
     fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
     align: bool = False
@@ -63,6 +65,18 @@ class EvalConfig:
     """Images embedded at once."""
     runtime: NetworkRuntime = "torch"
     """What computes embeddings: torch, ONNX Runtime, or auto as for embed; figures move in their last digits."""
+    templates: tuple[str, ...] = ()
+    """Lists of images that stand for one person together: csv, IJB's, TinyFace's .mat; `column`: DATA's own."""
+    gallery_templates: tuple[str, ...] = ()
+    """Lists, as `templates`, of the templates among which those are looked for; in place of --gallery."""
+    pool: Pool = "media"
+    """How the images of a template become one: by media as IJB does, their mean, or weighted by their quality."""
+    cohort: tuple[str, ...] = ()
+    """Images of other people, as `data`, or one .npz of theirs: the scores of --pairs are normalized by them too."""
+    cohort_top: Annotated[int, AT_LEAST_2] = 300
+    """Highest scores with the cohort, of each image, that normalize its scores (adaptive s-norm)."""
+    calibration: Calibration = "off"
+    """Cllr and DCF of --pairs: by curves fitted across `people` of the pairs, or by that `stored` with the weights."""
     seed: Annotated[int, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
     device: str = "auto"
@@ -140,6 +154,12 @@ class VerifyConfig(FacesConfig, TwoPictures):
     """auto, cpu, cuda or cuda:N."""
 
 
+def check_verify(config: VerifyConfig) -> None:
+    """Raise ConfigError unless there are two images."""
+    images = bool(config.image1 and config.image2)
+    require(images, "verify needs two images: `facemetric verify A.jpg B.jpg --weights W`")
+
+
 @dataclass(frozen=True)
 class ClusterConfig(FacesConfig, DataConfig):
     """Images grouped by person, without labels."""
@@ -173,6 +193,24 @@ class ClusterConfig(FacesConfig, DataConfig):
     """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
 
 
+def check_cluster(config: ClusterConfig) -> None:
+    """Raise ConfigError unless there is something to group, what embeds it, and a threshold."""
+    require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
+    wanted = "a weights folder, a run folder or a shipped name, such as faces-112"
+    require(
+        bool(config.weights or config.embeddings),
+        f"no weights were given, which embed the images and hold a threshold for a FAR: give --weights, {wanted}",
+    )
+    require(
+        bool(config.weights) or config.threshold is not None,
+        f"no threshold: give --weights, which hold them by FAR ({wanted}), or --threshold",
+    )
+    if config.threshold is not None:
+        require(
+            -1 <= config.threshold <= 1, f"--threshold is {config.threshold}; it is a cosine, choose -1..1"
+        )
+
+
 @dataclass(frozen=True)
 class CheckConfig(FacesConfig, DataConfig):
     """Doubles, wrong labels and leaks of a set; nothing is deleted."""
@@ -200,6 +238,23 @@ class CheckConfig(FacesConfig, DataConfig):
     """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
     seed: Annotated[int, SEED] = 0
     """Seed of the samples that thresholds are taken from."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Images of any source to tar shards, their bytes as they are."""
+
+    data: tuple[str, ...] = ()
+    """Images, as for pretrain: a folder, a csv, .tar, .rec, .parquet or .mdb files, or a pattern of shards."""
+    _: KW_ONLY
+    out: Annotated[Path, FOLDER] = Path("runs/shards")
+    """Folder for shard-000000.tar, ...; the same command goes on with it, and nothing in it is overwritten."""
+    shard_mib: Annotated[int, AT_LEAST_1] = 1024
+    """Most MiB of images in a shard."""
+    webdataset: bool = False
+    """Write a .cls with the identity beside each image, as WebDataset and timm read it."""
+    max_bad: Annotated[float, SHARE] = 0.01
+    """Share of unreadable images above which the job stops, 0..1; they are listed in bad_images.csv."""
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,6 @@ COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
 )
 
 
-def ranges_of(kind: type) -> dict[str, Range]:
-    """The range of each option that has one."""
-    return {name: extra for name, extra in _extras(kind) if isinstance(extra, Range)}
-
-
 def _extras(kind: type) -> list[tuple[str, Any]]:
     """What is kept beside the types of the options, each with its option's name."""
     hints = get_type_hints(kind, include_extras=True).items()

@@ -19,7 +19,7 @@ from facemetric.config.build import hint_for, make_config, read_toml, require
 from facemetric.config.commands import EvalConfig, VisualizeConfig
 from facemetric.config.fields import FOLDER
 from facemetric.config.training import FinetuneConfig, PretrainConfig, StageConfig
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.errors import ConfigError, did_you_mean, given
 
 KINDS: dict[str, Any] = {
     "pretrain": PretrainConfig,
@@ -82,13 +82,16 @@ class Setting(NamedTuple):
 
 def plan(config: RunConfig) -> list[Variant]:
     """The runs of a recipe, each option checked for its name. Raises ConfigError that names file and table."""
-    require(config.recipe is not None, "no recipe was given; name a TOML file: facemetric run RECIPE.toml")
+    require(config.recipe is not None, "no recipe was given; name a TOML file: `facemetric run RECIPE.toml`")
     assert config.recipe is not None
     tables = read_tables(config.recipe)
     settings = [parse_setting(text, tables) for text in config.set]
     for i, one in enumerate(settings):
         twice = [two.key for two in settings[:i] if (two.table, two.option) == (one.table, one.option)]
-        require(not twice, f"--set {one.key} is given twice; give all its values in one: {one.key}=A,B,C")
+        require(
+            not twice,
+            f"{given('--set', one.key)} is given twice; give all its values in one: {one.key}=A,B,C",
+        )
     out = folder_of(config)
     variants = []
     for values in itertools.product(*(setting.values for setting in settings)):
@@ -146,13 +149,16 @@ def parse_setting(text: str, tables: Tables) -> Setting:
     """`TABLE.KEY=A,B,C`, the values as TOML or as bare words. A key without a table is that of the only table
     that can have it, or that has it in the recipe. Raises ConfigError."""
     key, equals, values = text.partition("=")
-    require(bool(equals and key and values), f"--set {text}: needed is TABLE.KEY=VALUE or TABLE.KEY=A,B,C")
+    require(
+        bool(equals and key and values),
+        f"{given('--set', text)}: needed is TABLE.KEY=VALUE or TABLE.KEY=A,B,C",
+    )
     table, dot, option = key.strip().rpartition(".")
     if not dot:
         table = table_of(option, tables)
     require(
         table in tables,
-        f"--set {text}: the recipe has no table [{table}]{did_you_mean(table, list(tables)[1:])}",
+        f"{given('--set', text)}: the recipe has no table [{table}]{did_you_mean(table, list(tables)[1:])}",
     )
     check_option(Path("--set"), table, option)
     return Setting(key.strip(), table, option, parse_values(values))
@@ -168,10 +174,10 @@ def table_of(option: str, tables: Tables) -> str:
     if len(having or able) == 1 and option not in tables[""]:
         return (having or able)[0]
     known = sorted({name for table in tables for name in options_of(table)})
-    require(bool(able), f"--set {option}: unknown option{hint_for(option, known)}")
+    require(bool(able), f"{given('--set', option)}: unknown option{hint_for(option, known)}")
     places = ["above the tables"] * (option in tables[""]) + [f"[{name}]" for name in having or able]
     raise ConfigError(
-        f"--set {option}: {' and '.join(places)} have it; write {(having or able)[-1]}.{option}"
+        f"{given('--set', option)}: {' and '.join(places)} have it; write {(having or able)[-1]}.{option}"
     )
 
 

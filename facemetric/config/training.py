@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -18,6 +19,7 @@ from facemetric.config.fields import (
     MODEL,
     OPTIMISATION,
     POSITIVE,
+    POSITIVE_SHARE,
     RATE,
     RUN,
     SEED,
@@ -33,6 +35,7 @@ Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
 Init = Literal["identity", "refit", "pca", "lda", "random"]
+Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
 
@@ -116,6 +119,12 @@ class StageConfig:
     """auto, cpu, cuda or cuda:N."""
     workers: Annotated[int, RUN, WORKERS] = -1
     """Processes that read images; 0 reads in the training process, -1 takes half the cores (none of two), up to 8."""
+    microbatch: Annotated[int, RUN, AT_LEAST_0] = 0
+    """Images in memory with their graph at once, at least two: the batch's gradient in less memory; 0: all of them."""
+    checkpoint_activations: Annotated[bool, RUN] = False
+    """Compute the backbone's activations again in backward instead of keeping them: the same gradient, less memory."""
+    compile: Annotated[bool, RUN] = False
+    """Compile the backbone with torch.compile: faster steps after a minute; checkpoints and weights are the same."""
     checkpoint_minutes: Annotated[float, RUN, AT_LEAST_0] = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     validate_every: Annotated[int, VALIDATION, AT_LEAST_1] = 1
@@ -124,6 +133,8 @@ class StageConfig:
     """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: Annotated[bool, COMMON] = False
     """Go on from the checkpoint in `out`."""
+    track: Annotated[Track, RUN] = "off"
+    """Send the figures of log.jsonl to wandb, mlflow or trackio too, whose package is an extra."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,10 @@ class PretrainConfig(StageConfig):
     """Length of the logits of a head with a margin."""
     label_smoothing: Annotated[float, OPTIMISATION, SHARE] = 0.0
     """Share of the target spread over all identities, 0..1."""
+    head_shards: Annotated[bool, MODEL] = False
+    """Share the head's identities out over the processes of torchrun, for more than one of them holds."""
+    head_sample: Annotated[float, MODEL, POSITIVE_SHARE] = 1.0
+    """Share of the identities that a step sees, those of its batch and others at random (--head-shards); 1 sees all."""
     dropout: Annotated[float, MODEL, SHARE] = 0.0
     """Dropout of the features before the projection or the head, 0..1."""
     drop_path: Annotated[float, MODEL, SHARE] = 0.0
@@ -216,8 +231,6 @@ class FinetuneConfig(StageConfig):
     """Folder of the cached features; `features` beside the run folder where none is named."""
     memory: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
     """Embeddings of past batches to compare with as well (cross-batch memory); 0 for none."""
-    microbatch: Annotated[int, RUN, AT_LEAST_0] = 0
-    """Images in memory with their graph at once, at least two (--freeze batchnorm|none); 0: the whole batch."""
     batch_size: Annotated[int, COMMON, AT_LEAST_2] = 512
     """Images in a step: batch_size / images_per_identity identities."""
     optimizer: Annotated[str, OPTIMISATION] = "adamw"
@@ -258,10 +271,20 @@ def check_stage(config: StageConfig) -> None:
     read."""
     check_ranges(config)
     require(
+        config.track == "off" or find_spec(config.track) is not None,
+        f"--track {config.track} needs its package: pip install 'facemetric[{config.track}]'",
+    )
+    require(
         config.val_by == "identities" or config.val_identities is None,
         "give one of --val-identities and --val-by images",
     )
+    require(
+        config.microbatch != 1,
+        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
+    )
     check_teacher(config)
+    if isinstance(config, PretrainConfig):
+        check_shards(config)
     if isinstance(config, FinetuneConfig):
         check_loss(config)
         check_freeze(config)
@@ -292,6 +315,24 @@ def check_teacher(config: StageConfig) -> None:
     require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
 
 
+def check_shards(config: PretrainConfig) -> None:
+    """Raise ConfigError for a sample of a head that is not shared out, or with what needs all identities."""
+    if config.head_sample < 1:
+        require(
+            config.head_shards,
+            f"--head-sample is {config.head_sample}, and needs --head-shards, on one process too",
+        )
+        require(
+            config.label_smoothing == 0,
+            f"--label-smoothing is {config.label_smoothing}: it spreads the target over all identities, and with "
+            f"--head-sample {config.head_sample} a step sees some; leave out one of the two",
+        )
+    require(
+        not config.head_shards or config.label_weight > 0,
+        "--head-shards is of the head, and with --label-weight 0 there is none; leave out one of the two",
+    )
+
+
 TRIPLET_OPTIONS = ("miner", "margin", "soft_margin", "distance")
 
 
@@ -302,7 +343,7 @@ def check_loss(config: FinetuneConfig) -> None:
     for name in TRIPLET_OPTIONS:
         if getattr(config, name) != getattr(FinetuneConfig, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is an option of --loss triplet, and --loss is {config.loss}; leave out "
+                f"--{name.replace('_', '-')} is an option of --loss=triplet, and --loss is {config.loss}; leave out "
                 "one of the two (other losses have --loss-args)"
             )
 
@@ -331,15 +372,17 @@ def check_batch(config: FinetuneConfig) -> None:
         config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
         f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
     )
-    require(
-        config.microbatch != 1,
-        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
-    )
 
 
 def check_freeze(config: FinetuneConfig) -> None:
     """Raise ConfigError where the epochs do not fit what is frozen in turn."""
     turns, given = config.freeze, config.freeze_epochs
+    for name in ("compile", "checkpoint_activations"):
+        require(
+            not getattr(config, name) or turns != ("backbone",),
+            f"--{name.replace('_', '-')} is for a backbone that trains, and --freeze backbone runs it once for its "
+            "features; leave out one of the two",
+        )
     require(bool(turns), f"--freeze is empty; choose from {', '.join(get_args(Freeze))}")
     require(
         len(given) == len(turns) - 1,

@@ -5,6 +5,7 @@ Shapes: B batch, H height, W width. Pixels are uint8 RGB until `normalise`, once
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import io
@@ -255,11 +256,31 @@ def normalise(images_BHWC: torch.Tensor, pre: Preprocess, device: torch.device |
     import torch  # an exported network has no use for it
 
     B, H, W, _ = images_BHWC.shape
-    images_BHWC = images_BHWC.to(device, non_blocking=True)
+    device = torch.device(device)
+    images_BHWC = upload(images_BHWC, device)
     if pre.color == "bgr":
         images_BHWC = images_BHWC.flip(3)
     # A whole line of pixels at once: loops over three channels take four times as long.
-    scale = torch.tensor([1 / (255 * s) for s in pre.std], device=device).repeat(W)
-    shift = torch.tensor([-m / s for m, s in zip(pre.mean, pre.std, strict=True)], device=device).repeat(W)
+    scale, shift = _scale_and_shift(pre.mean, pre.std, W, device)
     lines = images_BHWC.to(torch.float32).reshape(B, H, W * 3)
     return lines.mul_(scale).add_(shift).view(B, H, W, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W * 3,) each, kept on the device: made once, not with every batch."""
+    import torch
+
+    with torch.inference_mode(False):  # they outlive whoever asks first
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device).repeat(width)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).repeat(width)
+    return scale, shift
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device, without waiting: from pinned memory to a CUDA device; as it is where it lies there."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -2,7 +2,8 @@
 
 A source is `PATH` or `NAME=PATH`; readers/ has a reader for each kind: a folder (`identity/**/image.jpg`), a csv with
 the columns `path,identity` (paths below the csv's folder; every other column is a group), a plain `.tar` whose members
-are `identity/image.jpg`, a folder of such tars, InsightFace's `.bin`. Identities of a named source are prefixed with
+are `identity/image.jpg`, or samples of WebDataset, InsightFace's `.rec` and `.bin`, a Parquet table, an LMDB, or a
+folder of such shards. Identities of a named source are prefixed with
 `NAME/`; where several sources are given, an unnamed one is prefixed with its folder's name or its file's stem, so that
 `001` in two sources stays two people. Sources given the same name on purpose (`a=x.tar a=y.tar`) share their
 identities.
@@ -116,6 +117,12 @@ class ImageIndex:
         hashes = np.fromiter((hash(composed(self.name(i))) for i in range(len(self))), np.int64, len(self))
         rows = np.argsort(hashes, kind="stable")
         return hashes[rows], rows
+
+    def reading_order(self) -> np.ndarray:
+        """(N,) int64: the rows in the order in which their bytes lie in their files."""
+        store, rows = self._store, self._rows
+        offset = store.offset[rows]
+        return np.lexsort((np.where(offset < 0, -1 - offset, offset), store.file[rows]))
 
     def counts(self) -> np.ndarray:
         """(identities,) int64: images of each identity."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from facemetric import distributed
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
@@ -31,7 +32,7 @@ from facemetric.evaluation.verification import (
     figures_of_scores,
 )
 from facemetric.machine import progress_bar
-from facemetric.mining.tiles import Tile, triangle_in_threads
+from facemetric.mining.tiles import Tile, default_budget_mib, triangle_in_threads
 
 ROOT = 128.0  # both factors of the product carry one root
 STEPS = ROOT * ROOT  # 16,384 steps to a cosine of 1: the counts, 256 KiB, stay in a core's cache
@@ -79,6 +80,17 @@ class Tally:
                 self._keep(part[part >= self.lowest_bin - OFFSET])
         self.count[0] -= left_out
 
+    def add_tile(self, tile: torch.Tensor) -> None:
+        """`add` of scores that lie on any device, counted there: the counts and the high scores alone leave it."""
+        flat = tile.reshape(-1)
+        bins = flat.floor().add_(OFFSET).to(torch.int32)
+        found = torch.bincount(bins, minlength=BINS).cpu().numpy()
+        self.count += found
+        if self.lowest_bin == 0:
+            self._keep(flat.cpu().numpy())
+        elif found[self.lowest_bin :].any():
+            self._keep(flat[flat >= self.lowest_bin - OFFSET].cpu().numpy())
+
     def _keep(self, fresh: npt.NDArray[np.float32]) -> None:
         if self.used + len(fresh) > len(self.kept):
             fresh = self._prune(fresh)
@@ -105,6 +117,11 @@ class Tally:
         both = [t.kept[: t.used] for t in (self, other)]
         self.kept = np.concatenate([k[k >= self.lowest_bin - OFFSET] for k in both])
         self.used = len(self.kept)
+
+    def trim(self) -> None:
+        """Let go of what is only for counting on: a tally that is sent to another process is then small."""
+        self.kept = self.kept[: self.used].copy()
+        self.steps, self.bins = self.steps[:0], self.bins[:0]
 
     def scores(self) -> Scores:
         """What was counted, as cosines in -1..1, the same for any division into pieces. The tally is used up."""
@@ -133,15 +150,17 @@ def verify_all_pairs(
     fars: Sequence[float] = FARS,
     keep: int = KEEP,
     budget_mib: float | None = None,
+    device: torch.device | None = None,
 ) -> Verification:
     """All N (N - 1) / 2 pairs of embeddings (N, D), same person where labels (N,) are equal.
 
     The score is the cosine similarity. The highest scores of each kind, `keep` to 2 x `keep`, are
     exact; below, thresholds lie on a grid of 2^-14, where counts are exact too: `Verification.exact_from`
-    says where. `budget_mib` is the memory of a tile. Raises DataError where genuine or impostor pairs lack.
+    says where. `budget_mib` is the memory of a tile. `device`: where tiles are made and counted, such as a GPU; None
+    uses the threads of the CPU. Raises DataError where genuine or impostor pairs lack.
     """
     by_person = sort_by_person(embeddings, labels)
-    counters = _count(by_person, keep, budget_mib)
+    counters = _count(by_person, keep, budget_mib, device)
     (genuine, hard_genuine), (impostor, hard_impostor) = (
         (kind.tally.scores(), kind.hardest.pairs(by_person.order)) for kind in counters
     )
@@ -188,6 +207,10 @@ class _Hardest:
         self.sign = np.float32(sign)
         self.hardness = np.empty(0, np.float32)
         self.places = np.empty((2, 0), np.int64)
+
+    def may_gain(self, highest: float) -> bool:
+        """Whether a tile of this highest score (of hardness, where the sign is -1) may have one of the hardest."""
+        return len(self.hardness) < HARDEST or highest >= float(self.hardness.min())
 
     def add(
         self,
@@ -247,9 +270,12 @@ def walk_pairs(
     threads: int,
     budget_mib: float | None,
     what: str | None = None,
+    device: torch.device | None = None,
 ) -> None:
-    """`triangle_in_threads` with a progress bar."""
-    pairs = len(emb_ND) ** 2 // 2
+    """`triangle_in_threads` with a progress bar; inside distributed.work_shared this process's rows of tiles alone,
+    so that the caller merges what all of them counted."""
+    share = (distributed.rank(), distributed.workers()) if distributed.workers() > 1 else (0, 1)
+    pairs = len(emb_ND) ** 2 // 2 // share[1]
     with progress_bar(total=pairs, desc=what or "", unit="pair", unit_scale=True) as bar:
 
         def step(thread: int, tile: Tile) -> None:
@@ -257,8 +283,10 @@ def walk_pairs(
             work(thread, tile)
             bar.update(size // 2 if tile.rows == tile.cols else size)
 
-        budget_mib = TILE_MIB * threads if budget_mib is None else budget_mib
-        triangle_in_threads(torch.from_numpy(emb_ND), step, threads=threads, budget_mib=budget_mib)
+        if budget_mib is None:
+            budget_mib = TILE_MIB * threads if device is None else default_budget_mib(device)
+        emb = torch.from_numpy(emb_ND).to(device or "cpu")
+        triangle_in_threads(emb, step, threads=threads, budget_mib=budget_mib, share=share)
 
 
 def walking_threads(n: int) -> int:
@@ -266,29 +294,45 @@ def walking_threads(n: int) -> int:
     return torch.get_num_threads() if n >= 2048 else 1
 
 
-def _count(by_person: ByPerson, keep: int, budget_mib: float | None) -> tuple[_Kind, _Kind]:
-    """Genuine and impostor pairs, each thread by itself, then put together."""
+def _count(
+    by_person: ByPerson, keep: int, budget_mib: float | None, device: torch.device | None
+) -> tuple[_Kind, _Kind]:
+    """Genuine and impostor pairs, each thread by itself, then put together; a device has one thread."""
     emb_ND, identity_N = by_person.emb_ND, by_person.identity_N
     counters = [
         (
             _Kind(Tally(by_person.n_genuine, keep), _Hardest(-1)),
             _Kind(Tally(by_person.n_impostor, keep), _Hardest(1)),
         )
-        for _ in range(walking_threads(len(emb_ND)))
+        for _ in range(walking_threads(len(emb_ND)) if device is None else 1)
     ]
 
     def work(thread: int, tile: Tile) -> None:
-        rows, cols, score = tile.rows, tile.cols, tile.values.numpy()
+        rows, cols = tile.rows, tile.cols
+        if device is not None and identity_N[rows.stop - 1] < identity_N[cols.start]:
+            counters[thread][1].tally.add_tile(tile.values)
+            if counters[thread][1].hardest.may_gain(float(tile.values.max())):
+                counters[thread][1].hardest.add(tile.values.cpu().numpy(), rows, cols)
+            return
+        score = tile.values.cpu().numpy()
         if identity_N[rows.stop - 1] < identity_N[cols.start]:
             counters[thread][1].tally.add(score)
             counters[thread][1].hardest.add(score, rows, cols)
         else:
             _count_mixed(counters[thread], score, identity_N, rows, cols)
 
-    walk_pairs(emb_ND, work, len(counters), budget_mib)
+    walk_pairs(emb_ND, work, len(counters), budget_mib, device=device)
+    merged = _merged(counters)
+    return merged if distributed.workers() == 1 else _merged(distributed.from_all(merged))
+
+
+def _merged(counters: Sequence[tuple[_Kind, _Kind]]) -> tuple[_Kind, _Kind]:
+    """What several threads or processes have counted, put together in the first."""
     for other in counters[1:]:
         for kind, theirs in zip(counters[0], other, strict=True):
             kind.merge(theirs)
+    for kind in counters[0]:
+        kind.tally.trim()
     return counters[0]
 
 

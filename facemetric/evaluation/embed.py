@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.data.batches import chunks
 from facemetric.data.eval_transform import eval_transform
 from facemetric.data.images import BadImage, decode, normalise
@@ -44,7 +45,7 @@ def embed_index(
 
     `flip` embeds the mirror image too and normalises the mean. `progress` names a progress bar ("" shows none).
     The embedder is in evaluation mode meanwhile, and as it was afterwards. Raises DataError where not one image can
-    be read."""
+    be read. Inside distributed.work_shared each process embeds some of the batches, and all get the table."""
     emb_ND = np.zeros((len(index), embedder.embedding_size), np.float32)
     read = np.zeros(len(index), bool)
     bad: list[tuple[int, str]] = []
@@ -55,7 +56,9 @@ def embed_index(
                 rows = batch.rows.numpy()
                 emb_ND[rows] = embedder.embed_pixels(batch.images.numpy(), flip=flip)
                 read[rows] = True
-    kept = np.flatnonzero(read)
+    kept = distributed.merged_rows(emb_ND, np.flatnonzero(read))
+    if distributed.workers() > 1:
+        bad = sorted(each for part in distributed.from_all(bad) for each in part)
     if not len(kept):
         raise DataError(none_readable(index, bad))
     identities = np.array([index.identities[i] for i in index.identity[kept]], dtype=np.str_)
@@ -127,8 +130,9 @@ def images_of(
 def pixels_of(
     embedder: Embedder | OnnxEmbedder, index: ImageIndex, batch_size: int, workers: int, progress: str
 ) -> Iterator[Batch]:
-    """Batches of the pixels that the network takes, in the order of the index."""
-    batches = chunks(len(index), batch_size)
+    """Batches of the pixels that the network takes, in the order of the index; inside distributed.work_shared those
+    of this process."""
+    batches = distributed.own_share(chunks(len(index), batch_size))
     transform = eval_transform(embedder.preprocess)
     with progress_bar(total=len(index), desc=progress, unit="image", delay=1) as bar:
         for batch in load_batches(index, batches, transform, seed=0, epoch=0, workers=workers):

@@ -81,6 +81,11 @@ def tpir_name(fpir: float) -> str:
     return f"tpir_at_fpir_{fpir:g}"
 
 
+def fnir_name(fpir: float) -> str:
+    """The name of a FNIR in metrics.json."""
+    return f"fnir_at_fpir_{fpir:g}"
+
+
 def headline(figures: Iterable[Figure], most: int = 3) -> list[Figure]:
     """The figures to read first, the most important first, no two of one label."""
     leading: dict[str, Figure] = {}

@@ -1,7 +1,7 @@
-"""Who is it: open-set identification against a gallery.
+"""Who is it: identification against a gallery, closed set (ranks) and open set (TPIR and FNIR at FPIR).
 
 Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others, W people,
-B draws, K wanted FPIRs, T thresholds.
+B draws, K wanted FPIRs, T thresholds, C gallery rows of a tile.
 """
 
 from __future__ import annotations
@@ -12,26 +12,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from facemetric import distributed
 from facemetric.errors import DataError
-from facemetric.evaluation.curves import Floats, Ints, OperatingPoint, Scores, tar_at_far
-from facemetric.evaluation.figures import Figure, Heading, tpir_name
+from facemetric.evaluation.curves import (
+    CURVE_POINTS,
+    Ints,
+    OperatingPoint,
+    Roc,
+    Scores,
+    roc,
+    tar_at_far,
+)
+from facemetric.evaluation.figures import Figure, Heading, fnir_name, tpir_name
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import Ranked, tar_at
 from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals
 from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.table import unit_rows
+from facemetric.mining.tiles import product_tiles
 
 NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
+RANKS = (5, 10, 20)  # beside 1
+FNIR_FPIRS = (1e-2, 3e-3, 1e-3)  # 0.003 is that of NIST's FRTE tables
+ROWS, COLS = 1024, 2048  # probes and gallery rows of one tile: 8 MiB
 
 
 @dataclass(frozen=True)
 class Identification:
-    """Open-set identification by the single best match in the gallery.
+    """Identification by the best matches in the gallery.
 
-    `rank_1`: share of the M known probes whose best match is right, at any score. `points`: for each wanted
-    FPIR (share of the O unknown probes that match anybody), `true_rate` is the TPIR (share of the M known ones
-    whose best match is right and >= threshold), `false_rate` the FPIR reached. `best`, `score`, `right`, (Q,): the
-    gallery row that each probe matched, how well, and whether it is the probe's person.
+    `rank_1`: share of the M known probes whose best match is right, at any score; `ranks`: the share of them whose
+    person is among the k best people, by k. `points`: for each wanted FPIR (share of the O unknown probes that match
+    anybody), `true_rate` is the TPIR (share of the M known ones whose best match is right and >= threshold),
+    `false_rate` the FPIR reached. `misses`: where `1 - true_rate` is the FNIR of NIST's FRTE: the share of the
+    known probes whose own person scores below the threshold, whoever else scores higher. `points` and `misses` are ()
+    without unknown probes (closed set). `det`: FNIR and FPIR along all thresholds, `tar` of it is 1 - FNIR.
+
+    `best`, `score`, `right`, (Q,): the gallery row that each probe matched, how well, and whether it is the probe's
+    person. `rank` and `mate` (Q,): the place of the probe's own person among all people, 0 for unknown probes, and
+    the score of that person's best image.
     """
 
     rank_1: float
@@ -42,6 +63,11 @@ class Identification:
     score: npt.NDArray[np.float32] = field(compare=False, repr=False)
     right: npt.NDArray[np.bool_] = field(compare=False, repr=False)
     is_known: npt.NDArray[np.bool_] = field(compare=False, repr=False)
+    ranks: Mapping[int, float]
+    misses: tuple[OperatingPoint, ...]
+    rank: Ints = field(compare=False, repr=False)
+    mate: npt.NDArray[np.float32] = field(compare=False, repr=False)
+    det: Roc | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers under plain names; what is undefined is None."""
@@ -54,13 +80,23 @@ class Identification:
                 "fpir": p.false_rate if ok else None,
                 "threshold": p.threshold if ok and np.isfinite(p.threshold) else None,
             }
+        fnir = {}
+        for p in self.misses:
+            ok = p.supported
+            fnir[f"{p.wanted:g}"] = {
+                "supported": ok,
+                "fnir": 1 - p.true_rate if ok else None,
+                "fpir": p.false_rate if ok else None,
+                "threshold": p.threshold if ok and np.isfinite(p.threshold) else None,
+            }
         counts = {"known_probes": self.known, "unknown_probes": self.unknown}
-        return {**counts, "rank_1": self.rank_1, "tpir_at_fpir": fpir}
+        ranks = {"rank_1": self.rank_1} | {f"rank_{k}": share for k, share in self.ranks.items()}
+        return {**counts, **ranks, "tpir_at_fpir": fpir, "fnir_at_fpir": fnir}
 
     def figures(self, intervals: Mapping[str, Interval]) -> list[Figure]:
-        """Rank 1 and TPIR at each FPIR, with their intervals by name; what lacks probes comes last."""
+        """Ranks, TPIR and FNIR at each FPIR, with their intervals by name; what lacks probes comes last."""
         lead = f"{self.known:,} probes of people in the gallery, {self.unknown:,} of strangers."
-        heading = Heading("Open-set identification", lead)
+        heading = Heading(f"{'Open' if self.unknown else 'Closed'}-set identification", lead)
         first = intervals.get("rank_1")
         rows = [
             Figure(
@@ -73,6 +109,10 @@ class Identification:
                 headline=5,
             )
         ]
+        for k, share in self.ranks.items():
+            about = f"the same among the {k} best people"
+            name = f"rank_{k}"
+            rows.append(Figure(name, f"Rank {k}", share, intervals.get(name), heading, about=about))
         measured = [p for p in self.points if p.supported]
         for p in measured + sorted((p for p in self.points if not p.supported), key=lambda p: -p.wanted):
             lacking = f"has {self.unknown:,} of {1 / p.wanted:,.0f} strangers"
@@ -88,7 +128,123 @@ class Identification:
                     series="TPIR at FPIR",
                 )
             )
-        return rows
+        return rows + self._missed(heading, intervals)
+
+    def _missed(self, heading: Heading, intervals: Mapping[str, Interval]) -> list[Figure]:
+        """FNIR at each FPIR; those that lack strangers come last."""
+        return [
+            Figure(
+                fnir_name(p.wanted),
+                f"FNIR at FPIR = {p.wanted:g}",
+                1 - p.true_rate if p.supported else None,
+                intervals.get(fnir_name(p.wanted)),
+                heading,
+                f"threshold {p.threshold:.4f}"
+                if p.supported
+                else f"has {self.unknown:,} of {1 / p.wanted:,.0f} strangers",
+                "of probes of enrolled people, the share whose own person scores below that threshold, at any rank",
+                series="FNIR at FPIR",
+                error=True,
+            )
+            for p in sorted(self.misses, key=lambda p: (not p.supported, -p.wanted))
+        ]
+
+
+class OwnRanks(NamedTuple):
+    """Of each probe (Q,): the place of its own person among the people of the gallery, 0 where it is not there, and
+    the score of that person's best image, NEVER where it is not there."""
+
+    rank: Ints
+    mate: npt.NDArray[np.float32]
+
+
+def own_ranks(
+    gallery: npt.ArrayLike, gallery_labels: npt.ArrayLike, probe: npt.ArrayLike, probe_labels: npt.ArrayLike
+) -> OwnRanks:
+    """Where each probe's (Q, D) own person comes among all people of a gallery (N, D), each by the best image.
+
+    Of people with equal scores the one of the lower gallery row comes first. Two walks over the tiles of
+    probes x gallery, the first only where somebody's own person is: their products are the same to the bit.
+    """
+    gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
+    people, code_N = np.unique(np.asarray(gallery_labels), return_inverse=True)
+    code_Q = np.searchsorted(people, np.asarray(probe_labels)).clip(max=len(people) - 1)
+    asked = np.flatnonzero(people[code_Q] == np.asarray(probe_labels))
+    asked = asked[np.argsort(code_Q[asked], kind="stable")]  # both sides in the order of people
+    order = np.argsort(code_N, kind="stable")
+    walk = _Walk(probe_QD[asked], code_Q[asked], gallery_ND[order], code_N[order], order)
+    mate, row = walk.mates()
+    rank_Q, mate_Q = np.zeros(len(probe_QD), np.int64), np.full(len(probe_QD), NEVER, np.float32)
+    rank_Q[asked], mate_Q[asked] = 1 + walk.ahead(mate, row), mate.clip(-1, 1)
+    return OwnRanks(rank_Q, mate_Q)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Probes and gallery, both in the order of their people; `row` (N,): where each gallery row was before."""
+
+    probe_QD: npt.NDArray[np.float32]
+    code_Q: Ints
+    gallery_ND: npt.NDArray[np.float32]
+    code_N: Ints
+    row: Ints
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Pieces of about COLS gallery rows, no person in two of them."""
+        starts = np.append(np.flatnonzero(np.diff(self.code_N, prepend=-1)), len(self.code_N))
+        wanted = np.arange(0, len(self.code_N), COLS)
+        ends = np.unique(np.append(starts[np.searchsorted(starts, wanted)], len(self.code_N)))
+        return list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
+
+    def tile(self, at: int, low: int, high: int) -> npt.NDArray[np.float32]:
+        """Scores (R, C) of ROWS probes from `at` on with a block."""
+        probe, block = (
+            torch.from_numpy(x) for x in (self.probe_QD[at : at + ROWS], self.gallery_ND[low:high])
+        )
+        size = max(len(probe) * len(block) * 4 / 2**20, 1e-3)
+        ((_, _, score),) = product_tiles(probe, block, budget_mib=2 * size, whole_rows=True)
+        return score.numpy()
+
+    def mates(self) -> tuple[npt.NDArray[np.float32], Ints]:
+        """Score and row of the best image of each probe's own person (Q,)."""
+        best, row = np.full(len(self.code_Q), np.float32(-np.inf)), np.zeros(len(self.code_Q), np.int64)
+        own = np.zeros(len(self.code_Q), bool)
+        for low, high in self.blocks():
+            first, last = np.searchsorted(self.code_Q, [self.code_N[low], self.code_N[high - 1] + 1])
+            for at in distributed.own_share(range(first // ROWS * ROWS, last, ROWS)):
+                score = self.tile(at, low, high)
+                q = np.arange(max(first, at), min(last, at + ROWS))
+                own[q] = True
+                start, end = (
+                    np.searchsorted(self.code_N, self.code_Q[q], side=side) for side in ("left", "right")
+                )
+                for k in range(int((end - start).max(initial=0))):
+                    held = start + k < end
+                    col = (start + k)[held]
+                    value = score[q[held] - at, col - low]
+                    better = value > best[q[held]]
+                    best[q[held][better]] = value[better]
+                    row[q[held][better]] = self.row[col[better]]
+        for values in (best, row):
+            distributed.merged_rows(values, np.flatnonzero(own))
+        return best, row
+
+    def ahead(self, mate: npt.NDArray[np.float32], row: Ints) -> Ints:
+        """How many other people come before each probe's own (Q,)."""
+        count = np.zeros(len(self.code_Q), np.int64)
+        for low, high in self.blocks():
+            alone = np.diff(self.code_N[low:high]).all()  # one image of each person
+            for at in distributed.own_share(range(0, len(self.code_Q), ROWS)):
+                score = self.tile(at, low, high)
+                part = slice(at, at + len(score))
+                r, c = np.nonzero(score >= mate[part, None])
+                before = (score[r, c] > mate[part][r]) | (self.row[low:high][c] < row[part][r])
+                before &= self.code_N[low:high][c] != self.code_Q[part][r]
+                r, person = r[before], self.code_N[low:high][c[before]]
+                if not alone:
+                    r = np.unique(np.stack([r, person]), axis=1)[0]
+                count[part] += np.bincount(r, minlength=len(score))
+        return distributed.summed(count)
 
 
 def identify(
@@ -98,12 +254,16 @@ def identify(
     probe_labels: npt.ArrayLike,
     *,
     fpirs: Sequence[float] = (1e-1, 1e-2),
+    closed: bool = False,
 ) -> Identification:
-    """TPIR at FPIR of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are known ones.
+    """Ranks, and TPIR and FNIR at FPIR, of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are
+    known ones.
 
     No probe may be in the gallery itself: leave such out (see `retrieval.same_images`), it would be found with 1.
+    `closed`: there may be no unknown probes, and then there is nothing at FPIRs.
 
-    Source of the terms: ISO/IEC 19795-1. Raises DataError where known or unknown probes lack.
+    Source of the terms: ISO/IEC 19795-1; of FNIR at FPIR, NIST IR 8271. Raises DataError where known or unknown probes
+    lack.
     """
     identity_N, identity_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
     best = nearest(probe, gallery, 1)
@@ -112,23 +272,40 @@ def identify(
             f"labels of shapes {identity_N.shape} and {identity_Q.shape}; needed one an embedding"
         )
     known = np.isin(identity_Q, identity_N)
-    if not known.any() or known.all():
+    if not known.any() or (known.all() and not closed):
         raise DataError(
             f"{known.sum()} known and {(~known).sum()} unknown probes; open-set identification needs both"
         )
     score, right = best.score[:, 0], identity_N[best.rows[:, 0]] == identity_Q
+    own = own_ranks(gallery, identity_N, probe, identity_Q)
+    # `nearest` decides who is first, to the bit.
+    rank = np.where(right, 1, np.maximum(own.rank, 2 * known))
+    mate = np.where(right, score, np.minimum(own.mate, score)).astype(np.float32)
     # A known probe whose best match is someone else counts, but is not identified at any threshold.
-    hits = Scores(int(known.sum()), np.sort(score[known & right]))
-    points = (tar_at_far(hits, Scores.listed(score[~known]), f) for f in fpirs)
+    hits, mates = (
+        Scores(int(known.sum()), np.sort(score[known & right])),
+        Scores.listed(mate[known]),
+    )
+    strangers = Scores.listed(score[~known])
+    points, misses = (
+        tuple(tar_at_far(found, strangers, f) for f in wanted) if strangers.total else ()
+        for found, wanted in ((hits, fpirs), (mates, FNIR_FPIRS))
+    )
+    most = len(np.unique(identity_N))
     return Identification(
         float(right[known].mean()),
-        tuple(points),
+        points,
         int(known.sum()),
         int((~known).sum()),
         best.rows[:, 0],
         score,
         right,
         known,
+        {k: float((rank[known] <= k).mean()) for k in RANKS if k <= most},
+        misses,
+        rank,
+        mate,
+        roc(mates, strangers, CURVE_POINTS) if strangers.total else None,
     )
 
 
@@ -165,26 +342,27 @@ def identification_intervals(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of `rank_1` and `tpir_at_fpir_X`: the people of the probes (Q,) resampled, the gallery is kept."""
+    """Intervals of `rank_1`, `rank_5`, ..., `tpir_at_fpir_X` and `fnir_at_fpir_X`: the people of the probes (Q,)
+    resampled, the gallery is kept."""
     identity_Q, known = np.asarray(probe_labels), found.is_known
-    rank_1 = mean_intervals({"rank_1": found.right[known]}, identity_Q[known], draws=draws, seed=seed)
-    points = [p for p in found.points if p.supported]
-    drawn_BK = _drawn_tpir(found, identity_Q, [p.wanted for p in points], draws, seed)
-    values = {tpir_name(p.wanted): p.true_rate for p in points}
-    return rank_1 | figure_intervals(values, drawn_BK)
-
-
-def _drawn_tpir(
-    found: Identification, identity_Q: npt.NDArray, fpirs: Sequence[float], draws: int, seed: int
-) -> Floats:
-    """The TPIR (B, K) at each FPIR (K,), with the people (Q,) of the probes resampled."""
-    wrong_Q = found.is_known & ~found.right
-    ranked = Ranked(np.where(wrong_Q, NEVER, found.score), found.is_known)
+    shares = {"rank_1": found.right[known]} | {f"rank_{k}": found.rank[known] <= k for k in found.ranks}
+    bounds = mean_intervals(shares, identity_Q[known], draws=draws, seed=seed)
+    points, misses = ([p for p in of if p.supported] for of in (found.points, found.misses))
+    if not points and not misses:
+        return bounds
+    wrong_Q = known & ~found.right
+    hits = Ranked(np.where(wrong_Q, NEVER, found.score), known)
+    mates = Ranked(np.where(known, found.mate, found.score), known)
     names, person_Q = np.unique(identity_Q, return_inverse=True)
     drawn = []
     for w_BW in person_weights(len(names), draws, seed, pairs=len(identity_Q)):
-        tpir_BT, fpir_BT = ranked.rates(w_BW[:, person_Q])
+        w_BQ = w_BW[:, person_Q]
+        tpir_BT, fpir_BT = hits.rates(w_BQ)
         if wrong_Q.any():  # they count, but no threshold can be set that accepts them
             tpir_BT, fpir_BT = tpir_BT[:, :-1], fpir_BT[:, :-1]
-        drawn.append(tar_at(tpir_BT, fpir_BT, fpirs))
-    return np.concatenate(drawn)
+        tpir_BK = tar_at(tpir_BT, fpir_BT, [p.wanted for p in points])
+        fnir_BK = 1 - tar_at(*mates.rates(w_BQ), [p.wanted for p in misses])
+        drawn.append(np.concatenate([tpir_BK, fnir_BK], axis=1))
+    values = {tpir_name(p.wanted): p.true_rate for p in points}
+    values |= {fnir_name(p.wanted): 1 - p.true_rate for p in misses}
+    return bounds | figure_intervals(values, np.concatenate(drawn))

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from facemetric import distributed
 from facemetric.errors import ConfigError
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.table import unit_rows
-from facemetric.mining.tiles import in_threads, product_tiles
+from facemetric.mining.tiles import MIB, in_threads, product_tiles, tile_shape
 
 BUDGET_MIB = 8.0  # the tile of each thread
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
@@ -42,8 +43,19 @@ def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbour
 
 
 def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], k: int) -> Neighbours:
-    """`nearest` of unit rows."""
+    """`nearest` of unit rows. Inside distributed.work_shared each process looks for some of the queries."""
     best_QK = np.full((len(query_QD), k), NOBODY)
+    height, width = tile_shape(len(gallery_ND), len(query_QD), budget_mib=BUDGET_MIB)
+    if distributed.workers() > 1 and len(query_QD) > width:
+        mine = distributed.own_share(range(0, len(query_QD), width))
+        walks = [
+            partial(_walk_group, query_QD, gallery_ND, best_QK, slice(at, at + width), height) for at in mine
+        ]
+        for each in range(0, len(walks), torch.get_num_threads()):
+            in_threads(walks[each : each + torch.get_num_threads()])
+        own = np.concatenate([np.arange(at, min(at + width, len(query_QD))) for at in mine] or [np.arange(0)])
+        distributed.merged_rows(best_QK, own)
+        return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))
     parts = min(torch.get_num_threads(), -(-len(query_QD) // LEAST_A_THREAD))
     ends = [len(query_QD) * part // parts for part in range(parts + 1)]
     walks = [
@@ -104,11 +116,25 @@ def _walk_pieces(
             _merge(best_QK[rows], values.numpy().T, first + cols.start)
 
 
+def _walk_group(
+    query_QD: npt.NDArray[np.float32],
+    gallery_ND: npt.NDArray[np.float32],
+    best_QK: Ints,
+    group: slice,
+    height: int,
+) -> None:
+    """`_walk` of one group of the queries, with tiles as high as they are for all queries together: the last bits of a
+    product may depend on that."""
+    queries = query_QD[group]
+    _walk(queries, gallery_ND, best_QK[group], budget_mib=(4 * height * len(queries) + 2) / MIB)
+
+
 def _walk(
     query_QD: npt.NDArray[np.float32],
     gallery_ND: npt.NDArray[np.float32],
     best_QK: Ints,
     start: int = 0,
+    budget_mib: float = BUDGET_MIB,
 ) -> None:
     """Fill the keys of the best (Q, K); the gallery's first row is number `start`. Square tiles: a product of few
     rows with all columns takes a third longer.
@@ -116,7 +142,7 @@ def _walk(
     The gallery goes down, so that the best of a group of its rows is found for all queries in the order of memory.
     """
     for rows, cols, values in product_tiles(
-        torch.from_numpy(gallery_ND), torch.from_numpy(query_QD), budget_mib=BUDGET_MIB
+        torch.from_numpy(gallery_ND), torch.from_numpy(query_QD), budget_mib=budget_mib
     ):
         _merge(best_QK[cols], values.numpy(), start + rows.start)
 

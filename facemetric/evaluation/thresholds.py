@@ -224,7 +224,7 @@ def stored_threshold(folder: Path, far: float, *, name: str | Path = "") -> Stor
                 )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{folder / CONFIG}: the thresholds cannot be read ({error}); {make}") from error
-    there = f"it has those for FAR {', '.join(kept)}: choose one by --far, or {make}" if kept else make
+    there = f"it has those for FAR {', '.join(kept)}: choose one of these, or {make}" if kept else make
     raise WeightsError(f"{name} holds no threshold for FAR {far:g}; {there}")
 
 
@@ -242,5 +242,5 @@ def check_same_weights(table: EmbeddingTable, folder: Path) -> None:
         return
     raise DataError(
         f"the embeddings {why}: a threshold of {folder} says nothing about them; give the weights that made them, or "
-        "a --threshold of your own"
+        "a threshold of your own"
     )

@@ -52,11 +52,6 @@ class CropLook(NamedTuple):
         return "" if self.whole else "half of the face is not in the picture"
 
 
-def is_aligned_crop(image: Image.Image) -> bool:
-    """Whether a picture is a face cut to the template already."""
-    return min(image.size) >= max(LEAST_SIDE, SQUARE * max(image.size)) and crop_looks([image])[0].aligned
-
-
 def crop_looks(images: Sequence[Image.Image]) -> list[CropLook]:
     """RGB pictures looked at as crops, the template in the middle of their width. Always by the default detector."""
     looks: list[CropLook] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, given
 
 if TYPE_CHECKING:
     from facemetric.faces.mtcnn import Mtcnn
@@ -71,11 +71,11 @@ def load_detector(name: str) -> Detector:
     try:
         found = getattr(importlib.import_module(module_name), function)
     except ImportError as error:
-        raise ConfigError(f"--detector {name} does not import: {error}") from error
+        raise ConfigError(f"{given('--detector', name)} does not import: {error}") from error
     except AttributeError:
-        raise ConfigError(f"--detector {name}: {module_name} has no {function!r}") from None
+        raise ConfigError(f"{given('--detector', name)}: {module_name} has no {function!r}") from None
     if not callable(found):
-        raise ConfigError(f"--detector {name} is no function of a list of pictures")
+        raise ConfigError(f"{given('--detector', name)} is no function of a list of pictures")
     return _Checked(found, name)
 
 
@@ -89,7 +89,7 @@ class _Checked:
         found = list(self.function(images))
         if len(found) != len(images):
             raise ConfigError(
-                f"--detector {self.name} gave {len(found)} lists of faces for {len(images)} pictures"
+                f"{given('--detector', self.name)} gave {len(found)} lists of faces for {len(images)} pictures"
             )
         return [[self._checked(face) for face in faces] for faces in found]
 
@@ -103,6 +103,7 @@ class _Checked:
         finite = bool(np.isfinite(np.concatenate([made.box, made.landmarks.ravel(), [made.score]])).all())
         if made.box.shape != (4,) or made.landmarks.shape != (5, 2) or not finite:
             raise ConfigError(
-                f"--detector {self.name} gave {str(face)[:80]!r}; a face is (box of 4 numbers, landmarks (5, 2), score)"
+                f"{given('--detector', self.name)} gave {str(face)[:80]!r}; "
+                "a face is (box of 4 numbers, landmarks (5, 2), score)"
             )
         return made

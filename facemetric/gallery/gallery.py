@@ -16,7 +16,7 @@ from facemetric.errors import ConfigError, DataError, WeightsError, did_you_mean
 from facemetric.evaluation.table import UNREADABLE, unit_rows
 from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.faces.photographs import Picture
-from facemetric.files import write_whole
+from facemetric.files import file_hash, write_whole
 from facemetric.gallery.answers import Added, Checked, FaceAnswer, PhotoAnswer
 from facemetric.gallery.enrol import SAME, checked_name, enrol
 from facemetric.gallery.folder import LIST, GalleryFolder, GalleryList
@@ -40,7 +40,7 @@ from facemetric.gallery.threshold import (
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import MODEL, file_hash, find_weights, is_shipped, read_config
+from facemetric.model.weights_folder import MODEL, find_weights, is_shipped, read_config
 
 CHECKED = 20_000  # rows that `check` compares with all
 OTHERS = "best_of_others.npz"  # kept between two questions: it takes seconds with a million faces
@@ -131,7 +131,7 @@ class Gallery:
             folder = find_weights(self._weights)
         except WeightsError as error:
             raise WeightsError(
-                f"{self.path} was enrolled with {self._weights}, which is not there; name the weights by --weights "
+                f"{self.path} was enrolled with {self._weights}, which is not there; name the weights "
                 f"(sha256 {self.folder.list.weights[:12]}...)"
             ) from error
         self.folder.check_weights(_sha256_of(folder, read_config(folder)), self._weights)

@@ -21,8 +21,7 @@ from safetensors.numpy import save
 
 from facemetric.data.store import Packed
 from facemetric.errors import DataError
-from facemetric.files import write_bytes_whole, write_whole
-from facemetric.model.weights_folder import file_hash
+from facemetric.files import file_hash, write_bytes_whole, write_whole
 
 MOST_ROWS = 65_536  # of a part: 32 MiB of 128 numbers a row, which a removed person costs to write again
 ROWS, CROPS = ".safetensors", ".crops"  # ends of the two files
@@ -50,14 +49,14 @@ class Rows:
 
     def take(self, rows: npt.NDArray[np.integer]) -> Rows:
         """These rows, in that order."""
-        few = rows.tolist()
+        chosen = rows.tolist()
         return Rows(
             self.embeddings[rows],
-            [self.names[i] for i in few],
-            [self.photos[i] for i in few],
+            [self.names[i] for i in chosen],
+            [self.photos[i] for i in chosen],
             self.photo_hash[rows],
             self.quality[rows],
-            [self.crops[i] for i in few],
+            [self.crops[i] for i in chosen],
         )
 
 

@@ -47,7 +47,7 @@ class Enrolled:
         return np.cumsum([0, *map(len, self.parts)])
 
     @cached_property
-    def persons(self) -> list[npt.NDArray[np.int32]]:
+    def people(self) -> list[npt.NDArray[np.int32]]:
         """For each part the person (N,) of its rows."""
         number = {name: i for i, name in enumerate(self.names)}
         own = [np.array([number[name] for name in part.names], np.int32) for part in self.parts]
@@ -56,7 +56,7 @@ class Enrolled:
     @cached_property
     def person(self) -> npt.NDArray[np.int32]:
         """The person of each row (N,)."""
-        return np.concatenate([*self.persons, np.zeros(0, np.int32)])
+        return np.concatenate([*self.people, np.zeros(0, np.int32)])
 
     @property
     def embeddings(self) -> list[npt.NDArray[np.float32]]:
@@ -147,8 +147,8 @@ def nearest_other(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
     tried_MD = torch.from_numpy(enrolled.rows(rows))
     person_M = torch.from_numpy(enrolled.person[rows])
     score_M, row_M = torch.full((len(rows),), NEVER), torch.full((len(rows),), -1)
-    for start, part, persons in zip(enrolled.starts, enrolled.parts, enrolled.persons, strict=False):
-        theirs = torch.from_numpy(np.ascontiguousarray(persons))
+    for start, part, people in zip(enrolled.starts, enrolled.parts, enrolled.people, strict=False):
+        theirs = torch.from_numpy(np.ascontiguousarray(people))
         for tile_rows, cols, values in product_tiles(tried_MD, torch.from_numpy(part.embeddings)):
             values.masked_fill_(person_M[tile_rows, None] == theirs[None, cols], NEVER)
             best, at = values.max(1)

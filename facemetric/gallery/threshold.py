@@ -137,7 +137,7 @@ class FpirThreshold:
     given: bool = False
 
     def text(self) -> str:
-        """What the threshold stands for, in a sentence or two."""
+        """What the threshold means, in a sentence or two."""
         enrolled = f"{plural(self.people, 'person', 'people')}, {plural(self.rows, 'face')}"
         if self.given:
             lead = f"threshold {self.cosine:.4f}, as given, for {enrolled}"
@@ -183,7 +183,7 @@ def choose_threshold(
         raise WeightsError(
             f"no threshold for {plural(own.people, 'enrolled person', 'enrolled people')}: the weights hold fewer than "
             "two for such embeddings; store some by `facemetric calibrate DATA --far 0.1 0.01 0.001 0.0001`, enroll "
-            f"{LEAST_PEOPLE} people or more, or give a --threshold"
+            f"{LEAST_PEOPLE} people or more, or give a threshold"
         )
     cosine = 0.0
     if share:

@@ -1,7 +1,6 @@
 """Exact online mining of triplets and pairs in tiles: no B x B x B tensor, memory as B, time as B^2."""
 
 from facemetric.mining.given import pair_losses, triplet_losses
-from facemetric.mining.loss_record import LossRecord
 from facemetric.mining.losses import LOSSES, Loss, LossOptions, TripletLoss, resolve_loss
 from facemetric.mining.memory import CrossBatchMemory
 from facemetric.mining.miners import (
@@ -16,7 +15,7 @@ from facemetric.mining.miners import (
 )
 from facemetric.mining.pairwise import circle, contrastive, multi_similarity, supcon
 from facemetric.mining.proxies import ProxyAnchor, proxy_anchor
-from facemetric.mining.record import Mined
+from facemetric.mining.record import LossRecord, Mined
 
 __all__ = [
     "LOSSES",

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, did_you_mean
-from facemetric.mining.loss_record import LossRecord
 from facemetric.mining.mine import Anchors, Margin, make_rule
 from facemetric.mining.miners import SEEDED_MINERS, resolve_miner
 from facemetric.mining.pairwise import circle, contrastive, multi_similarity, supcon
 from facemetric.mining.plugs import Plug, check_arguments, find_plug
 from facemetric.mining.proxies import ProxyAnchor
-from facemetric.mining.record import Mined
+from facemetric.mining.record import LossRecord, Mined
 from facemetric.mining.uncompiled import uncompiled
 
 # Names that a line of a training's log, or its validation, has for figures of its own.
@@ -102,7 +101,7 @@ def triplet_loss(options: LossOptions) -> Loss:
     mine = resolve_miner(options.miner)
     if options.arguments:
         raise ConfigError(
-            f"--loss-args has {', '.join(options.arguments)}, and --loss triplet has options of its own: --miner, "
+            f"--loss-args has {', '.join(options.arguments)}, and --loss=triplet has options of its own: --miner, "
             "--margin, --soft-margin, --distance"
         )
 

@@ -14,37 +14,20 @@ Shapes: B rows of a batch, M anchors, N reference rows, D embedding, R and C row
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from facemetric.errors import ConfigError
 from facemetric.mining.kernels.common import NEAR, slack
 from facemetric.mining.kernels.cosines import Cosines, Some, Walk
-from facemetric.mining.loss_record import LossRecord
-from facemetric.mining.mine import CPU_MINING_MIB, attach, check_rows, check_shapes, compute_rows
-from facemetric.mining.order import sort_runs
-from facemetric.mining.tiles import CUDA_BUDGET_MIB, Tile, budget_bytes
+from facemetric.mining.on_cosines import Sums, of_pairs, on_device, within
+from facemetric.mining.record import LossRecord
+from facemetric.mining.tiles import Tile
 from facemetric.mining.uncompiled import uncompiled
-
-# exp holds about +-87 in float32 and +-708 in float64; the ranges of the options end below 680.
-RANGE_FLOAT32 = 80.0
 
 # Where no more than this share of a tile costs anything, its pairs are taken one by one.
 FEW = 0.02
-
-
-class Sums(NamedTuple):
-    """What a loss adds up; its gradient is in the Cosines."""
-
-    loss: Tensor  # a scalar, divided already
-    weight: float  # what it was divided by
-
-
-Core = Callable[[Cosines], Sums]
 
 
 @uncompiled
@@ -75,7 +58,7 @@ def _supcon(cos: Cosines, *, temperature: float) -> Sums:
     for tile in walk:
         _exponentials(cos, tile)
         walk.add_up(total_M, tile, tile.values)
-    positives_M = _on(cos, runs.positives)
+    positives_M = on_device(cos, runs.positives)
     counted = int((runs.positives > 0).sum())
     weight_M = (positives_M > 0).double() / max(counted, 1)
     share_M = weight_M / positives_M.clamp_min(1)
@@ -212,7 +195,7 @@ def _circle(cos: Cosines, *, margin: float, gamma: float) -> Sums:
     for tile in walk:
         powers_RC = _circle_negatives(cos, walk, tile, -root * margin, gamma)
         walk.add_up(total_M, tile, powers_RC)
-    valid_M = _on(cos, (runs.positives > 0) & (runs.negatives > 0))
+    valid_M = on_device(cos, (runs.positives > 0) & (runs.negatives > 0))
     counted = int(valid_M.sum())
     negative_M = total_M.log() + gamma * (1 - margin * margin)
     both_M = (positive_M + negative_M).masked_fill(valid_M == 0, -torch.inf)
@@ -298,59 +281,9 @@ def _contrastive(cos: Cosines, *, margin: float) -> Sums:
     for grad in (cos.grad_MD,) if whole else (cos.grad_MD, cos.grad_ND):
         grad.mul_(2 / max(active, 1))
     genuine = max(int(cos.runs.positives.sum()), 1)
-    positive = (2 * (_on(cos, cos.runs.positives) - cos.positive_sums().double())).sum() / genuine
+    positive = (2 * (on_device(cos, cos.runs.positives) - cos.positive_sums().double())).sum() / genuine
     cos.pull(x_MD.new_full((len(x_MD),), -2 / genuine))
     return Sums(positive.clamp_min(0) + impostors / max(active, 1), 1.0)
-
-
-def of_pairs(
-    embeddings_BD: Tensor,
-    labels_B: Tensor,
-    anchors: slice | None,
-    budget_mib: float | None,
-    core: Core,
-    widest: float,
-) -> LossRecord:
-    """Checks, brings the rows to length 1, sorts them, and hands them to the loss; `widest` is the range of its
-    exponents."""
-    kind = embeddings_BD.device.type
-    if torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return of_pairs(embeddings_BD, labels_B, anchors, budget_mib, core, widest)
-    budget = (CPU_MINING_MIB if kind == "cpu" else CUDA_BUDGET_MIB) if budget_mib is None else budget_mib
-    budget_bytes(budget)
-    check_shapes(embeddings_BD, labels_B, "embeddings")
-    y_BD = unit_rows(embeddings_BD, widest)
-    check_rows(y_BD, "embeddings")
-    with torch.no_grad():
-        runs = sort_runs(labels_B.to(embeddings_BD.device), anchors)
-        cos = Cosines(y_BD.detach(), runs, budget)
-        sums = core(cos)
-        usable = int(((runs.positives > 0) & (runs.negatives > 0)).sum())
-        gradient, figures = cos.gradient(), cos.figures()
-    loss = attach(sums.loss.to(y_BD.dtype), gradient, y_BD)
-    return LossRecord(
-        loss,
-        sums.weight,
-        figures,
-        figure_weights=cos.pairs(),
-        part=anchors is not None,
-        usable=usable,
-    )
-
-
-def unit_rows(rows_BD: Tensor, widest: float) -> Tensor:
-    """Rows (B, D) of length 1, those of length 0 as they are, in the dtype that holds exponents as large."""
-    if widest > RANGE_FLOAT32:
-        rows_BD = rows_BD.double()
-    return compute_rows(rows_BD, "cosine") * 2**0.5
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigError for an option of a loss that is no number, or out of its range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        text = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-        raise ConfigError(f"{name} is {value!r}; it must be a number, {text}")
 
 
 def _exponentials(cos: Cosines, tile: Tile) -> None:
@@ -366,8 +299,3 @@ def _without_genuine(cos: Cosines, tile: Tile) -> None:
     same = cos.runs.same(tile.rows, tile.cols)
     if same is not None:
         tile.values.masked_fill_(same, -torch.inf)
-
-
-def _on(cos: Cosines, counts: object) -> Tensor:
-    """Counts (M,) of the host as float64 on the device."""
-    return torch.as_tensor(counts).to(cos.x_MD.device, torch.float64)

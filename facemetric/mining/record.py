@@ -1,10 +1,11 @@
-"""The record that a miner returns: its loss, its figures, and which triplets it chose, for who asks.
+"""The records that miners and losses return: a loss, its figures, and which triplets were chosen, for who asks.
 
 Shapes: B rows of a batch, M anchors, T triplets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -135,6 +136,23 @@ class Mined:
             "_parts": self._total,
             "_details": Forgotten(),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class LossRecord:
+    """What a loss found: a scalar with its gradient, what it was divided by, and figures by name for the log.
+
+    Ranks that each took a part of the anchors combine as sum(loss * weight) / sum(weight), and their figures with the
+    weights of these. A function of your own sees the whole batch on every rank, so its weight is 1.
+    """
+
+    loss: Tensor
+    weight: Tensor | float = 1.0
+    figures: Mapping[str, Tensor | float] = field(default_factory=dict)
+    mined: Mined | None = None  # the miner's own record, where there is one
+    figure_weights: Mapping[str, float] = field(default_factory=dict)  # what a figure was divided by
+    part: bool = False  # whether it is about the anchors alone that were handed in
+    usable: int | None = None  # anchors with a positive and a negative; None where the loss does not say
 
 
 def reciprocal(weight: Tensor) -> Tensor:

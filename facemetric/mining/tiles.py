@@ -114,19 +114,25 @@ def product_tiles(
 
 
 def triangle_in_threads(
-    x_ND: Tensor, work: Callable[[int, Tile], None], *, threads: int, budget_mib: float | None = None
+    x_ND: Tensor,
+    work: Callable[[int, Tile], None],
+    *,
+    threads: int,
+    budget_mib: float | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """`work(thread, tile)` for the inner products of x (N, D) with itself, on and above the diagonal.
 
     As `product_tiles` with `triangle`, but `threads` walk at once, numbered from 0, each with its share of the
     budget and torch on one thread: for work that takes longer than the product. Which thread gets which tile
-    is left to chance. What `work` raises is raised, after the other threads have ended their row of tiles.
+    is left to chance. `share` (number, of): only every so many rows of tiles, for one of several processes. What
+    `work` raises is raised, after the other threads have ended their row of tiles.
     """
     x_ND, _, budget_mib = _check(x_ND, None, budget_mib, True)
     side, _ = tile_shape(
         len(x_ND), len(x_ND), budget_mib=budget_mib / threads, itemsize=x_ND.element_size(), triangle=True
     )
-    tops = iter(range(0, len(x_ND), side))  # the longest rows of tiles come first
+    tops = iter(range(0, len(x_ND), side)[share[0] :: share[1]])  # the longest rows of tiles come first
     lock, stop = threading.Lock(), threading.Event()
 
     def walk(thread: int) -> None:

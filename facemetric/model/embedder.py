@@ -43,6 +43,7 @@ class Embedder(nn.Module):
 
     fingerprint: str = ""
     pictures: str = ""
+    compiled: bool = False  # the backbone, for training
 
     def __init__(
         self,
@@ -142,6 +143,8 @@ class Embedder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the backbone's pooled features (B, F)."""
+        if self.compiled and not self.training:
+            return self.backbone.forward(images)
         return self.backbone(images)
 
     def project(self, features_BF: Tensor) -> Tensor:

@@ -17,14 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemetric.errors import ConfigError, did_you_mean
+from facemetric.distributed import total
+from facemetric.errors import ConfigError, did_you_mean, given
 
 # Shorter embeddings are scaled up by no more than this one: 1 / length would let one image rule the gradient.
 SHORTEST = 1e-3
 
 
 class Head(nn.Module):
-    """Logits of embeddings (B, D) -> (B, C), and the harder ones that the loss sees."""
+    """Logits of embeddings (B, D) -> (B, C), and the harder ones that the loss sees.
+
+    `by_columns`: set by a class that defines `with_margin` where that works on some of the columns as well, which is
+    what --head-shards asks of it. `sharded` is then true: the batch is that of all processes, and the label of a row
+    whose identity is another process's is -1."""
+
+    by_columns = True
+    sharded = False
+
+    of_batch = False  # whether an image's margin depends on the others of its batch
 
     def __init__(self, embedding_size: int, identities: int, *, scale: float, margin: float) -> None:
         super().__init__()
@@ -43,6 +53,17 @@ class Head(nn.Module):
         logits came from, as they left the network, for a head whose margin depends on their lengths.
         """
         return logit_BC
+
+    def own(self, logit_BC: Tensor, label_B: Tensor) -> Tensor:
+        """The logit (B,) of each row's own identity; 0 where its column is another process's."""
+        return own_logits(logit_BC, label_B) if self.sharded else logit_BC.gather(1, label_B[:, None])[:, 0]
+
+    def with_own(self, logit_BC: Tensor, label_B: Tensor, own_B: Tensor) -> Tensor:
+        """The logits with `own_B` in the columns of the rows' own identities, where these are here."""
+        if not self.sharded:
+            return logit_BC.scatter(1, label_B[:, None], own_B[:, None])
+        rows = (label_B >= 0).nonzero()[:, 0]
+        return logit_BC.index_put((rows, label_B[rows]), own_B[rows])
 
 
 class SoftmaxHead(Head):
@@ -65,6 +86,8 @@ class SoftmaxHead(Head):
 
 class MarginHead(Head):
     """Scaled cosines to one unit vector an identity; the true identity's cosine is made harder by a margin."""
+
+    by_columns = True
 
     def __init__(self, embedding_size: int, identities: int, *, scale: float, margin: float) -> None:
         super().__init__(embedding_size, identities, scale=scale, margin=margin)
@@ -92,10 +115,16 @@ class MarginHead(Head):
         if strength == 0 or self.margin == 0:
             return logit_BC
         with torch.autocast(logit_BC.device.type, enabled=False):
-            column_B1 = label_B[:, None]
-            cosine_B = logit_BC.gather(1, column_B1)[:, 0] / self.scale
+            cosine_B = self.own(logit_BC, label_B) / self.scale
             own_B = self.harder(cosine_B, self.margin * strength, emb_BD)
-            return logit_BC.scatter(1, column_B1, self.scale * own_B[:, None])
+            return self.with_own(logit_BC, label_B, self.scale * own_B)
+
+
+def own_logits(logit_BC: Tensor, label_B: Tensor) -> Tensor:
+    """The logit (B,) of each row's own identity; 0 where the label is -1, as its column is another process's."""
+    if not logit_BC.shape[1]:
+        return logit_BC.new_zeros(len(logit_BC))
+    return logit_BC.gather(1, label_B.clamp_min(0)[:, None])[:, 0].where(label_B >= 0, 0)
 
 
 def at_least_single(numbers: Tensor) -> Tensor:
@@ -157,6 +186,7 @@ class CombinedHead(MarginHead):
 class AdaFaceHead(MarginHead):
     """A margin that grows with the length of the embedding, its quality. Source: Kim et al. 2022, arXiv:2204.00964."""
 
+    of_batch = True
     mean: Tensor
     deviation: Tensor
 
@@ -189,22 +219,23 @@ class AdaFaceHead(MarginHead):
 
     def follow(self, length_B: Tensor) -> None:
         """Move the running mean and deviation towards those of the batch of all processes."""
-        count, total, squares = over_processes(
-            torch.stack(
-                [length_B.new_tensor(len(length_B)), length_B.sum(), length_B.square().sum()]
-            ).double()
-        ).tolist()
-        mean = total / count
-        self.mean.lerp_(self.mean.new_tensor(mean), 1 - self.momentum)
-        if count > 1:  # one image deviates from nothing
-            deviation = math.sqrt(max(squares - count * mean * mean, 0.0) / (count - 1))
-            self.deviation.lerp_(self.deviation.new_tensor(deviation), 1 - self.momentum)
+        sums = torch.stack(
+            [length_B.new_full((), len(length_B)), length_B.sum(), length_B.square().sum()]
+        ).double()
+        count, lengths, squares = sums if self.sharded else total(sums)
+        mean = lengths / count
+        self.mean.lerp_(mean.to(self.mean.dtype), 1 - self.momentum)
+        deviation = torch.sqrt((squares - count * mean * mean).clamp_min(0) / (count - 1).clamp_min(1))
+        followed = self.deviation.lerp(deviation.to(self.deviation.dtype), 1 - self.momentum)
+        self.deviation.copy_(torch.where(count > 1, followed, self.deviation))  # one deviates from nothing
 
 
 class CurricularHead(ArcFaceHead):
     """ArcFace whose hard negatives weigh more as training goes. Source: Huang et al. 2020, arXiv:2004.00288."""
 
+    of_batch = True
     progress: Tensor
+    by_columns = True
 
     def __init__(
         self, embedding_size: int, identities: int, *, scale: float, margin: float, momentum: float = 0.99
@@ -218,21 +249,20 @@ class CurricularHead(ArcFaceHead):
         self, logit_BC: Tensor, label_B: Tensor, strength: float = 1.0, *, emb_BD: Tensor | None = None
     ) -> Tensor:
         """As ArcFace; a negative with a cosine c above the image's own after the margin becomes c (t + c)."""
-        harder_BC = super().with_margin(logit_BC, label_B, strength, emb_BD=emb_BD)
-        if harder_BC is logit_BC:
+        if strength == 0 or self.margin == 0:
             return logit_BC
+        harder_BC = super().with_margin(logit_BC, label_B, strength, emb_BD=emb_BD)
         with torch.autocast(logit_BC.device.type, enabled=False):
-            column_B1 = label_B[:, None]
             if self.training:
-                own_B = logit_BC.detach().gather(1, column_B1) / self.scale
-                total, count = over_processes(
-                    torch.stack([own_B.sum(), own_B.new_tensor(len(own_B))]).double()
-                ).tolist()
-                self.progress.lerp_(self.progress.new_tensor(total / count), 1 - self.momentum)
-            own_B1 = harder_BC.gather(1, column_B1)
-            hard_BC = logit_BC > own_B1
+                own_B = self.own(logit_BC.detach(), label_B) / self.scale
+                cosines, count = total(
+                    torch.stack([own_B.sum(), (label_B >= 0).sum().to(own_B.dtype)]).double()
+                )
+                self.progress.lerp_((cosines / count).to(self.progress.dtype), 1 - self.momentum)
+            own_B = self.own(harder_BC, label_B)
+            hard_BC = logit_BC > (total(own_B) if self.sharded else own_B)[:, None]
             weighed_BC = torch.where(hard_BC, logit_BC * (self.progress + logit_BC / self.scale), logit_BC)
-            return weighed_BC.scatter(1, column_B1, own_B1)
+            return self.with_own(weighed_BC, label_B, own_B)
 
 
 class SubcentreArcFaceHead(ArcFaceHead):
@@ -261,13 +291,6 @@ class SubcentreArcFaceHead(ArcFaceHead):
         """(B, K) cosines of embeddings with the centres of their own identity."""
         weight_CKD = functional.normalize(self.weight.float(), dim=1).unflatten(0, (-1, self.centres))
         return torch.einsum("bd,bkd->bk", directions(emb_BD.float()), weight_CKD[label_B])
-
-
-def over_processes(sums: Tensor) -> Tensor:
-    """Sums over the processes of torchrun, so that all follow the same batch."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-    return sums
 
 
 def check_argument(name: str, value: float, low: float, high: float) -> None:
@@ -302,7 +325,7 @@ def check_head(kind: str, arguments: Mapping[str, Any] = MappingProxyType({})) -
     for name in arguments:
         if name not in known:
             nearest = did_you_mean(name, known) if known else ": it takes none"
-            raise ConfigError(f"--head {kind} has no argument {name!r}{nearest}")
+            raise ConfigError(f"{given('--head', kind)} has no argument {name!r}{nearest}")
     if arguments:
         HEADS[kind](2, 2, scale=1.0, margin=0.1, **arguments)
 

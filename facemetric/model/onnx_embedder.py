@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.files import file_hash
 from facemetric.model.pictures import ImageTransform, batches_of, crop_side
-from facemetric.model.weights_folder import file_hash
 
 if TYPE_CHECKING:
     from facemetric.faces.finder import FaceFinder, Faces
@@ -41,7 +41,7 @@ OUTPUT = "embeddings"  # the output's name in files of ours
 PIECE = 8  # images in the network at once: what they need fits into the cache
 GUESSED_SIDE = 112  # of an input whose size the file leaves open
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
-SAID_BESIDE = ("size", "color", "mean", "std", "crop", "interpolation", "pictures")
+KEYS_BESIDE = ("size", "color", "mean", "std", "crop", "interpolation", "pictures")
 
 
 def required(name: str) -> Any:
@@ -218,14 +218,14 @@ class OnnxEmbedder:
         if self.metadata and taken.dtype is np.uint8:  # crops as they are: the preprocessing is in the file
             return Preprocess(size=size)
         beside = self.file.with_suffix(".toml")
-        said = read_beside(beside)
-        self.pictures = str(said.pop("pictures", self.pictures))
-        pre = replace(Preprocess(size=size), **said) if said else Preprocess(size=size)
+        stated = read_beside(beside)
+        self.pictures = str(stated.pop("pictures", self.pictures))
+        pre = replace(Preprocess(size=size), **stated) if stated else Preprocess(size=size)
         if (taken.height, taken.width) != (0, 0) and pre.size != size:
             raise ConfigError(f"{beside}: size is {list(pre.size)}, but {self.file} takes {list(size)}")
-        guessed = [f"{size[1]} x {size[0]} pixels"] if "size" not in said and not taken.height else []
-        guessed += ["colours in the order red, green, blue"] if "color" not in said else []
-        if taken.dtype is not np.uint8 and not {"mean", "std"} <= set(said):
+        guessed = [f"{size[1]} x {size[0]} pixels"] if "size" not in stated and not taken.height else []
+        guessed += ["colours in the order red, green, blue"] if "color" not in stated else []
+        if taken.dtype is not np.uint8 and not {"mean", "std"} <= set(stated):
             guessed.append(f"pixels of 0..1 less {pre.mean[0]:g}, divided by {pre.std[0]:g}")
         if guessed:
             self.notes = (
@@ -276,15 +276,15 @@ def read_beside(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        said = tomllib.loads(file.read_text(encoding="utf-8"))
+        stated = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
-    for name in said:
-        if name not in SAID_BESIDE:
-            raise ConfigError(f"{file}: unknown key {name!r}{did_you_mean(name, SAID_BESIDE)}")
-    if said.get("pictures", "faces") not in ("", "faces"):
-        raise ConfigError(f'{file}: pictures is {said["pictures"]!r}; "faces", or "" for other pictures')
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    for name in stated:
+        if name not in KEYS_BESIDE:
+            raise ConfigError(f"{file}: unknown key {name!r}{did_you_mean(name, KEYS_BESIDE)}")
+    if stated.get("pictures", "faces") not in ("", "faces"):
+        raise ConfigError(f'{file}: pictures is {stated["pictures"]!r}; "faces", or "" for other pictures')
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
 
 
 def is_embedding(values: Any, count: int) -> bool:

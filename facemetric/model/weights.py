@@ -21,14 +21,13 @@ from torch import nn
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, writing
-from facemetric.files import sync
+from facemetric.files import file_hash, sync
 from facemetric.model.embedder import Embedder, build_backbone
 from facemetric.model.weights_folder import (
     CONFIG,
     FORMAT,
     MODEL,
     expected_pictures,
-    file_hash,
     find_weights,
     read_config,
     replace_folder,
@@ -132,7 +131,11 @@ def load_embedder(name: str | Path, device: str | torch.device = "cpu") -> Embed
     """The embedder of a weights folder, a run folder or a shipped name, in evaluation mode.
 
     Raises WeightsError where the folder is missing, cut short, or does not fit its own config."""
-    folder = find_weights(name)
+    return load_folder(find_weights(name), device)
+
+
+def load_folder(folder: Path, device: str | torch.device = "cpu") -> Embedder:
+    """load_embedder of a folder that `find_weights` found."""
     config = read_config(folder)
     ours = config["facemetric"]
     pre = Preprocess.from_dict(ours["preprocess"])

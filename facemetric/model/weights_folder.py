@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -87,9 +86,7 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
 
         return hub_folder(str(name), cached=not fetch)
     if not str(name):
-        raise WeightsError(
-            "no weights were given; name a weights folder, a run folder or a shipped name (--weights)"
-        )
+        raise WeightsError("no weights were given; name a weights folder, a run folder or a shipped name")
     path = Path(name)
     shipped = {folder.name: folder for folder in shipped_weights()}
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
@@ -208,15 +205,6 @@ def copy_weights(folder: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     replace_folder(staging, target)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def replace_folder(new: Path, target: Path) -> None:

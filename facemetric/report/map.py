@@ -79,14 +79,14 @@ def choose_images(identities: npt.ArrayLike, most: int, seed: int) -> Ints:
     People with two images or more come first, as one image has nobody to lie near; of a person with more than
     `most_of_one` images so many are drawn.
     """
-    who_N = np.unique(np.asarray(identities), return_inverse=True)[1]
+    identity_N = np.unique(np.asarray(identities), return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     # One person after the other in random order, and random within the person.
-    shuffled = rng.permutation(len(who_N))
-    rank = rng.permutation(who_N.max(initial=-1) + 1)
-    single = np.bincount(who_N)[who_N] < 2
-    order = shuffled[np.lexsort((rank[who_N[shuffled]], single[shuffled]))]
-    starts = np.flatnonzero(np.diff(who_N[order], prepend=-1))
+    shuffled = rng.permutation(len(identity_N))
+    rank = rng.permutation(identity_N.max(initial=-1) + 1)
+    single = np.bincount(identity_N)[identity_N] < 2
+    order = shuffled[np.lexsort((rank[identity_N[shuffled]], single[shuffled]))]
+    starts = np.flatnonzero(np.diff(identity_N[order], prepend=-1))
     place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     return np.sort(order[place < most_of_one(identities, most)][:most])
 

@@ -38,8 +38,10 @@ class Files(NamedTuple):
 REPORT = Files("report.html", (BASE, "report.css"), "report.js")
 SECTIONS = (
     ("figures", "Figures", "figures"),
+    ("models", "Models", "models"),
     ("threshold", "Threshold", "thresholds"),
     ("curves", "Curves", "curves"),
+    ("search", "Search", "search"),
     ("mistakes", "Hardest pairs", "mistakes"),
     ("retrieval", "Retrieval", "failures"),
     ("slices", "Slices", "slices"),
@@ -204,8 +206,13 @@ class Page:
     sentence: str = ""
     headline: tuple[Large, ...] = ()
     figures: tuple[Grid, ...] = ()
+    models: tuple[Grid, ...] = ()
+    """A table for each figure, a row for each model."""
+    models_lead: str = ""
     thresholds: Thresholds | None = None
     curves: tuple[Curve, ...] = ()
+    search: Curve | None = None
+    """Of identification: FPIR as the curve's `far`, 1 - FNIR as its `tar`."""
     mistakes: tuple[Gallery, ...] = ()
     failures: Gallery | None = None
     slices: tuple[Grid, ...] = ()
@@ -279,6 +286,7 @@ def script_data(page: Page) -> dict[str, Any]:
     return {
         "thresholds": asdict(page.thresholds) if page.thresholds else None,
         "curves": [asdict(curve) for curve in page.curves],
+        "search": asdict(page.search) if page.search else None,
         "map": asdict(page.map) if page.map else None,
     }
 

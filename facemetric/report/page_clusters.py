@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Agreement, Clusters, agreement, find_clusters
+from facemetric.evaluation.clustering.agreement import Agreement, agreement
+from facemetric.evaluation.clustering.clusters import Clusters, find_clusters
 from facemetric.evaluation.curves import Ints, OperatingPoint
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.report.figures import grids
@@ -24,9 +25,9 @@ def groups_of(
     """Clusters of the images `rows` (M,) at the threshold of the lowest FAR that was measured; (None, None) where
     none was, or all images are of one person."""
     table = found.table
-    who = table.identities[rows]
+    identities = table.identities[rows]
     point = lowest_point(found)
-    if point is None or len(np.unique(who)) < 2:
+    if point is None or len(np.unique(identities)) < 2:
         return None, None
     clusters = find_clusters(table.embeddings[rows], point.threshold)
     sizes = clusters.sizes()
@@ -35,7 +36,7 @@ def groups_of(
         f"{point.threshold:.4f} of FAR = {point.wanted:g}, without a look at their names: "
         f"{plural(len(sizes), 'cluster')}, {int((sizes == 1).sum()):,} of them of one image."
     )
-    grid = agreement_table(agreement(clusters.number, who, seed=seed), lead)
+    grid = agreement_table(agreement(clusters.number, identities, seed=seed), lead)
     cases = []
     for number in range(min(SHOWN, int((sizes > 1).sum()))):
         cases.append(cluster_case(found, pictures, rows, clusters, number))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.evaluation.curves import Floats, Ints
+from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.records import Band
 from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.retrieval import Queries
@@ -16,6 +17,7 @@ from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs, Verification
 from facemetric.report.figures import grids, large, percent
 from facemetric.report.map import choose_images, lay_out, most_of_one
+from facemetric.report.models import short_names, told_apart
 from facemetric.report.page import (
     Case,
     Curve,
@@ -38,6 +40,7 @@ POINTS = 400  # of a curve
 BINS = 80  # bars of the histogram
 REPORT = "report.html"
 SLICES = "slices."  # keys of the figures that have a section of their own
+MODELS = ("models.", "comparison.")  # the same; the first has what the second has
 FAILURES = 24
 MAP_IMAGES = 800  # t-SNE of so many takes less than a second of one core
 CELL = 64  # pixels of a picture in the map's sprite: 800 of them are 1.1 MB of text
@@ -91,9 +94,14 @@ def bars(threshold: Floats, genuine: Ints, impostor: Ints) -> tuple[Floats, Ints
 
 
 def curve_of(name: str, found: Verification, band: Band | None) -> Curve:
+    """The curve of a verification."""
+    return roc_curve(name, found.roc, band)
+
+
+def roc_curve(name: str, roc: Roc, band: Band | None) -> Curve:
     """The highest TAR at each FAR from one impostor pair up, thinned evenly over log FAR."""
-    far, first = np.unique(found.roc.far[::-1], return_index=True)
-    tar = found.roc.tar[::-1][first]
+    far, first = np.unique(roc.far[::-1], return_index=True)
+    tar = roc.tar[::-1][first]
     keep = far > 0
     far, tar = far[keep], tar[keep]
     place = np.unique(np.searchsorted(far, np.geomspace(far[0], far[-1], POINTS)).clip(0, len(far) - 1))
@@ -113,7 +121,8 @@ def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0)
 
 def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Page:
     """The page of an evaluation; what it does not hold is not on it."""
-    pictures = Pictures(found.table, found.images)
+    pooled = found.templates
+    pictures = Pictures(found.table, found.images, pooled.first if pooled is not None else None)
     verification = found.verification
     notes = list(found.notes)
     if found.images is None:
@@ -128,9 +137,12 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         origin,
         sentence=sentence(found),
         headline=tuple(map(large, found.headline())),
-        figures=grids([f for f in found.figures() if not f.key.startswith(SLICES)]),
+        figures=grids([f for f in found.figures() if not f.key.startswith((SLICES, *MODELS))]),
+        models=grids([f for f in found.figures() if f.key.startswith(MODELS[0])]),
+        models_lead=models_lead(found),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
+        search=search_curve(found),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
         slices=grids([f for f in found.figures() if f.key.startswith(SLICES)]),
@@ -142,7 +154,8 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
 
 
 def sentence(found: Evaluation) -> str:
-    """What was found, in one sentence for everybody; "" where no figure leads."""
+    """What was found, in one sentence for everybody, and in a second one how other models compare; "" where no figure
+    leads."""
     leading = found.headline()
     if not leading:
         return ""
@@ -151,27 +164,85 @@ def sentence(found: Evaluation) -> str:
     share = percent(first.value)
     if first.interval is not None:
         share += f" (95\N{NO-BREAK SPACE}% interval {percent(first.interval.low)} to {percent(first.interval.high)})"
+    things = "images" if found.templates is None else "templates"
     name = first.key.partition(".")[2]
     if name.startswith("tar_at_far_"):
         far = float(name.removeprefix("tar_at_far_"))
-        return (
+        text = (
             f"Where 1 of {1 / far:,.0f} pairs of two people is taken for one person, "
             f"{share} of the pairs of one person are recognised."
         )
-    if name == "knn_accuracy_1":
-        return f"For {share} of the images, the most similar other image is of the same person."
-    return f"{first.label}: {share}" + (f" ({first.about})." if first.about else ".")
+    else:
+        known = {
+            "accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
+            "eer": f"At the threshold where both errors are as frequent, {share} of the pairs are told wrongly.",
+            "auc": f"A pair of one person scores higher than a pair of two in {share} of all cases.",
+            "knn_accuracy_1": f"For {share} of the {things}, the most similar other one is of the same person.",
+            "rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
+            "recall_at_1": f"For {share} of the {things}, the most similar other one is of the same person.",
+            "accuracy_svm": f"A linear classifier names the right person for {share} of the {things}.",
+        }
+        text = known.get(name, f"{first.label}: {share}" + (f" ({first.about})." if first.about else "."))
+    return " ".join(filter(None, [text, other_models(found, first.key)]))
+
+
+def other_models(found: Evaluation, key: str) -> str:
+    """How other models compare with the first by the leading figure, in a sentence."""
+    side = found.models
+    rows = [] if side is None else [row for row in side.rows if f".{row.figure.key}" == key[key.find(".") :]]
+    if side is None or not rows:
+        return ""
+    names, cells = short_names(side.models), rows[0].cells
+    sign = -1 if rows[0].figure.error else 1
+    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not told apart from it": []}
+    for name, cell in zip(names[1:], cells[1:], strict=True):
+        if cell.difference is None:
+            continue
+        apart = told_apart(cell.difference)
+        better = "better" if sign * cell.difference.value > 0 else "worse"
+        kinds[better if apart else "not told apart from it"].append(f"{name} {percent(cell.value or 0)}")
+    told = [
+        f"{'; '.join(models)} ({kind}{', by more than chance' if 'told' not in kind else ''})"
+        for kind, models in kinds.items()
+        if models
+    ]
+    return f"Beside it: {', '.join(told)}." if told else ""
+
+
+def models_lead(found: Evaluation) -> str:
+    """What the tables of models show."""
+    side = found.models
+    if side is None:
+        return ""
+    return (
+        f"{len(side.models)} models on the same pairs and queries. Intervals are of each alone; the differences from "
+        f"{short_names(side.models)[0]} are of the same people drawn for both, and tell two models apart where they "
+        "leave out 0, even where the models' own intervals overlap."
+    )
 
 
 def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:
-    """The model's curve with its band, and the second model's."""
+    """The model's curve with its band, those of other models, and that of normalized scores; a second curve alone has a
+    band too."""
     if found.verification is None:
         return ()
+    others = [(other.name, other.verified) for other in found.comparisons]
+    if found.normalized is not None:
+        others.append((found.normalized.name, found.normalized.verified))
     drawn = [curve_of(name, found.verification, found.band)]
-    second = found.comparison
-    if second is not None and second.verification is not None:
-        drawn.append(curve_of(second.name, second.verification, None))
-    return tuple(drawn)
+    for other, verified in others:
+        if verified is not None:
+            drawn.append(curve_of(other, verified.verification, verified.band if len(others) == 1 else None))
+    labels = short_names([curve.name for curve in drawn])
+    return tuple(replace(curve, name=label) for curve, label in zip(drawn, labels, strict=True))
+
+
+def search_curve(found: Evaluation) -> Curve | None:
+    """FNIR over FPIR of the identification."""
+    searched = found.identification
+    if searched is None or searched.det is None:
+        return None
+    return roc_curve("identification", searched.det, None)
 
 
 def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
@@ -189,7 +260,7 @@ def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
         ),
         Gallery(
             "False accepts",
-            f"Two persons: the {len(hardest.impostor.score)} pairs with the highest scores. "
+            f"Two people: the {len(hardest.impostor.score)} pairs with the highest scores. "
             "Look first for one person under two names.",
             pair_cases(found, pictures, hardest.impostor),
             "impostor",
@@ -218,13 +289,13 @@ def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
     people are there once."""
     if found.neighbours is None:
         return None
-    each, who = found.neighbours.each, found.table.identities
-    wrong = np.flatnonzero(who[each.nearest] != who[each.rows])
+    each, identities = found.neighbours.each, found.table.identities
+    wrong = np.flatnonzero(identities[each.nearest] != identities[each.rows])
     cases: list[Case] = []
     seen: set[frozenset[str]] = set()
     for k in wrong[np.argsort(-each.score[wrong], kind="stable")]:
         row, other = int(each.rows[k]), int(each.nearest[k])
-        people = frozenset((str(who[row]), str(who[other])))
+        people = frozenset((str(identities[row]), str(identities[other])))
         if people in seen:
             continue
         seen.add(people)
@@ -232,8 +303,8 @@ def failures(found: Evaluation, pictures: Pictures) -> Gallery | None:
         cases.append(
             Case(
                 (
-                    shown(found, pictures, row, str(who[row]), "probe"),
-                    shown(found, pictures, other, str(who[other]), f"found {each.score[k]:.4f}"),
+                    shown(found, pictures, row, str(identities[row]), "probe"),
+                    shown(found, pictures, other, str(identities[other]), f"found {each.score[k]:.4f}"),
                     shown(found, pictures, own, "", f"right {own_score:.4f}"),
                 )
             )
@@ -295,8 +366,8 @@ def map_of(found: Evaluation, pictures: Pictures, rows: Ints, seed: int) -> Map:
 
 def bad_neighbour(found: Evaluation, rows: Ints) -> np.ndarray:
     """(M,) bool: the nearest image of all is of somebody else."""
-    who = found.table.identities
-    near = np.full(len(who), -1)
+    identities = found.table.identities
+    near = np.full(len(identities), -1)
     if found.neighbours is not None:
         each: Queries = found.neighbours.each
         near[each.rows] = each.nearest
@@ -305,4 +376,4 @@ def bad_neighbour(found: Evaluation, rows: Ints) -> np.ndarray:
         unit_ND = unit_rows(found.table.embeddings)
         two = nearest(unit_ND[left], unit_ND, 2).rows
         near[left] = np.where(two[:, 0] == left, two[:, 1], two[:, 0])
-    return who[near[rows]] != who[rows]
+    return identities[near[rows]] != identities[rows]

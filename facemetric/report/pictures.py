@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,15 +30,20 @@ MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermil
 
 
 class Pictures:
-    """Pictures of the rows of a table, read from `index` by their names; no index, no pictures."""
+    """Pictures of the rows of a table, read from `index` by their names; no index, no pictures.
 
-    def __init__(self, table: EmbeddingTable, index: ImageIndex | None) -> None:
-        self.table, self.index = table, index
+    `shown`: of rows that are no images, such as templates, the image to show for each name."""
+
+    def __init__(
+        self, table: EmbeddingTable, index: ImageIndex | None, shown: Mapping[str, str] | None = None
+    ) -> None:
+        self.table, self.index, self.shown = table, index, shown or {}
         self._made: dict[int, str] = {}
 
     def image(self, row: int, side: int) -> Image.Image | None:
         """The image of a row, about `side` pixels or more; None where it is not there or cannot be read."""
-        at = self.index.find(self.table.name(row)) if self.index is not None else None
+        name = self.table.name(row)
+        at = self.index.find(self.shown.get(name, name)) if self.index is not None else None
         if self.index is None or at is None:
             return None
         try:

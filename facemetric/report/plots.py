@@ -52,8 +52,13 @@ def draw_roc(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     return _save(figure, file)
 
 
-def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
-    """Detection error trade-off of each named curve: false rejects over false accepts. Writes a png."""
+def draw_det(
+    file: str | Path,
+    curves: Mapping[str, Roc],
+    names: tuple[str, str] = ("false accept rate", "false reject rate"),
+) -> Path:
+    """Detection error trade-off of each named curve: false rejects over false accepts, whose `names` the axes say.
+    Writes a png."""
     if not curves:
         raise DataError("no curve to draw; needed one name and Roc or more")
     figure, axes = _figure()
@@ -67,8 +72,8 @@ def draw_det(file: str | Path, curves: Mapping[str, Roc]) -> Path:
     axes.set_yscale("log")
     axes.set_xlim(lowest[0], 1)
     axes.set_ylim(lowest[1], 1)
-    axes.set_xlabel("false accept rate (log)")
-    axes.set_ylabel("false reject rate (log)")
+    axes.set_xlabel(f"{names[0]} (log)")
+    axes.set_ylabel(f"{names[1]} (log)")
     axes.legend(loc="lower left", frameon=False)
     return _save(figure, file)
 
@@ -78,7 +83,7 @@ def draw_scores(
 ) -> Path:
     """Densities of genuine and impostor scores, thresholds as lines. Writes a png."""
     figure, axes = _figure()
-    for i, (name, kind) in enumerate((("one person", counts.genuine), ("two persons", counts.impostor))):
+    for i, (name, kind) in enumerate((("one person", counts.genuine), ("two people", counts.impostor))):
         density = kind / max(1, kind.sum()) / np.diff(counts.edge)
         label = f"{name} ({kind.sum():,})"
         axes.stairs(density, counts.edge, fill=True, alpha=0.55, color=COLOURS[i], label=label)
@@ -103,22 +108,28 @@ def draw_map(
 ) -> Path:
     """Images as points at `place` (N, 2); the NAMED identities of most images have a colour and a mark of
     their own, all others are grey. `axis`: the places are numbers that mean something. Writes a png."""
-    place_N2, who_N = np.asarray(place, dtype=np.float64), np.asarray(identities)
-    if place_N2.shape != (len(who_N), 2) or not len(who_N):
-        raise DataError(f"places of shape {place_N2.shape} for {len(who_N)} identities; needed (images, 2)")
-    names, sizes = np.unique(who_N, return_counts=True)
+    place_N2, identity_N = np.asarray(place, dtype=np.float64), np.asarray(identities)
+    if place_N2.shape != (len(identity_N), 2) or not len(identity_N):
+        raise DataError(
+            f"places of shape {place_N2.shape} for {len(identity_N)} identities; needed (images, 2)"
+        )
+    names, sizes = np.unique(identity_N, return_counts=True)
     first = np.argsort(-sizes, kind="stable")[:NAMED]
     figure, axes = _figure()
     figure.set_size_inches(8.5, 6.4)
     figure.subplots_adjust(left=0.06, right=0.72, bottom=0.06, top=0.94)
-    rest = ~np.isin(who_N, names[first])
+    rest = ~np.isin(identity_N, names[first])
     if rest.any():
         label = f"{len(names) - len(first):,} others"
         axes.plot(*place_N2[rest].T, ".", color="#bbbbbb", markersize=4, label=label)
     for i, name in enumerate(names[first]):
         mark = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i // len(COLOURS) % len(MARKS)]}
         axes.plot(
-            *place_N2[who_N == name].T, linestyle="", markersize=4, label=label_of(str(name)[:28]), **mark
+            *place_N2[identity_N == name].T,
+            linestyle="",
+            markersize=4,
+            label=label_of(str(name)[:28]),
+            **mark,
         )
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal", adjustable="datalim")
@@ -136,14 +147,17 @@ def label_of(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def write_roc_csv(file: str | Path, curves: Mapping[str, Roc]) -> Path:
-    """Points of named curves as csv `curve,far,tar,threshold`; accepting nothing has threshold `inf`."""
+def write_roc_csv(
+    file: str | Path, curves: Mapping[str, Roc], names: tuple[str, str] = ("far", "tar")
+) -> Path:
+    """Points of named curves as csv `curve,far,tar,threshold`, both rates by their `names`; accepting nothing has
+    threshold `inf`."""
 
     def fill(path: Path) -> None:
         # Names that are no UTF-8 are written with escapes.
         with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
             writer = csv.writer(out)
-            writer.writerow(["curve", "far", "tar", "threshold"])
+            writer.writerow(["curve", *names, "threshold"])
             for name, curve in curves.items():
                 columns = (curve.far.tolist(), curve.tar.tolist(), curve.threshold.tolist())
                 writer.writerows((name, *point) for point in zip(*columns, strict=True))

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError, did_you_mean, plural
+from facemetric.evaluation.calibration import Calibrated
 from facemetric.evaluation.figures import DIFFERENCE, Figure, Heading, headline, to_frame
-from facemetric.evaluation.groups import Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals.records import Band, Interval
 from facemetric.evaluation.retrieval import Retrieval
+from facemetric.evaluation.slices.records import Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.templates import Pooled
 from facemetric.evaluation.verification import Verification
+from facemetric.report.models import ALIKE, APART, Comparison, Comparisons, SideBySide, told_apart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +46,7 @@ class Verified(NamedTuple):
     pairs: str
     verification: Verification
     intervals: Mapping[str, Interval] = NONE
-    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where persons are not known."""
+    """Of `auc`, `eer`, `tar_at_far_X` and, for listed pairs, `accuracy`; empty where identities are not known."""
     band: Band | None = None
     """The interval of the TAR along the ROC."""
 
@@ -76,6 +79,8 @@ class Retrieved(NamedTuple):
     retrieval: Retrieval
     intervals: Mapping[str, Interval] = NONE
     title: str = NEIGHBOURS
+    thing: str = "image"
+    """What the rows are: images, or templates."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in metrics.json."""
@@ -83,7 +88,16 @@ class Retrieved(NamedTuple):
 
     def figures(self) -> list[Figure]:
         """As rows."""
-        return self.retrieval.figures(self.title, self.intervals)
+        rows = self.retrieval.figures(self.title, self.intervals)
+        if self.thing == "image":
+            return rows
+        return [
+            row._replace(
+                heading=Heading(*(text.replace("image", self.thing) for text in row.heading)),
+                about=row.about.replace("image", self.thing),
+            )
+            for row in rows
+        ]
 
 
 class Identified(NamedTuple):
@@ -107,48 +121,39 @@ def with_intervals(figures: Any, intervals: Mapping[str, Interval]) -> dict[str,
     return figures.to_dict() | {"intervals_95": bounds}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A second model on the same pairs and queries: its own figures, and second minus first.
+class Normalized(NamedTuple):
+    """Verification of the listed pairs by scores that a cohort normalized, and what that changed.
 
-    `differences` by the figure's name (`auc`, `tar_at_far_0.01`, `knn_accuracy_1`, ...): the same people are
-    drawn for both, so an interval that leaves out 0 tells the models apart.
-    """
+    `differences` by the figure's name, normalized minus plain: the same people are drawn for both."""
 
     name: str
-    verification: Verification | None
-    neighbours: Retrieval | None
-    differences: Mapping[str, Interval]
+    verified: Verified
+    differences: Mapping[str, Interval] = NONE
 
     def to_dict(self) -> dict[str, Any]:
         """As in metrics.json."""
-        found: dict[str, Any] = {"second": self.name}
-        if self.verification is not None:
-            found["verification"] = self.verification.to_dict()
-        if self.neighbours is not None:
-            found["neighbours"] = self.neighbours.to_dict()
-        differences = {
+        changes = {
             name: {"difference": d.value, "low": d.low, "high": d.high}
             for name, d in self.differences.items()
         }
-        return found | {"second_minus_first_95": differences}
+        return {"by": self.name} | self.verified.to_dict() | {"normalized_minus_plain_95": changes}
 
     def figures(self) -> list[Figure]:
-        """The differences of all figures that have a row, under the labels that they have there."""
-        rows = self.verification.figures({}) if self.verification is not None else []
-        rows += self.neighbours.figures("", {}) if self.neighbours is not None else []
+        """As rows: each figure, and what it is more than that of the cosines."""
         heading = Heading(
-            "Comparison",
-            f"{self.name} minus this model, on the same pairs and queries, the same people drawn for both.",
+            "Normalized scores", f"{self.name} images of the cohort; differences from the cosines."
         )
-        found = []
-        for row in rows:
+        rows = []
+        for row in self.verified.figures():
+            if row.value is None:
+                continue
+            rows.append(row._replace(heading=heading, headline=0, note="", series=""))
             d = self.differences.get(row.key)
             if d is not None:
-                apart = d.low > 0 or d.high < 0
-                note = "the interval leaves out 0" if apart else "not told apart: the interval holds 0"
-                found.append(Figure(row.key, row.label, d.value, d, heading, note, column=DIFFERENCE))
-        return found
+                note = APART if told_apart(d) else ALIKE
+                key = f"{row.key}.difference"
+                rows.append(Figure(key, row.label, d.value, d, heading, note, column=DIFFERENCE))
+        return rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,7 +169,8 @@ class Evaluation:
     images: ImageIndex | None = None
     gallery_table: EmbeddingTable | None = None
     families: Mapping[str, Family] = field(default_factory=dict)
-    """By their name in metrics.json: verification, slices, neighbours, gallery, identification, svm, comparison."""
+    """By their name in metrics.json: templates, verification, normalized, calibration, slices, neighbours, gallery,
+    identification, svm, comparison, models."""
     notes: tuple[str, ...] = ()
     report: Path | None = None
     """The report, where one was written."""
@@ -257,8 +263,34 @@ class Evaluation:
 
     @property
     def comparison(self) -> Comparison | None:
-        """The second model."""
-        return self.family("comparison", Comparison)
+        """The second model: the first of those that were compared."""
+        return self.comparisons[0] if self.comparisons else None
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every other model."""
+        found = self.family("comparison", Comparisons)
+        return () if found is None else found.models
+
+    @property
+    def models(self) -> SideBySide | None:
+        """All models in one table."""
+        return self.family("models", SideBySide)
+
+    @property
+    def normalized(self) -> Normalized | None:
+        """The pairs by scores that a cohort normalized."""
+        return self.family("normalized", Normalized)
+
+    @property
+    def calibration(self) -> Calibrated | None:
+        """What calibrated scores are worth."""
+        return self.family("calibration", Calibrated)
+
+    @property
+    def templates(self) -> Pooled | None:
+        """What templates were made of; None where images were scored."""
+        return self.family("templates", Pooled)
 
     def subtitle(self) -> str:
         """How much was scored."""
@@ -268,7 +300,11 @@ class Evaluation:
             count = plural(v.n_genuine + v.n_impostor, "pair")
             which = f"all {count}" if pairs == "all" else f"{count} of {Path(pairs).name}"
             parts.append(f"{which}: {v.n_genuine:,} genuine, {v.n_impostor:,} impostor")
-        return "; ".join([*parts, size_of(self.table)])
+        pooled = self.templates
+        if pooled is None:
+            return "; ".join([*parts, size_of(self.table)])
+        people = plural(len(set(self.table.identities.tolist())), "identity")
+        return "; ".join([*parts, f"{pooled.text()}, of {people}"])
 
 
 def size_of(table: EmbeddingTable) -> str:

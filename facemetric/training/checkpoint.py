@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ UNREADABLE = (
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write to a temporary file, read it back, keep the last one as `.previous`, then take its place."""
-    staging, previous = path.with_suffix(".new"), path.with_suffix(".previous")
+    write_whole_checkpoint(path, state, keep=path.with_suffix(".previous"))
+
+
+def write_whole_checkpoint(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
+    """Write to a temporary file, read it back, then take the place of `path`, whose file before becomes `keep`."""
+    staging = path.with_suffix(".new")
     try:
         with writing(path), open(staging, "wb") as file:
             try:
@@ -47,8 +53,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         fault = damage(staging)
         if fault:
             raise OSError(errno.EIO, f"was not read back as it was written ({fault})", str(path))
-        if path.exists():
-            os.replace(path, previous)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(staging, path)
     except BaseException:
         staging.unlink(missing_ok=True)
@@ -68,8 +74,12 @@ def damage(path: Path) -> str:
     return f"{wrong} has another checksum" if wrong else ""
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
+def load_checkpoint(
+    path: Path, device: torch.device, fault_of: Callable[[dict[str, Any]], str] = lambda state: ""
+) -> tuple[dict[str, Any], str]:
     """The newest whole checkpoint, and a sentence where that is not the last one ("" otherwise).
+
+    `fault_of` says what else of a checkpoint is missing or damaged, "" where nothing is.
 
     Nothing but tensors, numbers, texts and containers is built from the file. Raises ConfigError where there
     is no checkpoint, or none can be read."""
@@ -86,6 +96,9 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Any], s
                 fault = _reason(error)
         if fault:
             reasons.append(f"{candidate.name} is damaged ({fault})")
+            continue
+        if lacking := fault_of(state):
+            reasons.append(f"{candidate.name} needs what is not there: {lacking}")
             continue
         note = f"{reasons[0]}; going on from {candidate.name}" if reasons else ""
         return state, note

@@ -11,16 +11,18 @@ from typing import cast
 
 import torch
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, config_toml
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import check_identities, with_at_least
+from facemetric.distributed import say
 from facemetric.errors import DataError, plural
 from facemetric.files import write_bytes_whole
 from facemetric.machine import pick_device
 from facemetric.model.embedder import Embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
+from facemetric.model.faster import check_compiler
+from facemetric.training import peers
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
@@ -45,17 +47,22 @@ def finetune(config: FinetuneConfig) -> Trained:
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
+    peers.same_program(config)
+    if config.compile:
+        check_compiler(device)
     embedder = load_start(config, device)
-    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
+    toml = config_toml(config)
+    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
         warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)
         task = task_of(setup, embedder, split, run, device)
+        peers.same_data(task.origin)
         task.prepare()
         optimizer = make_optimizer(config, task.parts())
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)
-        # Process 0 measures for all, as in the loop.
-        before = distributed.from_first(task.start_figures if distributed.rank() == 0 else {})
+        with distributed.work_shared():
+            before = distributed.from_first(task.start_figures)
         if not run.resume:
             run.log("before", 0, **before)
         if before:

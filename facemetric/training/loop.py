@@ -18,14 +18,19 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from facemetric import distributed
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
-from facemetric.training import distributed
 from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from facemetric.training.distributed import say
+from facemetric.training.gradients import Gradients
 from facemetric.training.optim import Amp
+from facemetric.training.peers import writing
+from facemetric.training.precision import set_precision
+from facemetric.training.readings import Readings, reads_late
 from facemetric.training.run import Run
 from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
+from facemetric.training.shards import drawn_columns, shards_of
 from facemetric.training.task import Settings, Task
 
 
@@ -53,7 +58,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 # Options of the optimizer that a resumed run takes as they are now; --lr is the schedule's.
 GROUP_OPTIONS = ("weight_decay", "momentum")
-LOG_STEPS = 20  # steps averaged into one line of the log
+LOG_STEPS = 20  # steps averaged into one line of the log, and on a GPU read in one transfer
 
 
 @dataclass
@@ -81,13 +86,18 @@ def fit(
     With `validate_first` the start counts as an epoch of its own, number 0. `settings.max_steps` ends the training
     early, with a validation; a later call with `resume` and more steps goes on.
     Ctrl-C and SIGTERM finish the step, write a checkpoint and raise TrainingError. A loss or gradient that is
-    not finite raises TrainingError before the weights are touched."""
+    not finite raises TrainingError: on a CPU before the weights are touched; on a GPU, whose figures are read every
+    LOG_STEPS steps, at most so many steps later, and before a checkpoint."""
     device = next(task.model.parameters()).device
     if device.type == "cpu":
         keep_freed_memory()
     distributed.same_weights(task.model)
     ema = ModelEmaV3(task.model, decay=settings.ema, use_warmup=True) if settings.ema else None
     amp = Amp(device, settings.amp)
+    precision = set_precision(device, amp)
+    if precision is not None:
+        say(precision.text)
+        run.log("device", 0, **precision._asdict())
     trainer = Trainer(task, run, optimizer, scheduler, settings, ema, amp)
     if resume:
         trainer.load(device)
@@ -102,6 +112,18 @@ def fit(
     if trainer.done < trainer.total:
         trainer.say_limit()
     return trainer.at
+
+
+def check_loss(loss: float, where: str) -> None:
+    """Raise TrainingError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} {where}; lower --lr or raise --warmup-epochs")
+
+
+def check_gradient(norm: float, where: str) -> None:
+    """Raise TrainingError for a gradient whose norm is not finite."""
+    if not math.isfinite(norm):
+        raise TrainingError(f"the gradient is {norm} {where}; lower --lr or set --clip-grad 1")
 
 
 class Trainer:
@@ -120,11 +142,14 @@ class Trainer:
         self.task, self.run, self.optimizer, self.scheduler = task, run, optimizer, scheduler
         self.settings, self.ema, self.amp = settings, ema, amp
         self.at = Progress()
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.shards = shards_of(task.model, optimizer, run.folder)
         self.device = next(task.model.parameters()).device
         self.saved = time.monotonic()
         self.pace = Pace()
         self.last: dict[str, float] = {}  # the figures of the last line of the log
+        self.readings = Readings(self.device)
+        self.late = reads_late(self.device)
+        self.gradients = Gradients(task.model, amp, recomputed=settings.recomputed)
 
     @property
     def kept(self) -> nn.Module:
@@ -146,21 +171,46 @@ class Trainer:
         """Whether --max-steps ends the training here."""
         return 0 < self.settings.max_steps <= self.done
 
+    @property
+    def where(self) -> str:
+        """The step that is being taken, in words."""
+        return f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
+
+    def too_large(self, error: Exception) -> str:
+        """What to change where a batch does not fit into the memory of the device."""
+        size, microbatch = self.settings.batch_size, self.settings.microbatch
+        now = f" in micro-batches of {microbatch}" if microbatch else ""
+        text = f"{self.device} ran out of memory {self.where}, with --batch-size {size}{now}"
+        if microbatch is None:
+            return f"{text}; lower --batch-size"
+        share = microbatch or -(-size // distributed.world_size())
+        if share < 4:
+            return f"{text}; set --checkpoint-activations, or choose a smaller --image-size or backbone"
+        return (
+            f"{text}; set --microbatch {share // 2}, which keeps the gradient of the whole batch, or "
+            "--checkpoint-activations, or lower --batch-size"
+        )
+
     def epoch(self, stopped: threading.Event) -> None:
         """The rest of the current epoch, its validation and its checkpoint."""
         at, settings = self.at, self.settings
         meter = Meter()
         self.pace.resume()
         self.task.train_mode(at.epoch)
+        self.gradients.follow()
         name = f"epoch {at.epoch + 1}/{settings.epochs}"
         bar = progress_bar(total=self.task.steps_per_epoch, desc=name, unit="step", delay=0)
         bar.update(at.step)
         with bar, contextlib.closing(self.task.batches(at.epoch, at.step)) as batches:  # type: ignore[type-var]
             for batch in batches:
-                meter.add(self.step(batch))
+                try:
+                    self.step(batch)
+                except torch.OutOfMemoryError as error:
+                    raise TrainingError(self.too_large(error)) from error
                 bar.update()
-                due = time.monotonic() - self.saved > 60 * settings.checkpoint_minutes
-                stopping = distributed.any_of(stopped.is_set(), self.device)
+                stopping, due = self.asked(stopped)
+                if not self.late or len(self.readings) == LOG_STEPS or due or stopping:
+                    self.read(meter)
                 # The log is complete up to each checkpoint: a resumed run goes on with both.
                 if meter.count == LOG_STEPS or due or stopping:
                     means = self.log_train(meter)
@@ -171,6 +221,7 @@ class Trainer:
                     break
                 if due:
                     self.save()
+        self.read(meter)
         if meter.count:
             self.log_train(meter)
         if not self.limited or at.step == self.task.steps_per_epoch:
@@ -178,7 +229,7 @@ class Trainer:
         if self.limited or at.epoch % settings.validate_every == 0 or at.epoch == settings.epochs:
             self.validate()
         self.save()
-        if distributed.any_of(stopped.is_set(), self.device) and at.epoch < settings.epochs:
+        if distributed.any_of(stopped.is_set()) and at.epoch < settings.epochs:
             self.stop()
 
     def log_train(self, meter: Meter) -> dict[str, float]:
@@ -188,37 +239,61 @@ class Trainer:
         self.run.log("train", self.done, lr=self.optimizer.param_groups[0]["lr"], **means, **pace)
         return means
 
-    def step(self, batch: Any) -> dict[str, float]:
-        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same."""
+    def asked(self, stopped: threading.Event) -> list[bool]:
+        """Whether to stop here, and whether a checkpoint is due, the same on all processes; on GPUs these ask each
+        other every LOG_STEPS steps alone."""
+        due = time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
+        if self.late and distributed.together() and self.at.step % LOG_STEPS:
+            return [False, False]
+        return distributed.any_of_each(stopped.is_set(), due)
+
+    def read(self, meter: Meter) -> None:
+        """Read the figures of the steps since the last reading, in one transfer.
+
+        Raises TrainingError for the first of them whose loss or gradient is not finite."""
+        for where, figures in self.readings.read():
+            check_loss(figures["loss"], where)
+            if not self.amp.scaler.is_enabled():  # the scaler skips such steps, and halves its scale
+                check_gradient(figures["grad_norm"], where)
+            norm = figures.pop("grad_norm")
+            meter.add(self.task.watch(figures) | {"grad_norm": norm})
+
+    def step(self, batch: Any) -> None:
+        """One optimizer step. Random layers draw from (seed, step) alone, so a resumed run draws the same.
+
+        On a CPU a loss or a gradient that is not finite raises TrainingError before the weights are touched."""
         seed = (self.settings.seed * 1_000_003 + self.done) * 1024 + distributed.rank()
         torch.manual_seed(seed)
         random.seed(seed)  # timm's random erasing draws from it
         np.random.seed(seed & 0xFFFFFFFF)
         self.optimizer.zero_grad(set_to_none=True)
         with self.amp.autocast():
-            figures = self.task.step(batch, self.done / max(1, self.total), self.amp.backward)
-        where = f"in epoch {self.at.epoch + 1}, step {self.at.step + 1}"
-        if not math.isfinite(figures["loss"]):
-            raise TrainingError(f"the loss is {figures['loss']} {where}; lower --lr or raise --warmup-epochs")
-        distributed.sum_gradients(self.parameters)
-        self.amp.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not torch.isfinite(norm) and not self.amp.scaler.is_enabled():
-            raise TrainingError(f"the gradient is {norm.item()} {where}; lower --lr or set --clip-grad 1")
-        if self.settings.clip_grad:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad, norm)
-        self.scheduler.step_update(self.done)
-        self.amp.scaler.step(self.optimizer)
-        self.amp.scaler.update()
+            figures = self.task.step(batch, self.done / max(1, self.total), self.gradients)
+        where = self.where
+        if not self.late:
+            check_loss(float(figures["loss"]), where)
+        with drawn_columns(self.task.model, self.optimizer) as parameters:
+            if self.amp.scaler.is_enabled():
+                distributed.same_overflow(parameters)
+            self.amp.scaler.unscale_(self.optimizer)
+            norm = distributed.gradient_norm(parameters)
+            if not self.late and not self.amp.scaler.is_enabled():
+                check_gradient(float(norm), where)
+            if self.settings.clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
+            self.scheduler.step_update(self.done)
+            self.amp.scaler.step(self.optimizer)
+            self.amp.scaler.update()
         self.at.step += 1
         if self.ema:
             self.ema.update(self.task.model, step=self.done)
-        return figures | {"grad_norm": norm.item()}
+        self.readings.add(where, figures | {"grad_norm": norm})
 
     def validate(self) -> None:
         """Validate, and save the weights where they are the best so far (the last, without validation data)."""
-        # Process 0 validates for all, so that they agree on the best epoch.
-        metrics = distributed.from_first(self.task.validate(self.kept) if distributed.rank() == 0 else {})
+        distributed.same_buffers(self.kept)
+        with distributed.work_shared():
+            metrics = distributed.from_first(self.task.validate(self.kept))  # all agree on the best epoch
         epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
         self.run.log("validation", self.done, epoch=epoch, **metrics)
         name = self.task.judged_by(metrics)
@@ -265,15 +340,21 @@ class Trainer:
             "log": self.run.mark(),
             "processes": distributed.world_size(),
         }
+        if self.shards:
+            self.shards.save(state, self.done)
         if distributed.rank() == 0:
-            save_checkpoint(self.run.folder / CHECKPOINT, state)
+            with writing:
+                save_checkpoint(self.run.folder / CHECKPOINT, state)
+        if self.shards:
+            self.shards.clean()
         self.saved = time.monotonic()
         self.pace.resume()
 
     def load(self, device: torch.device) -> None:
         """Go on from the checkpoint. Raises ConfigError where it belongs to another model or batch size."""
         path = self.run.folder / CHECKPOINT
-        state, note = load_checkpoint(path, device)
+        whole = self.shards.fault if self.shards else lambda state: ""
+        state, note = load_checkpoint(path, device, whole)
         if note:
             say(note)
             distributed.barrier()  # all have read
@@ -312,6 +393,12 @@ class Trainer:
             raise ConfigError(
                 f"the checkpoint has the optimizer {state['optimizer_name']}, this run {name}; "
                 "resume with the --optimizer that it was started with"
+            )
+        if self.shards:
+            self.shards.load(state, self.device)
+        elif state.get("shards"):
+            raise ConfigError(
+                "the checkpoint has a head that is shared out over processes; resume with --head-shards"
             )
         if self.ema and state["ema"] is None:
             raise ConfigError(

@@ -31,7 +31,7 @@ class Amp:
         """The context for the forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         """Backward of the scaled loss, outside of autocast."""
         with torch.autocast(self.device_type, enabled=False):
             self.scaler.scale(loss).backward()
@@ -66,7 +66,7 @@ def check_scheduler(name: str) -> None:
     """Raise ConfigError for a schedule that timm does not know, or that a run could not resume."""
     if name == "plateau":
         raise ConfigError(
-            "--scheduler plateau waits for the validation, and timm does not keep how long it has waited, so a "
+            "--scheduler=plateau waits for the validation, and timm does not keep how long it has waited, so a "
             "resumed run would go another way; choose a schedule of the steps, such as cosine"
         )
     if name not in SCHEDULERS:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, config_toml
 from facemetric.config.calls import takes_options
+from facemetric.distributed import say
 from facemetric.machine import pick_device
-from facemetric.training import distributed
-from facemetric.training.distributed import say
+from facemetric.model.faster import check_compiler
+from facemetric.training import peers
 from facemetric.training.loop import fit
 from facemetric.training.optim import make_optimizer, make_scheduler
 from facemetric.training.run import Run, Trained
@@ -29,10 +31,15 @@ def pretrain(config: PretrainConfig) -> Trained:
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
     device = pick_device(distributed.start(config.device))
-    with Run(config.out, config_toml=config_toml(config), resume=config.resume) as run:
+    peers.same_program(config)
+    if config.compile:
+        check_compiler(device)
+    toml = config_toml(config)
+    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
         task = stage_one(setup, split, run, device)
+        peers.same_data(task.origin)
         task.prepare()
         optimizer = make_optimizer(config, [(task.model, config.lr)])
         scheduler = make_scheduler(config, optimizer, task.steps_per_epoch)

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from torch.utils.tensorboard import SummaryWriter
 
+from facemetric import distributed
+from facemetric.distributed import say
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_bytes_whole
 from facemetric.model.weights_folder import BEST, mend_folder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run_folder import (
     BAD_IMAGES,
     CHECKPOINT,
@@ -27,6 +27,7 @@ from facemetric.training.run_folder import (
     check_run_folder,
     has_checkpoint,
 )
+from facemetric.training.tracking import Tracker
 
 
 class Trained(NamedTuple):
@@ -45,13 +46,14 @@ class Run:
     with `resume` it then starts again (`resume` of the run says which it is). `changed` has the options that differ
     from those that a resumed run had before: `{"lr": "0.1, before 0.05"}`."""
 
-    def __init__(self, folder: Path, *, config_toml: str, resume: bool) -> None:
+    def __init__(self, folder: Path, *, config_toml: str, resume: bool, track: str = "off") -> None:
         self.folder = Path(folder)
         self.started = time.time()
         self.resume = resume
         self.changed: dict[str, str] = {}
         self._config = config_toml
         self._board: SummaryWriter | None = None
+        self._tracker: Tracker | None = None
         self.writes = distributed.rank() == 0
         if self.writes:  # process 0 keeps the folder
             if resume and not self.folder.is_dir():
@@ -64,6 +66,8 @@ class Run:
                 self._lock.release()
                 raise
         self.resume, self.changed = distributed.from_first((self.resume, self.changed))
+        if self.writes and track != "off":
+            self._tracker = Tracker(track, self.folder, config_toml, resume=self.resume)
 
     def _begin(self) -> None:
         """Look at what the folder holds, and open its files."""
@@ -112,6 +116,8 @@ class Run:
         with writing(self.folder / LOG):
             self._log.write(json.dumps(line) + "\n")
             self._log.flush()
+        if self._tracker:
+            self._tracker.log(event, step, line)
         for name, value in line.items():
             if self._board and isinstance(value, float) and name != "seconds":
                 self._board.add_scalar(f"{event}/{name}", value, step)
@@ -142,12 +148,14 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.close(finished=error[0] is None)
 
-    def close(self) -> None:
-        """Flush and close the files, and let go of the folder."""
+    def close(self, *, finished: bool = True) -> None:
+        """Flush and close the files, and let go of the folder; a tracker hears whether the run `finished`."""
         if not self.writes:
             return
+        if self._tracker:
+            self._tracker.close(finished=finished)
         try:
             with contextlib.closing(self._log):
                 if self._board:

@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.data.batches import places_within
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
+from facemetric.distributed import say
 from facemetric.errors import DataError, plural
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.template import SIDE
 from facemetric.model.pictures import crop_side
 from facemetric.model.weights_folder import find_weights, read_config
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 
 # What read_split reads: with these of a training's options its images can be split again.
 SPLIT_OPTIONS = (

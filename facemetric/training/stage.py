@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 import timm
 import torch
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig, check_stage, config_dict, require
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Augment, Transform, train_transform
+from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import (
     keep_training_images,
@@ -23,13 +25,14 @@ from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss
 from facemetric.mining.mine import Margin
 from facemetric.model.embedder import Embedder, build_embedder, check_arch, check_backbone
+from facemetric.model.faster import checkpoint_activations, compile_backbone
 from facemetric.model.heads import check_head
+from facemetric.model.sharded_head import check_by_columns
 from facemetric.model.weights import load_embedder, save_weights
 from facemetric.model.weights_folder import FACES, find_weights, provenance
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.optim import check_optimizer, check_scheduler
 from facemetric.training.run import Run
+from facemetric.training.shards import check_rows_apart
 from facemetric.training.split import SPLIT_OPTIONS, Split
 from facemetric.training.task import Settings
 
@@ -67,6 +70,9 @@ def check_training(config: Config) -> Setup[Config]:
     if isinstance(config, PretrainConfig):
         head_args = parse_arguments("--head-args", config.head_args, "centres = 3")
         check_head(config.head, head_args)
+        if config.head_shards:
+            check_by_columns(config.head)
+            check_rows_apart(config)
         arch_args = parse_arguments("--arch-args", config.arch_args, "layers = [1, 1, 1, 1]")
         check_arch(config.arch)
     else:
@@ -98,7 +104,7 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
             neck=True,
         )
         embedder.pictures = FACES if config.align else ""
-        return embedder
+        return faster(config, embedder)
     embedder = load_start(config)
     check_same_network(config, setup.arch_args, embedder)
     embedder.dropout.p = config.dropout
@@ -106,6 +112,15 @@ def start_embedder(setup: Setup[PretrainConfig]) -> Embedder:
         f"starting from {config.weights}: {embedder.arch}, {embedder.preprocess.size[0]} px, "
         f"embeddings of {embedder.embedding_size}; its classifier is replaced by a new one"
     )
+    return embedder
+
+
+def faster(config: StageConfig, embedder: Embedder) -> Embedder:
+    """The embedder with its backbone compiled, or its activations computed again, where the options ask for it."""
+    if config.checkpoint_activations:
+        checkpoint_activations(embedder)
+    if config.compile:
+        compile_backbone(embedder)
     return embedder
 
 
@@ -131,7 +146,7 @@ def check_same_network(config: PretrainConfig, args: dict[str, Any], embedder: E
     for name in ("drop_path", "pretrained"):
         if getattr(config, name):
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is for a new network; leave it out, or --weights {config.weights}")
+            raise ConfigError(f"{option} is for a new network; leave it out, or --weights")
     for name, (has, fits) in known.items():
         if not fits:
             option = "--" + name.replace("_", "-")
@@ -160,7 +175,7 @@ def load_start(config: PretrainConfig | FinetuneConfig, device: torch.device | s
     if embedder.preprocess.size != pre.size:
         check_backbone(embedder.backbone, embedder.arch, embedder.preprocess.size)
     embedder.pictures = FACES if config.align else embedder.pictures
-    return embedder.to(device)
+    return faster(config, embedder).to(device)
 
 
 def same_origin(run: Run, state: dict[str, Any], origin: dict[str, str]) -> None:
@@ -246,4 +261,9 @@ def settings_of(config: PretrainConfig | FinetuneConfig) -> Settings:
         checkpoint_minutes=config.checkpoint_minutes,
         validate_every=config.validate_every,
         max_steps=config.max_steps,
+        batch_size=config.batch_size,
+        microbatch=None
+        if isinstance(config, FinetuneConfig) and config.freeze == ("backbone",)
+        else config.microbatch,
+        recomputed=config.checkpoint_activations,
     )

@@ -8,6 +8,15 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from facemetric.training.readings import Figure
+
+
+class Backward(Protocol):
+    """Backward of a loss, whose gradients are added to those of the weights."""
+
+    def __call__(self, loss: Tensor, last: bool = True) -> None:
+        """`last`: no other part of this step's loss follows, so that processes may add up their gradients."""
+
 
 class Task(Protocol):
     """What a stage gives the loop."""
@@ -27,10 +36,16 @@ class Task(Protocol):
     def train_mode(self, epoch: int) -> None:
         """Put into training mode what trains in this epoch."""
 
-    def step(self, batch: Any, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
-        """Compute the loss of a batch, hand it to `backward`, return figures, "loss" among them.
+    def step(self, batch: Any, progress: float, backward: Backward) -> dict[str, Figure]:
+        """Compute the loss of a batch, hand it to `backward`, in parts or whole, return figures, "loss" among them.
 
-        `progress` is the share of the training that is done, 0..1."""
+        `progress` is the share of the training that is done, 0..1. Figures may be tensors on the device: to read one
+        here would make the host wait for it."""
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """Take note of a step's figures, in the order of the steps, once they are read; return those for the log.
+
+        On a CPU that is after each step, on a GPU some steps later, but before a checkpoint and a validation."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of the model on held-out data; {} where there is none."""
@@ -61,3 +76,6 @@ class Settings:
     checkpoint_minutes: float
     validate_every: int = 1
     max_steps: int = 0
+    batch_size: int = 0  # for messages
+    microbatch: int | None = 0  # None: the task has no use for it
+    recomputed: bool = False  # activations, in backward

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from facemetric import distributed
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.answers import choose_answers, store_answers
@@ -19,8 +21,6 @@ from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
 from facemetric.model.weights import load_embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 
@@ -77,12 +77,18 @@ def sum_up(
     before: Embedder | None = None,
 ) -> None:
     """Embed the validation images once with the run's best weights; say what they gain on `before`, where that is
-    another embedder, and keep their thresholds. Process 0 does, for all; nothing without validation images."""
-    if split.val is None or distributed.rank() > 0:
+    another embedder, and keep their thresholds. All processes embed, process 0 says and keeps; nothing without
+    validation images."""
+    if split.val is None:
         return
-    emb_ND, label_N = embeddings(load_embedder(run.best, device))
-    if before is not None:
-        show_gain(run, embeddings(before)[0], emb_ND, label_N, seed)
+    distributed.barrier()  # process 0 has written the best weights
+    with distributed.work_shared():
+        emb_ND, label_N = embeddings(load_embedder(run.best, device))
+        first_ND = embeddings(before)[0] if before is not None else None
+    if distributed.rank() > 0:
+        return
+    if first_ND is not None:
+        show_gain(run, first_ND, emb_ND, label_N, seed)
     keep_thresholds(run, split, emb_ND, label_N, seed)
 
 

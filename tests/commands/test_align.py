@@ -257,7 +257,7 @@ def test_a_call_is_quiet_and_takes_a_config(tmp_path: Path, capsys: pytest.Captu
     assert found.text().startswith(
         "1 photograph: a face in 0 (0 with several), none in 1, 0 cannot be read; 0 "
     )
-    with pytest.raises(ConfigError, match=r"--quality is 0; choose 1\.\.100"):
+    with pytest.raises(ConfigError, match=r"quality is 0; choose 1\.\.100"):
         fm.align(tmp_path / "photos", quality=0)
 
 

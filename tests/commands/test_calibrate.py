@@ -92,7 +92,7 @@ def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> N
     options: dict[str, Any] = {"weights": own_weights, "out": tmp_path / "out"} | FAST
     with pytest.raises(DataError, match="FAR 1e-06 needs 1,000,000 impostor pairs, these images have 4,320"):
         calibrate(str(faces), far=1e-6, **options)
-    with pytest.raises(ConfigError, match=r"--far is 2\.0; it is a share above 0"):
+    with pytest.raises(ConfigError, match=r"far is 2\.0; it is a share above 0"):
         calibrate(str(faces), far=[0.1, 2.0], **options)
     with pytest.raises(ConfigError, match="no FAR was given"):
         calibrate(str(faces), far=(), **options)
@@ -201,7 +201,7 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     assert Verifier(found.weights, far=0.01, device="cpu")(image, image).same
     config = config_of(found.weights)
     (found.weights / "config.json").write_text(json.dumps(config | {"sha256": "other"}))
-    with pytest.raises(WeightsError, match=r"holds other weights than .*; name another --out"):
+    with pytest.raises(WeightsError, match=r"holds other weights than .*; name another out="):
         calibrate(str(faces), far=0.1, **options)
 
 

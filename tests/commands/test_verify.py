@@ -125,7 +125,7 @@ def test_faults_of_verify(calibrated: Path, faces: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="verify needs two images"):
         verify(one, **options)
     with pytest.raises(
-        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one by --far, or make one"
+        WeightsError, match=r"has those for FAR 0\.2, 0\.01: choose one of these, or make one"
     ):
         verify(one, one, weights=calibrated, device="cpu")
 
@@ -142,7 +142,7 @@ def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
     calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = Verifier(calibrated, far=0.2, device="cpu")
-    monkeypatch.setattr("facemetric.commands.verify.load_embedder", None)  # not called any more
+    monkeypatch.setattr("facemetric.commands.verify.load_folder", None)  # not called any more
     one, two = images_in(faces)[3], images_in(faces)[40]
     image = Image.open(two).convert("RGB")
     expected = verifier(str(one), str(two))

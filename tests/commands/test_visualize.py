@@ -120,11 +120,11 @@ def test_a_single_image(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shown(untrained: Path, faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give one of --weights and --embeddings"):
+    with pytest.raises(ConfigError, match="give one of weights= and embeddings="):
         visualize(str(faces), out=tmp_path / "out")
     with pytest.raises(ConfigError, match="does not say what it was trained on; name images as DATA"):
         visualize(weights=untrained, out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="--images is 1"):
+    with pytest.raises(ConfigError, match="images is 1"):
         visualize(str(faces), weights=untrained, images=1, out=tmp_path / "out")
     broken = tmp_path / "people" / "someone"
     broken.mkdir(parents=True)

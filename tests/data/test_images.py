@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facemetric.data import images
-from facemetric.data.images import BadImage, Preprocess, decode, normalise
+from facemetric.data.images import BadImage, Preprocess, decode, normalise, upload
 from facemetric.errors import ConfigError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -333,3 +333,49 @@ def test_memory_that_runs_out_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
     with pytest.raises(BadImage, match=r"^needs more memory than there is$"):
         decode(data)
+
+
+def test_a_cuda_device_gets_its_pixels_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so does a copy go on beside the computation; what is pinned already is not copied once more."""
+    done: list[tuple[str, object]] = []
+    device = torch.device("cuda", 0)
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        done.append(("pin", None))
+        return tensor
+
+    def to(tensor: torch.Tensor, where: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        done.append((str(where), non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    upload(torch.zeros(2), device)
+    assert done == [("pin", None), ("cuda:0", True)]
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
+    upload(torch.zeros(2), device)
+    assert done[2:] == [("cuda:0", True)]
+    upload(torch.zeros(2), torch.device("cpu"))
+    assert done[3:] == [("cpu", True)]
+
+
+def test_constants_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they can be used where gradients are taken, whoever asked first."""
+    made: list[int] = []
+    plain = torch.tensor
+
+    def tensor(*values: object, **options: object) -> torch.Tensor:
+        made.append(1)
+        return plain(*values, **options)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    pre = Preprocess(size=(4, 4), mean=(0.11, 0.2, 0.3))
+    pixels = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        first = normalise(pixels, pre, "cpu")
+    again = normalise(pixels, pre, "cpu")
+    assert len(made) == 2
+    assert torch.equal(first, again)
+    weight = torch.ones(1, requires_grad=True)
+    (again * weight).sum().backward()
+    assert weight.grad is not None

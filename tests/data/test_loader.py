@@ -220,6 +220,22 @@ def test_what_is_written_to_while_it_is_read_is_no_image(tmp_path: Path, source:
     assert not batch.bad
 
 
+def test_workers_hand_over_pinned_memory_where_it_is_asked_for(
+    index: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    plain = loader.DataLoader
+
+    def made(*arguments: object, pin_memory: bool, **options: object) -> object:
+        asked.append(pin_memory)
+        return plain(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loader, "DataLoader", made)
+    for pin in (False, True):
+        list(load_batches(index, chunks(4, 2), eval_transform(PRE), workers=1, pin=pin))
+    assert asked == [False, True]
+
+
 def test_a_file_too_large_to_read(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "MAX_BYTES", 10)
     (batch,) = load_batches(index, [np.array([0])], eval_transform(PRE))

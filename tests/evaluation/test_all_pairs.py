@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import reference_metrics as slow
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -208,3 +209,22 @@ def test_no_genuine_pair_and_wrong_labels():
         verify_all_pairs(np.eye(3), [0, 1, 2])
     with pytest.raises(DataError, match="3 embeddings need"):
         verify_all_pairs(np.eye(3), [0, 1])
+
+
+@pytest.mark.parametrize("keep", [100, 1 << 20])
+def test_tiles_that_are_counted_on_their_device(keep):
+    """As by the threads of the CPU: every count, every high score and the hardest pairs."""
+    rng = np.random.default_rng(4)
+    labels = rng.integers(120, size=700)
+    emb = (rng.normal(size=(120, 8))[labels] + rng.normal(size=(700, 8))).astype(np.float32)
+    emb[5::90] = emb[4::90]
+    arguments = {"fars": FARS, "keep": keep, "budget_mib": 0.05}  # the same tiles: products are the same bits
+    usual = verify_all_pairs(emb, labels, **arguments)
+    found = verify_all_pairs(emb, labels, **arguments, device=torch.device("cpu"))
+    assert found.to_dict() == usual.to_dict()
+    assert found.exact_from == usual.exact_from
+    assert (found.exact_from > -1) == (keep == 100)
+    np.testing.assert_array_equal(found.roc.far, usual.roc.far)
+    for one, other in zip(found.hardest, usual.hardest, strict=True):
+        for name in one._fields:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

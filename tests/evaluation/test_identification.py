@@ -5,6 +5,7 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import DataError
+from facemetric.evaluation import identification
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
@@ -56,6 +57,51 @@ def test_identification_needs_both_kinds():
         identify(emb, labels[:3], emb, labels)
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_ranks_and_fnir_as_slow_loops(images, monkeypatch):
+    monkeypatch.setattr(identification, "ROWS", 16)  # several tiles each way
+    monkeypatch.setattr(identification, "COLS", 7)
+    rng = np.random.default_rng(images)
+    centre = rng.normal(size=(50, 8))
+    gallery_labels = rng.permutation(np.repeat(np.arange(30), images))
+    probe_labels = rng.integers(50, size=400)
+    gallery, probe = (
+        centre[who] + 0.9 * rng.normal(size=(len(who), 8)) for who in (gallery_labels, probe_labels)
+    )
+    gallery[5] = gallery[11]  # equal scores, of two people
+    found = identify(gallery, gallery_labels, probe, probe_labels)
+    known, unknown = slow.search(gallery, gallery_labels, probe, probe_labels)
+    rank, mate = zip(*known, strict=True)
+    assert (found.known, found.unknown) == (len(rank), len(unknown))
+    assert found.rank[found.is_known].tolist() == list(rank)
+    assert max(rank) > 10
+    np.testing.assert_allclose(found.mate[found.is_known], mate, atol=1e-6)
+    for k, share in found.ranks.items():
+        assert share == np.mean([r <= k for r in rank])
+    by_wanted = {p.wanted: p for p in found.misses}
+    fnir, fpir, _ = slow.fnir_at_fpir(mate, unknown, 0.01)
+    assert 1 - by_wanted[0.01].true_rate == pytest.approx(fnir, abs=1e-12)
+    assert by_wanted[0.01].false_rate == pytest.approx(fpir, abs=1e-12)
+    assert not by_wanted[0.003].supported
+    assert found.to_dict()["fnir_at_fpir"]["0.003"]["fnir"] is None
+    assert found.to_dict()["rank_10"] == found.ranks[10]
+    # Along the DET both rates are those of a threshold.
+    for far, tar, threshold in list(zip(*found.det, strict=True))[1:]:
+        assert far == np.mean([s >= threshold - 2e-7 for s in unknown])
+        assert tar == np.mean([s >= threshold - 2e-7 for s in mate])
+
+
+def test_a_closed_set_has_ranks_alone():
+    emb, labels = people(60, 12, 0.7)
+    gallery = np.unique(labels, return_index=True)[1]
+    probes = np.setdiff1d(np.arange(60), gallery)
+    found = identify(emb[gallery], labels[gallery], emb[probes], labels[probes], closed=True)
+    assert (found.unknown, found.points, found.misses, found.det) == (0, (), (), None)
+    bounds = identification_intervals(found, labels[probes])
+    assert list(bounds) == ["rank_1", "rank_5", "rank_10"]
+    assert [f.heading.title for f in found.figures(bounds)] == ["Closed-set identification"] * 3
+
+
 def test_a_drawn_open_set():
     labels = np.random.default_rng(0).integers(40, size=100)
     gallery, probes = draw_open_set(labels, seed=1)
@@ -78,10 +124,11 @@ def test_identification_intervals_hold_and_count_people():
     gallery, probes = draw_open_set(labels, seed=0)
     found = identify(emb[gallery], labels[gallery], emb[probes], labels[probes], fpirs=(0.1, 0.001))
     bounds = identification_intervals(found, labels[probes], seed=0)
-    assert list(bounds) == ["rank_1", "tpir_at_fpir_0.1"]
+    assert list(bounds) == ["rank_1", "rank_5", "rank_10", "rank_20", "tpir_at_fpir_0.1", "fnir_at_fpir_0.01"]
+    assert bounds["fnir_at_fpir_0.01"].value == 1 - found.misses[0].true_rate
     assert bounds["rank_1"].value == pytest.approx(found.rank_1)
     assert bounds["tpir_at_fpir_0.1"].value == pytest.approx(found.points[0].true_rate)
-    for interval in bounds.values():
+    for interval in (bounds[name] for name in ("rank_1", "tpir_at_fpir_0.1", "fnir_at_fpir_0.01")):
         assert 0.02 < interval.high - interval.low < 0.5
         assert interval.low < interval.value < interval.high
     # At FPIR = 1 every right match is accepted and no wrong one: rank 1, in the draws as well.

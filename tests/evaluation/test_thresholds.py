@@ -174,7 +174,7 @@ def test_a_threshold_that_is_not_there_says_how_to_make_one(folder):
     emb, label = flat(people(30, 3, 0))
     found = choose_thresholds(emb, label, (0.1,), draws=100)
     store_thresholds(folder, [Stored(found[0], False, "", "", (0, 0))])
-    with pytest.raises(WeightsError, match=r"it has those for FAR 0\.1: choose one by --far, or make one"):
+    with pytest.raises(WeightsError, match=r"it has those for FAR 0\.1: choose one of these, or make one"):
         stored_threshold(folder, 0.01)
 
 

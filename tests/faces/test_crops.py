@@ -16,7 +16,7 @@ from PIL import Image
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import read_index
 from facemetric.faces import photographs as reading
-from facemetric.faces.crop_look import crop_looks, is_aligned_crop, is_whole
+from facemetric.faces.crop_look import crop_looks, is_whole
 from facemetric.faces.crops import (
     DEFAULTS,
     Face,
@@ -214,15 +214,15 @@ def test_a_crop_stays_as_it_is(face: Face) -> None:
             assert isinstance(again, Face)
             assert again.was_crop
             np.testing.assert_array_equal(np.asarray(again.crop), np.asarray(crop))
-    assert is_aligned_crop(face.crop)
-    assert not is_aligned_crop(hopper())
+    assert crop_looks([face.crop])[0].aligned
+    assert not crop_looks([hopper()])[0].aligned
     assert not found(face.crop, given="photographs").was_crop
 
 
 def test_a_photograph_is_no_crop(face: Face) -> None:
     square = hopper().crop((0, 0, 512, 512))
     assert not found(square).was_crop
-    assert not is_aligned_crop(square.resize((112, 112)))
+    assert not crop_looks([square.resize((112, 112))])[0].aligned
     assert "no crop of a face" in reason(hopper().crop((0, 0, 512, 200)), given="crops").reason
 
 
@@ -252,7 +252,7 @@ def test_a_crop_that_is_not_upright_is_refused_or_turned(face: Face, quarters: i
     other = face.crop.rotate(90 * quarters)
     why = reason(other, given="crops").reason
     assert "not upright" in why or "no face found in the crop" in why
-    assert not is_aligned_crop(other)
+    assert not crop_looks([other])[0].aligned
 
 
 @pytest.mark.parametrize(

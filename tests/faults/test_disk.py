@@ -128,7 +128,7 @@ def test_a_reader_that_dies_ends_the_run_and_resume_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(_Batches, "make", dying)
-        with pytest.raises(DataError, match=r"a process that loads images died.*lower --workers"):
+        with pytest.raises(DataError, match=r"a process that loads images died.*lower workers="):
             pretrain(str(faces), **options, out=tmp_path / "run")
     run = pretrain(str(faces), **options, out=tmp_path / "run", resume=True)
     one, other = (load_file(each.weights / "model.safetensors") for each in (whole, run))

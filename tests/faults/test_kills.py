@@ -245,7 +245,7 @@ def test_a_list_that_changed_is_refused(stage_one: Any, small: Any, faces: Path,
         for run, options in runs:
             with pytest.raises(
                 ConfigError,
-                match=r"a list or the people or images that it names of this run changed .* another --out",
+                match=r"a list or the people or images that it names of this run changed .* another out=",
             ):
                 run(str(faces), **options, resume=True)
         changed.write_text(before)

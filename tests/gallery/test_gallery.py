@@ -157,7 +157,7 @@ def test_weights_that_are_others_or_gone(
     shutil.move(own_weights, tmp_path / "elsewhere")
     later = Gallery(tmp_path / "moved", device="cpu")
     assert later.people == {"ada": 1}  # needs no weights
-    with pytest.raises(WeightsError, match="which is not there; name the weights by --weights"):
+    with pytest.raises(WeightsError, match="which is not there; name the weights"):
         later.identify(HOPPER)
     again = Gallery(tmp_path / "moved", weights=tmp_path / "elsewhere", device="cpu")
     assert again.identify(next(iter(people.values()))[0], threshold=0.99).names == ["ada"]

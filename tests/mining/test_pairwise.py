@@ -296,6 +296,6 @@ def test_in_the_registry(name):
 
 def test_triplets_take_no_arguments():
     with pytest.raises(
-        ConfigError, match="--loss-args has margin, and --loss triplet has options of its own"
+        ConfigError, match="--loss-args has margin, and --loss=triplet has options of its own"
     ):
         resolve_loss("triplet", LossOptions(arguments={"margin": 1}))

@@ -18,11 +18,11 @@ from facemetric.data.index import read_index
 from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.groups import Gap, Group, Rates, Slicing
 from facemetric.evaluation.identification import Identification
 from facemetric.evaluation.intervals.listed import verification_intervals
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.retrieval import leave_one_out
+from facemetric.evaluation.slices.records import Gap, Group, Rates, Slicing
 from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, verify_pairs

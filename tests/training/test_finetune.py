@@ -275,7 +275,7 @@ def test_a_loss_of_ones_own_trains_logs_its_figures_and_resumes(
     assert read_training_images(parts.weights) is not None
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts")]
     assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
-    with pytest.raises(ConfigError, match="--memory mines triplets against past batches"):
+    with pytest.raises(ConfigError, match="memory= mines triplets against past batches"):
         finetune(str(faces), **options, memory=64, out=tmp_path / "other")
 
 

@@ -22,6 +22,7 @@ from facemetric.config.build import read_toml
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
+from facemetric.model import faster
 from facemetric.model.heads import HEADS, MarginHead
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import LOG, read_log
@@ -141,7 +142,7 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
     three = tmp_path / "three"
     for name in names[:3]:
         shutil.copytree(faces / name, three / name)
-    with pytest.raises(DataError, match=r"3 identities cannot be split.*--val-fraction 0"):
+    with pytest.raises(DataError, match=r"3 identities cannot be split.*val_fraction=0"):
         pretrain(str(three), **small, out=tmp_path / "run")
     run = pretrain(str(three), **small, val_fraction=0.0, out=tmp_path / "run")
     assert run.weights.is_dir()
@@ -149,7 +150,7 @@ def test_too_little_to_train_on(faces: Path, small: dict[str, Any], tmp_path: Pa
         for image in sorted((three / name).iterdir())[1:]:
             image.unlink()
     (tmp_path / "val.txt").write_text(names[0])
-    with pytest.raises(DataError, match=r"validation has 1 image of 1 identity; .*--val-fraction 0"):
+    with pytest.raises(DataError, match=r"validation has 1 image of 1 identity; .*val_fraction=0"):
         pretrain(str(three), **small, val_identities=tmp_path / "val.txt", out=tmp_path / "other")
 
 
@@ -263,3 +264,27 @@ def test_photographs_are_aligned_once_and_trained_on(
     row = found.table.find("person2/0.jpg")
     assert row is not None
     np.testing.assert_allclose(found.table.embeddings[row], direct, atol=1e-5)
+
+
+def test_compiled_and_plain_runs_go_on_from_each_other(
+    faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled by a backend that runs the graph as it is, so that the bits are those of a plain run."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(faster, "BACKEND", backend)
+    options = small | {"val_fraction": 0.0, "checkpoint_activations": True}
+    whole = pretrain(str(faces), **options, out=tmp_path / "whole", max_steps=5)
+    assert not graphs
+    pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=2, compile=True)
+    compiled = len(graphs)
+    assert compiled >= 2  # a sum, to see whether it works, and the backbone
+    pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=4, resume=True)
+    assert len(graphs) == compiled
+    parts = pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=5, compile=True, resume=True)
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(parts)[name], value, rtol=1e-4, atol=1e-6)

@@ -16,8 +16,7 @@ import torch
 import watched_steps as room
 from child_processes import in_a_child, in_processes
 
-from facemetric import finetune, pretrain
-from facemetric.training import distributed
+from facemetric import distributed, finetune, pretrain
 from facemetric.training.run_folder import read_log
 
 OPTIONS = {"epochs": 2, "device": "cpu", "workers": 0, "lr": 0.01}

@@ -16,10 +16,12 @@ from facemetric.commands.clustering.page import write_page
 from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
+from facemetric.config.commands import check_cluster
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Agreement, Clusters, agreement
+from facemetric.evaluation.clustering.agreement import Agreement, agreement
+from facemetric.evaluation.clustering.clusters import Clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_text_whole, write_whole
@@ -185,7 +187,7 @@ def cluster(config: ClusterConfig) -> Clustered:
 def run_cluster(config: ClusterConfig) -> Clustered:
     """cluster, from a config."""
     check_config(config)
-    require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
+    check_cluster(config)
     require(config.sheets >= 0, f"--sheets is {config.sheets}; it must be at least 0")
     stored = threshold_of(config)
     given = read_given(config)
@@ -224,13 +226,9 @@ def run_cluster(config: ClusterConfig) -> Clustered:
 def threshold_of(config: ClusterConfig) -> Stored | None:
     """The stored threshold to group by; None where --threshold gives one."""
     if config.threshold is not None:
-        require(
-            -1 <= config.threshold <= 1, f"--threshold is {config.threshold}; it is a cosine, choose -1..1"
-        )
         if not config.embeddings:
             find_weights(config.weights)  # before images are read
         return None
-    require(bool(config.weights), "no threshold: give --weights, which hold them by FAR, or --threshold")
     stored = stored_threshold(find_weights(config.weights), config.far, name=config.weights)
     require(
         stored.flip or not config.flip,

@@ -20,8 +20,8 @@ from facemetric.data.group_lists import (
 )
 from facemetric.data.store import composed
 from facemetric.errors import DataError, first_few, plural
-from facemetric.evaluation.clustering import AVERAGE, Clusters, find_clusters
-from facemetric.evaluation.known_groups import NOBODY, KnownGroups, Link, Start
+from facemetric.evaluation.clustering.clusters import AVERAGE, Clusters, find_clusters
+from facemetric.evaluation.clustering.known import NOBODY, KnownGroups, Link, Start
 from facemetric.evaluation.table import EmbeddingTable
 
 Ints = npt.NDArray[np.int64]

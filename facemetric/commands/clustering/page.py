@@ -10,7 +10,7 @@ import numpy as np
 from facemetric.commands.clustering.groups import Groups
 from facemetric.config import ClusterConfig, config_command
 from facemetric.errors import plural
-from facemetric.evaluation.clustering import Clusters, alike_clusters
+from facemetric.evaluation.clustering.clusters import Clusters, alike_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.report.groups_page import PAGE, GroupsPage, write_groups_page
 from facemetric.report.pictures import Pictures

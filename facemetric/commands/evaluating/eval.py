@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from facemetric import distributed
 from facemetric.commands.embedding import Weights, check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
@@ -21,8 +23,8 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
-from facemetric.files import write_text_whole
-from facemetric.model.weights_folder import file_hash, provenance
+from facemetric.files import file_hash, write_text_whole
+from facemetric.model.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
@@ -42,10 +44,29 @@ def evaluate(config: EvalConfig) -> Evaluation:
 def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config: what was found, after metrics.json, the curves and the report were written."""
     check_options(config)
-    inputs = open_inputs(config)
-    found = score(config, inputs)
+    here = replace(config, device=distributed.start(config.device))
+    distributed.check_alike(stored_inputs(config))
+    if distributed.rank() > 0:  # process 0 writes; what the others would write is thrown away
+        with tempfile.TemporaryDirectory() as folder, distributed.work_shared():
+            here = replace(here, out=Path(folder))
+            return score(here, open_inputs(here))
+    with distributed.work_shared():
+        inputs = open_inputs(here)
+        found = score(here, inputs)
     write_files(config, inputs, found)
     return replace(found, report=write_page(config, inputs, found)) if config.report else found
+
+
+def stored_inputs(config: EvalConfig) -> dict[str, str]:
+    """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
+    files = {
+        "--embeddings": str(config.embeddings or ""),
+        "--pairs": config.pairs,
+        "--compare": config.compare,
+    }
+    return {"the options": str(config)} | {
+        name: file_hash(Path(file)) for name, file in files.items() if file and Path(file).is_file()
+    }
 
 
 def check_options(config: EvalConfig) -> None:
@@ -59,23 +80,57 @@ def check_options(config: EvalConfig) -> None:
             images or not getattr(config, name),
             f"--{name.replace('_', '-')} needs images: give --data or --embeddings",
         )
+    for option, given in (("gallery", config.gallery), ("cohort", config.cohort)):
+        require(
+            len(given) < 2 or not any(map(is_stored, given)),
+            f"--{option} names {len(given)} things, one of them embeddings; give images, or one file of embeddings",
+        )
+    check_templates(config)
     require(
-        len(config.gallery) < 2 or not any(map(is_stored, config.gallery)),
-        f"--gallery names {len(config.gallery)} things, one of them embeddings; give images, or one file of embeddings",
+        config.pairs is not None or not (config.cohort or config.calibration != "off"),
+        "--cohort and --calibration work on the scores of listed pairs: give --pairs",
+    )
+    require(
+        not (config.cohort and config.calibration == "stored"),
+        "--calibration stored is of plain cosines: leave --cohort out, or choose --calibration people",
     )
     check_least(config, {"folds": 2})
     check_config(config)
 
 
+def check_templates(config: EvalConfig) -> None:
+    """Raise ConfigError where options of templates do not go together."""
+    images = bool(config.data or config.embeddings)
+    require(images or not config.templates, "--templates names images: give --data or --embeddings")
+    require(
+        bool(config.templates) or not config.gallery_templates,
+        "--gallery-templates are searched for those of --templates: give these too",
+    )
+    require(
+        not (config.gallery and config.gallery_templates), "give one of --gallery and --gallery-templates"
+    )
+    require(
+        not (config.embeddings and config.data and config.templates),
+        "templates are of the images of --data or of --embeddings: give one of them",
+    )
+
+
 def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json, and the curves of both models as csv and pictures."""
     write_metrics(config, inputs, evaluation)
-    found, other = evaluation.verification, evaluation.comparison
+    found, searched = evaluation.verification, evaluation.identification
+    if searched is not None and searched.det is not None:
+        curves = {inputs.name: searched.det}
+        draw_det(config.out / "identification.png", curves, names=("FPIR", "FNIR"))
+        write_roc_csv(config.out / "identification.csv", curves, names=("fpir", "tpir_any_rank"))
     if found is None:
         return
     curves = {inputs.name: found.roc}
-    if other is not None and other.verification is not None:
-        curves[other.name] = other.verification.roc
+    for other in evaluation.comparisons:
+        if other.verification is not None:
+            curves[other.name] = other.verification.roc
+    if evaluation.normalized is not None:
+        curves[evaluation.normalized.name] = evaluation.normalized.verified.verification.roc
     write_roc_csv(config.out / "roc.csv", curves)
     draw_roc(config.out / "roc.png", curves)
     draw_det(config.out / "det.png", curves)
@@ -86,11 +141,17 @@ def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) 
 def write_metrics(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json: the figures, the options, and what the weights say of themselves."""
     record: dict[str, Any] = evaluation.to_dict() | {"options": config_dict(config)}
-    for weights, key in ((inputs.weights, "weights"), (inputs.second_weights, "second_weights")):
-        if weights is not None:
-            architecture, sha256 = weights.config["architecture"], weights.config.get("sha256")
-            record[key] = {"architecture": architecture, "sha256": sha256}
+    if inputs.weights is not None:
+        record["weights"] = weights_record(inputs.weights)
+    for number, other in enumerate(inputs.others, 2):
+        if other.weights is not None:
+            record["second_weights" if number == 2 else f"weights_{number}"] = weights_record(other.weights)
     write_text_whole(config.out / "metrics.json", json.dumps(record, indent=2) + "\n")
+
+
+def weights_record(weights: Weights) -> dict[str, Any]:
+    """Which weights made embeddings."""
+    return {"architecture": weights.config["architecture"], "sha256": weights.config.get("sha256")}
 
 
 def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.commands.embedding import (
+    COHORT,
     GALLERY,
     SECOND,
     Weights,
@@ -21,6 +23,7 @@ from facemetric.commands.embedding import (
     remove_lists,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
+from facemetric.commands.evaluating.templates import Templates, open_templates
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
@@ -31,6 +34,7 @@ from facemetric.evaluation.embed import Embedded
 from facemetric.evaluation.folds import check_folds
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.templates import Pooled
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.machine import say
 
@@ -72,11 +76,22 @@ def list_pairs(pairs: Pairs, names: Names, out: Path) -> ListedPairs:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model that is compared with the first: its name, its embeddings of the same images in the same order, and its
+    weights where it embedded them now."""
+
+    name: str
+    table: EmbeddingTable
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
 class EvalInputs:
-    """What is scored. `listed` has rows of `table`; `second` has its rows in the order of `table`.
+    """What is scored. `listed` has rows of `table`; the tables of `others` have its rows in its order.
 
     `images`: those of `table` where they were embedded now, else those that lend their pictures, or None.
-    `overlap`: the images that are in the gallery too, by their files and their embeddings."""
+    `overlap`: the images that are in the gallery too, by their files and their embeddings. With templates, `table`,
+    `gallery` and the others have a row for each template, and `pooled` says what these were made of."""
 
     name: str
     table: EmbeddingTable
@@ -84,79 +99,168 @@ class EvalInputs:
     listed: ListedPairs | None = None
     gallery: EmbeddingTable | None = None
     overlap: Overlap = NO_OVERLAP
-    second: EmbeddingTable | None = None
+    others: tuple[Model, ...] = ()
     weights: Weights | None = None
-    second_weights: Weights | None = None
     warnings: tuple[str, ...] = ()
-    """That images of `images` are training images of the weights, for both models."""
+    """That images of `images` are training images of the weights, and what was guessed of ONNX files."""
+    cohort: EmbeddingTable | None = None
+    pooled: Pooled | None = None
 
 
 def open_inputs(config: EvalConfig) -> EvalInputs:
     """Everything that is to be scored. What can be wrong with names and files is found before the long work.
 
-    Beside embeddings that were given, `data` only lends its pictures to the report, or to a second model."""
-    pairs = read_pairs(config.pairs) if config.pairs else None
+    Beside embeddings that were given, `data` only lends its pictures to the report, or to other models."""
+    found = find_inputs(config)
+    weights, images = found.weights, found.images
+    pairs_of_images = found.listed is not None and weights is not None and found.templates is None
+    needed = found.listed.needed() if found.listed is not None and pairs_of_images else []
+    table, listed = found.table, found.listed
+    bad: list[tuple[int, str]] = []
+    if weights is not None:
+        assert images is not None
+        table, bad = embed(config, weights, images, needed)
+        listed = listed.among_readable(bad) if listed is not None and pairs_of_images else listed
+    assert table is not None
+    own = ImageSet(table, among_readable(images, bad) if weights is not None else None)
+    others = open_others(config, found.others, table, images, needed)
+    gallery, cohort = (
+        embed_set(config, weights, each, of)
+        for each, of in ((found.gallery, GALLERY), (found.cohort, COHORT))
+    )
+    for each, what in ((gallery, "the gallery"), (cohort, "the cohort")):
+        if each is not None:
+            check_sizes(table, each.table, what)
+    pooled = None
+    if found.templates is not None:
+        rows = [row for row, _ in bad]
+        tables, pooled = found.templates.pool(table, rows, config.pool)
+        others = tuple(
+            replace(each, table=found.templates.pool(each.table, rows, config.pool)[0].table)
+            for each in others
+        )
+        own = ImageSet(tables.table)
+        gallery = gallery if tables.gallery is None else ImageSet(tables.gallery)
+    return EvalInputs(
+        config.weights or str(config.embeddings),
+        own.table,
+        images,
+        listed,
+        None if gallery is None else gallery.table,
+        NO_OVERLAP if gallery is None else find_overlap(own, gallery),
+        others,
+        weights,
+        warnings_of(images, weights, *found.others.values()),
+        None if cohort is None else cohort.table,
+        pooled,
+    )
+
+
+class Sources(NamedTuple):
+    """A set beside the first: embeddings that were given, or images that are to be embedded, or neither."""
+
+    table: EmbeddingTable | None = None
+    images: ImageIndex | None = None
+
+
+class Found(NamedTuple):
+    """What the options name, before anything is embedded. `others`: weights by name, None where embeddings are
+    stored."""
+
+    weights: Weights | None
+    others: Mapping[str, Weights | None]
+    images: ImageIndex | None
+    table: EmbeddingTable | None
+    listed: ListedPairs | None
+    templates: Templates | None
+    gallery: Sources
+    cohort: Sources
+
+
+def find_inputs(config: EvalConfig) -> Found:
+    """Open what the options name, and look up what they name in one another."""
+    pairs = read_pairs(config.pairs) if config.pairs and not config.templates else None
     weights = open_model(config.weights) if config.weights else None
-    compared = bool(config.compare) and not is_stored(config.compare)
-    second_weights = open_model(config.compare) if compared else None
+    others = {name: None if is_stored(name) else open_model(name) for name in dict.fromkeys(config.compare)}
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_lists(config.out)
     images = with_faces(config, read_images(config, pairs), weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
+    names: Names | None = table if table is not None else images
+    templates = open_templates(config, table, images)
+    if templates is not None:
+        pairs, names = templates.pairs(config.pairs), templates.names
+        if weights is not None:
+            assert images is not None
+            images, templates = templates.needed_images(images)
     listed = None
     if pairs is not None:
-        names = table if table is not None else images
         assert names is not None
         listed = list_pairs(pairs, names, config.out)
-    gallery, gallery_images = open_gallery(config)
-    gallery_images = with_faces(config, gallery_images, weights, GALLERY)
-    second = EmbeddingTable.load(config.compare) if is_stored(config.compare) else None
+    gallery = open_set_of(config, config.gallery, "--gallery")
+    cohort = open_set_of(config, config.cohort, "--cohort")
+    gallery = gallery._replace(images=with_faces(config, gallery.images, weights, GALLERY))
+    cohort = cohort._replace(images=with_faces(config, cohort.images, weights, COHORT))
     require(
-        second_weights is None or images is not None, "--compare with weights needs their images: give --data"
+        images is not None or not any(others.values()),
+        "--compare with weights needs their images: give --data",
     )
-    needed = listed.needed() if listed is not None and weights is not None else []
-    own_images = None
-    if weights is not None:
-        assert images is not None
-        embedded = embed(config, weights, images, needed)
-        table, own_images = embedded.table, among_readable(images, embedded.bad)
-        listed = listed.among_readable(embedded.bad) if listed is not None else None
-    assert table is not None
-    if second_weights is not None:
-        assert images is not None
-        second = embed(config, second_weights, images, needed, SECOND).table
-    if gallery_images is not None:
-        assert weights is not None
-        embedded = embed(config, weights, gallery_images, [], GALLERY)
-        gallery, gallery_images = embedded.table, among_readable(gallery_images, embedded.bad)
-    elif gallery is not None:
-        check_sizes(table, gallery, "the gallery")
-    return EvalInputs(
-        config.weights or str(config.embeddings),
-        table,
-        images,
-        listed,
-        gallery,
-        NO_OVERLAP
-        if gallery is None
-        else find_overlap(ImageSet(table, own_images), ImageSet(gallery, gallery_images)),
-        None if second is None else aligned(table, second),
-        weights,
-        second_weights,
-        warnings_of(images, weights, second_weights),
-    )
+    return Found(weights, others, images, table, listed, templates, gallery, cohort)
+
+
+def open_set_of(config: EvalConfig, sources: Sequence[str], option: str) -> Sources:
+    """The gallery or the cohort."""
+    if not sources:
+        return Sources()
+    if is_stored(sources[0]):
+        return Sources(EmbeddingTable.load(sources[0]))
+    require(bool(config.weights), f"{option} of images needs --weights; beside --embeddings give an .npz")
+    return Sources(images=open_images(sources))
+
+
+def embed_set(config: EvalConfig, weights: Weights | None, sources: Sources, of: str) -> ImageSet | None:
+    """The embeddings of a set, and the images that they are of where they were embedded now; None where there is no
+    such set."""
+    if sources.images is None:
+        return None if sources.table is None else ImageSet(sources.table)
+    assert weights is not None
+    embedded = embed(config, weights, sources.images, [], of)
+    return ImageSet(embedded.table, among_readable(sources.images, embedded.bad))
+
+
+def open_others(
+    config: EvalConfig,
+    others: Mapping[str, Weights | None],
+    table: EmbeddingTable,
+    images: ImageIndex | None,
+    needed: list[int],
+) -> tuple[Model, ...]:
+    """The embeddings of the other models (weights by name, None where embeddings are stored), in the order of the
+    first's table."""
+    models = []
+    for number, (name, weights) in enumerate(others.items(), 2):
+        if weights is None:
+            found = EmbeddingTable.load(name)
+        else:
+            assert images is not None
+            of = SECOND if number == 2 else f"model_{number}"
+            found = embed(config, weights, images, needed, of).table
+        models.append(Model(name, aligned(table, found), weights))
+    return tuple(models)
 
 
 def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str, ...]:
-    """A warning for each of some weights that were trained on the images, or seem to take their colours wrongly."""
+    """What to know of some weights: that they were trained on the images, or seem to take their colours wrongly, and
+    what was guessed of an ONNX file."""
+    guessed = [note for each in models if each is not None and each.onnx for note in each.onnx.notes]
     if images is None:
-        return ()
+        return tuple(guessed)
     found = [(each.name, each.seen(images)) for each in models if each is not None]
     colours = [colours_in(each.onnx, images) for each in models if each is not None]
     trained = [seen.text(name) for name, seen in found if seen is not None]
-    return tuple(filter(None, [*trained, *colours]))
+    return tuple(filter(None, [*trained, *colours, *guessed]))
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:
@@ -187,16 +291,6 @@ def with_faces(
     )
     say(*filter(None, [found.text()]))
     return found.index
-
-
-def open_gallery(config: EvalConfig) -> tuple[EmbeddingTable | None, ImageIndex | None]:
-    """The gallery: embeddings, or images that are to be embedded, or neither."""
-    if not config.gallery:
-        return None, None
-    if is_stored(config.gallery[0]):
-        return EmbeddingTable.load(config.gallery[0]), None
-    require(bool(config.weights), "--gallery of images needs --weights; beside --embeddings give an .npz")
-    return None, open_images(config.gallery)
 
 
 def embed(

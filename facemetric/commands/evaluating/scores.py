@@ -1,4 +1,4 @@
-"""What eval measures: listed pairs or all, neighbours, identities, and a second model beside the first."""
+"""What eval measures: listed pairs or all, neighbours, identities, and other models beside the first."""
 
 from __future__ import annotations
 
@@ -8,42 +8,54 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from facemetric.commands.evaluating.compare import compare
 from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
 from facemetric.commands.evaluating.overlap import overlap_notes
-from facemetric.config import EvalConfig
-from facemetric.errors import DataError
+from facemetric.config import EvalConfig, require
+from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
+from facemetric.evaluation.answers import stored_answers
+from facemetric.evaluation.calibration import (
+    CohortStatistics,
+    Logistic,
+    adaptive_s_norm,
+    calibrate_across_people,
+    calibrated,
+    cohort_statistics,
+)
+from facemetric.evaluation.curves import Floats
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
     identify,
 )
-from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
+from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
 from facemetric.evaluation.intervals.draws import identities_of_pairs
 from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
-from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out
-from facemetric.evaluation.slices import groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.retrieval import Retrieval, gallery_probe, leave_one_out, same_images
+from facemetric.evaluation.slices.measure import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.svm import svm_accuracy, svm_of_gallery
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
+from facemetric.machine import pick_device
 from facemetric.report.record import (
     GALLERY,
     NEIGHBOURS,
-    Comparison,
     Evaluation,
     Family,
     Identified,
+    Normalized,
     Retrieved,
     Sliced,
     Verified,
 )
 
 KNN, RECALL, FPIRS = (1, 5), (1, 5, 10), (1e-1, 1e-2, 1e-3)
+COSINES = "cosines"  # what is calibrated
 NEED_IMAGES = ("all_pairs", "gallery", "svm")  # options that score the images themselves, beside neighbours
-COMPARED = ("verification", "neighbours")  # families that a second model has too
-IN_WORDS = {"slices": "groups", "svm": "linear SVM"}  # of the other families; else their own name
 
 
 @dataclass
@@ -57,9 +69,12 @@ class Scored:
 def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
     """Everything that is asked for, family by family."""
     scored = Scored(notes=list(inputs.warnings))
+    if inputs.pooled is not None:
+        scored.families["templates"] = inputs.pooled
     identities = identities_in(inputs) if inputs.listed is not None else None
     if identities is not None:
         score_listed(config, inputs, identities, scored)
+        calibrate_listed(config, inputs, identities, scored)
     elif config.all_pairs:
         score_all_pairs(config, inputs, scored)
     if config.data or config.embeddings:
@@ -67,7 +82,7 @@ def score(config: EvalConfig, inputs: EvalInputs) -> Evaluation:
         score_gallery(config, inputs, scored)
         score_open_set(config, inputs, scored)
         score_svm(config, inputs, scored)
-    if inputs.second is not None:
+    if inputs.others:
         compare(config, inputs, identities, scored)
     return Evaluation(
         config.out, inputs.table, inputs.images, inputs.gallery, scored.families, tuple(scored.notes)
@@ -135,6 +150,99 @@ def score_listed(config: EvalConfig, inputs: EvalInputs, identities: PairIdentit
         scored.families["slices"] = Sliced(slices)
 
 
+def calibrate_listed(
+    config: EvalConfig, inputs: EvalInputs, identities: PairIdentities, scored: Scored
+) -> None:
+    """The scores of listed pairs normalized by a cohort, and calibrated; a note alone where people are too few."""
+    listed, table = inputs.listed, inputs.table
+    assert listed is not None
+    score: Floats = pair_scores(table.embeddings, listed.rows_a, listed.rows_b)
+    what = COSINES
+    if inputs.cohort is not None:
+        what = f"cosines after adaptive s-norm with {len(inputs.cohort):,} images"
+        score = normalize_listed(config, inputs, identities, scored, score)
+    if config.calibration == "off":
+        return
+    who = (identities.of_a, identities.of_b)
+    try:
+        if config.calibration == "stored":
+            curves = [stored_curve(config, inputs)]
+            ratio = curves[0].ratios(score)
+        else:
+            if not identities.agree:
+                raise DataError("the pairs contradict one another about who is who")
+            ratio, curves = calibrate_across_people(score, listed.pairs.same, who, seed=config.seed)
+    except DataError as error:
+        scored.notes.append(f"no calibration: {error}")
+        return
+    scored.families["calibration"] = calibrated(
+        ratio,
+        listed.pairs.same,
+        curves,
+        how=config.calibration,
+        scores=what,
+        identities=who if identities.agree else None,
+        seed=config.seed,
+    )
+
+
+def normalize_listed(
+    config: EvalConfig,
+    inputs: EvalInputs,
+    identities: PairIdentities,
+    scored: Scored,
+    score: Floats,
+) -> Floats:
+    """Scores (P,) after adaptive s-norm; their verification goes beside that of the cosines."""
+    listed, table, cohort = inputs.listed, inputs.table, inputs.cohort
+    assert listed is not None
+    assert cohort is not None
+    if shared := same_images(table.embeddings, cohort.embeddings).images():
+        raise DataError(
+            f"{shared:,} of the {len(table):,} images are in the cohort too; give a cohort of other images, of other "
+            "people"
+        )
+    found = cohort_statistics(table.embeddings, cohort.embeddings, config.cohort_top)
+    sides = [
+        CohortStatistics(found.mean[rows], found.deviation[rows]) for rows in (listed.rows_a, listed.rows_b)
+    ]
+    normed = adaptive_s_norm(score, *sides)
+    same, fold = listed.pairs.same, listed.pairs.fold
+    verification = replace(
+        verify_pairs(normed, same, fold=fold, fars=config.fars, folds=config.folds, seed=config.seed),
+        score="cosine similarity after adaptive s-norm",
+    )
+    name = f"s-norm, top {min(config.cohort_top, len(cohort))} of {len(cohort):,}"
+    if not identities.agree:
+        scored.families["normalized"] = Normalized(name, Verified(str(config.pairs), verification))
+        return normed
+    who, folds = (identities.of_a, identities.of_b), fold_of(verification)
+    bounds = verification_intervals(normed, same, who, fars=config.fars, fold=folds, seed=config.seed)
+    differences = paired_differences(
+        (score, normed), same, who, fars=config.fars, fold=folds, seed=config.seed
+    )
+    verified = Verified(str(config.pairs), verification, bounds.figures, bounds.band)
+    scored.families["normalized"] = Normalized(name, verified, differences)
+    return normed
+
+
+def stored_curve(config: EvalConfig, inputs: EvalInputs) -> Logistic:
+    """The curve that the weights keep, which was fitted on the people that they were calibrated on."""
+    weights = inputs.weights
+    found = None if weights is None or weights.onnx is not None else stored_answers(weights.folder)
+    probability = None if found is None else found.probability
+    if found is None or probability is None:
+        raise ConfigError(
+            "--calibration stored: these weights keep no probability; run facemetric calibrate on them, or choose "
+            "--calibration people"
+        )
+    require(
+        found.flip == config.flip,
+        f"--calibration stored: the stored curve is of embeddings {'with' if found.flip else 'without'} --flip",
+    )
+    return Logistic(probability.slope, probability.intercept)
+
+
 def verify_listed(
     config: EvalConfig, listed: ListedPairs, table: EmbeddingTable
 ) -> tuple[npt.NDArray[np.float64], Verification]:
@@ -156,7 +264,7 @@ def fold_of(found: Verification) -> npt.NDArray:
 def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, its intervals over people, its slices."""
     arguments = inputs.table.embeddings, inputs.table.identities
-    found = verify_all_pairs(*arguments, fars=config.fars)
+    found = verify_all_pairs(*arguments, fars=config.fars, device=device_of_tiles(config.device))
     bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
     slices = slice_all_pairs(*arguments, found.points, inputs.table.groups, seed=config.seed)
     scored.families["verification"] = Verified("all", found, bounds.figures, bounds.band)
@@ -164,19 +272,32 @@ def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> N
         scored.families["slices"] = Sliced(slices)
 
 
+def device_of_tiles(wanted: str) -> torch.device | None:
+    """The GPU that makes and counts the tiles of all pairs, where --device is one; None for the threads of the CPU."""
+    device = pick_device(wanted)
+    return device if device.type == "cuda" else None
+
+
 def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Leave-one-out neighbours over the table; a note alone where no identity has two images."""
     table = inputs.table
     _, counts = np.unique(table.identities, return_counts=True)
     if counts.max() < 2 or len(counts) < 2:
-        scored.notes.append("no nearest neighbours: at least two identities, one with two images, are needed")
+        scored.notes.append(
+            f"no nearest neighbours: at least two identities, one with two {thing_of(inputs)}s, are needed"
+        )
         return
     most = len(table) - 1
     found = leave_one_out(
         table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
     )
     intervals = retrieval_intervals(found, table, config.seed)
-    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS)
+    scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS, thing_of(inputs))
+
+
+def thing_of(inputs: EvalInputs) -> str:
+    """What is scored."""
+    return "image" if inputs.pooled is None else "template"
 
 
 def up_to(most: int, ks: tuple[int, ...]) -> list[int]:
@@ -217,7 +338,7 @@ def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> Non
         scored.notes.append(f"no retrieval from the gallery: {error}")
         return
     intervals = retrieval_intervals(near, table, config.seed)
-    scored.families["gallery"] = Retrieved(near, intervals, GALLERY)
+    scored.families["gallery"] = Retrieved(near, intervals, GALLERY, thing_of(inputs))
 
 
 class OpenSet(NamedTuple):
@@ -234,9 +355,11 @@ def score_open_set(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> No
         scored.notes.append(sets)
         return
     gallery, probes = sets
-    identified = identify(
-        gallery.embeddings, gallery.identities, probes.embeddings, probes.identities, fpirs=FPIRS
-    )
+    arguments = gallery.embeddings, gallery.identities, probes.embeddings, probes.identities
+    closed = bool(np.isin(probes.identities, gallery.identities).all())
+    if closed:
+        scored.notes.append("no open-set identification: every image is of a person in the gallery")
+    identified = identify(*arguments, fpirs=FPIRS, closed=closed)
     bounds = identification_intervals(identified, probes.identities, seed=config.seed)
     scored.families["identification"] = Identified(identified, bounds)
 
@@ -251,7 +374,7 @@ def open_set(config: EvalConfig, inputs: EvalInputs) -> OpenSet | str:
         split = draw_open_set(table.identities, seed=config.seed)
         return OpenSet(table.rows(split.gallery), table.rows(split.probes))
     probes = not_enrolled(inputs)
-    if probes is None or np.isin(probes.identities, gallery.identities).all():
+    if probes is None:
         return "no open-set identification: every image is of a person in the gallery"
     if not np.isin(probes.identities, gallery.identities).any():
         return "no open-set identification: every image that is not in the gallery is of somebody else"
@@ -275,45 +398,3 @@ def score_svm(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
         scored.families["svm"] = svm_of_gallery(*arguments, seed=config.seed)
     except DataError as error:
         scored.notes.append(f"no linear SVM: {error}")
-
-
-def compare(
-    config: EvalConfig, inputs: EvalInputs, identities: PairIdentities | None, scored: Scored
-) -> None:
-    """The second model on the same pairs and the same queries; a note says which figures are the first's alone."""
-    first, second, listed = inputs.table, inputs.second, inputs.listed
-    assert second is not None
-    verification, neighbours = None, None
-    differences: dict[str, Interval] = {}
-    verified, retrieved = scored.families.get("verification"), scored.families.get("neighbours")
-    if listed is not None and identities is not None:
-        score, verification = verify_listed(config, listed, second)
-        if identities.agree:
-            differences |= paired_differences(
-                (pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score),
-                listed.pairs.same,
-                (identities.of_a, identities.of_b),
-                fars=config.fars,
-                fold=fold_of(verification),
-                seed=config.seed,
-            )
-    elif isinstance(verified, Verified):
-        verification = verify_all_pairs(second.embeddings, second.identities, fars=config.fars)
-        differences |= all_pairs_differences(
-            (first.embeddings, second.embeddings),
-            first.identities,
-            (verified.verification, verification),
-            seed=config.seed,
-        )
-    if isinstance(retrieved, Retrieved):
-        before = retrieved.retrieval
-        neighbours = leave_one_out(
-            second.embeddings, second.identities, knn=list(before.knn), recall=list(before.recall)
-        )
-        changes = {name: v - before.each.figures[name] for name, v in neighbours.each.figures.items()}
-        people = first.identities[before.each.rows]
-        differences |= mean_intervals(changes, people, seed=config.seed)
-    alone = " and ".join(IN_WORDS.get(name, name) for name in scored.families if name not in COMPARED)
-    if alone:
-        scored.notes.append(f"{alone}: of the first model alone, the second is not compared by them")
-    scored.families["comparison"] = Comparison(config.compare, verification, neighbours, differences)

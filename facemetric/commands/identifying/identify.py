@@ -31,7 +31,7 @@ class Identified:
         return sorted({name for photo in self.photos for name in photo.names})
 
     def text(self) -> str:
-        """A line for each face, then what the threshold stands for."""
+        """A line for each face, then what the threshold means."""
         lines = [photo.text() for photo in self.photos]
         if len(self.photos) > 1:
             faces = [face for photo in self.photos for face in photo.faces]

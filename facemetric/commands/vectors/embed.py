@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from facemetric import distributed
 from facemetric.commands.embedding import Network, Weights, open_images, open_model
 from facemetric.commands.vectors.files import Table, check_suffix, write_missing, write_table
 from facemetric.commands.vectors.parts import FINISHED, PartBuilder, Parts, list_of_missing
@@ -27,7 +28,6 @@ from facemetric.files import write_text_whole
 from facemetric.machine import progress_bar, say
 from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.onnx_embedder import OnnxEmbedder
-from facemetric.training import distributed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def embed(config: EmbedConfig) -> EmbeddedFile:
 def run_embed(config: EmbedConfig) -> EmbeddedFile:
     """embed, from a config."""
     check_ranges(config)
-    require(bool(config.data), "embed needs pictures: facemetric embed PHOTOS --weights W --out E.parquet")
+    require(bool(config.data), "embed needs pictures: `facemetric embed PHOTOS --weights W --out E.parquet`")
     check_suffix(config.out)
     device = distributed.start(config.device)
     first = distributed.rank() == 0

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from facemetric.commands.vectors.parts import Part, Parts
 from facemetric.data.index import ImageIndex
 from facemetric.data.readers.sources import is_loose
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import ConfigError, DataError, given
 from facemetric.evaluation.table import GROUP, WEIGHTS, checked_name
 from facemetric.faces.template import POINTS
 from facemetric.files import write_whole
@@ -46,13 +46,13 @@ def check_suffix(out: Path) -> None:
     """ConfigError unless a table can have this name."""
     if out.suffix not in SUFFIXES:
         raise ConfigError(
-            f"--out {out}: a table ends in {', '.join(SUFFIXES)}; give the file one of these endings"
+            f"{given('--out', out)}: a table ends in {', '.join(SUFFIXES)}; give the file one of these endings"
         )
     if out.suffix == ".parquet":
         try:
             checked_name(out)
         except DataError as error:
-            raise ConfigError(f"--out {error}") from None
+            raise ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True)

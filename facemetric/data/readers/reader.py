@@ -19,15 +19,19 @@ from typing import ClassVar, NamedTuple, Protocol
 from facemetric.data.readers.skips import OUTSIDE, Skips, skipped_folder, why_skip_file
 
 OPEN_FILES = 64  # larger files kept open at once by a process, beside those being read
+MOST_LETTERS = 1000  # of an identity that a label names
 NO_GROUPS: Mapping[str, str] = MappingProxyType({})
+
+
+UNKNOWN_SIZE = -1  # bytes of an image that only its reading tells
 
 
 class Row(NamedTuple):
     """An image as a scan finds it.
 
-    `identity` is "" where it has none (`loose`); `name` its path in the source; `size` in bytes; `offset` a number
-    of the reader's own, as a rule where the bytes begin; `mtime` the time of last change in ns of an image that is a
-    file of its own, else 0; `groups` its text in each further column.
+    `identity` is "" where it has none (`loose`); `name` its path in the source; `size` in bytes, or UNKNOWN_SIZE;
+    `offset` a number of the reader's own, as a rule where the bytes begin; `mtime` the time of last change in
+    ns of an image that is a file of its own, else 0; `groups` its text in each further column.
     """
 
     identity: str
@@ -66,6 +70,24 @@ def images_of(members: Iterable[Member], skips: Skips, *, loose: bool) -> Iterat
             skips.add(OUTSIDE, name)
 
 
+def identity_text(value: object) -> str:
+    """The identity that a label means: a text without spaces around it, or a number; "" where it means none, as numbers
+    below 0 do."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value) if value < 1 << 63 else ""
+    text = value.strip() if isinstance(value, str) else ""
+    fits = (
+        len(text) <= MOST_LETTERS
+        and not text.startswith("/")
+        and not text.endswith("/")
+        and text.isprintable()
+    )
+    below_0 = text.startswith("-") and text[1:].isdigit()
+    return text if fits and not below_0 else ""
+
+
 class StoredRow(Protocol):
     """What the index keeps of a row, and gives to `open`."""
 
@@ -88,16 +110,19 @@ class Stamp(NamedTuple):
 
 class Reader(ABC):
     """One source. `path` is the file or folder that holds its images, `stamp` what tells whether that was changed
-    (None for a folder, whose files have times of their own).
+    (None for a folder, whose files have times of their own), `notes` what a scan found that the user should know.
 
     Readers travel to other processes with the index, so what is open is not to be pickled.
     """
 
-    identity_folders: ClassVar[bool] = True  # an identity is a folder with images in it
+    identity_folders: bool = True  # an identity is a folder with images in it
     may_be_shard: ClassVar[bool] = False  # a folder of such files is one source
+    not_images: ClassVar[frozenset[str]] = frozenset()  # names of files with the ending that are no source
+    other_uses: ClassVar[bool] = False  # beside images or folders a file of the ending is something else
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.notes: list[str] = []
         self.stamp: Stamp | None = None
         if os.path.isfile(path):
             state = os.stat(path)
@@ -148,7 +173,7 @@ class RangeReader(Reader):
         size = row.size
         data = os.pread(file.descriptor, size, row.offset)
         if len(data) < size:
-            raise OSError(errno.EIO, f"{self.path} was cut short since it was indexed")
+            raise cut_since(self.path)
         return data
 
     def _opened(self) -> OpenFile:
@@ -186,6 +211,11 @@ def check_unchanged(descriptor: int, what: str, stamp: Stamp) -> None:
     """OSError unless an open file has the size and time of last change that it was indexed with."""
     state = os.fstat(descriptor)
     if state.st_size < stamp.size:
-        raise OSError(errno.EIO, f"{what} was cut short since it was indexed")
+        raise cut_since(what)
     if state.st_size != stamp.size or state.st_mtime_ns != stamp.mtime:
         raise OSError(errno.EIO, f"{what} was changed since it was indexed")
+
+
+def cut_since(what: str) -> OSError:
+    """What `open` raises for a file that was cut short."""
+    return OSError(errno.EIO, f"{what} was cut short since it was indexed")

@@ -77,6 +77,7 @@ UNREAD = Kind(
     "HEIC or AVIF files, which are not read (pip install 'facemetric[heic]', or convert them to JPEG)",
 )
 OUTSIDE = Kind("image outside an identity's folder", "images outside an identity's folder")
+UNLABELLED = Kind("image without a label", "images without a label")
 EMPTY = Kind("folder without an image", "folders without an image")
 WALKED = Kind("link to a folder already walked", "links to a folder already walked")
 BROKEN = Kind("broken link", "broken links")

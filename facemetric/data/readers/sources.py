@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from facemetric.data.readers.skips import why_skip_file, why_skip_folder
 from facemetric.data.store import Rows
 from facemetric.errors import DataError, first_few, plural
 
+BRACES = re.compile(r"\{([^{}]*)\}")  # {000000..000123} or {train,test} of a pattern of shards
+MOST_SHARDS = 1_000_000  # of a pattern
+UNFINISHED = "unfinished.json"  # beside shards that `data convert` has not finished
 PACKED_ENDINGS = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
@@ -28,7 +32,7 @@ class Source(NamedTuple):
 
 def parse_source(text: str | Path) -> Source:
     """`PATH` or `NAME=PATH`. A path that itself holds an `=` is taken whole where it exists, or if written
-    `./a=b`.
+    `./a=b`. It may be a pattern of shards, `faces-{000000..000123}.tar`.
     """
     text = os.fspath(text)
     name, equals, path = text.partition("=")
@@ -42,7 +46,10 @@ def parse_source(text: str | Path) -> Source:
         )
     given = _from_home(text)
     whole = Path(os.path.abspath(given))
-    return Source(whole.name if given.is_dir() else whole.stem, given, False)
+    name = whole.name if given.is_dir() else whole.stem
+    if is_pattern(str(given)):
+        name = BRACES.sub("", name).strip("-_.") or "shards"
+    return Source(name, given, False)
 
 
 def _from_home(path: str) -> Path:
@@ -80,6 +87,7 @@ def scan(rows: Rows, source: Source, prefix: str, *, loose: bool = False) -> Non
     readers = _readers_of(path, loose)
     for reader in readers:
         rows.add_source(reader, prefix, loose=loose)
+        rows.notes += reader.notes
     if len(rows.identity) == before:
         what, needed = ("image", "image.jpg") if loose else ("image of an identity", "identity/image.jpg")
         skipped = ", ".join(rows.skips.phrases())
@@ -96,6 +104,8 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
         shards = _shards(path, loose)
         return [READERS[_ending(shard)](shard) for shard in shards] or [FolderReader(path)]
     known = ", ".join(READERS)
+    if is_pattern(path):
+        return _pattern(path)
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file or folder; give a folder of identities, or a file ({known})")
     ending = _ending(path)
@@ -113,6 +123,58 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
     raise DataError(f"{path}: unknown kind of data; give {needed}, or a file ({known})")
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a path names shards by braces."""
+    return BRACES.search(path) is not None and not os.path.lexists(path)
+
+
+def _pattern(path: str) -> list[Reader]:
+    """A reader for each shard of a pattern. DataError where one is missing."""
+    shards = list(islice(_expanded(path), MOST_SHARDS + 1))
+    if len(shards) > MOST_SHARDS:
+        raise DataError(
+            f"{path}: names over {MOST_SHARDS:,} files; name fewer, or the folder that they lie in"
+        )
+    endings = {_ending(shard) for shard in shards}
+    kind = READERS.get(min(endings))
+    if len(endings) > 1 or kind is None or not kind.may_be_shard:
+        possible = ", ".join(ending for ending, reader in READERS.items() if reader.may_be_shard)
+        raise DataError(
+            f"{path}: names files of the kind {', '.join(sorted(endings))}; shards are {possible}"
+        )
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing):,} of {plural(len(shards), 'shard')} missing: {first_few(missing)}; copy them, or "
+            "correct the numbers in the braces"
+        )
+    return [kind(shard) for shard in dict.fromkeys(shards)]
+
+
+def _expanded(path: str) -> Iterator[str]:
+    """The files that a pattern names, as a shell would write them out."""
+    parts = BRACES.split(path)  # text and what is in braces, in turn
+    choices = [[part] if number % 2 == 0 else _choices(path, part) for number, part in enumerate(parts)]
+    return map("".join, product(*choices))
+
+
+def _choices(path: str, inside: str) -> Sequence[str]:
+    if numbers := re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inside):
+        first, last = int(numbers[1]), int(numbers[2])
+        width = (
+            max(map(len, numbers.groups()))
+            if any(n[0] == "0" and len(n) > 1 for n in numbers.groups())
+            else 0
+        )
+        if first <= last <= first + MOST_SHARDS:
+            return [f"{number:0{width}d}" for number in range(first, last + 1)]
+    if ".." in inside or "," not in inside:
+        raise DataError(
+            f"{path}: what is in braces is no range; needed is such as {{000000..000123}} or {{a,b}}"
+        )
+    return inside.split(",")
+
+
 def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
@@ -120,11 +182,12 @@ def _ending(path: str) -> str:
 def _shards(path: str, loose: bool) -> list[str]:
     """The files of a folder that are a source together; [] for a folder of identities."""
     found = [entry for entry in entries(path) if why_skip_folder(entry.name) is None]
-    shards = [
-        entry.path
-        for entry in found
-        if (kind := READERS.get(_ending(entry.name))) and kind.may_be_shard and os.path.isfile(entry.path)
-    ]
+    if any(entry.name == UNFINISHED for entry in found):
+        raise DataError(
+            f"{path}: is a conversion that has not finished; the same `facemetric data convert` goes on with it"
+        )
+    alone = not any(why_skip_file(entry.name) is None or is_folder(entry) for entry in found)
+    shards = [entry.path for entry in found if _is_shard(entry.name, alone) and os.path.isfile(entry.path)]
     if not shards:
         return []
     if len(endings := {_ending(shard) for shard in shards}) > 1:
@@ -136,6 +199,17 @@ def _shards(path: str, loose: bool) -> list[str]:
         what = "images" if images else "folders"
         raise DataError(f"{path}: holds both {endings.pop()} shards and {what}; put them apart and name both")
     return shards
+
+
+def _is_shard(name: str, alone: bool) -> bool:
+    """Whether a file of a folder is a source; `alone`: no images and no folders are beside it."""
+    kind = READERS.get(_ending(name))
+    return (
+        kind is not None
+        and kind.may_be_shard
+        and name not in kind.not_images
+        and (alone or not kind.other_uses)
+    )
 
 
 def _note_folders_alone(rows: Rows, path: str, prefix: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain, islice
 
 from facemetric.data.readers.reader import Member, RangeReader, Row, images_of
 from facemetric.data.readers.skips import Skips
+from facemetric.data.readers.webdataset import LOOKED_AT, images_of_samples, is_webdataset
 from facemetric.errors import DataError, first_few, plural
 
 BLOCK = 512
@@ -34,12 +36,19 @@ COMPRESSED = {
 
 
 class TarReader(RangeReader):
-    """The members of a tar are byte ranges of it; several tars in a folder are one source."""
+    """The members of a tar are byte ranges of it; several tars in a folder are one source. In a tar of samples the
+    identity is a member of its own (webdataset.py), in a plain one the first folder."""
 
     may_be_shard = True
 
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
-        return images_of(walk_tar(self.path), skips, loose=loose)
+        members = walk_tar(self.path)
+        first = list(islice(members, LOOKED_AT))
+        members = chain(first, members)
+        if not is_webdataset(first):
+            return images_of(members, skips, loose=loose)
+        self.identity_folders = False
+        return images_of_samples(self.path, members, skips, loose=loose)
 
 
 def walk_tar(path: str) -> Iterator[Member]:

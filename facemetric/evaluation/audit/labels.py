@@ -1,5 +1,5 @@
 """Labels that embeddings speak against: images that look like another identity's. (Identities that look like one
-person: `alike.py`.)
+person: `people.py`.)
 
 Embeddings are centred on the set's mean first. Cosines between different images then lie about as those of random
 directions in a space of `dimensions` do, however few of its numbers an embedding really uses.

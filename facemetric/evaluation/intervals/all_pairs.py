@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from facemetric import distributed
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import (
     BINS,
@@ -69,6 +70,12 @@ def count_by_person(
     counts = np.zeros((2, W, cells), np.int64)
     tail = _Tail()
     _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
+    counts = distributed.summed(counts)
+    if distributed.workers() > 1:
+        parts = distributed.from_all(tail)
+        tail = parts[0]
+        for other in parts[1:]:
+            tail.merge(other)
     # Cell c holds the scores between threshold c - 1 and c: accepted at t are those in cells above t.
     genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in counts)
     total = by_person.n_impostor
@@ -133,6 +140,17 @@ class _Tail:
             self.used += len(at)
             if self.used > 2 * LISTED:
                 self._prune()
+
+    def merge(self, other: _Tail) -> None:
+        """Add what another process has listed."""
+        self.lowest = max(self.lowest, other.lowest)
+        for cell, pair in zip(other.cell, other.pair, strict=True):
+            self.cell.append(cell)
+            self.pair.append(pair)
+        kept = [cell >= self.lowest for cell in self.cell]
+        self.cell = [cell[keep] for cell, keep in zip(self.cell, kept, strict=True)]
+        self.pair = [pair[keep] for pair, keep in zip(self.pair, kept, strict=True)]
+        self.used = sum(map(len, self.cell))
 
     def _prune(self) -> None:
         cell, pair = np.concatenate(self.cell), np.concatenate(self.pair)

@@ -103,7 +103,7 @@
     const density = (n, i, total) => n / total / (edge[i + 1] - edge[i]);
     const most = Math.max(...genuine.map((n, i) => density(n, i, table.n_genuine)), ...impostor.map((n, i) => density(n, i, table.n_impostor)));
     let mark = () => {};
-    chart(byId("histogram"), "Histogram of the scores of pairs of one person and of two persons", (svg, width, height) => {
+    chart(byId("histogram"), "Histogram of the scores of pairs of one person and of two people", (svg, width, height) => {
       const frame = { left: 8, right: width - 8, top: 24, bottom: height - 42 };
       const x = linear(low, high, frame.left, frame.right), y = linear(0, most, frame.bottom, frame.top + 8);
       axes(svg, frame, x, y, evenly(low, high, width / 90), [], "score");
@@ -128,32 +128,32 @@
     follow(() => mark());
   }
 
-  function curve(id, label, yName, height) {
-    const lowest = Math.min(0.1, ...data.curves.map((c) => c.far[0]));
-    const reject = id === "det";
+  // `drawn`: the curves; `reject`: errors on both axes; `moves`: a click sets the threshold, and a mark shows it.
+  function curve(id, label, xName, yName, { drawn, reject, moves }) {
+    const lowest = Math.min(0.1, ...drawn.map((c) => c.far[0]));
     const value = (tar) => (reject ? 1 - tar : tar);
     let floor = 0.1;
-    for (const c of data.curves) for (const tar of c.tar) if (tar < 1) floor = Math.min(floor, 1 - tar);
+    for (const c of drawn) for (const tar of c.tar) if (tar < 1) floor = Math.min(floor, 1 - tar);
     let mark = () => {};
     chart(byId(id), label, (svg, width, tall) => {
       const frame = { left: reject ? 50 : 36, right: width - 10, top: 26, bottom: tall - 42 };
       const x = log(lowest, 1, frame.left, frame.right);
       const y = reject ? log(floor, 1, frame.bottom, frame.top) : linear(0, 1, frame.bottom, frame.top);
-      axes(svg, frame, x, y, decades(lowest), reject ? decades(floor) : evenly(0, 1, 5), "false accept rate", yName);
-      data.curves.forEach((c, i) => {
+      axes(svg, frame, x, y, decades(lowest), reject ? decades(floor) : evenly(0, 1, 5), xName, yName);
+      drawn.forEach((c, i) => {
         if (c.band_far.length) {
           const up = c.band_far.map((far, k) => [x(far), y(value(c.band_high[k]))]);
           const down = c.band_far.map((far, k) => [x(far), y(value(c.band_low[k]))]);
-          shape(svg, "path", { class: `band band-${i}`, d: `${path([...up, ...down.reverse()])}Z` });
+          shape(svg, "path", { class: `band band-${i % 7}`, d: `${path([...up, ...down.reverse()])}Z` });
         }
         const steps = [];
         c.far.forEach((far, k) => {
           if (k) steps.push([x(far), y(value(c.tar[k - 1]))]);
           steps.push([x(far), y(value(c.tar[k]))]);
         });
-        shape(svg, "path", { class: `line line-${i}`, d: path(steps) });
+        shape(svg, "path", { class: `line line-${i % 7}`, d: path(steps) });
       });
-      if (!table) return;
+      if (!moves) return;
       const point = shape(svg, "circle", { class: "point", r: 5 });
       mark = () => {
         const { tar, far } = at(row);
@@ -166,7 +166,7 @@
         choose(nearestRow(wanted, (k) => Math.log10(Math.max(at(k).far, lowest / 10))));
       });
     });
-    if (table) follow(() => mark());
+    if (moves) follow(() => mark());
   }
 
   function control() {
@@ -311,8 +311,12 @@
     control();
   }
   if (data.curves.length) {
-    curve("roc", "ROC: true accept rate over false accept rate on a log axis", "true accept rate");
-    curve("det", "Detection error trade-off: false reject rate over false accept rate, both on log axes", "false reject rate");
+    const both = { drawn: data.curves, moves: Boolean(table) };
+    curve("roc", "ROC: true accept rate over false accept rate on a log axis", "false accept rate", "true accept rate", { ...both, reject: false });
+    curve("det", "Detection error trade-off: false reject rate over false accept rate, both on log axes", "false accept rate", "false reject rate", { ...both, reject: true });
+  }
+  if (data.search) {
+    curve("search-det", "Identification: FNIR over FPIR, both on log axes", "FPIR", "FNIR", { drawn: [data.search], reject: true, moves: false });
   }
   if (data.map) map();
 })();

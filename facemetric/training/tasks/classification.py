@@ -12,10 +12,11 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
@@ -23,11 +24,14 @@ from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
-from facemetric.training import distributed
+from facemetric.model.sharded_head import ShardedHead
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
 from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
+from facemetric.training.task import Backward
+from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks, one_by_one
 from facemetric.training.validation import OpenSet
 
 MARGIN_GROWTH = 1 / 3  # share of the training over which a margin grows to its full size
@@ -38,7 +42,7 @@ SIZE_STEP = 16  # pixels; half the usual stride of backbones: less adds nothing 
 class Classifier(nn.Module):
     """An embedder and the head that it learns with."""
 
-    def __init__(self, embedder: Embedder, head: Head) -> None:
+    def __init__(self, embedder: Embedder, head: Head | ShardedHead) -> None:
         super().__init__()
         self.embedder, self.head = embedder, head
 
@@ -118,15 +122,27 @@ class Classification:
         """What trains."""
         return Classifier(embedder, self.make_head(embedder))
 
-    def make_head(self, embedder: Embedder) -> Head:
-        """A new head for the training identities."""
-        return make_head(
-            self.config.head,
+    def make_head(self, embedder: Embedder) -> Head | ShardedHead:
+        """A new head for the training identities, this process's columns alone with --head-shards."""
+        config, identities = self.config, len(self.split.train.identities)
+        if not config.head_shards:
+            return make_head(
+                config.head,
+                embedder.embedding_size,
+                identities,
+                scale=config.scale,
+                margin=config.margin,
+                arguments=self.setup.head_args,
+            )
+        return ShardedHead(
+            config.head,
             embedder.embedding_size,
-            len(self.split.train.identities),
-            scale=self.config.scale,
-            margin=self.config.margin,
+            identities,
+            scale=config.scale,
+            margin=config.margin,
             arguments=self.setup.head_args,
+            sample=config.head_sample,
+            seed=config.seed,
         )
 
     def first_centres(self) -> Tensor | None:
@@ -160,7 +176,8 @@ class Classification:
     def prepare(self) -> None:
         """Where a margin head starts from trained weights or a teacher: this embeds the images once."""
         head = self.model.head
-        if not isinstance(head, MarginHead) or self.run.resume:
+        starts = head.has_centres if isinstance(head, ShardedHead) else isinstance(head, MarginHead)
+        if not starts or self.run.resume:
             return
         centre_CD = self.first_centres()
         if centre_CD is not None:
@@ -179,35 +196,85 @@ class Classification:
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
         """Everything trains."""
         self.model.train()
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Embeddings (B, D), with their graph, of a batch's images, parts of which may be erased.
+    def images_of(self, batch: Batch) -> Tensor:
+        """Normalised images (B, 3, H, W) on the device, parts of which may be erased.
 
         Raises DataError where fewer than two of them could be read."""
         note_bad(self.bad_images, self.index, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
         images = normalise(batch.images, self.model.embedder.preprocess, self.device)
-        return self.model.embed(self.erase(images) if self.erase else images)
+        return self.erase(images) if self.erase else images
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:
         """Cross-entropy of a batch, behind the head's margin, and its accuracy without one."""
-        labels = batch.labels.to(self.device)
+        images, labels = self.images_of(batch), upload(batch.labels, self.device)
         strength = min(1.0, progress / MARGIN_GROWTH)
-        emb_BD = self.embed(batch)
-        logits = self.model.head(emb_BD).float()
-        harder = self.model.head.with_margin(logits, labels, strength, emb_BD=emb_BD)
-        loss = functional.cross_entropy(harder, labels, label_smoothing=self.config.label_smoothing)
-        share = len(labels) / distributed.total(loss.new_tensor(len(labels)))  # of the global batch
-        backward(loss * share)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        mean, accuracy = distributed.total(torch.stack([loss.detach(), right]) * share).tolist()
+        count = distributed.total(images.new_full((), len(images)))  # of all processes
+        parts = []
+
+        def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
+            loss, right = self.label_loss(emb_BD, labels[rows], strength, count)
+            parts.append(torch.stack([loss.detach(), right]))
+            return loss
+
+        self.learn(images, loss_of, backward, apart=self.labels_apart)
+        mean, accuracy = distributed.total(torch.stack(parts).sum(0))
         return {"loss": mean, "accuracy": accuracy}
+
+    def label_loss(
+        self, emb_BD: Tensor, labels: Tensor, strength: float, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """These images' part of the mean cross-entropy, and of the accuracy, over the `count` images of all
+        processes."""
+        head, smoothing = self.model.head, self.config.label_smoothing
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD, labels, strength, smoothing)
+            return found.loss / count, found.right / count
+        logits = head(emb_BD).float()
+        harder = head.with_margin(logits, labels, strength, emb_BD=emb_BD)
+        loss = functional.cross_entropy(harder, labels, label_smoothing=smoothing)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        share = len(labels) / count
+        return loss * share, right * share
+
+    @property
+    def labels_apart(self) -> bool:
+        """Whether the cross-entropy of the batch is the sum of those of its parts."""
+        head = self.model.head
+        return head is None or (isinstance(head, Head) and not head.of_batch)
+
+    def learn(
+        self, images: Tensor, loss_of: Callable[[Tensor, slice], Tensor], backward: Backward, *, apart: bool
+    ) -> None:
+        """Backward of the loss of embeddings (b, D) of some rows of the batch, in micro-batches with --microbatch.
+
+        `apart`: the loss of the batch is the sum of those of its parts. Else all embeddings are seen at once, and the
+        micro-batches go through the network twice."""
+        model, chunks = self.model, even_chunks(images, self.config.microbatch)
+        if apart or len(chunks) == 1:
+            one_by_one(model.embed, loss_of, chunks, backward)
+            return
+        rows = slice(0, len(images))
+        backward_in_chunks(
+            model.embedder,
+            model.embed,
+            lambda emb_BD: loss_of(emb_BD, rows),
+            chunks,
+            backward,
+            lambda: beside_embedder(model),
+        )
+
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """All figures are for the log."""
+        return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Open-set figures, and the closed-set accuracy on held-back images of training identities."""
@@ -223,13 +290,22 @@ class Classification:
         numbers = {name: i for i, name in enumerate(self.split.train.identities)}
         label = np.array([numbers[name] for name in self.closed.identities])[self.closed.identity]
         model.eval()
-        right = seen = 0
+        sharded = isinstance(model.head, ShardedHead)
+        seen, found = [], []
         for rows, images, bad in images_of(model.embedder, self.closed, 256, self.workers, ""):  # type: ignore[arg-type]
             note_bad(self.bad_images, self.closed, bad)
             if len(rows):
-                right += int((in_pieces(model, images).argmax(1).cpu().numpy() == label[rows]).sum())
-                seen += len(rows)
-        return right / seen if seen else float("nan")
+                seen.append(label[rows])
+                emb_or_logits = in_pieces(model.embed if sharded else model, images)  # type: ignore[arg-type]
+                found.append(emb_or_logits.float() if sharded else emb_or_logits.argmax(1))
+        label_N = torch.from_numpy(np.concatenate(seen or [np.empty(0, label.dtype)]))
+        if sharded:
+            none = torch.empty(0, model.embedder.embedding_size, device=self.device)  # type: ignore[union-attr, arg-type]
+            found = [model.head.identify(torch.cat([none, *found]))]  # type: ignore[operator, union-attr]
+        right = int((torch.cat(found).cpu() == label_N).sum()) if found else 0
+        counts = torch.tensor([right, len(label_N)])
+        right, count = (distributed.total(counts) if distributed.workers() > 1 else counts).tolist()
+        return right / count if count else float("nan")
 
     @property
     def origin(self) -> dict[str, str]:
@@ -248,6 +324,13 @@ class Classification:
         """The embedder as the run's best weights."""
         others = len(self.index) - len(self.split.train)
         save_best(self.run, model.embedder, self.split, self.config, metrics, unlabelled=others)  # type: ignore[arg-type]
+
+
+def beside_embedder(model: Any) -> list[nn.Parameter]:
+    """What learns beside an embedder: of a head that drew a sample, the sample."""
+    own = {id(weight) for weight in model.embedder.parameters()}
+    drawn = {id(each.whole): each.part for each in getattr(model.head, "drawn", ())}
+    return [drawn.get(id(weight), weight) for weight in model.parameters() if id(weight) not in own]
 
 
 class Rows(Sequence[np.ndarray]):

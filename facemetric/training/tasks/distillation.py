@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -11,20 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import PretrainConfig
 from facemetric.data.batches import ShuffledBatches
+from facemetric.data.images import upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.model.heads import Head
-from facemetric.model.teacher import Student, first_layer
-from facemetric.training import distributed
+from facemetric.model.sharded_head import ShardedHead
+from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
+from facemetric.training.task import Backward
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
-from facemetric.training.tasks.following import first_features, mark_of, teacher_terms
+from facemetric.training.tasks.following import first_features, mark_of
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 
 
@@ -117,37 +120,62 @@ class Distillation(Classification):
         self.rows = np.concatenate([self.rows, np.arange(len(train), len(self.images))])
         return self.sampler_of(labels)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:
         """The teacher's terms on every image, the cross-entropy on those with a label."""
         config, model = self.config, self.model
-        emb_BD = self.embed(batch).float()
-        teacher_BT = self.teacher[batch.rows].to(self.device)
-        if config.embedding_size:  # the layer to the teacher's was fitted to unit vectors
-            loss, parts = teacher_terms(
-                config, model.to_teacher, functional.normalize(emb_BD, dim=1), teacher_BT
-            )
-        else:
-            loss, parts = teacher_terms(config, model.to_teacher, emb_BD, teacher_BT)
-        if model.head is not None:
-            labelled = self.label_terms(emb_BD, batch.labels.to(self.device), progress)
-            loss = loss + config.label_weight * labelled["cross_entropy"]
-            parts |= labelled
-        backward(loss)
-        figures = torch.stack([loss.detach(), *(part.detach() for part in parts.values())])
-        return dict(zip(["loss", *parts], distributed.total(figures).tolist(), strict=True))
+        images, labels = self.images_of(batch), upload(batch.labels, self.device)
+        teacher = upload(self.teacher[batch.rows], self.device)
+        count = distributed.total(images.new_full((), len(images)))  # of all processes
+        labelled = distributed.total((labels >= 0).sum()).clamp_min(1)
+        seen = []
 
-    def label_terms(self, emb_BD: Tensor, labels_B: Tensor, progress: float) -> dict[str, Tensor]:
-        """This process's part of the mean cross-entropy and of the accuracy over the batch's labelled images."""
-        head = cast(Head, self.model.head)
-        known = labels_B >= 0
-        count = distributed.total(known.sum()).clamp_min(1)
-        logits = head(emb_BD[known]).float()
+        def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
+            emb_BD, teacher_BT, label_B = emb_BD.float(), teacher[rows], labels[rows]
+            share = len(emb_BD) / count
+            # The layer to the teacher's was fitted to unit vectors.
+            own_BD = functional.normalize(emb_BD, dim=1) if config.embedding_size else emb_BD
+            parts = {"direction": direction_loss(model.to_teacher(own_BD), teacher_BT) * share}
+            loss = config.teacher_weight * parts["direction"]
+            if config.relation_weight:
+                parts["relation"] = self.relation(emb_BD, teacher_BT, label_B) * share
+                loss = loss + config.relation_weight * parts["relation"]
+            if model.head is not None:
+                parts |= self.label_terms(emb_BD, batch.labels[rows], labelled, progress)
+                loss = loss + config.label_weight * parts["cross_entropy"]
+            seen.append({"loss": loss.detach()} | {name: part.detach() for name, part in parts.items()})
+            return loss
+
+        self.learn(images, loss_of, backward, apart=self.labels_apart and not config.relation_weight)
+        figures = torch.stack([torch.stack(list(part.values())) for part in seen]).sum(0)
+        return dict(zip(seen[0], distributed.total(figures), strict=True))
+
+    def relation(self, emb_BD: Tensor, teacher_BT: Tensor, label_B: Tensor) -> Tensor:
+        """The relation loss of this process's rows against those of all."""
+        student_BD = functional.normalize(emb_BD, dim=1)
+        student_AD, _, _ = distributed.gather_rows(student_BD, label_B)
+        teacher_AT, _, _ = distributed.gather_rows(teacher_BT, label_B)
+        return relation_loss(student_BD, student_AD, teacher_BT, teacher_AT)
+
+    def label_terms(
+        self, emb_BD: Tensor, labels_B: Tensor, count: Tensor, progress: float
+    ) -> dict[str, Tensor]:
+        """These images' part of the mean cross-entropy and of the accuracy over the batch's `count` labelled images.
+
+        The labels are still on the host, which so knows how many there are."""
+        head = cast(Head | ShardedHead, self.model.head)
+        known = (labels_B >= 0).nonzero()[:, 0]
+        own_B = upload(labels_B[known], self.device)
+        emb_BD = emb_BD[upload(known, self.device)]
         strength = min(1.0, progress / MARGIN_GROWTH)
-        harder = head.with_margin(logits, labels_B[known], strength, emb_BD=emb_BD[known])
+        if isinstance(head, ShardedHead):
+            found = head.cross_entropy(emb_BD, own_B, strength, self.config.label_smoothing)
+            return {"cross_entropy": found.loss / count, "accuracy": found.right / count}
+        logits = head(emb_BD).float()
+        harder = head.with_margin(logits, own_B, strength, emb_BD=emb_BD)
         loss = functional.cross_entropy(
-            harder, labels_B[known], label_smoothing=self.config.label_smoothing, reduction="sum"
+            harder, own_B, label_smoothing=self.config.label_smoothing, reduction="sum"
         )
-        right = (logits.detach().argmax(1) == labels_B[known]).float().sum()
+        right = (logits.detach().argmax(1) == own_B).float().sum()
         return {"cross_entropy": loss / count, "accuracy": right / count}
 
     @property

@@ -171,23 +171,29 @@ class Doctor:
         return at_target and alike and mean.active >= AS_BY_CHANCE * mean.valid
 
 
-def spread(emb_BD: Tensor) -> float:
+def spread(emb_BD: Tensor) -> Tensor:
     """1 - |mean|^2 of unit embeddings (B, D): 0 where they are one point, near 1 where they cover the sphere."""
-    return 1.0 - float(emb_BD.detach().float().mean(0).square().sum())
+    return 1.0 - emb_BD.detach().float().mean(0).square().sum().double()
 
 
-def see(emb_BD: Tensor, figures: Mapping[str, float], valid: int | None) -> Seen:
-    """A step's figures for the doctor; `valid` None where the loss names no triplets."""
-    if valid is None:
-        return Seen(figures["loss"], 0.0, -1, 0.0, 0.0, spread(emb_BD))
+# What a step tells the doctor beside its figures: the spread, and triplets looked at where the loss names them.
+SPREAD, VALID = "doctor/spread", "doctor/valid"
+
+
+def see(figures: Mapping[str, float]) -> Seen:
+    """A step's figures for the doctor, once they are read; without VALID where the loss names no triplets."""
+    loss, apart = figures["loss"], figures[SPREAD]
+    if VALID not in figures:
+        return Seen(loss, 0.0, -1, 0.0, 0.0, apart)
+    valid = int(figures[VALID])
     if "mean_positive" in figures:  # of pairs: cosines
         d_ap, d_an = 1 - figures["mean_positive"], 1 - figures["mean_negative"]
-        return Seen(figures["loss"], valid * (figures["loss"] > 0), valid, d_ap, d_an, spread(emb_BD))
+        return Seen(loss, valid * (loss > 0), valid, d_ap, d_an, apart)
     return Seen(
-        loss=figures["loss"],
+        loss=loss,
         active=figures["fraction_positive"] * valid,
         valid=valid,
         d_ap=figures["mean_d_ap"],
         d_an=figures["mean_d_an"],
-        spread=spread(emb_BD),
+        spread=apart,
     )

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from facemetric import distributed
 from facemetric.data.batches import chunks
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, Transform, eval_transform, train_transform
-from facemetric.errors import writing
+from facemetric.errors import DataError, writing
 from facemetric.files import Lock, is_locked, sync, write_text_whole
 from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
@@ -54,12 +55,17 @@ def cached_features(
 
     View 0 is the plain picture, each further one is augmented. The key of the cache names the backbone's
     weights, the images (names, sizes, times of change), the transforms and the seed; a file that is cut short
-    is made again."""
+    is made again. Inside distributed.work_shared every process runs the backbone over some of the images, process 0
+    writes, and all read."""
     key = cache_key(embedder, index, views=views, augment=augment, seed=seed)
     shape = (views, len(index), embedder.num_features)
     found = read_cache(cache, key, shape)
-    if found is not None:
+    if all(distributed.of_workers(found is not None)):
+        assert found is not None
         return found
+    if distributed.workers() > 1 and distributed.rank() > 0:
+        fill(None, embedder, index, views=views, augment=augment, seed=seed, workers=workers)
+        return after_the_writer(cache, key, shape)
     cache.mkdir(parents=True, exist_ok=True)
     remove_abandoned(cache)
     part = cache / f"{key}.{os.getpid()}.part"
@@ -68,7 +74,7 @@ def cached_features(
         with writing(part):
             values = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
             claim_space(part)
-        bad = fill(values, embedder, index, augment=augment, seed=seed, workers=workers)
+        bad = fill(values, embedder, index, views=views, augment=augment, seed=seed, workers=workers)
         values.flush()
         del values
         record = json.dumps({"shape": shape, "bad": sorted(bad.items())})
@@ -79,8 +85,19 @@ def cached_features(
         for path in (part, part.with_suffix(".lock")):
             path.unlink(missing_ok=True)
         lock.release()
+    return after_the_writer(cache, key, shape)
+
+
+def after_the_writer(cache: Path, key: str, shape: tuple[int, ...]) -> Features:
+    """The features that process 0 has written. Raises DataError where this process does not see its folder."""
+    if distributed.workers() > 1:
+        distributed.barrier()
     found = read_cache(cache, key, shape)
-    assert found is not None
+    if found is None:
+        raise DataError(
+            f"process 0 cached features in {cache}, and they are not there for process {distributed.rank()}; name a "
+            "--cache that all machines share"
+        )
     return found._replace(reused=False)
 
 
@@ -102,31 +119,45 @@ def claim_space(file: Path) -> None:
 
 
 def fill(
-    values: np.ndarray,
+    values: np.ndarray | None,
     embedder: Embedder,
     index: ImageIndex,
     *,
+    views: int,
     augment: Augment | None,
     seed: int,
     workers: int,
 ) -> dict[int, str]:
-    """Run the backbone over every view of every image into `values`; returns the bad rows with their reasons."""
+    """Run the backbone over every view of every image into `values`; returns the bad rows with their reasons.
+
+    Of several processes each takes every so many batches, and the one that has `values` is sent the others'."""
     pre = embedder.preprocess
     bad: dict[int, str] = {}
     steps = chunks(len(index), 256)
+    count, rank = distributed.workers(), distributed.rank()
+    # The others' batches are empty here, as an augmentation depends on the number of its batch.
+    own = [rows if count == 1 or step % count == rank else rows[:0] for step, rows in enumerate(steps)]
     embedder.eval()
-    with progress_bar(total=values.shape[0] * len(index), desc="features", unit="image", delay=1) as bar:
-        for view in range(values.shape[0]):
+    with progress_bar(total=views * len(index), desc="features", unit="image", delay=1) as bar:
+        for view in range(views):
             plain = view == 0 or augment is None
             transform: Transform = eval_transform(pre) if plain else train_transform(pre, augment)  # type: ignore[arg-type]
-            for batch in load_batches(index, steps, transform, seed=seed, epoch=view, workers=workers):
+            found: list[tuple[np.ndarray, np.ndarray]] = []
+            batches = load_batches(index, own, transform, seed=seed, epoch=view, workers=workers)
+            for step, batch in enumerate(batches):
                 bad |= dict(batch.bad)
                 if len(batch.rows):
                     images = normalise(batch.images, pre, embedder.device)
-                    found = in_pieces(embedder.features, images)
-                    values[view, batch.rows.numpy()] = found.float().cpu().numpy()
-                bar.update(len(batch.rows) + len(batch.bad))
-    return bad
+                    features = in_pieces(embedder.features, images).float().cpu().numpy()
+                    found.append((batch.rows.numpy(), features))
+                if (step + 1) % count == 0 or step + 1 == len(own):
+                    for part in distributed.of_workers(found):
+                        for rows, features in part:
+                            if values is not None:
+                                values[view, rows] = features
+                    found = []
+                bar.update(len(steps[step]))
+    return {row: reason for part in distributed.of_workers(bad) for row, reason in part.items()}
 
 
 def read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> Features | None:

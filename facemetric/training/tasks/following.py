@@ -1,4 +1,4 @@
-"""A teacher beside the labels, in both stages: its terms over the batch of all processes, the layer to its embedding.
+"""A teacher in both stages: the images that its layer is first fitted to; in stage two, its terms beside the loss.
 
 Shapes: B rows of this process, A rows of all, N images, F features, D student's embedding, T teacher's.
 """
@@ -10,39 +10,20 @@ import hashlib
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import StageConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
-from facemetric.data.images import Preprocess, normalise
+from facemetric.data.images import Preprocess, normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.teacher import direction_loss, first_layer, relation_loss
-from facemetric.training import distributed
+from facemetric.training.readings import Figure
 from facemetric.training.tasks.teacher_rows import Joined
 
 FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
-
-
-def teacher_terms(
-    config: StageConfig, to_teacher: nn.Module, emb_BD: Tensor, teacher_BT: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """This process's part of the weighted sum of the teacher's terms, and the parts by name.
-
-    The parts of all processes add up to the terms of one process with the whole batch."""
-    share = len(emb_BD) / distributed.total(emb_BD.new_tensor(len(emb_BD)))  # of the global batch
-    parts = {"direction": direction_loss(to_teacher(emb_BD), teacher_BT) * share}
-    loss = config.teacher_weight * parts["direction"]
-    if config.relation_weight:
-        nobody = torch.zeros(len(emb_BD), dtype=torch.int64, device=emb_BD.device)
-        student_BD = functional.normalize(emb_BD, dim=1)
-        student_AD, _, _ = distributed.gather_rows(student_BD, nobody)
-        teacher_AT, _, _ = distributed.gather_rows(teacher_BT, nobody)
-        parts["relation"] = relation_loss(student_BD, student_AD, teacher_BT, teacher_AT) * share
-        loss = loss + config.relation_weight * parts["relation"]
-    return loss, parts
 
 
 def first_rows(count: int, seed: int) -> np.ndarray:
@@ -97,13 +78,22 @@ class Following:
         self.to_teacher.load_state_dict(fitted.state_dict())
 
     def beside(
-        self, loss: Tensor, figures: dict[str, float], unit_BD: Tensor, rows_B: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """This process's part of the whole loss, the labels' and the teacher's, and the figures of all."""
-        labels = self.config.label_weight * loss
-        teacher_BT = self.teacher[rows_B.cpu()].to(unit_BD.device)
-        taught, parts = teacher_terms(self.config, self.to_teacher, unit_BD, teacher_BT)
-        whole = labels + taught
-        sums = torch.stack([whole.detach(), *(part.detach() for part in parts.values())])
-        named = dict(zip(["loss", *parts], distributed.total(sums).tolist(), strict=True))
+        self, loss: Tensor, figures: dict[str, Figure], unit_BD: Tensor, rows_B: Tensor
+    ) -> tuple[Tensor, dict[str, Figure]]:
+        """This process's part of the whole loss, the labels' and the teacher's, and the figures of all.
+
+        The parts of all processes add up to those of one process with the whole batch."""
+        config, device = self.config, unit_BD.device
+        teacher_BT = upload(self.teacher[rows_B.cpu()], device)
+        share = len(unit_BD) / distributed.total(unit_BD.new_full((), len(unit_BD)))  # of the global batch
+        parts = {"direction": direction_loss(self.to_teacher(unit_BD), teacher_BT) * share}
+        whole = config.label_weight * loss + config.teacher_weight * parts["direction"]
+        if config.relation_weight:
+            nobody = torch.zeros(len(unit_BD), dtype=torch.int64, device=device)
+            student_AD, _, _ = distributed.gather_rows(unit_BD, nobody)
+            teacher_AT, _, _ = distributed.gather_rows(teacher_BT, nobody)
+            parts["relation"] = relation_loss(unit_BD, student_AD, teacher_BT, teacher_AT) * share
+            whole = whole + config.relation_weight * parts["relation"]
+        sums = distributed.total(torch.stack([whole.detach(), *(part.detach() for part in parts.values())]))
+        named = dict(zip(["loss", *parts], sums, strict=True))
         return whole, figures | {"label_loss": figures["loss"]} | named

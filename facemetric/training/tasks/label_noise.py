@@ -10,18 +10,20 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from facemetric import distributed
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import plural
 from facemetric.evaluation.embed import embed_index
 from facemetric.files import write_bytes_whole
 from facemetric.model.heads import SubcentreArcFaceHead
-from facemetric.training import distributed
-from facemetric.training.distributed import say
+from facemetric.model.sharded_head import ShardedHead
 
 NOISE = "noisy_images.csv"
 FARTHEST = 75.0  # degrees
@@ -42,25 +44,50 @@ def list_noise(model: nn.Module, index: ImageIndex, folder: Path, workers: int) 
     """Write NOISE into a run's folder where the model's head has several centres an identity, the worst image first.
 
     Columns: path, identity, cosine with the dominant centre, degrees, and whether another centre is nearer. This
-    embeds the training images once, in process 0."""
+    embeds the training images once: in process 0, or where the head is shared out each process those of its own
+    identities."""
     head = getattr(model, "head", None)
-    if not isinstance(head, SubcentreArcFaceHead) or distributed.rank() > 0:
+    shard = head.shard if isinstance(head, ShardedHead) else None
+    columns = head.columns if isinstance(head, ShardedHead) else head
+    if not isinstance(columns, SubcentreArcFaceHead) or (shard is None and distributed.rank() > 0):
         return
-    table = embed_index(model.embedder, index, workers=workers, progress="label noise").table  # type: ignore[arg-type]
-    row = {name: i for i, name in enumerate(index.identities)}
-    label_N = np.array([row[name] for name in table.identities.tolist()])
+    rows = np.arange(len(index))
+    if shard is not None:
+        rows = np.flatnonzero((index.identity >= shard.first) & (index.identity < shard.stop))
+    table = embed_index(model.embedder, index.select(rows), workers=workers, progress="label noise").table  # type: ignore[arg-type]
+    number = {name: i for i, name in enumerate(index.identities)}
+    label_N = np.array([number[name] for name in table.identities.tolist()])
+    cosine_NK = own_cosines(columns, table.embeddings, label_N - (shard.first if shard else 0))
+    found = Cosines(table.paths, table.identities, label_N, cosine_NK)
+    parts = [found] if shard is None else distributed.from_all(found)
+    if distributed.rank() == 0:
+        write_noise(Cosines(*map(np.concatenate, zip(*parts, strict=True))), folder)
+
+
+class Cosines(NamedTuple):
+    """Of N images: paths, identities by name and by number (N,), cosines with the K centres of their own (N, K)."""
+
+    paths: np.ndarray
+    identities: np.ndarray
+    label_N: np.ndarray
+    cosine_NK: np.ndarray
+
+
+def own_cosines(head: SubcentreArcFaceHead, emb_ND: np.ndarray, column_N: np.ndarray) -> np.ndarray:
+    """(N, K) cosines of embeddings (N, D) with the centres of the identities column_N (N,), in some thousands."""
     device = head.weight.device
-    cosine_NK = np.concatenate(
-        [
-            head.own_cosines(
-                torch.from_numpy(table.embeddings[part]).to(device),
-                torch.from_numpy(label_N[part]).to(device),
-            )
-            .cpu()
-            .numpy()
-            for part in np.array_split(np.arange(len(label_N)), len(label_N) // 4096 + 1)
-        ]
-    )
+    parts = [
+        head.own_cosines(
+            torch.from_numpy(emb_ND[part]).to(device), torch.from_numpy(column_N[part]).to(device)
+        )
+        for part in np.array_split(np.arange(len(column_N)), len(column_N) // 4096 + 1)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def write_noise(found: Cosines, folder: Path) -> None:
+    """Write NOISE, and say how many images it has."""
+    paths, identities, label_N, cosine_NK = found
     dominant_N, own_N = dominant_centres(cosine_NK, label_N)
     elsewhere_N = cosine_NK.argmax(1) != dominant_N
     noisy = np.flatnonzero(own_N < math.cos(math.radians(FARTHEST)))
@@ -70,7 +97,7 @@ def list_noise(model: nn.Module, index: ImageIndex, folder: Path, workers: int) 
     writer.writerow(["path", "identity", "cosine", "degrees", "nearer_elsewhere"])
     for i in noisy.tolist():
         degrees = math.degrees(math.acos(max(-1.0, min(1.0, float(own_N[i])))))
-        path, identity = table.paths[i], table.identities[i]
+        path, identity = paths[i], identities[i]
         writer.writerow([path, identity, f"{own_N[i]:.4f}", f"{degrees:.1f}", int(elsewhere_N[i])])
     write_bytes_whole(folder / NOISE, text.getvalue().encode("utf-8", "backslashreplace"))
     say(

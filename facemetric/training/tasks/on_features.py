@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.data.bad_images import note_bad
+from facemetric.data.images import upload
+from facemetric.evaluation.nearest import nearest
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training import distributed
-from facemetric.training.tasks.alike import most_alike
+from facemetric.training.readings import Figure
+from facemetric.training.task import Backward
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.following import first_rows
 from facemetric.training.tasks.triplets import StageTwo, net_of
 
+# Candidates for each place of a group: the nearest ones may be in another group already.
+CANDIDATES = 2
 STRANGER_VIEWS = 3  # of an unlabelled image, which has no other positives
 
 
@@ -162,16 +167,15 @@ class OnFeatures(StageTwo):
         self.model.train()
 
     def step(
-        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Callable[[Tensor], None]
-    ) -> dict[str, float]:
+        self, batch: tuple[np.ndarray, np.ndarray], progress: float, backward: Backward
+    ) -> dict[str, Figure]:
         """Project, mine, backward."""
         places, views = batch
-        features = self.features_of(places, views).to(self.device)
-        labels = self.labels[torch.from_numpy(places)].to(self.device)
+        features = upload(self.features_of(places, views), self.device)
+        labels = upload(self.labels[torch.from_numpy(places)], self.device)
         rows = torch.from_numpy(self.teacher_rows_of(places))
-        loss, figures = self.objective(
-            functional.normalize(self.model(features).float(), dim=1), labels, rows
-        )
+        unit_BD = functional.normalize(self.model(features).float(), dim=1)
+        loss, figures = self.objective(unit_BD, labels, rows)
         backward(loss)
         return figures
 
@@ -225,3 +229,13 @@ class OnFeatures(StageTwo):
     def embeddings(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """The validation images as weights on this backbone embed them: from the cached features."""
         return self.val_embeddings(embedder.folded_projection())
+
+
+def most_alike(means_CD: np.ndarray, group: int) -> np.ndarray:
+    """(C, k) int64: the other identities nearest to each by the cosine of their means (C, D), nearest first, k twice
+    what a group of `group` identities has beside the first, and at most C - 1."""
+    k = min(CANDIDATES * (group - 1), len(means_CD) - 1)
+    rows_CK = nearest(means_CD, means_CD, k + 1).rows
+    own = rows_CK == np.arange(len(means_CD))[:, None]
+    own[~own.any(1), -1] = True  # a copy of it may have come first: drop the last
+    return rows_CK[~own].reshape(len(means_CD), k)

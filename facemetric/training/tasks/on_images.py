@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -13,89 +12,22 @@ from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
-from facemetric.data.images import normalise
+from facemetric.data.images import normalise, upload
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
-from facemetric.model.freezing import batch_norms, freeze, training_mode, turn, widest
+from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import LOOKING, sample_for, start_projection
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
+from facemetric.training.task import Backward
+from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks
 from facemetric.training.tasks.classification import identity_means
 from facemetric.training.tasks.following import first_features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 from facemetric.training.validation import OpenSet
-
-
-def backward_in_chunks(
-    model: nn.Module,
-    embed: Callable[[Tensor], Tensor],
-    loss_of: Callable[[Tensor], Tensor],
-    chunks: Sequence[Tensor],
-    backward: Callable[[Tensor], None],
-    learned: Sequence[nn.Parameter] = (),
-) -> None:
-    """Accumulate the gradient of `loss_of(cat(embed(chunk) for chunk in chunks))` in the weights of `model`, and in
-    those that the loss has `learned` itself.
-
-    `embed` maps a chunk to embeddings (b, D) by `model`; `backward` is called with scalars whose gradients add
-    up to it. One chunk is the ordinary single pass."""
-    if len(chunks) == 1:
-        backward(loss_of(embed(chunks[0])))
-        return
-    states, parts = [], []
-    with torch.no_grad(), still_statistics(model):
-        for chunk in chunks:
-            states.append(random_state())
-            parts.append(embed(chunk))
-    torch.clear_autocast_cache()  # older ones keep weights that were cast without a graph, and use them below
-    with torch.enable_grad():
-        emb_BD = torch.cat(parts).requires_grad_()
-        grad_BD, *grads = torch.autograd.grad(loss_of(emb_BD), [emb_BD, *learned], allow_unused=True)
-        for weight, grad in zip(learned, grads, strict=True):
-            if grad is not None:
-                backward((weight * grad).sum())
-        for chunk, state, grad in zip(
-            chunks, states, grad_BD.split([len(part) for part in parts]), strict=True
-        ):
-            set_random_state(state)
-            backward((embed(chunk) * grad).sum())
-
-
-def even_chunks(images: Tensor, most: int) -> tuple[Tensor, ...]:
-    """Images in as few chunks as hold at most `most`, alike in size; one more where a chunk had but one image,
-    of which a batch norm has no variance. `most` 0 is one chunk."""
-    count = len(images)
-    return images.tensor_split(max(1, min(-(-count // (most or count)), count // 2)))
-
-
-@contextlib.contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms in training mode still normalise by the batch, but their running statistics do not move."""
-    norms = [norm for norm in batch_norms(model) if norm.training]
-    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
-
-
-State = tuple[Tensor, list[Tensor]]
-
-
-def random_state() -> State:
-    """The state of torch's generators, on the CPU and on every CUDA device in use."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
-def set_random_state(state: State) -> None:
-    """Put the generators back."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
 
 
 class OnImages(StageTwo):
@@ -190,6 +122,7 @@ class OnImages(StageTwo):
             epoch=epoch,
             workers=self.workers,
             start=start,
+            pin=self.device.type == "cuda",
         )
 
     def train_mode(self, epoch: int) -> None:
@@ -198,13 +131,13 @@ class OnImages(StageTwo):
         freeze(self.embedder, mode)
         training_mode(self.embedder, mode)
 
-    def step(self, batch: Batch, progress: float, backward: Callable[[Tensor], None]) -> dict[str, float]:
+    def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:
         """Embed, mine, backward; in chunks with --microbatch."""
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images, labels = batch.images, batch.labels.to(self.device)
-        figures: dict[str, float] = {}
+        images, labels = (upload(part, self.device) for part in (batch.images, batch.labels))
+        figures: dict[str, Figure] = {}
 
         def embed(chunk: Tensor) -> Tensor:
             return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))
@@ -216,7 +149,7 @@ class OnImages(StageTwo):
 
         chunks = even_chunks(images, self.config.microbatch)
         learned = [weight for module, _ in self.parts_of_loss() for weight in module.parameters()]
-        backward_in_chunks(self.embedder, embed, loss_of, chunks, backward, learned)
+        backward_in_chunks(self.embedder, embed, loss_of, chunks, backward, lambda: learned)
         return figures
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from facemetric import distributed
 from facemetric.data.index import ImageIndex, Location, parse_source
-from facemetric.errors import DataError
+from facemetric.distributed import say
+from facemetric.errors import DataError, given
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights import load_embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
 from facemetric.training.tasks.feature_cache import state_hash
 
 TABLES = (".npz", ".parquet")
@@ -93,7 +93,7 @@ def teacher_rows(teacher: Teacher, images: Joined) -> np.ndarray:
             found = found if found.size else np.zeros((len(images), size), np.float32)
             if found.shape[1] != size:
                 raise DataError(
-                    f"--teacher {text} has embeddings of {size} numbers, the one before it {found.shape[1]}; "
+                    f"{given('--teacher', text)} has embeddings of {size} numbers, the one before it {found.shape[1]}; "
                     "give tables of one teacher"
                 )
             names = [f"{name}/{row}" if name else row for row in table.paths.tolist()]
@@ -102,7 +102,7 @@ def teacher_rows(teacher: Teacher, images: Joined) -> np.ndarray:
             counts = np.bincount(mine, minlength=len(images)) + known
             if counts[mine].max(initial=0) > 1:
                 raise DataError(
-                    f"--teacher {text} has a second row for {images.name(int(counts.argmax()))!r}; keep one"
+                    f"{given('--teacher', text)} has a second row for {images.name(int(counts.argmax()))!r}; keep one"
                 )
             known[mine] = True
             matched = table.embeddings[places >= 0]
@@ -113,7 +113,7 @@ def teacher_rows(teacher: Teacher, images: Joined) -> np.ndarray:
         raise DataError(
             f"{len(lacking):,} of {len(images):,} training images have no row in --teacher, first "
             f"{images.name(int(lacking[0]))!r}; its rows begin with {first!r}: name tables and data alike "
-            "(DATA a=x.tar, --teacher a=x.npz), embed these images too, or leave them out (--leave-out-images)"
+            "(data a=x.tar, --teacher=a=x.npz), embed these images too, or leave them out (--leave-out-images)"
         )
     say(f"teacher: {int(known.sum()):,} of its {rows:,} rows matched, embeddings of {found.shape[1]}")
     return found

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import BadImageLog
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
+from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.machine import pick_workers
 from facemetric.mining.losses import Loss, LossRecord
 from facemetric.mining.memory import CrossBatchMemory
 from facemetric.model.embedder import Embedder
-from facemetric.training import distributed
-from facemetric.training.distributed import say
+from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.run_folder import judged_by
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup, same_origin, save_best
-from facemetric.training.tasks.doctor import Doctor, see
+from facemetric.training.tasks.doctor import SPREAD, VALID, Doctor, see, spread
 from facemetric.training.tasks.feature_cache import Features, cached_features, state_hash
 from facemetric.training.tasks.following import Following
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
@@ -53,6 +54,11 @@ def net_of(model: nn.Module) -> nn.Module:
     return model.net if isinstance(model, WithLoss) else model
 
 
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, and 0 where the whole is 0."""
+    return torch.where(whole != 0, part / whole, 0.0)
+
+
 class Objective:
     """The loss of a batch and its figures by name, over all processes.
 
@@ -61,7 +67,7 @@ class Objective:
 
     def __init__(self, config: FinetuneConfig, loss: Loss, run: Run) -> None:
         self.config, self.loss, self.run = config, loss, run
-        self.calls = 0
+        self.calls = self.watched = 0  # steps taken, and those whose figures were read
         self.doctor = Doctor(
             margin=config.margin,
             soft=config.soft_margin,
@@ -75,16 +81,16 @@ class Objective:
     def report(self, name: str, text: str) -> None:
         """What the doctor found, for the user and the log."""
         say(f"doctor: {text}")
-        self.run.log("doctor", self.calls, finding=name, text=text)
+        self.run.log("doctor", self.watched, finding=name, text=text)
 
     def __call__(
         self, emb_BD: Tensor, labels_B: Tensor, rows_B: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Unit embeddings (B, D) and labels (B,) of this process -> (its part of the loss, figures of all).
 
         `rows_B` (B,) are the images' rows among the teacher's, where one is followed.
-
-        The parts of all processes add up to the loss of one process with the whole batch."""
+        The parts of all processes add up to the loss of one process with the whole batch. The figures are on the
+        device, with what the doctor wants to know: `watch` takes them when they are read."""
         self.calls += 1
         seed = self.config.seed * 1_000_003 + self.calls
         emb_AD, labels_A, own = distributed.gather_rows(emb_BD, labels_B)
@@ -96,47 +102,59 @@ class Objective:
             memory.store(emb_AD, labels_A)
         else:
             found = self.loss(emb_AD, labels_A, anchors=anchors, seed=seed)
-        loss, figures, valid = self.of_all(found) if found.mined is not None else self.shared(found)
-        self.doctor.watch(see(emb_AD, figures, valid))
+        loss, figures = self.of_all(found) if found.mined is not None else self.shared(found)
+        figures = figures | {SPREAD: spread(emb_AD)}
         if self.following is None:
             return loss, figures
         assert rows_B is not None
         return self.following.beside(loss, figures, emb_BD, rows_B)
 
-    def of_all(self, found: LossRecord) -> tuple[Tensor, dict[str, float], int]:
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """Show the doctor the figures of a step, once they are read; return those for the log."""
+        self.watched += 1
+        self.doctor.watch(see(figures))
+        return {name: value for name, value in figures.items() if name not in (SPREAD, VALID)}
+
+    def of_all(self, found: LossRecord) -> tuple[Tensor, dict[str, Figure]]:
         """This process's part of a miner's mean over the triplets of all, and the figures of all of them."""
         mined = found.mined
         assert mined is not None
         weight, loss = mined.weight, found.loss
         sums = torch.stack([weight, mined.active, weight * mined.d_ap, weight * mined.d_an]).double()
-        counts = distributed.total(torch.cat([sums, sums.new_tensor([mined.valid])]))
-        total, active, d_ap, d_an, valid = counts.tolist()
+        counts = distributed.total(torch.cat([sums, torch.full_like(sums[:1], mined.valid)]))
+        total, active, d_ap, d_an, valid = counts
         if distributed.together():
-            loss = loss * (float(weight) / total if total else 0.0)
-        figures = {
-            "loss": float(distributed.total(loss)),
-            "fraction_positive": active / valid if valid else 0.0,
-            "mean_d_ap": d_ap / total if total else 0.0,
-            "mean_d_an": d_an / total if total else 0.0,
+            loss = loss * share(weight.double(), total).to(loss.dtype)
+        figures: dict[str, Figure] = {
+            "loss": distributed.total(loss),
+            "fraction_positive": share(active, valid),
+            "mean_d_ap": share(d_ap, total),
+            "mean_d_an": share(d_an, total),
+            VALID: valid,
         }
-        return loss, figures, int(valid)
+        return loss, figures
 
-    def shared(self, found: LossRecord) -> tuple[Tensor, dict[str, float], int | None]:
+    def shared(self, found: LossRecord) -> tuple[Tensor, dict[str, Figure]]:
         """This process's part of a loss, its anchors' or its share of the whole, and the figures of all anchors."""
-        figures = {name: float(value) for name, value in found.figures.items()}
+        named: dict[str, Figure] = {"loss": found.loss.detach()}
+        for name, value in found.figures.items():
+            named[name] = value.detach() if isinstance(value, Tensor) else float(value)
+        usable: dict[str, Figure] = {} if found.usable is None else {VALID: found.usable}
         if not (found.part and distributed.together()):
-            loss = found.loss / distributed.world_size()
-            return loss, {"loss": float(found.loss.detach())} | figures, found.usable
-        weight = float(found.weight)
-        named = {"loss": float(found.loss.detach())} | figures
-        weights = [found.figure_weights.get(name, weight) for name in named]
-        sums = [w * value for w, value in zip(weights, named.values(), strict=True)]
-        own = found.loss.new_tensor([found.usable or 0, *weights, *sums], dtype=torch.float64)
-        usable, *both = distributed.total(own).tolist()
-        totals, sums = both[: len(named)], both[len(named) :]
-        means = [value / of if of else 0.0 for value, of in zip(sums, totals, strict=True)]
-        part = found.loss * (weight / totals[0] if totals[0] else 0.0)
-        return part, dict(zip(named, means, strict=True)), int(usable)
+            return found.loss / distributed.world_size(), named | usable
+
+        def single(value: Figure) -> Tensor:
+            if isinstance(value, Tensor):
+                return value.detach().to(found.loss.device, torch.float64).reshape(())
+            return torch.full((), value, dtype=torch.float64, device=found.loss.device)
+
+        weights = [single(found.figure_weights.get(name, found.weight)) for name in named]
+        sums = [weight * single(value) for weight, value in zip(weights, named.values(), strict=True)]
+        totals = distributed.total(torch.stack([single(found.usable or 0), *weights, *sums]))
+        of_K, sum_K = totals[1:].view(2, len(named))
+        means: dict[str, Figure] = dict(zip(named, share(sum_K, of_K), strict=True))
+        part = found.loss * share(single(found.weight), of_K[0]).to(found.loss.dtype)
+        return part, means | {VALID: totals[0]}
 
     @torch.no_grad()
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -173,7 +191,7 @@ class Objective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back. Raises ConfigError for a memory of another size."""
-        self.calls = state["calls"]
+        self.calls = self.watched = state["calls"]  # figures are read before a checkpoint
         if "doctor" in state:
             self.doctor.load_state_dict(state["doctor"])
         if state["memory"] is None:
@@ -268,6 +286,10 @@ class StageTwo:
         """Numbers in an embedding of the network that trains."""
         raise AssertionError("a task of stage two knows it")
 
+    def watch(self, figures: dict[str, float]) -> dict[str, float]:
+        """Show the doctor a step's figures; return those for the log."""
+        return self.objective.watch(figures)
+
     def parts_of_loss(self) -> list[tuple[nn.Module, float]]:
         """What learns beside the network, with its learning rate: the loss's weights, the layer to the teacher's."""
         weights, following = self.objective.loss.weights, self.objective.following
@@ -339,19 +361,16 @@ class StageTwo:
     def cached(self, index: ImageIndex, views: int) -> Features:
         """The features of an index, and a line that says where they are kept."""
         cache = self.config.cache or self.config.out.parent / "features"
-        if distributed.rank() > 0:
-            distributed.barrier()  # process 0 fills the cache, the others read it
-        found = cached_features(
-            self.embedder,
-            index,
-            cache,
-            views=views,
-            augment=self.setup.augment,
-            seed=self.config.seed,
-            workers=self.workers,
-        )
-        if distributed.rank() == 0:
-            distributed.barrier()
+        with distributed.work_shared():
+            found = cached_features(
+                self.embedder,
+                index,
+                cache,
+                views=views,
+                augment=self.setup.augment,
+                seed=self.config.seed,
+                workers=self.workers,
+            )
         shape = " x ".join(str(n) for n in found.values.shape)
         say(
             f"{'reused' if found.reused else 'cached'} features ({shape}) in {cache}, which stays for the next run; "

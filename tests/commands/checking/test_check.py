@@ -281,7 +281,7 @@ def test_names_that_are_no_text_and_names_like_comments(
 def test_faults_of_the_user_are_said(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no DATA was given"):
         check_data(out=tmp_path)
-    with pytest.raises(ConfigError, match=r"--mislabelled is 2; it is a share, choose 0\.\.1"):
+    with pytest.raises(ConfigError, match=r"mislabelled is 2; it is a share, choose 0\.\.1"):
         check_data(clean, mislabelled=2, out=tmp_path)
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         check_data(clean, against="nowhere", out=tmp_path, workers=0)

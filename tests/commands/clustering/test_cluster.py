@@ -18,7 +18,8 @@ from facemetric import calibrate, cluster, load_embedder, show_progress
 from facemetric.commands.clustering.cluster import cluster_records
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.evaluation.clustering import agreement, find_clusters
+from facemetric.evaluation.clustering.agreement import agreement
+from facemetric.evaluation.clustering.clusters import find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.weights_folder import amend_config
 from facemetric.report.pictures import CELL, GAP, LINE, MARK, Pictures, draw_sheet, fitting, rows_shown
@@ -168,19 +169,22 @@ def test_only_sheets_of_a_run_before_are_removed(untrained: Path, faces: Path, t
 
 def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"out": tmp_path / "out"} | FAST
-    with pytest.raises(ConfigError, match="nothing to group: name images, or give --embeddings"):
+    with pytest.raises(ConfigError, match="nothing to group: name images, or give embeddings="):
         cluster(weights=own_weights, threshold=0.5, **options)
+    for threshold in (None, 0.5):
+        with pytest.raises(
+            ConfigError, match=r"no weights were given, .*: give weights=, a weights folder, a run"
+        ):
+            cluster(str(faces), threshold=threshold, **options)
     with pytest.raises(
-        ConfigError, match="no threshold: give --weights, which hold them by FAR, or --threshold"
+        ConfigError, match=r"no threshold: give weights=, which .* such as faces-112\), or threshold=$"
     ):
-        cluster(str(faces), **options)
-    with pytest.raises(WeightsError, match="no weights were given"):
-        cluster(str(faces), threshold=0.5, **options)
-    with pytest.raises(ConfigError, match=r"--threshold is 1\.2; choose -1\.\.1"):
+        cluster(embeddings="faces.npz", **options)
+    with pytest.raises(ConfigError, match=r"^threshold is 1\.2; choose -1\.\.1"):
         cluster(str(faces), weights=own_weights, threshold=1.2, **options)
     with pytest.raises(ConfigError, match="unknown method 'dbscn': did you mean 'dbscan'"):
         cluster(str(faces), weights=own_weights, threshold=0.5, method="dbscn", **options)
-    with pytest.raises(ConfigError, match="--sheets is -1"):
+    with pytest.raises(ConfigError, match=r"^sheets is -1"):
         cluster(str(faces), weights=own_weights, threshold=0.5, sheets=-1, **options)
     with pytest.raises(DataError, match="no such file or folder"):
         cluster(str(tmp_path / "nowhere"), weights=own_weights, threshold=0.5, **options)

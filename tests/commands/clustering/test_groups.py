@@ -16,7 +16,7 @@ from facemetric import cluster
 from facemetric.commands.clustering.groups import numbered_members
 from facemetric.data.group_lists import Member
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.clustering import find_clusters
+from facemetric.evaluation.clustering.clusters import find_clusters
 from facemetric.evaluation.table import EmbeddingTable
 
 THRESHOLD = 0.6
@@ -188,7 +188,7 @@ def test_groups_by_name_alone_have_the_numbers_of_their_names() -> None:
 
 
 def test_methods_that_cannot_keep_groups_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--onto, .* need --method agglomerative, not dbscan"):
+    with pytest.raises(ConfigError, match=r"onto=, .* need method='agglomerative', not dbscan"):
         cluster(embeddings="x.npz", threshold=0.5, method="dbscan", onto=tmp_path, out=tmp_path / "out")
     with pytest.raises(DataError, match=r"nowhere\.csv: cannot be read"):
         cluster(embeddings="x.npz", threshold=0.5, corrections=tmp_path / "nowhere.csv", out=tmp_path / "out")

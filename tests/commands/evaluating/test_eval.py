@@ -304,11 +304,11 @@ def test_a_mended_image_is_no_longer_listed(untrained: Path, faces: Path, tmp_pa
 
 
 def test_what_cannot_be_scored(untrained: Path, faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give one of --weights and --embeddings"):
+    with pytest.raises(ConfigError, match="give one of weights= and embeddings="):
         evaluate(data=faces, out=tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to score"):
         evaluate(untrained, out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="--folds is 1"):
+    with pytest.raises(ConfigError, match="folds is 1"):
         evaluate(untrained, data=faces, folds=1, out=tmp_path / "out")
 
 
@@ -383,13 +383,13 @@ def test_what_a_second_model_is_not_compared_by_is_said(table: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pairs": "p.csv", "all_pairs": True, "data": "x"}, "give one of --pairs and all_pairs=True"),
-        ({"pairs": "p.csv", "gallery": "g"}, "--gallery needs images: give --data or --embeddings"),
+        ({"pairs": "p.csv", "all_pairs": True, "data": "x"}, "give one of pairs= and all_pairs=True"),
+        ({"pairs": "p.csv", "gallery": "g"}, "gallery= needs images: give data= or embeddings="),
         ({"pairs": "p.csv", "svm": True}, "svm=True needs images"),
         ({"all_pairs": True}, "nothing to score"),
-        ({"data": "x", "fars": (0.1, 0)}, r"--fars is 0\.0; it is a share above 0"),
-        ({"data": "x", "max_bad": 1.5}, r"--max-bad is 1\.5; it is a share"),
-        ({"data": "x", "gallery": ("a.npz", "b.npz")}, "--gallery names 2 things, one of them embeddings"),
+        ({"data": "x", "fars": (0.1, 0)}, r"fars is 0\.0; it is a share above 0"),
+        ({"data": "x", "max_bad": 1.5}, r"max_bad is 1\.5; it is a share"),
+        ({"data": "x", "gallery": ("a.npz", "b.npz")}, "gallery= names 2 things, one of them embeddings"),
         ({"data": "x", "gallery": ("faces", "b.npz")}, "give images, or one file of embeddings"),
         ({"data": "x", "compare": "nowhere"}, "no weights at 'nowhere'"),
         ({"data": "x", "compare": "nowhere.npz"}, "x: no such file or folder"),
@@ -410,10 +410,10 @@ def test_flip_changes_only_images_that_are_embedded_now(
 ) -> None:
     options: dict[str, Any] = {"embeddings": table, "flip": True, "out": tmp_path, "report": False}
     for second in ("", table):
-        with pytest.raises(ConfigError, match="flip=True has no effect on --embeddings"):
+        with pytest.raises(ConfigError, match="flip=True has no effect on embeddings="):
             evaluate(compare=second, **options)
     for look in (cluster, visualize):
-        with pytest.raises(ConfigError, match="flip=True has no effect on --embeddings"):
+        with pytest.raises(ConfigError, match="flip=True has no effect on embeddings="):
             look(embeddings=table, flip=True, out=tmp_path)
     evaluate(compare=untrained, data=faces, **options | NO_REPORT)
     second = EmbeddingTable.load(tmp_path / "embeddings_second.npz")

@@ -62,7 +62,7 @@ def test_paths_of_pairs_that_are_below_another_folder(untrained: Path, faces: Pa
     file = tmp_path / "pairs.csv"
     file.write_text(f"image1_path,image2_path,label\n{names[0]},{names[1]},1\n{names[2]},{names[3]},0\n")
     with pytest.raises(
-        DataError, match=r"4 paths without a file below .*; or say with --data which images the pairs"
+        DataError, match=r"4 paths without a file below .*; or say with data= which images the pairs"
     ):
         evaluate(untrained, pairs=file, out=tmp_path / "out", report=False)
 

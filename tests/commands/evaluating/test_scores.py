@@ -118,7 +118,7 @@ def test_a_second_model_without_some_images(table: Path, untrained: Path, tmp_pa
     some = EmbeddingTable.load(table).rows(np.arange(90)).save(tmp_path / "some.npz")
     with pytest.raises(DataError, match="6 of 96 images have no embedding of the second model"):
         evaluate(embeddings=table, compare=some, out=tmp_path, report=False)
-    with pytest.raises(ConfigError, match="--compare with weights needs their images"):
+    with pytest.raises(ConfigError, match="compare= with weights needs their images"):
         evaluate(embeddings=table, compare=untrained, out=tmp_path, report=False)
 
 
@@ -348,5 +348,5 @@ def test_a_gallery_of_another_model(table: Path, tmp_path: Path) -> None:
     other = worse(table, tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"the gallery has embeddings of \d+ numbers, the images of"):
         evaluate(embeddings=table, gallery=other, out=tmp_path / "out", report=False)
-    with pytest.raises(ConfigError, match="--gallery of images needs --weights"):
+    with pytest.raises(ConfigError, match="gallery= of images needs weights="):
         evaluate(embeddings=table, gallery=tmp_path, out=tmp_path / "out", report=False)

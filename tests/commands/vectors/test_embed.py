@@ -385,7 +385,7 @@ def test_a_video_as_data_is_refused(untrained: Path, tmp_path: Path) -> None:
 def test_a_folder_of_that_name_is_left_alone(untrained: Path, faces: Path, tmp_path: Path) -> None:
     (tmp_path / "E.npz.parts").mkdir()
     (tmp_path / "E.npz.parts" / "letter.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not a folder of facemetric embed; name another --out"):
+    with pytest.raises(ConfigError, match="is not a folder of facemetric embed; name another out="):
         embed(faces, weights=untrained, out=tmp_path / "E.npz", **PLAIN)
     assert (tmp_path / "E.npz.parts" / "letter.txt").read_text() == "mine"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_trainings import numbers
 from timm.data import resolve_data_config
 from torch.nn import functional
 
@@ -43,7 +46,7 @@ def test_heads_learn_a_batch_by_heart(faces: Path, tmp_path: Path, head: str) ->
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
-        losses.append(task.step(batch, 1.0, lambda loss: loss.backward())["loss"])
+        losses.append(numbers(task.step(batch, 1.0, lambda loss: loss.backward()))["loss"])
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
 
@@ -163,7 +166,10 @@ def test_a_margin_grows_over_the_first_third(
 ) -> None:
     task = task_of(faces, tmp_path / "run", head="cosface", margin=0.4, batch_size=8)
     batch = next(task.batches(0, 0))
-    losses = [task.step(batch, progress, lambda loss: None)["loss"] for progress in (0.0, 1 / 6, 1 / 3, 1.0)]
+    losses = [
+        numbers(task.step(batch, progress, lambda loss: None))["loss"]
+        for progress in (0.0, 1 / 6, 1 / 3, 1.0)
+    ]
     assert losses[0] < losses[1] < losses[2]
     assert losses[3] == pytest.approx(losses[2], rel=0.05)
 
@@ -173,7 +179,7 @@ def test_accuracy_is_without_the_margin(faces: Path, tmp_path: Path) -> None:
     task = task_of(faces, tmp_path / "run", head="cosface", margin=2.0, batch_size=8)
     batch = next(task.batches(0, 0))
     task.model.head.forward = lambda emb: functional.one_hot(batch.labels, 14).float()  # type: ignore[method-assign]
-    assert task.step(batch, 1.0, lambda loss: None)["accuracy"] == 1.0
+    assert numbers(task.step(batch, 1.0, lambda loss: None))["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -203,3 +209,57 @@ def test_rich_identities_are_capped(faces: Path, tmp_path: Path) -> None:
     labels = np.concatenate([batch.labels.numpy() for batch in task.batches(0, 0)])
     assert np.bincount(labels).max() == 2
     assert task.steps_per_epoch == 2 * len(task.split.train.identities) // 8
+
+
+HEADS_IN_PARTS: list[dict[str, Any]] = [
+    {"head": "softmax", "label_smoothing": 0.1, "random_erasing": 0.5},
+    {"head": "subcentre-arcface"},
+    {"head": "adaface"},  # whose margin follows the lengths of the whole batch
+    {"head": "curricular"},
+    {"head": "cosface", "head_shards": True, "head_sample": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", HEADS_IN_PARTS, ids=lambda options: options["head"])
+def test_micro_batches_have_the_gradient_of_the_batch(
+    faces: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where the batch norms are still; the figures are those of the batch as well."""
+    found = []
+    for most in (0, 5):
+        task = task_of(
+            faces, tmp_path / str(most), embedding_size=8, batch_size=16, microbatch=most, **options
+        )
+        task.model.double().eval()
+        task.model.head.train()
+        seen: list[bool] = []
+
+        def backward(loss: torch.Tensor, last: bool = True, seen: list[bool] = seen) -> None:
+            seen.append(last)
+            loss.backward()
+
+        task.images_of = partial(double_images, task.images_of)  # type: ignore[method-assign]
+        batch = next(task.batches(0, 0))
+        torch.manual_seed(0)
+        random.seed(0)
+        figures = numbers(task.step(batch, 1.0, backward))
+        grads = {name: weight.grad for name, weight in task.model.named_parameters()}
+        grads |= {str(i): drawn.part.grad for i, drawn in enumerate(getattr(task.model.head, "drawn", []))}
+        found.append((figures, grads, dict(task.model.head.named_buffers())))
+        assert seen[-1]
+        assert not any(seen[:-1])
+        assert (len(seen) > 1) == (most > 0)
+    (whole, grads, buffers), (parts, grads_of_parts, buffers_of_parts) = found
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert sum(grad is not None for grad in grads.values()) > 10
+    for name, grad in grads.items():
+        assert (grad is None) == (grads_of_parts[name] is None), name
+        if grad is not None:
+            torch.testing.assert_close(grads_of_parts[name], grad, rtol=1e-5, atol=1e-7)
+    for name, value in buffers.items():
+        torch.testing.assert_close(buffers_of_parts[name], value)
+
+
+def double_images(images_of: Any, batch: Any) -> torch.Tensor:
+    """The images of a batch in float64, so that the order of sums does not show."""
+    return images_of(batch).double()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from child_processes import in_processes
-from small_trainings import same
+from small_trainings import numbers, same
 from torch.nn import functional
 
-from facemetric import load_embedder, pretrain
+from facemetric import distributed, load_embedder, pretrain
 from facemetric.config import PretrainConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, TrainingError
@@ -22,7 +22,6 @@ from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.model.weights_folder import read_config
-from facemetric.training import distributed
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
@@ -69,7 +68,7 @@ def test_a_student_learns_to_follow(faces: Path, tables: dict[str, str], tmp_pat
     figures = []
     for _ in range(25):
         optimizer.zero_grad()
-        figures.append(task.step(batch, 1.0, lambda loss: loss.backward()))
+        figures.append(numbers(task.step(batch, 1.0, lambda loss: loss.backward())))
         optimizer.step()
     assert set(figures[0]) == {"loss", "direction", "relation"}
     assert figures[0]["loss"] == pytest.approx(figures[0]["direction"] + 4 * figures[0]["relation"])
@@ -107,7 +106,7 @@ def test_unlabelled_images_are_never_in_the_softmax(
     batch = next(batch for batch in seen if (batch.labels == -1).any() and (batch.labels >= 0).any())
     task.model.eval()
     given: list[torch.Tensor] = []
-    found = task.step(batch, 1.0, given.append)
+    found = numbers(task.step(batch, 1.0, given.append))
     images = task.model.embedder.preprocess
     with torch.no_grad():
         pixels = (batch.images.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
@@ -133,7 +132,7 @@ def test_a_batch_without_a_label_teaches_all_the_same(
     task = task_of(faces, tmp_path / "run", **options)
     batch = next(task.batches(0, 0))
     batch = batch._replace(labels=torch.full_like(batch.labels, -1))
-    found = task.step(batch, 1.0, lambda loss: loss.backward())
+    found = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
     assert found["cross_entropy"] == 0
     assert found["loss"] == pytest.approx(found["direction"])
 
@@ -261,7 +260,7 @@ def shares(faces: Path, tables: dict[str, str], stage_one: Trained, folder: Path
     task = task_of(faces, folder, weights=str(stage_one.run), **options)
     task.model.eval()  # batch norms of a process see its share alone
     batch = next(task.batches(0, 0))
-    figures = task.step(batch, 1.0, lambda loss: loss.backward())
+    figures = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
     distributed.sum_gradients(task.model.parameters())
     grads = {name: weight.grad for name, weight in task.model.named_parameters()}
     return {"rows": batch.rows, "figures": figures, "grads": grads}
@@ -299,10 +298,38 @@ def test_the_layer_to_the_teacher_sees_what_it_was_fitted_to(
     task.model.eval()
     batch = next(task.batches(0, 0))
     with torch.no_grad():
-        unit = functional.normalize(task.embed(batch), dim=1)
+        unit = functional.normalize(task.model.embed(task.images_of(batch)), dim=1)
         led = task.model.to_teacher(unit)
     direction = 1 - functional.cosine_similarity(led, task.teacher[batch.rows]).mean()
-    found = task.step(batch, 1.0, lambda loss: None)
+    found = numbers(task.step(batch, 1.0, lambda loss: None))
     assert found["direction"] == pytest.approx(float(direction), rel=1e-5)
     mean = task.teacher.mean(0, keepdim=True)
     assert found["direction"] < 1 - float(functional.cosine_similarity(mean, task.teacher[batch.rows]).mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"relation_weight": 2.0}], ids=["apart", "all pairs"])
+def test_micro_batches_have_the_gradient_of_the_batch(
+    faces: Path, tables: dict[str, str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Where the batch norms are still; with all pairs of the batch in the loss, too."""
+    options = options | {"teacher": (tables["faces"], tables["more"]), "unlabelled": (f"more={faces}",)}
+    found = []
+    for most in (0, 7):
+        task = task_of(
+            faces, tmp_path / str(most), **options, label_weight=1.0, microbatch=most, batch_size=16
+        )
+        task.model.eval()
+        seen: list[bool] = []
+
+        def backward(loss: torch.Tensor, last: bool = True, seen: list[bool] = seen) -> None:
+            seen.append(last)
+            loss.backward()
+
+        figures = numbers(task.step(next(task.batches(0, 0)), 1.0, backward))
+        assert (len(seen) > 1) == (most > 0)
+        found.append((figures, {name: weight.grad for name, weight in task.model.named_parameters()}))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    assert len(found[0][0]) == 4 + bool(options.get("relation_weight"))
+    for name, grad in found[0][1].items():
+        if grad is not None:
+            torch.testing.assert_close(found[1][1][name], grad, rtol=1e-3, atol=1e-5)

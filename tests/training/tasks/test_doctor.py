@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_trainings import numbers
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
@@ -34,6 +35,12 @@ def objective_of(config: FinetuneConfig, log: Log) -> Objective:
     return Objective(config, loss, log)  # type: ignore[arg-type]
 
 
+def step_of(objective: Objective, emb_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
+    """A step, whose figures are read at once."""
+    _, figures = objective(emb_BD, labels_B)
+    objective.watch(numbers(figures))
+
+
 def train(
     emb_of: Any, labels: torch.Tensor, *, miner: str = "semihard", margin: float = 0.2, soft: bool = False
 ) -> list[str]:
@@ -45,7 +52,7 @@ def trained(config: FinetuneConfig, emb_of: Any, labels: torch.Tensor) -> list[s
     objective = objective_of(config, log)
     for step in range(WINDOW + 5):
         torch.manual_seed(step)
-        objective(functional.normalize(emb_of(), dim=1), labels)
+        step_of(objective, functional.normalize(emb_of(), dim=1), labels)
     return log.findings
 
 
@@ -147,19 +154,19 @@ def test_a_resumed_run_hears_what_an_unbroken_one_hears() -> None:
     point, labels = functional.normalize(torch.ones(8, 4), dim=1), torch.arange(4).repeat(2)
     whole, heard = objective()
     for _ in range(WINDOW):
-        whole(point, labels)
+        step_of(whole, point, labels)
     assert heard.findings == ["collapse"]
     parts, _ = objective()
     for _ in range(WINDOW - 1):
-        parts(point, labels)
+        step_of(parts, point, labels)
     rest, heard = objective()
     rest.load_state_dict(parts.state_dict())
     assert heard.findings == []
-    rest(point, labels)
+    step_of(rest, point, labels)
     assert heard.findings == ["collapse"]
     again, heard = objective()
     again.load_state_dict(rest.state_dict())
-    again(point, labels)
+    step_of(again, point, labels)
     assert heard.findings == []
 
 
@@ -175,5 +182,5 @@ def test_of_a_loss_of_ones_own_only_the_collapse_is_seen(monkeypatch: pytest.Mon
         log = Log()
         objective = objective_of(FinetuneConfig(("x",), loss=name), log)
         for _ in range(WINDOW):
-            objective(functional.normalize(emb_of(), dim=1), LABELS)
+            step_of(objective, functional.normalize(emb_of(), dim=1), LABELS)
         assert log.findings == findings

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 from child_processes import in_processes
-from small_trainings import FAST, same
+from small_trainings import FAST, numbers, same
 from torch.nn import functional
 
-from facemetric import finetune, load_embedder
+from facemetric import distributed, finetune, load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
-from facemetric.training import distributed
 from facemetric.training.finetune import task_of as task_of_config
 from facemetric.training.run import Run, Trained
 from facemetric.training.run_folder import read_log
@@ -86,7 +85,7 @@ def test_the_terms_are_those_of_the_images_that_are_seen(
     teacher = said.embeddings[[said.find(name) for name in names]].astype(np.float64)
     teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
     given: list[torch.Tensor] = []
-    figures = task.step((places, views), 0.0, given.append)
+    figures = numbers(task.step((places, views), 0.0, given.append))
     with torch.no_grad():
         unit = functional.normalize(task.projection(task.features_of(places, views)), dim=1)
         led = functional.normalize(following_of(task).to_teacher(unit), dim=1).double().numpy()
@@ -104,7 +103,7 @@ def test_the_terms_are_those_of_the_images_that_are_seen(
 def test_without_a_teacher_the_loss_is_the_labels(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
     task = task_of(faces, stage_one, tmp_path / "run")
     assert task.objective.following is None
-    figures = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None)
+    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None))
     assert not {"direction", "relation", "label_loss"} & figures.keys()
 
 
@@ -121,7 +120,7 @@ def test_the_layer_begins_at_least_squares_and_learns(
     figures = []
     for _ in range(40):
         optimizer.zero_grad()
-        figures.append(task.step(batch, 0.0, lambda loss: loss.backward()))
+        figures.append(numbers(task.step(batch, 0.0, lambda loss: loss.backward())))
         optimizer.step()
     assert figures[0]["direction"] < 0.75 * float(by_mean)  # of one answer for all
     for name in ("direction", "relation"):
@@ -177,7 +176,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(
         options: dict[str, Any] = {"teacher": (table,), "relation_weight": 2.0, "freeze": ("none",)}
         task = task_of(faces, stage_one, tmp_path / str(microbatch), microbatch=microbatch, **options)
         task.model.eval()  # batch norms see chunks of other sizes else
-        figures = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward())
+        figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward()))
         grads = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
         found[microbatch] = figures, grads
     (figures, grads), (in_parts, part_grads) = found[0], found[7]
@@ -193,7 +192,7 @@ def shares(stage_one: Trained, faces: Path, table: str, folder: Path) -> dict[st
     options: dict[str, Any] = {"teacher": (table,), "relation_weight": 2.0, "label_weight": 0.3}
     options |= {"unlabelled": (f"more={faces}",), "cache": folder.parent / "features", "batch_size": 20}
     task = task_of(faces, stage_one, folder, **options)
-    figures = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward())
+    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward()))
     distributed.sum_gradients(task.model.parameters())
     return {"figures": figures, "grads": {name: p.grad for name, p in task.model.named_parameters()}}
 
@@ -219,7 +218,8 @@ def test_weights_are_a_teacher_too(stage_one: Trained, faces: Path, tmp_path: Pa
     task = task_of(faces, stage_one, tmp_path / "run", teacher=(str(stage_one.weights),))
     rows = following_of(task).teacher
     assert rows.shape == (len(task.split.train), load_embedder(stage_one.weights).embedding_size)
-    assert task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None)["direction"] < 0.05
+    found = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None)
+    assert float(found["direction"]) < 0.05
     assert list((tmp_path / "teacher").glob("*.npz"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference_mining
 import torch
-from small_trainings import FAST
+from small_trainings import FAST, numbers
 from torch.nn import functional
 
 from facemetric import finetune, load_embedder
@@ -23,7 +23,7 @@ from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.feature_cache import cached_features
-from facemetric.training.tasks.on_features import OnFeatures
+from facemetric.training.tasks.on_features import OnFeatures, most_alike
 
 
 def task_of(faces: Path, stage_one: Trained, folder: Path, **options: Any) -> OnFeatures:
@@ -79,7 +79,7 @@ def test_bad_images_are_listed_and_their_identity_is_checked_again(
     emb = functional.normalize(task.values[0, torch.from_numpy(rows)], dim=1)
     labels = torch.from_numpy(task.split.train.identity[rows])
     loss, *_ = reference_mining.twin("semihard", emb, labels)
-    assert task.step(batch, 0.0, lambda loss: None)["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert numbers(task.step(batch, 0.0, lambda loss: None))["loss"] == pytest.approx(float(loss), rel=1e-4)
 
 
 @pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
@@ -104,7 +104,7 @@ def test_options_reach_the_miner(
     )
     batch = next(iter(task.batches(0, 0)))
     losses = []
-    figures = task.step(batch, 0.0, losses.append)
+    figures = numbers(task.step(batch, 0.0, losses.append))
     rows = task.rows[batch[0]]
     with torch.no_grad():
         emb = functional.normalize(task.model(task.values[0, torch.from_numpy(rows)]), dim=1)
@@ -115,7 +115,7 @@ def test_options_reach_the_miner(
     assert figures["loss"] == pytest.approx(float(loss), rel=1e-4)
     assert float(losses[0].detach()) == pytest.approx(float(loss), rel=1e-4)
     assert figures["fraction_positive"] == pytest.approx(active / valid, abs=0.02)
-    assert set(figures) == {"loss", "fraction_positive", "mean_d_ap", "mean_d_an"}
+    assert set(task.watch(figures)) == {"loss", "fraction_positive", "mean_d_ap", "mean_d_an"}
 
 
 def nearer_first(d_ap: torch.Tensor, d_an: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_a_miner_of_ones_own(
     task = task_of(faces, stage_one, tmp_path / "run", miner="my_mining:wrong_order", batch_size=12)
     batch = next(iter(task.batches(0, 0)))
     rows = task.rows[batch[0]]
-    figures = task.step(batch, 0.0, lambda loss: None)
+    figures = numbers(task.step(batch, 0.0, lambda loss: None))
     emb = functional.normalize(task.values[0, torch.from_numpy(rows)], dim=1)
     labels = torch.from_numpy(task.split.train.identity[rows])
     loss, *_ = reference_mining.twin("select", emb, labels, 0.2, "squared", nearer_first)
@@ -190,7 +190,7 @@ def test_each_unlabelled_image_is_a_person_of_its_own(
             seen.setdefault(int(labels[place]), []).append(row)
             if place < len(task.rows):
                 assert torch.equal(row, task.values[0, task.rows[place]])
-        figures = task.step((places, views), 0.0, lambda loss: None)
+        figures = numbers(task.step((places, views), 0.0, lambda loss: None))
         emb = functional.normalize(features, dim=1)
         loss, *_ = reference_mining.twin("semihard", emb, torch.from_numpy(labels[places]))
         assert figures["loss"] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
@@ -220,5 +220,24 @@ def test_unlabelled_images_are_hashed_and_belong_to_the_run(
 
 
 def test_unlabelled_images_need_cached_features(faces: Path, nobody: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--unlabelled needs --freeze backbone"):
+    with pytest.raises(ConfigError, match="unlabelled= needs freeze='backbone'"):
         finetune(str(faces), weights="x", unlabelled=(str(nobody),), freeze="none", out=str(tmp_path))
+
+
+def test_who_is_alike_the_nearest_others_by_cosine() -> None:
+    means = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    found = most_alike(means, 4)
+    assert found.shape == (30, 6)
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    score = unit @ unit.T
+    np.fill_diagonal(score, -2)
+    assert np.array_equal(found, (-score).argsort(1)[:, :6])
+
+
+def test_who_is_alike_copies_and_two_identities() -> None:
+    """Equal means come in the order of their numbers, and nobody is like himself."""
+    means = np.ones((7, 3), np.float32)
+    found = most_alike(means, 2)
+    assert found.shape == (7, 2)
+    assert not (found == np.arange(7)[:, None]).any()
+    assert most_alike(means[:3], 8).tolist() == [[1, 2], [0, 2], [0, 1]]

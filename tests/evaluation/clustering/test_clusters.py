@@ -6,11 +6,11 @@ import reference_clusters as slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN, AgglomerativeClustering
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation import clustering
-from facemetric.evaluation.clustering import METHODS, agreement, find_clusters
+from facemetric.evaluation.clustering import clusters
+from facemetric.evaluation.clustering.clusters import METHODS, find_clusters
 
 
 def some_people(seed, n=60, size=6, noise=0.5):
@@ -67,7 +67,7 @@ def test_neither_order_nor_length_nor_tiles_matter(method, monkeypatch):
     emb, rng = some_people(3, 90, size=5), np.random.default_rng(0)
     first = find_clusters(emb, 0.7, method=method)
     order = rng.permutation(len(emb))
-    monkeypatch.setattr(clustering, "BUDGET_MIB", 0.002)  # 5 rows a tile
+    monkeypatch.setattr(clusters, "BUDGET_MIB", 0.002)  # 5 rows a tile
     again = find_clusters((emb * rng.uniform(0.1, 9, (90, 1)))[order], 0.7, method=method)
     assert alike(again.number, first.number[order])
     assert again.links == first.links
@@ -132,7 +132,7 @@ def test_one_image_and_no_links():
 
 
 def test_too_many_links_are_refused(monkeypatch):
-    monkeypatch.setattr(clustering, "MAX_LINKS", 2 * 45)
+    monkeypatch.setattr(clusters, "MAX_LINKS", 2 * 45)
     emb = np.ones((15, 2))
     with pytest.raises(
         DataError, match=r"links 100\.0% of all pairs of 15 images, more than 45; choose a higher"
@@ -150,65 +150,3 @@ def test_bad_input():
         find_clusters(np.eye(3), 0.5, method="dbscan", min_images=0)
     with pytest.raises(DataError, match="1 of 3 embeddings are zero or not finite"):
         find_clusters(np.diag([1.0, 0.0, 1.0]), 0.5)
-
-
-LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=25)
-
-
-@settings(max_examples=60, deadline=None)
-@given(LABELS)
-def test_every_figure_by_hand_or_as_scikit_learn(rows):
-    cluster, identity = [c for c, _ in rows], [f"person {p}" for _, p in rows]
-    if len(set(identity)) < 2:
-        identity[0] = "somebody else"
-    found = agreement(cluster, identity)
-    wanted = slow.bcubed(cluster, identity)
-    assert (found.precision.value, found.recall.value, found.f.value) == pytest.approx(wanted)
-    assert found.purity == pytest.approx(slow.purity(cluster, identity))
-    assert found.nmi == pytest.approx(normalized_mutual_info_score(identity, cluster), abs=1e-9)
-    assert found.ari == pytest.approx(adjusted_rand_score(identity, cluster), abs=1e-9)
-    assert (found.images, found.identities, found.clusters) == (
-        len(rows),
-        len(set(identity)),
-        len(set(cluster)),
-    )
-
-
-def test_the_best_and_the_two_trivial_answers():
-    identity = np.repeat(np.arange(5), [1, 2, 3, 4, 10])
-    best = agreement(9 - identity, identity)  # names do not matter
-    assert (best.purity, best.nmi, best.ari, best.f.value) == pytest.approx((1, 1, 1, 1))
-    alone = agreement(np.arange(20), identity)
-    assert (alone.purity, alone.precision.value, alone.recall.value) == pytest.approx((1, 1, 5 / 20))
-    together = agreement(np.zeros(20), identity)
-    assert (together.purity, together.recall.value) == pytest.approx((0.5, 1))
-    assert together.precision.value == pytest.approx((1 + 4 + 9 + 16 + 100) / 20 / 20)
-
-
-def test_intervals_draw_people_and_not_images():
-    rng = np.random.default_rng(0)
-    identity = np.repeat(np.arange(40), 10)
-    split = rng.random(40) < 0.5  # half of the people lie in two clusters of five each
-    cluster = 2 * identity + (split[identity] & (np.arange(400) % 2 == 0))
-    found = agreement(cluster, identity)
-    assert found.precision[:3] == pytest.approx((1, 1, 1))
-    share = split.mean()
-    deviation = 0.5 * np.sqrt(share * (1 - share) / 40)
-    assert found.recall.value == pytest.approx(1 - share / 2)
-    assert found.recall.high - found.recall.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
-    assert found.f.low < found.f.value < found.f.high
-    few = np.arange(400) % 10 < 1 + identity % 10  # people of 1 to 10 images: many values of a draw
-    uneven = cluster[few], identity[few]
-    assert agreement(*uneven) == agreement(*uneven, seed=0) != agreement(*uneven, seed=1)
-    record = found.to_dict()
-    assert record["bcubed_recall"] == found.recall.value
-    assert record["intervals_95"]["bcubed_recall"] == {"low": found.recall.low, "high": found.recall.high}
-
-
-def test_agreement_of_bad_input():
-    with pytest.raises(DataError, match=r"clusters of shape \(3,\), identities of shape \(2,\)"):
-        agreement([0, 0, 1], ["a", "b"])
-    with pytest.raises(DataError, match="1 identity; clusters are measured against two"):
-        agreement([0, 0, 1], ["a", "a", "a"])
-    with pytest.raises(DataError, match="0 identities; clusters"):
-        agreement([], [])

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from child_processes import in_processes
+from small_trainings import numbers
 from torch.nn import functional
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.mining import MINERS
-from facemetric.training import distributed
+from facemetric.training.gradients import Gradients
+from facemetric.training.optim import Amp
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.triplets import Objective
 
@@ -71,20 +74,19 @@ def two_steps(miner: str, uneven: bool, memory: int, world: int) -> dict[str, An
     images, labels = batch(uneven)
     own = parts(len(labels), world)[distributed.rank()]
     mine = objective(miner, memory)
+    model = torch.nn.ModuleList([layer, mine.loss.weights or torch.nn.Identity()])
+    backward = Gradients(model, Amp(torch.device("cpu"), "off"))
+    backward.follow()
     found: dict[str, Any] = {"figures": []}
     for _ in range(2):
-        layer.zero_grad()
-        if mine.loss.weights is not None:
-            mine.loss.weights.zero_grad()
+        model.zero_grad()
         emb = functional.normalize(layer(images[own]), dim=1)
         loss, figures = mine(emb, labels[own])
-        loss.backward()
-        distributed.sum_gradients(layer.parameters())
+        backward(loss)
         assert layer.weight.grad is not None
         if mine.loss.weights is not None:
-            distributed.sum_gradients(mine.loss.weights.parameters())
             found["learned"] = next(mine.loss.weights.parameters()).grad.clone()
-        found["figures"].append(figures)
+        found["figures"].append(numbers(figures))
         found["grad"] = layer.weight.grad.clone()
         with torch.no_grad():
             layer.weight -= 0.1 * layer.weight.grad
@@ -123,17 +125,6 @@ def test_processes_agree_with_one(world: int, case: tuple[str, bool, int], tmp_p
             torch.testing.assert_close(found["learned"], expected["learned"])
         for got, wanted in zip(found["figures"], expected["figures"], strict=True):
             assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9)
-
-
-def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient of zeros would let weight decay, and Adam's count of steps, move it."""
-    monkeypatch.setattr(distributed, "together", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    layer = torch.nn.Linear(D, D)
-    layer.weight.requires_grad_(False)
-    distributed.sum_gradients(layer.parameters())
-    assert layer.weight.grad is None
-    assert layer.bias.grad is not None  # this process had no triplet
 
 
 def test_alone_nothing_is_gathered() -> None:

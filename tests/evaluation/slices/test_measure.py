@@ -5,7 +5,7 @@ import reference_metrics as slow
 from facemetric.errors import DataError
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.records import wilson
-from facemetric.evaluation.slices import ACROSS, groups_of_pairs, slice_all_pairs, slice_pairs
+from facemetric.evaluation.slices.measure import ACROSS, groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.verification import verify_pairs
 
 FARS = (0.1, 0.02, 1e-9)

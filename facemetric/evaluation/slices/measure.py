@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import MANY_PAIRS, Floats, Ints, OperatingPoint
-from facemetric.evaluation.groups import Gap, Group, Rates, Slicing, sized_group
 from facemetric.evaluation.intervals.all_pairs import EXACT, count_by_person
 from facemetric.evaluation.intervals.counts import DrawnRates, ListedCells, PersonCounts
 from facemetric.evaluation.intervals.draws import DRAWS, numbered_identities, pair_weights, person_weights
 from facemetric.evaluation.intervals.records import Interval, newcombe, percentiles, wilson
+from facemetric.evaluation.slices.records import Gap, Group, Rates, Slicing, sized_group
 
 ACROSS = "(across groups)"  # pairs of images of two groups: shown, but no part of a gap
 MOST_GROUPS = 50  # a column of more values names images or people, not groups

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from facemetric.errors import ConfigError, DataError
-from facemetric.evaluation.clustering import find_clusters
-from facemetric.evaluation.known_groups import NOBODY, KnownGroups, Link
+from facemetric.evaluation.clustering.clusters import find_clusters
+from facemetric.evaluation.clustering.known import NOBODY, KnownGroups, Link
 
 
 def some_people(seed, n, size=6, noise=0.5):

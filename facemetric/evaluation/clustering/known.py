@@ -62,7 +62,7 @@ class KnownGroups:
         self.check(piece_N)
         key_N = self.keys(piece_N)
         apart_P2 = np.array([(link.a, link.b) for link in self.two], np.int64).reshape(-1, 2)
-        # A group that a pair parts is found anew within itself, from the pieces that are sure.
+        # A group that a pair parts is grouped again within itself, from the pieces that are sure.
         parted = [k for a, b in key_N[apart_P2].tolist() if (k := a) == b and k != NOBODY]
         whole_N = (key_N != NOBODY) & ~np.isin(key_N, parted)
         return Start(np.where(whole_N, len(key_N) + key_N, piece_N), key_N, apart_P2)

@@ -1,0 +1,284 @@
+"""Several processes under torchrun: the batch is one, each process computes its part of it.
+
+Every process embeds its share of the global batch and mines its own anchors against the embeddings of all.
+The gradient of each process's loss reaches every embedding, wherever it was made, and the gradients of the
+weights are summed, so that losses and gradients are those of one process with the whole batch. Without
+torchrun everything here does nothing.
+
+Shapes: B rows of this process, A rows of all processes, D embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from facemetric import machine
+from facemetric.errors import ConfigError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=24)  # others wait while process 0 caches features or validates: that can take hours
+
+
+def start(device: str) -> str:
+    """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # gloo for what lies on the CPU, such as embeddings that are evaluated
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    if rank() > 0:  # process 0 speaks for all
+        machine.show_progress(False)
+    return device
+
+
+def together() -> bool:
+    """Whether there are several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process, 0 for the one that writes."""
+    return dist.get_rank() if together() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if together() else 1
+
+
+_shared = False
+
+
+@contextlib.contextmanager
+def work_shared() -> Iterator[None]:
+    """Inside, what is done for many images, pairs or queries is shared out over the processes, which all call it
+    with the same arguments and all get the whole result. Outside, every process works for itself."""
+    global _shared
+    before, _shared = _shared, True
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def workers() -> int:
+    """Between how many processes work is shared out here: 1 outside of `work_shared`."""
+    return world_size() if _shared and together() else 1
+
+
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of some items: every so many, so that long and short ones are spread."""
+    return items[rank() :: workers()] if workers() > 1 else items
+
+
+def merged_rows(whole: npt.NDArray[Any], own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Fill into `whole` (N, ...) what the other processes have in the rows that are theirs, this one's being `own`;
+    the rows of all, rising. Alone it changes nothing."""
+    if workers() == 1:
+        return np.sort(own)
+    rows = from_all(own)
+    values = torch.from_numpy(np.ascontiguousarray(whole[own]))
+    for theirs, part in zip(rows, _gathered(values, [len(r) for r in rows]), strict=True):
+        whole[theirs] = part.numpy()
+    return np.sort(np.concatenate(rows))
+
+
+def summed(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Whole numbers summed over the processes that share the work."""
+    return counts if workers() == 1 else total(torch.from_numpy(counts)).numpy()
+
+
+def of_workers(value: T) -> list[T]:
+    """The value of each process that shares the work; of this one where nobody does."""
+    return [value] if workers() == 1 else from_all(value)
+
+
+def say(text: str) -> None:
+    """A line for the user where progress is shown (machine.show_progress), from process 0 alone."""
+    if rank() == 0:
+        machine.say(text)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if together():
+        dist.barrier()
+
+
+def from_first(value: Any) -> Any:
+    """The value that process 0 has, on every process."""
+    if not together():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set on any process."""
+    return any_of_each(flag)[0]
+
+
+def any_of_each(*flags: bool) -> list[bool]:
+    """Whether each flag is set on any process; asked by the hosts, so that no device is waited for."""
+    if not together():
+        return list(flags)
+    found = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over processes, without gradient."""
+    value = value.detach().clone()
+    if together():
+        dist.all_reduce(value)
+    return value
+
+
+def highest(value: Tensor) -> Tensor:
+    """The maximum over processes of each number, without gradient."""
+    value = value.detach().clone()
+    if together():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def from_all(value: Any) -> list[Any]:
+    """The value of each process, on every process."""
+    if not together():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_alike(facts: Mapping[str, str]) -> None:
+    """Raise ConfigError, on every process, where one has other data or another version than process 0:
+    `check_alike({"the data": fingerprint})`."""
+    first, *others = from_all(dict(facts))
+    for number, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise ConfigError(
+                    f"process {number} has another value of {name} than process 0 ({other.get(name)}, not {value}); "
+                    "start all processes with the same options, files and versions"
+                )
+
+
+class Shard(NamedTuple):
+    """The rows [first, stop) of `total` that this process has of something that is shared out over processes."""
+
+    first: int
+    stop: int
+    total: int
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.first
+
+
+def shard_of(count: int) -> Shard:
+    """This process's rows of `count`: one run of them, the same number on each process but for one."""
+    return Shard(count * rank() // world_size(), count * (rank() + 1) // world_size(), count)
+
+
+def mark_shard(parameter: nn.Parameter) -> None:
+    """Note that each process has rows of its own of this parameter: its gradient is whole as it is."""
+    parameter.is_shard = True  # type: ignore[attr-defined]
+
+
+def is_shard(parameter: Tensor) -> bool:
+    """Whether each process has rows of its own of this parameter."""
+    return getattr(parameter, "is_shard", False)
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The L2 norm of all gradients, with those of every process's shards."""
+    shards = [p.grad for p in parameters if p.grad is not None and is_shard(p)]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None and not is_shard(p)])
+    if not shards:
+        return norm
+    return (norm.square() + total(nn.utils.get_total_norm(shards).square())).sqrt()
+
+
+def same_overflow(parameters: Iterable[nn.Parameter]) -> None:
+    """Where a shard's gradient overflowed on one process, let it on all: a loss scaler then skips the step on all."""
+    shards = [p.grad for p in parameters if p.grad is not None and is_shard(p)]
+    if not shards or not together():
+        return
+    finite = torch.stack([torch.isfinite(grad).all() for grad in shards]).all()
+    if any_of(not bool(finite)):
+        shards[0].fill_(torch.inf)
+
+
+def same_weights(model: nn.Module) -> None:
+    """Give every process the weights and buffers of process 0; each keeps its own shards."""
+    if together():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if not is_shard(tensor):
+                dist.broadcast(tensor.data, src=0)
+
+
+def same_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of process 0, such as the statistics of batch norms, before all use them."""
+    if together():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def gather_rows(rows_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, slice]:
+    """(rows of all processes (A, D), their labels (A,), where this process's rows are among them).
+
+    Processes may have different numbers of rows. The gradient of the sum of all processes' losses flows back to
+    each process's rows."""
+    if not together():
+        return rows_BD, labels_B, slice(0, len(rows_BD))
+    count = torch.tensor(len(rows_BD))  # of the hosts: no device is waited for
+    counts_list = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts_list, count)
+    counts = [int(c) for c in counts_list]
+    first = sum(counts[: rank()])
+    own = slice(first, first + counts[rank()])
+    labels_A = torch.cat(_gathered(labels_B, counts))
+    return _GatherRows.apply(rows_BD, counts, own), labels_A, own
+
+
+def _gathered(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """The rows of each process; all are padded to the longest on the way."""
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather whose backward sums the gradients that every process has for the rows of this one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor, counts: list[int], own: slice) -> Tensor:
+        ctx.own = own
+        return torch.cat(_gathered(rows_BD.detach(), counts))
+
+    @staticmethod
+    def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        grad_AD = grad_AD.contiguous().clone()
+        dist.all_reduce(grad_AD)
+        return grad_AD[ctx.own], None, None
