@@ -5,8 +5,8 @@
     counted.launches, counted.waits
 
 Its tensors hold real values, refuse to meet those of the CPU as a GPU's do, and take every branch for devices other
-than the CPU. An operation is a launch (a GPU may need several for one); views and memory are none. It says nothing of CUDA's
-own kernels, and nothing of their speed.
+than the CPU. An operation is a launch (a GPU may need several for one); views and memory are none. It says nothing of
+CUDA's own kernels, and nothing of their speed.
 """
 
 from __future__ import annotations
@@ -212,6 +212,10 @@ def _count(
 
 class Factories(TorchDispatchMode):
     """Tensors made with device="pretend"."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's compiler, which nobody asks for here, takes seconds to import
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})

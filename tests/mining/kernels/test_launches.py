@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pretend_gpu
 import pytest
 import torch
@@ -17,10 +15,9 @@ ROWS, DIM, BUDGET_MIB = 4096 // 8, 128 // 8, 2048 / 64
 
 
 @pytest.fixture(autouse=True)
-def generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended device has no random numbers of its own."""
     monkeypatch.setattr(miners, "make_generator", lambda device: torch.Generator())
-    yield
 
 
 def batch(kind: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
