@@ -213,6 +213,10 @@ def _count(
 class Factories(TorchDispatchMode):
     """Tensors made with device="pretend"."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch's compiler, which nobody asks for here, takes seconds to import
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 

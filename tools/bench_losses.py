@@ -2,6 +2,7 @@
 
     python tools/bench_losses.py                              # B = 512, 1024, 4096, D = 128
     python tools/bench_losses.py --sizes 1024 --losses supcon circle --measure time
+    python tools/bench_losses.py --device cuda
     python tools/bench_losses.py --sizes 8192 32768 --contenders facemetric --measure memory
 
 A figure is the median over rounds of forward plus backward; a round gives both a turn, in an order that changes, so
@@ -33,12 +34,13 @@ LOSSES = ("contrastive", "supcon", "multi-similarity", "circle", "proxy-anchor")
 DIM = 128
 
 
-def contenders(name: str, rows: int, images: int) -> dict[str, Loss]:
+def contenders(name: str, rows: int, images: int, device: str) -> dict[str, Loss]:
     """Ours and the peer's of the same definition and options."""
     if name == "proxy-anchor":
         sizes = {"identities": rows // images, "embedding_size": DIM}
         torch.manual_seed(0)
-        ours, theirs = ProxyAnchor(**sizes), losses.ProxyAnchorLoss(rows // images, DIM)
+        ours = ProxyAnchor(**sizes).to(device)
+        theirs = losses.ProxyAnchorLoss(rows // images, DIM).to(device)
         return {"facemetric": lambda e, y: ours(e, y).loss, "pml": theirs}
     if name == "multi-similarity":
         loss, mine = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()
@@ -59,10 +61,9 @@ def contenders(name: str, rows: int, images: int) -> dict[str, Loss]:
 
 def times(name: str, rows: int, options: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each."""
-    embeddings, labels = batch(rows, DIM, options.images, "cpu")
-    runs = {
-        who: loss for who, loss in contenders(name, rows, options.images).items() if who in options.contenders
-    }
+    embeddings, labels = batch(rows, DIM, options.images, options.device)
+    made = contenders(name, rows, options.images, options.device)
+    runs = {who: loss for who, loss in made.items() if who in options.contenders}
     taken: dict[str, list[float]] = {who: [] for who in runs}
     for round_ in range(options.rounds + 1):
         order = list(runs.items())
@@ -92,9 +93,18 @@ def memory(name: str, who: str, rows: int, options: argparse.Namespace) -> float
 def _report(send: Connection, name: str, who: str, rows: int, options: argparse.Namespace) -> None:
     limit_memory(options)
     try:
-        once(contenders(name, 64, options.images)[who], *batch(64, DIM, options.images, "cpu"))
-        loss = contenders(name, rows, options.images)[who]
-        embeddings, labels = batch(rows, DIM, options.images, "cpu")
+        once(
+            contenders(name, 64, options.images, options.device)[who],
+            *batch(64, DIM, options.images, options.device),
+        )
+        loss = contenders(name, rows, options.images, options.device)[who]
+        embeddings, labels = batch(rows, DIM, options.images, options.device)
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            once(loss, embeddings, labels)
+            send.send((torch.cuda.max_memory_allocated() - held) / 2**20)
+            return
         with open("/proc/self/clear_refs", "w") as file:  # 5 sets the peak back to what is held now
             file.write("5")
         before = resident("VmHWM")
@@ -114,14 +124,16 @@ def main() -> None:
         "--contenders", nargs="+", choices=["facemetric", "pml"], default=["facemetric", "pml"]
     )
     parser.add_argument("--measure", choices=["time", "memory", "both"], default="both")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--images", type=int, default=4, help="images an identity")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--memory-limit", type=float, default=16.0, help="GiB of a process that measures memory"
     )
     options = parser.parse_args()
-    options.device = "cpu"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, D = {DIM}, K = {options.images}")
+    print(
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {DIM}, K = {options.images}"
+    )
     print(
         f"{'loss':17} {'B':>6} {'ms: facemetric':>15} {'pml':>9} {'ratio':>6} {'MiB: facemetric':>16} {'pml':>7}"
     )

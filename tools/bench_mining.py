@@ -3,7 +3,7 @@
     python tools/bench_mining.py                              # the table of the README, some ten minutes
     python tools/bench_mining.py --sizes 64 256 --miners hard --measure time
     python tools/bench_mining.py --sizes 8192 16384 32768 --contenders facemetric
-    python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536
+    python tools/bench_mining.py --device cuda --sizes 1024 4096 16384 65536 --dim 128 512 --images 4 32
 
 A figure is the median over rounds of forward plus backward; a round gives every contender a turn, in an order
 that changes, so that a busy machine slows all of them alike: read the ratios. A turn is one call and, where that
@@ -13,7 +13,8 @@ above what was there before the call, each contender in a process of its own. `f
 the definition cannot do without: 2 B^2 D operations for semihard and hard, 3 B^2 D for all, whose gradient needs
 two more halves.
 
-The peers: plain torch as one would write it, pytorch-metric-learning, and open-metric-learning. The latter pins
+The peers: plain torch as one would write it, the same by torch.compile (`--compiled`, on CUDA always),
+pytorch-metric-learning, and open-metric-learning. The latter pins
 numpy below 2 and more; these few packages are all that its losses and miners import:
 
     pip install --target peers --no-deps open-metric-learning
@@ -31,6 +32,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
+import itertools
 import multiprocessing
 import random
 import resource
@@ -43,6 +45,7 @@ import torch
 from torch import Tensor
 
 from facemetric.mining import MINERS
+from facemetric.mining.kernels import choice
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MARGIN = 0.2
@@ -94,11 +97,18 @@ def plain_cdist_hard(embeddings: Tensor, labels: Tensor) -> Tensor:
     return (d_ap - d_an + MARGIN).clamp(min=0).mean()
 
 
-def contenders(miner: str) -> dict[str, Loss]:
+def contenders(miner: str, *, compiled: bool = False, picking: str = "float32") -> dict[str, Loss]:
     """Ours first; libraries that are not installed are left out, and `left_out` says why."""
-    found: dict[str, Loss] = {"facemetric": lambda e, y: MINERS[miner](e, y, margin=MARGIN).loss}
+
+    def ours(emb: Tensor, labels: Tensor) -> Tensor:
+        with choice.picking(picking):
+            return MINERS[miner](emb, labels, margin=MARGIN).loss
+
+    found: dict[str, Loss] = {"facemetric": ours}
     plain = {"all": plain_all, "semihard": plain_semihard, "hard": plain_hard}
     found["plain torch"] = plain[miner]
+    if compiled:
+        found["compiled"] = torch.compile(plain[miner])
     if miner == "hard":
         found["plain cdist"] = plain_cdist_hard
     try:
@@ -127,6 +137,14 @@ def contenders(miner: str) -> dict[str, Loss]:
             oml = TripletLossWithMiner(MARGIN, HardTripletsMiner() if miner == "hard" else AllTripletsMiner())
             found["oml"] = oml
     return found
+
+
+def chosen(miner: str, options: argparse.Namespace) -> dict[str, Loss]:
+    """The contenders that the options ask for."""
+    found = contenders(miner, compiled=options.compiled, picking=options.picking)
+    return {
+        name: loss for name, loss in found.items() if options.contenders is None or name in options.contenders
+    }
 
 
 # --- measuring
@@ -167,9 +185,10 @@ def floor(miner: str, embeddings: Tensor) -> float:
     return (time.perf_counter() - start) * share
 
 
-def peak_mib(miner: str, name: str, rows: int, dim: int, images: int, device: str) -> float:
+def peak_mib(miner: str, name: str, rows: int, options: argparse.Namespace) -> float:
     """MiB above what the process held when the inputs were there and a small batch had been mined."""
-    loss = contenders(miner)[name]
+    dim, images, device = options.dim, options.images, options.device
+    loss = chosen(miner, options)[name]
     once(loss, *batch(64, dim, images, device))
     embeddings, labels = batch(rows, dim, images, device)
     if device == "cuda":
@@ -207,7 +226,7 @@ def memory(miner: str, name: str, rows: int, options: argparse.Namespace) -> str
 def _report(send: Connection, miner: str, name: str, rows: int, options: argparse.Namespace) -> None:
     limit_memory(options)
     try:
-        send.send(peak_mib(miner, name, rows, options.dim, options.images, options.device))
+        send.send(peak_mib(miner, name, rows, options))
     except (RuntimeError, MemoryError):
         send.send(None)
 
@@ -222,7 +241,7 @@ def limit_memory(options: argparse.Namespace) -> None:
 def times(miner: str, rows: int, options: argparse.Namespace, given_up: set[str]) -> dict[str, float]:
     """Median seconds of each contender and of the floor."""
     embeddings, labels = batch(rows, options.dim, options.images, options.device)
-    runs = {name: loss for name, loss in contenders(miner).items() if name not in given_up}
+    runs = {name: loss for name, loss in chosen(miner, options).items() if name not in given_up}
     taken: dict[str, list[float]] = {name: [] for name in [*runs, "floor"]}
     started = time.perf_counter()
     for round_ in range(options.rounds + 1):
@@ -255,8 +274,12 @@ def main() -> None:
         "--miners", nargs="+", choices=["all", "semihard", "hard"], default=["all", "semihard", "hard"]
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--images", type=int, default=4, help="images an identity")
+    parser.add_argument("--dim", type=int, nargs="+", default=[128])
+    parser.add_argument("--images", type=int, nargs="+", default=[4], help="images an identity")
+    parser.add_argument("--compiled", action="store_true", help="plain torch by torch.compile too")
+    parser.add_argument(
+        "--picking", choices=list(choice.PRECISIONS), default="float32", help="of ours, on CUDA"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds for one call")
     parser.add_argument(
@@ -265,23 +288,31 @@ def main() -> None:
     parser.add_argument("--measure", nargs="+", choices=["time", "memory"], default=["time", "memory"])
     parser.add_argument("--contenders", nargs="+", help="measure these alone (default: all)")
     options = parser.parse_args()
+    options.compiled = options.compiled or options.device == "cuda"
     limit_memory(options)
-    print(
-        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
-        f"{options.images} images an identity; ms forward + backward, medians over {options.rounds} rounds"
-    )
     contenders(options.miners[0])
     for library, reason in left_out.items():
         print(f"{library} is left out: {reason}")
+    for dim, images in itertools.product(options.dim, options.images):
+        tables(argparse.Namespace(**(vars(options) | {"dim": dim, "images": images})))
+
+
+def tables(options: argparse.Namespace) -> None:
+    """A table for each miner."""
+    print(
+        f"\ntorch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {options.dim}, "
+        f"{options.images} images an identity, picked in {options.picking}; ms forward + backward, medians over "
+        f"{options.rounds} rounds"
+    )
     for miner in options.miners:
-        names = [n for n in contenders(miner) if options.contenders is None or n in options.contenders]
+        names = list(chosen(miner, options))
         head = ["B"]
         if "time" in options.measure:
-            head += [*names, "best peer / ours", "ours / floor"]
+            head += [*names, "product", "best peer / ours", "ours / floor"]
         if "memory" in options.measure:
             head += [f"MiB {name}" for name in names]
         print(f"\n**{miner}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-        given_up = set(contenders(miner)) - set(names)
+        given_up: set[str] = set()
         for rows in options.sizes:
             line = [str(rows)]
             if "time" in options.measure:
@@ -293,6 +324,7 @@ def main() -> None:
 
 def time_cells(names: list[str], found: dict[str, float]) -> list[str]:
     cells = [f"{found[name] * 1e3:.2f}" if name in found else "-" for name in names]
+    cells.append(f"{found['floor'] * 1e3:.2f}")
     ours = found.get("facemetric")
     peers = [seconds for name, seconds in found.items() if name not in ("facemetric", "floor")]
     ratio = f"{min(peers) / ours:.2f}" if peers and ours else "-"

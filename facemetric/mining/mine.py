@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -155,6 +155,8 @@ class Batch(NamedTuple):
 def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: MiningOptions) -> Mined:
     """Checks, orders, hands over to the kernel, and divides."""
     kind = embeddings_BD.device.type
+    if kind == "mps":  # pragma: no cover - a Mac's GPU, which has no float64
+        return _mine_on_cpu(embeddings_BD, labels_B, kernel, options)
     if torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
             return mine(embeddings_BD, labels_B, kernel, options)
@@ -174,7 +176,10 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
         embeddings_BD = embeddings_BD.double()
         if isinstance(anchors, tuple):
             anchors = anchors[0].double(), anchors[1]
-    y_BD = compute_rows(embeddings_BD, distance, double=kernel.double_on_gpu)
+    computed = compute_dtype(embeddings_BD.dtype)
+    choice.check_picking(embeddings_BD.device, computed)
+    double = kernel.double_on_gpu and not choice.fused(embeddings_BD.device, computed)
+    y_BD = compute_rows(embeddings_BD, distance, double=double)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
         check_shapes(*anchors, "anchors")
@@ -182,14 +187,15 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
             raise DataError(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
             )
-        x_MD = compute_rows(anchors[0], distance, double=kernel.double_on_gpu)
+        x_MD = compute_rows(anchors[0], distance, double=double)
         if facts is None:
             check_rows(x_MD, "anchors")
         anchors = x_MD.detach(), anchors[1]
     if facts is not None:
         _check_lengths(facts, y_BD, x_MD)
     weight_M = None if weights is None else _anchor_weights(weights, y_BD, anchors)
-    with torch.no_grad():
+    device = y_BD.device
+    with torch.no_grad(), choice.exact_products(device), choice.memory_named(len(y_BD)):
         batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib, weight_M, facts)
         sums = _add_up(batch)
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
@@ -205,6 +211,18 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
             loss = loss.to(dtype)
     loss = attach(loss, sums.grad_ND, y_BD, grad_MD, x_MD)
     return Mined(loss, sums.valid, weight, sums.lazy_parts, _Triplets(batch, sums.chosen))
+
+
+def _mine_on_cpu(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: MiningOptions) -> Mined:
+    """The same where the device cannot do it: the gradient goes back to it."""
+    anchors, weights = options.anchors, options.weights
+    if isinstance(anchors, tuple):
+        anchors = anchors[0].cpu(), anchors[1].cpu()
+    weights = weights.cpu() if isinstance(weights, Tensor) else weights
+    found = mine(
+        embeddings_BD.cpu(), labels_B.cpu(), kernel, options._replace(anchors=anchors, weights=weights)
+    )
+    return replace(found, loss=found.loss.to(embeddings_BD.device))
 
 
 def _add_up(batch: Batch) -> TripletSums:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
+from facemetric.mining.kernels import choice, gpu, panels
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums
 from facemetric.mining.kernels.every_triplet import batch_all_sums
 from facemetric.mining.kernels.one_negative import (
@@ -34,14 +35,7 @@ from facemetric.mining.kernels.one_negative import (
     pick_semihard,
     sparse_sums,
 )
-from facemetric.mining.kernels.panels import (
-    Given,
-    drawn_rows,
-    every_triplet,
-    hardest,
-    one_negative,
-    semihard_rows,
-)
+from facemetric.mining.kernels.panels import Given
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
 from facemetric.mining.kernels.weighed import Select, weighted_sums
 from facemetric.mining.mine import Anchors, Kernel, Margin, MiningOptions, mine
@@ -65,10 +59,24 @@ def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
 
 
 def _semihard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    return one_negative(given, rule, semihard_rows, budget)
+    if choice.fused(given.y_ND.device, given.y_ND.dtype):
+        return gpu.semihard(given, rule, budget)
+    return panels.one_negative(given, rule, panels.semihard_rows, budget)
 
 
-_ALL = Kernel(_all, small_all, ties_count=True, on_gpu=every_triplet)
+def _hard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
+    return (gpu.batch_hard if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels.hardest)(
+        given, rule, budget
+    )
+
+
+def _all_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
+    return (gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels).every_triplet(
+        given, rule, budget
+    )
+
+
+_ALL = Kernel(_all, small_all, ties_count=True, on_gpu=_all_on_gpu)
 _SEMIHARD = Kernel(
     partial(_sparse, pick=pick_semihard, farthest=False),
     small_semihard,
@@ -77,7 +85,7 @@ _SEMIHARD = Kernel(
     double_on_gpu=True,
 )
 _HARD = Kernel(
-    partial(_sparse, pick=pick_nearest, farthest=True), small_hard, on_gpu=hardest, double_on_gpu=True
+    partial(_sparse, pick=pick_nearest, farthest=True), small_hard, on_gpu=_hard_on_gpu, double_on_gpu=True
 )
 
 
@@ -202,8 +210,10 @@ def distance_weighted(
     pick = pick_by_distance(embeddings_BD.shape[-1], square, generator)
 
     def on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-        rows = drawn_rows(embeddings_BD.shape[-1], square, generator)
-        return one_negative(given, rule, rows, budget)
+        shape = (embeddings_BD.shape[-1], square, generator)
+        if choice.fused(given.y_ND.device, given.y_ND.dtype):
+            return gpu.distance_weighted(given, rule, gpu.drawn_rows(*shape), budget)
+        return panels.one_negative(given, rule, panels.drawn_rows(*shape), budget)
 
     kernel = Kernel(partial(_sparse, pick=pick, farthest=False), on_gpu=on_gpu, double_on_gpu=True)
     return mine(

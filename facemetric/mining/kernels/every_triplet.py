@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from facemetric.mining.kernels import gpu
 from facemetric.mining.kernels.common import FAR_AWAY, NEAR, Operands, Rule, TripletSums, add_rows
 from facemetric.mining.kernels.ladder import Ladder, climb, make_ladder
 from facemetric.mining.order import Order
@@ -42,9 +41,7 @@ def valid_triplets(order: Order) -> int:
 def batch_all_sums(ops: Operands, order: Order, rule: Rule, budget_mib: float) -> TripletSums:
     """Hinge over every triplet."""
     positives = find_bounds(ops, order, rule)
-    out_ME, out_NE, near = _on_gpu(ops, order, rule, positives) or _in_tiles(
-        ops, order, rule, positives, budget_mib
-    )
+    out_ME, out_NE, near = _in_tiles(ops, order, rule, positives, budget_mib)
     weight_M = ops.weight_M
     sum_an = (ops.left_MD.double() * out_ME.double()).sum()
     if order.whole:  # both sides of every pair are in there
@@ -74,20 +71,6 @@ class Weighed(NamedTuple):
     out_ME: Tensor
     out_NE: Tensor
     near: NearPairs | None
-
-
-def _on_gpu(ops: Operands, order: Order, rule: Rule, positives: Positives) -> Weighed | None:
-    """In one kernel launch a side; None where the tiles are to do it: on a CPU, or where pairs lie nearer than a
-    product can tell."""
-    if not positives.bound or not gpu.serves(ops):
-        return None
-    limit_M = near_limits(ops) if rule.root else None
-    found = gpu.weigh(ops, order, positives.bound, root=rule.root, limit_M=limit_M)
-    if found.near:
-        return None
-    for k, active_n in enumerate(positives.active):
-        active_n.copy_(found.active_KM[k, : len(active_n)])
-    return Weighed(found.out_ME, found.out_NE, None)
 
 
 def _in_tiles(ops: Operands, order: Order, rule: Rule, positives: Positives, budget_mib: float) -> Weighed:

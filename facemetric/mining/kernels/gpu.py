@@ -2,28 +2,36 @@
 
 A program owns a block of rows and goes through all columns. What it keeps of them is a number or two a row and positive
 (in memory that is its own, so nothing is added atomically and the same bits come every time), or the gradient's row.
-Written in Triton; where that is not installed, on a CPU, and for float64, the tiles of `tiles.py` serve.
+Written in Triton; `choice.py` says when they serve. What is around the sweeps is that of `panels.py`.
 
-Shapes: R rows, C columns, E = D + 2, K positives of the row with most.
+Shapes: M anchors, N reference rows, R anchors of a panel, K positives of the one with most, P pairs.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from facemetric.mining.kernels.common import Operands
-from facemetric.mining.order import Order
+from facemetric.mining.kernels import choice
+from facemetric.mining.kernels.common import NEAR, Rule, TripletSums
+from facemetric.mining.kernels.panels import Given, Panel, PickRows, Sums, Work, finish, hardest, one_negative
+from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-BLOCK = 32  # rows and columns that a program looks at together
-WIDTH = 128  # columns of the gradient that a program holds
+# Rows, columns and columns of the operands that a program looks at together; WIDTH: columns of the gradient it holds.
+SIZES: dict[str, dict[str, int]] = {
+    "pick": {"BLOCK": 64, "COLUMNS": 64, "CHUNK": 32, "num_warps": 4},
+    "settle": {"COLUMNS": 32, "CHUNK": 32, "num_warps": 1},
+    "draw": {"BLOCK": 32, "COLUMNS": 64, "CHUNK": 32, "num_warps": 4},
+    "weigh": {"BLOCK": 32, "COLUMNS": 32, "CHUNK": 32, "WIDTH": 128, "num_warps": 4},
+}
+CAP = 8  # negatives of a pair whose distance rounding cannot tell from the positive's: more, and all are looked at
+MOST = torch.iinfo(torch.int32).max
 
 
 @functools.cache
@@ -34,125 +42,147 @@ def _kernels() -> ModuleType:
     return gpu_kernels
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+def _grid(kernel: str, rows: int) -> tuple[int]:
+    return (_kernels().blocks(rows, SIZES[kernel]["BLOCK"]),)
 
 
-def serves(ops: Operands) -> bool:
-    """Whether these rows are for the fused kernels."""
-    rows = ops.left_MD
-    return rows.device.type == "cuda" and rows.dtype == torch.float32 and has_triton()
+def _sides(work: Work) -> tuple[Tensor, ...]:
+    return work.centred_MD, work.centred_ND, work.square_M, work.square_N
 
 
-def stack_bounds(bounds: list[Tensor], rows: int) -> Tensor:
-    """(K, rows) of bounds (n,), -inf where a row has no k-th positive."""
-    stacked = bounds[0].new_full((len(bounds), rows), -torch.inf)
-    for k, bound in enumerate(bounds):
-        stacked[k, : len(bound)] = bound
-    return stacked
+def semihard_rows(work: Work, panel: Panel, squared_P: Tensor) -> Tensor:
+    """As `panels.semihard_rows`: two launches."""
+    slack_M = work.slack()
+    slack_R1 = UNSURE * slack_M[panel.rows, None]
+    squared_RK = panel.padded(squared_P, torch.inf)
+    low_RK, high_RK = squared_RK - slack_R1, squared_RK + slack_R1
+    return _pick(work, panel.rows, low_RK, high_RK, panel.padded(panel.at_P, 0), slack_M, gap=True)
 
 
-def sweep(
-    ops: Operands, order: Order, bounds: list[Tensor], *, gap: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """As `one_negative._sweep`: for each bound the reference row with the least bits of the distance, or of the
-    `gap` bound - d_an; and that number."""
-    if not bounds:
-        return [], []
-    rows = len(bounds[0])
-    bound_KR = stack_bounds(bounds, rows)
-    best_KR = torch.full(
-        bound_KR.shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=bound_KR.device
+def nearest_rows(work: Work, rows: slice) -> Tensor:
+    """The nearest negative (R,) of some anchors: two launches."""
+    none_R1 = work.square_M[rows, None]
+    at_p_R1 = work.order.self_M[rows, None]
+    return _pick(work, rows, none_R1, none_R1, at_p_R1, work.slack(), gap=False)[:, 0]
+
+
+def _pick(
+    work: Work, rows: slice, low_RK: Tensor, high_RK: Tensor, at_p_RK: Tensor, slack_M: Tensor, *, gap: bool
+) -> Tensor:
+    precision, (R, K) = choice.picking_precision(), low_RK.shape
+    lists = gap and precision == "ieee"
+    best_RK = torch.full((R, K), MOST, dtype=torch.int32, device=low_RK.device)
+    at_RK, n_listed_RK = torch.zeros_like(best_RK), torch.zeros_like(best_RK)
+    listed = best_RK.new_empty((R, K, CAP) if lists else 1)
+    order, D, N = work.order, work.y_ND.shape[1], len(work.y_ND)
+    runs, found = (order.start_M, order.count_M), (best_RK, at_RK, listed, n_listed_RK)
+    low_RK, high_RK = low_RK.contiguous(), high_RK.contiguous()
+    flags: dict[str, Any] = {"GAP": gap, "LIST": lists, "CAP": CAP, "PRECISION": precision}
+    sizes = (rows.start, R, N, D, K)
+    _kernels().pick[_grid("pick", R)](
+        *_sides(work), *runs, low_RK, high_RK, *found, *sizes, **flags, **SIZES["pick"]
     )
-    at_KR = torch.zeros_like(best_KR)
-    kernels = _kernels()
-    kernels.pick[(kernels.blocks(rows, BLOCK),)](
-        ops.left_MD,
-        ops.right_ND,
-        order.start_M,
-        order.count_M,
-        bound_KR,
-        best_KR,
-        at_KR,
-        rows,
-        len(ops.right_ND),
-        ops.left_MD.shape[1],
-        len(bounds),
-        GAP=gap,
-        BLOCK=BLOCK,
-    )
-    best_KR = best_KR.view(torch.float32)
-    at = [at_KR[k, : len(bound)].long() for k, bound in enumerate(bounds)]
-    return at, [best_KR[k, : len(bound)] for k, bound in enumerate(bounds)]
+    if precision == "ieee":
+        near_M, at_p_RK = slack_M * UNSURE_NEAR, at_p_RK.contiguous()
+        _kernels().settle[(R * K,)](
+            work.x_MD, work.y_ND, *runs, at_p_RK, best_RK, high_RK, near_M, at_RK, listed, n_listed_RK,
+            rows.start, N, D, K, GAP=gap, CAP=CAP, **SIZES["settle"],
+        )  # fmt: skip
+    return at_RK.long()
 
 
-class Weighed(NamedTuple):
-    """Products of the pairs' coefficients with the other side's columns, and how many triplets of each (row, k) are
-    active. `near`: pairs were nearer than a product can tell, and nothing of this counts."""
+def drawn_rows(dimensions: int, square: float, generator: torch.Generator) -> PickRows:
+    """As `panels.drawn_rows`: one launch, which walks over the distances three times."""
 
-    out_ME: Tensor
-    out_NE: Tensor
-    active_KM: Tensor
-    near: bool
+    def pick(work: Work, panel: Panel, squared_P: Tensor) -> Tensor:
+        R, K = panel.rows.stop - panel.rows.start, panel.K
+        drawn_RK = torch.empty(R, K, dtype=torch.float64, device=squared_P.device)
+        drawn_RK.uniform_(0, 1 - 2.0**-30, generator=generator)  # below the sum, however it is rounded
+        at_RK = torch.zeros(R, K, dtype=torch.int32, device=squared_P.device)
+        order, D, N = work.order, work.y_ND.shape[1], len(work.y_ND)
+        shape = (0.25 / square, 2.0 / square, (2 - dimensions) / 2, (3 - dimensions) / 2, square / 4)
+        _kernels().draw[_grid("draw", R)](
+            *_sides(work), order.start_M, order.count_M, drawn_RK, at_RK, panel.rows.start, R, N, D, K, *shape,
+            PRECISION=choice.picking_precision(), **SIZES["draw"],
+        )  # fmt: skip
+        return at_RK.long()
+
+    return pick
 
 
-def weigh(
-    ops: Operands, order: Order, bounds: list[Tensor], *, root: bool, limit_M: Tensor | None
-) -> Weighed:
-    """Batch-all's sweep: W counts the active triplets of each pair, and the products W @ right and W.T @ left side
-    come out (both in one where the anchors are the reference).
+def semihard(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
+    """`panels.one_negative` with the fused sweep."""
+    return one_negative(given, rule, semihard_rows, budget_mib, entries=0)
 
-    `limit_M` is the squared distance of each anchor below which plain distances (`root`) need direct differences."""
-    M = len(ops.left_MD)
-    bound_KM = stack_bounds(bounds, M)
-    weight_M = torch.ones_like(bound_KM[0]) if ops.weight_M is None else ops.weight_M
-    limit_M = torch.zeros_like(bound_KM[0]) if limit_M is None else limit_M
-    active_KM = torch.zeros_like(bound_KM)
-    near_1 = torch.zeros(1, dtype=torch.int32, device=bound_KM.device)
-    reference = _Side(ops.right_ND, ops.right_ND)
-    shared = (bound_KM, weight_M, limit_M, order.start_M, order.count_M, active_KM, near_1)
 
-    def run(rows: _Side, columns: _Side, *, own: bool, down: bool) -> Tensor:
-        out_RE = torch.empty_like(rows.values_RE)
-        kernels, width = _kernels(), out_RE.shape[1] - 2
-        grid = (kernels.blocks(len(out_RE), BLOCK), max(kernels.blocks(width, WIDTH), 1))
-        kernels.weigh[grid](
-            rows.product_RE,
-            columns.product_RE,
-            columns.values_RE,
-            *shared,
-            out_RE,
-            len(out_RE),
-            len(columns.product_RE),
-            M,
-            width,
-            len(bounds),
-            OWN=own,
-            DOWN=down,
-            ROOT=root,
-            BLOCK=BLOCK,
-            WIDTH=WIDTH,
-        )
-        return out_RE
+def distance_weighted(given: Given, rule: Rule, pick: PickRows, budget_mib: float) -> TripletSums:
+    """The same, of drawn negatives."""
+    return one_negative(given, rule, pick, budget_mib, entries=0)
+
+
+def batch_hard(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
+    """`panels.hardest` with the fused sweep."""
+    return hardest(given, rule, budget_mib, nearest_rows, entries=0)
+
+
+def every_triplet(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
+    """Batch-all, hinge or soft: one launch where the anchors are the reference, two where they are not."""
+    work = Work(given, budget_mib, entries=0)
+    M, K = len(work.x_MD), len(work.order.prefix)
+    d_ap_MK = work.x_MD.new_full((M, max(K, 1)), -torch.inf)
+    bound_MK = d_ap_MK if rule.soft else d_ap_MK.clone()
+    for panel in work.panels:
+        *_, squared_P = work.to_positives(panel)
+        d_ap_MK[panel.rows, : panel.K] = panel.padded(rule.distance(squared_P), -torch.inf)
+        if not rule.soft:
+            bound_MK[panel.rows, : panel.K] = panel.padded(rule.squared_bound(squared_P), -torch.inf)
+    active_MK, loss_M, row_sum_M = _weigh(work, rule, d_ap_MK, bound_MK)
+    sums = []
+    for panel in work.panels:
+        _, away_PD, squared_P = work.to_positives(panel)
+        counted_P = slope_P = panel.flat(active_MK[panel.rows, : panel.K])
+        loss_R = loss_M[panel.rows]
+        if work.weight_M is not None:
+            slope_P = counted_P * work.weight_M.index_select(0, panel.anchor_P)
+            loss_R = loss_R * work.weight_M[panel.rows]
+        work.pull(panel, away_PD, rule.gradient_weight(slope_P, squared_P))
+        sums.append(Sums.of_panel(work, rule, panel, loss_R, counted_P, squared_P, row_sum_M[panel.rows]))
+    return finish(work, rule, sums, given.y_ND.dtype)
+
+
+def _weigh(work: Work, rule: Rule, d_ap_MK: Tensor, bound_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Active triplets, or slopes added up, of each pair; losses of anchors and sums of their distances to negatives;
+    and the gradient of the negatives, which is left in `work`."""
+    order, K = work.order, d_ap_MK.shape[1]
+    weight_M = torch.ones_like(work.square_M) if work.weight_M is None else work.weight_M
+    limit_M = torch.zeros_like(work.square_M)
+    if rule.root:
+        limit_M = (work.slack() * NEAR).clamp_(min=1000 * torch.finfo(torch.float32).tiny)
+    active_MK = torch.zeros_like(d_ap_MK)
+    loss_M = work.square_M.new_zeros(len(work.square_M), dtype=torch.float64)
+    row_sum_M = torch.zeros_like(loss_M)
+    anchors = (work.centred_MD, work.square_M, work.x_MD)
+    reference = (work.centred_ND, work.square_N, work.y_ND)
+    known = (d_ap_MK, bound_MK, weight_M, limit_M, order.start_M, order.count_M, active_MK, loss_M, row_sum_M)
+
+    def run(rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], *, own: bool, down: bool) -> Tensor:
+        out_RD, D = torch.empty_like(rows[0]), rows[0].shape[1]
+        grid = (*_grid("weigh", len(out_RD)), max(_kernels().blocks(D, SIZES["weigh"]["WIDTH"]), 1))
+        _kernels().weigh[grid](
+            rows[0], columns[0], rows[1], columns[1], rows[2], columns[2], *known, out_RD,
+            len(out_RD), len(columns[0]), K, D, rule.margin,
+            OWN=own, DOWN=down, ROOT=rule.root, SOFT=rule.soft, **SIZES["weigh"],
+        )  # fmt: skip
+        return out_RD if rule.root else out_RD.mul_(2)
 
     if order.whole:
-        out_ME = run(_Side(ops.left_MD, ops.right_ND), reference, own=True, down=True)
-        return Weighed(out_ME, out_ME, active_KM, bool(near_1))
-    anchors = _Side(ops.left_MD, ops.anchor_side())
-    out_ME = run(anchors, reference, own=True, down=False)
-    out_NE = run(reference, anchors, own=False, down=True)
-    return Weighed(out_ME, out_NE, active_KM, bool(near_1))
+        work.grad_MD = run(anchors, anchors, own=True, down=True)
+    else:
+        work.grad_MD = run(anchors, reference, own=True, down=False)
+        work.grad_ND = run(reference, anchors, own=False, down=True)
+    return active_MK, loss_M, row_sum_M
 
 
-class _Side(NamedTuple):
-    """One side of the pairs: its factor of the squared distance, and what coefficients are multiplied with."""
-
-    product_RE: Tensor
-    values_RE: Tensor
-
-
-def compiled_for(capability: int) -> dict[str, Any]:
+def compiled_for(capability: int, only: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
     """The kernels' machine code for a compute capability (80, 90), made without a device: for a check."""
-    return _kernels().compiled_for(capability, BLOCK, WIDTH)
+    return _kernels().compiled_for(capability, SIZES, only)

@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from facemetric.mining.kernels import gpu
 from facemetric.mining.kernels.argmin import INTEGER, argmin_columns, argmin_rows
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums, add_rows
 from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR, Doubt, choose_in_float64, settle
@@ -86,8 +85,6 @@ def _sweep(
 
     In a whole batch a tile above the diagonal is read along its rows and down its columns: half the product.
     """
-    if gpu.serves(ops):
-        return gpu.sweep(ops, order, bounds, gap=gap)
     integer = INTEGER[ops.left_MD.dtype]
     best = [torch.full_like(d, torch.iinfo(integer).max, dtype=integer) for d in bounds]
     at = [torch.zeros_like(d, dtype=torch.int64) for d in bounds]

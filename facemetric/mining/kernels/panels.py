@@ -138,6 +138,12 @@ class Work:
         away_PD = x_PD - self.y_ND.index_select(0, panel.at_P)
         return x_PD, away_PD, torch.linalg.vecdot(away_PD, away_PD)
 
+    def pull(self, panel: Panel, away_PD: Tensor, coefficient_P: Tensor) -> None:
+        """The gradient of positives: coefficient * (x - p)."""
+        away_PD *= coefficient_P[:, None]
+        add_rows(self.gradient(), panel.anchor_P, away_PD)
+        add_rows(self.gradient(reference=True), panel.at_P, away_PD.neg_())
+
     def place(self, panel: Panel, values_RN: Tensor, values_P: Tensor) -> None:
         """Writes numbers of pairs where they belong among all distances of a panel."""
         top = panel.rows.start
@@ -193,40 +199,74 @@ def every_triplet(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
         given = given.double()
     work = Work(given, budget_mib, entries=8)
     valid = _valid(work)
-    sums: list[_Sums] = []
+    sums: list[Sums] = []
     for panel in work.panels:
         *_, squared_P = work.to_positives(panel)
         if rule.soft:
             sums.append(_soft(work, rule, panel, squared_P, valid))
         else:
             sums.append(_hinge(work, rule, panel, squared_P, exact=dtype == torch.float64))
-    loss, weight = _total([s.loss for s in sums], given.y_ND), _weight(work, sums, valid, rule)
-    if not isinstance(weight, Tensor):
-        loss = loss / max(weight, 1)
-    unknown = given.y_ND.new_empty(0)
+    return finish(work, rule, sums, dtype, divided=rule.soft and work.weight_M is None)
+
+
+def finish(
+    work: Work, rule: Rule, sums: list[Sums], dtype: torch.dtype, *, divided: bool = False
+) -> TripletSums:
+    """The record of all panels; `divided`: the gradient is divided by the number of triplets already."""
+    valid, loss = _valid(work), _total([s.loss for s in sums], work.y_ND)
+    weight: Tensor | int = valid
+    if divided:
+        loss = loss / max(valid, 1)
+    else:
+        weight = _total([s.weight() for s in sums], work.y_ND)
+    unknown = work.y_ND.new_empty(0)
     return work.sums(TripletSums(loss, weight, valid, partial(_parts, sums), unknown, unknown), dtype)
 
 
-def _weight(work: Work, sums: list[_Sums], valid: int, rule: Rule) -> Tensor | int:
-    if rule.soft and work.weight_M is None:
-        return valid
-    return _total([s.weight() for s in sums], work.y_ND)
-
-
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What a panel adds up."""
 
     loss: Tensor  # float64
     weight: Callable[[], Tensor]
     parts: Callable[[], tuple[Tensor, ...]]  # active triplets, and the sums of d_ap and of d_an
 
+    @staticmethod
+    def of_panel(
+        work: Work,
+        rule: Rule,
+        panel: Panel,
+        loss_R: Tensor,
+        active_P: Tensor,
+        squared_P: Tensor,
+        row_sum_R: Tensor,
+    ) -> Sums:
+        """Of the losses of anchors, the active triplets of pairs, and for a soft margin the sums of distances from
+        negatives; all but the first without weights."""
+        negatives_P, d_ap_P = _negatives(work, panel), rule.distance(squared_P)
+        counted_P = negatives_P if rule.soft else active_P
+        local_P = panel.anchor_P - panel.rows.start
+        weighed_P = counted_P.double()
+        if work.weight_M is not None:
+            weighed_P = weighed_P * work.weight_M.index_select(0, panel.anchor_P)
+        loss, weight = loss_R.sum(dtype=torch.float64), weighed_P.sum()
 
-def _hinge(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, *, exact: bool) -> _Sums:
+        def parts() -> tuple[Tensor, ...]:
+            sum_ap = torch.dot(d_ap_P.double(), weighed_P)
+            sum_an = sum_ap + rule.margin * weight - loss
+            if rule.soft:
+                sum_an = torch.dot(
+                    row_sum_R.double().index_select(0, local_P), weighed_P / negatives_P.double()
+                )
+            return counted_P.sum(dtype=torch.float64), sum_ap, sum_an
+
+        return Sums(loss, lambda: weight, parts)
+
+
+def _hinge(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, *, exact: bool) -> Sums:
     rows, weight_M, K = panel.rows, work.weight_M, panel.K
     d_ap_P = rule.distance(squared_P)
-    bound_P = (
-        (d_ap_P + rule.margin).square() if rule.root and rule.margin > 0 else rule.squared_bound(squared_P)
-    )
+    one_call = rule.root and rule.margin > 0  # `squared_bound` without a second root
+    bound_P = (d_ap_P + rule.margin).square() if one_call else rule.squared_bound(squared_P)
     bound_RK = panel.padded(bound_P, -torch.inf)
     if exact:  # what is no nearer than rounding is a tie, and a tie is not active
         eps = torch.finfo(torch.float64).eps
@@ -253,7 +293,7 @@ def _hinge(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, *, exact: bo
         sum_ap = torch.dot(d_ap_P.double(), active_P.double())
         return counted_P.sum(dtype=torch.float64), sum_ap, sum_ap - gap
 
-    return _Sums(torch.add(gap, weight, alpha=rule.margin), lambda: weight, parts)
+    return Sums(torch.add(gap, weight, alpha=rule.margin), lambda: weight, parts)
 
 
 def _roots(work: Work, dist_RN: Tensor) -> Tensor:
@@ -269,7 +309,7 @@ def _slopes(slope_RN: Tensor, dist_RN: Tensor, rule: Rule) -> Tensor:
     return slope_RN.div_(dist_RN.masked_fill_(dist_RN == 0, torch.inf))
 
 
-def _soft(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, valid: int) -> _Sums:
+def _soft(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, valid: int) -> Sums:
     rows, weight_M, top = panel.rows, work.weight_M, panel.rows.start
     d_ap_P = rule.distance(squared_P)
     dist_RN = work.distances(rows)
@@ -300,7 +340,7 @@ def _soft(work: Work, rule: Rule, panel: Panel, squared_P: Tensor, valid: int) -
         sum_an = torch.dot(d_an_P, weight_P.double() / counted_P)
         return counted_P.sum(dtype=torch.float64), torch.dot(d_ap_P.double(), weight_P.double()), sum_an
 
-    return _Sums(loss_R.sum(dtype=torch.float64), lambda: weights().sum(dtype=torch.float64), parts)
+    return Sums(loss_R.sum(dtype=torch.float64), lambda: weights().sum(dtype=torch.float64), parts)
 
 
 def _negatives(work: Work, panel: Panel) -> Tensor:
@@ -328,7 +368,7 @@ def _soft_sums(work: Work, panel: Panel, d_ap_RK: Tensor, dist_RN: Tensor) -> tu
     return loss_R, slope_RN, slope_RK
 
 
-def _parts(sums: list[_Sums]) -> tuple[Tensor, ...]:
+def _parts(sums: list[Sums]) -> tuple[Tensor, ...]:
     """Loss, active triplets, d_ap and d_an, as a record adds them up: one number for each panel."""
     if not sums:
         return (torch.zeros(1, dtype=torch.float64),) * 4
@@ -388,10 +428,17 @@ def drawn_rows(dimensions: int, square: float, generator: torch.Generator) -> Pi
     return pick
 
 
-def one_negative(given: Given, rule: Rule, pick: PickRows, budget_mib: float) -> TripletSums:
-    """Semihard, or distance-weighted: every anchor and positive with one negative."""
+# Numbers of the size of a distance that a sweep holds, each of 8 bytes.
+SWEPT = 6
+
+
+def one_negative(
+    given: Given, rule: Rule, pick: PickRows, budget_mib: float, *, entries: int = SWEPT
+) -> TripletSums:
+    """Semihard, or distance-weighted: every anchor and positive with one negative. Without `entries`, in the dtype in
+    which the rows came; with them in float64."""
     dtype = given.y_ND.dtype
-    work = Work(given.double(), budget_mib, entries=6)
+    work = Work(given.double() if entries else given, budget_mib, entries=entries)
     valid = sum(work.order.prefix)
     paid = []
     for panel in work.panels:
@@ -402,10 +449,23 @@ def one_negative(given: Given, rule: Rule, pick: PickRows, budget_mib: float) ->
     return work.sums(_of_picked(work, paid, valid), dtype)
 
 
-def hardest(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
-    """Batch-hard: the farthest positive and the nearest negative of every anchor that has both."""
+def nearest_rows(work: Work, rows: slice) -> Tensor:
+    """The nearest negative (R,) of some anchors."""
+    return work.distances(rows).masked_fill_(work.same(rows), torch.inf).argmin(1)
+
+
+def hardest(
+    given: Given,
+    rule: Rule,
+    budget_mib: float,
+    nearest: Callable[[Work, slice], Tensor] = nearest_rows,
+    *,
+    entries: int = SWEPT,
+) -> TripletSums:
+    """Batch-hard: the farthest positive and the nearest negative of every anchor that has both; `entries` as in
+    `one_negative`."""
     dtype = given.y_ND.dtype
-    work = Work(given.double(), budget_mib, entries=6)
+    work = Work(given.double() if entries else given, budget_mib, entries=entries)
     valid = work.order.prefix[0] if work.order.prefix else 0
     paid = []
     for panel in work.panels:
@@ -414,7 +474,7 @@ def hardest(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
         *_, squared_P = work.to_positives(panel)
         farthest = panel.padded(squared_P, -torch.inf)[:n].max(1)
         p_R = panel.padded(panel.at_P, 0)[:n].gather(1, farthest.indices[:, None])[:, 0]
-        n_R = work.distances(rows).masked_fill_(work.same(rows), torch.inf).argmin(1)
+        n_R = nearest(work, rows)
         anchor_R = torch.arange(rows.start, rows.stop, device=n_R.device)
         away_RD = work.x_MD[rows] - work.y_ND.index_select(0, p_R)
         triplets = (anchor_R, p_R, n_R)

@@ -1,4 +1,6 @@
-"""The fused kernels, by Triton's interpreter on a CPU: what the tiles find, they find; and they compile for CUDA."""
+"""The fused kernels, by Triton's interpreter on a CPU: what a slow twin finds, they find; and they compile for CUDA.
+
+On a machine with a GPU, `TRITON_INTERPRET=0` runs the same tests compiled (tools/check_gpu.sh)."""
 
 from __future__ import annotations
 
@@ -12,46 +14,47 @@ import reference_mining
 import torch
 from torch.nn import functional
 
-from facemetric.mining import batch_all, batch_hard, semihard
-from facemetric.mining.kernels import gpu
+from facemetric.errors import ConfigError
+from facemetric.mining import MINERS, batch_all, batch_hard, distance_weighted, semihard
+from facemetric.mining.kernels import choice, gpu
 from facemetric.mining.record import Mined
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+COMPILED = os.environ.get("TRITON_INTERPRET") == "0"
+DEVICE = "cuda" if COMPILED else "cpu"
+TRIO = {"all": batch_all, "hard": batch_hard, "semihard": semihard}
+SMALL = {"BLOCK": 16, "COLUMNS": 16, "CHUNK": 16, "WIDTH": 16, "num_warps": 1}
+
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels serve on the CPU too, by Triton's interpreter. Gives the names of those that ran."""
-    monkeypatch.setattr(gpu, "BLOCK", 32)
-    monkeypatch.setattr(gpu, "WIDTH", 16)
-    monkeypatch.setattr("facemetric.mining.mine.SMALL_ROWS", 0)
-    ran: list[str] = []
-
-    def serves(ops: Any) -> bool:
-        wanted = ops.left_MD.dtype == torch.float32
-        ran.append("fused" if wanted else "tiles")
-        return wanted
-
-    monkeypatch.setattr(gpu, "serves", serves)
-    return ran
-
-
-def batch(kind: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit rows (B, 24) and labels: even identities, uneven ones, singles among them, copies, a collapse."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {"even": [4] * 9, "uneven": [1, 7, 2, 5, 3, 1, 11, 4, 6], "many": [11, 1, 13, 9]}.get(
-        kind, [4] * 9
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels serve on the CPU too, by Triton's interpreter, in blocks that leave a rest of these batches."""
+    if COMPILED:
+        return
+    sizes = {kernel: {name: SMALL[name] for name in given} for kernel, given in gpu.SIZES.items()}
+    monkeypatch.setattr(gpu, "SIZES", sizes)
+    monkeypatch.setattr(choice, "is_gpu", lambda device: True)
+    monkeypatch.setattr(
+        choice, "why_not_fused", lambda device, dtype: None if dtype == torch.float32 else "half"
     )
+
+
+def batch(kind: str, seed: int = 0, dim: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows (B, D) and labels: even identities, uneven ones, singles among them, copies, a collapse."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [4] * 9 if kind == "even" else [1, 7, 2, 5, 3, 1, 11, 4, 6]
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    own = torch.randn(len(sizes), 24, generator=generator)[labels]
-    rows = functional.normalize(own * 0.5 + torch.randn(len(labels), 24, generator=generator), dim=1)
+    own = torch.randn(len(sizes), dim, generator=generator)[labels]
+    rows = functional.normalize(own * 0.5 + torch.randn(len(labels), dim, generator=generator), dim=1)
     if kind == "copies":
         rows[5] = rows[17]
         rows[8] = rows[9]
+        rows[20:32] = rows[19]  # more negatives of one distance than are listed
     if kind == "collapse":
         rows = functional.normalize(rows[:1] + 1e-4 * rows, dim=1)
     mixed = torch.randperm(len(labels), generator=generator)
-    return rows[mixed], labels[mixed]
+    return rows[mixed].to(DEVICE), labels[mixed].to(DEVICE)
 
 
 def mined(miner: Any, rows: torch.Tensor, labels: torch.Tensor, **options: Any) -> tuple[Mined, torch.Tensor]:
@@ -63,65 +66,165 @@ def mined(miner: Any, rows: torch.Tensor, labels: torch.Tensor, **options: Any) 
     return found, rows.grad
 
 
-@pytest.mark.parametrize("kind", ["even", "uneven", "many", "copies", "collapse"])
+def in_float64(
+    miner: Any, rows: torch.Tensor, labels: torch.Tensor, **options: Any
+) -> tuple[Mined, torch.Tensor]:
+    """The same by the CPU's tiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "is_gpu", lambda device: False)
+        return mined(miner, rows.double().cpu(), labels.cpu(), **options)
+
+
+@pytest.mark.parametrize("kind", ["uneven", "copies", "collapse"])
+@pytest.mark.parametrize("name", TRIO)
 @pytest.mark.parametrize(
-    ("name", "miner"), [("all", batch_all), ("hard", batch_hard), ("semihard", semihard)]
+    ("distance", "margin"), [("squared", 0.2), ("euclidean", 0.2), ("euclidean", "soft")]
 )
-@pytest.mark.parametrize("distance", ["squared", "euclidean"])
-def test_they_find_what_a_slow_twin_finds(
-    kind: str, name: str, miner: Any, distance: str, interpreted: list[str]
-) -> None:
+def test_they_find_what_a_slow_twin_finds(kind: str, name: str, distance: str, margin: Any) -> None:
     rows, labels = batch(kind)
-    found, grad = mined(miner, rows, labels, distance=distance)
-    assert "fused" in interpreted
-    interpreted.clear()
-    exact, exact_grad = mined(miner, rows.double(), labels, distance=distance)
-    assert set(interpreted) == {"tiles"}
-    loss, *_ = reference_mining.twin(name, rows.double(), labels, 0.2, distance)
-    assert float(exact.loss.detach()) == pytest.approx(float(loss), rel=1e-9)
+    found, grad = mined(TRIO[name], rows, labels, distance=distance, margin=margin)
+    loss, active, _, (exact,) = reference_mining.cube(
+        name, rows.double().cpu(), labels.cpu(), margin, distance
+    )
     assert float(found.loss.detach()) == pytest.approx(float(loss), rel=2e-5, abs=1e-7)
-    assert float(found.active) == float(exact.active)
-    scale = float(exact_grad.abs().max())
-    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-3, atol=1e-5 * scale)
+    assert float(found.active) == active
+    same = torch.unique(rows.cpu(), dim=0, return_inverse=True)[1]  # which of two copies takes it is open
+    added, wanted = (torch.zeros_like(exact).index_add_(0, same, g.double().cpu()) for g in (grad, exact))
+    torch.testing.assert_close(added, wanted, rtol=1e-3, atol=1e-5 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("miner", [batch_all, batch_hard, semihard])
-@pytest.mark.parametrize("options", [{"anchors": slice(5, 19)}, {"weights": torch.linspace(0, 2, 40)}])
-def test_they_find_what_the_tiles_find_for_some_anchors_and_with_weights(
-    miner: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", TRIO)
+@pytest.mark.parametrize("margin", [0.2, "soft"])
+@pytest.mark.parametrize("anchors", [slice(5, 19), "apart"])
+def test_some_anchors_with_weights(name: str, margin: Any, anchors: Any) -> None:
     rows, labels = batch("uneven", seed=3)
-    assert len(rows) == 40
-    fused, fused_grad = mined(miner, rows, labels, **options)
-    monkeypatch.setattr(gpu, "serves", lambda ops: False)
-    tiled, tiled_grad = mined(miner, rows, labels, **options)
-    torch.testing.assert_close(fused.loss, tiled.loss, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(fused_grad, tiled_grad, rtol=1e-4, atol=1e-6)
-    assert fused.valid == tiled.valid
-    assert float(fused.active) == pytest.approx(float(tiled.active))
+    weights = torch.linspace(0, 2, len(rows)).to(DEVICE)
+    exact = anchors
+    if anchors == "apart":
+        anchors, weights = (rows[:9] * 1.01, labels[:9]), weights[:9]
+        exact = (anchors[0].double().cpu(), anchors[1].cpu())
+    found, grad = mined(TRIO[name], rows, labels, anchors=anchors, weights=weights, margin=margin)
+    twin, wanted = in_float64(
+        TRIO[name], rows, labels, anchors=exact, weights=weights.double().cpu(), margin=margin
+    )
+    assert float(found.loss.detach()) == pytest.approx(float(twin.loss.detach()), rel=1e-5)
+    torch.testing.assert_close(grad.double().cpu(), wanted, rtol=1e-3, atol=1e-6)
+    assert found.valid == twin.valid
+    for figure in ("active", "d_ap", "d_an", "weight"):
+        assert float(getattr(found, figure)) == pytest.approx(float(getattr(twin, figure)), rel=1e-5)
 
 
-def test_a_cpu_takes_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+@pytest.mark.parametrize("name", TRIO)
+@pytest.mark.parametrize("dim", [1, 33])
+def test_any_number_of_dimensions_and_identities_far_apart(name: str, dim: int) -> None:
+    rows, labels = batch("even", dim=dim)
+    rows = rows + 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found, grad = mined(TRIO[name], rows, labels * 2**40)
+    twin, wanted = in_float64(TRIO[name], rows, labels)
+    assert float(found.loss.detach()) == pytest.approx(float(twin.loss.detach()), rel=1e-5)
+    torch.testing.assert_close(grad.double().cpu(), wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", MINERS)
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [5, 5, 5, 5], [0, 0, 1]])
+def test_batches_with_next_to_nothing_in_them(name: str, labels: list[int]) -> None:
+    rows = functional.normalize(
+        torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    options = {"seed": 1} if name == "distance-weighted" else {}
+    found, grad = mined(MINERS[name], rows.to(DEVICE), torch.tensor(labels).to(DEVICE), **options)
+    assert torch.isfinite(found.loss)
+    assert torch.isfinite(grad).all()
+    assert (found.valid > 0) == (labels == [0, 0, 1])
+    assert bool(grad.any()) <= (found.valid > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_mined_in_float32(dtype: torch.dtype) -> None:
     rows, labels = batch("even")
-    monkeypatch.setattr("facemetric.mining.mine.SMALL_ROWS", 0)
-    monkeypatch.setattr(gpu, "sweep", None)  # a call would raise
-    monkeypatch.setattr(gpu, "weigh", None)
-    for miner in (batch_all, batch_hard, semihard):
-        mined(miner, rows, labels)
+    found, grad = mined(semihard, rows.to(dtype), labels)
+    same, _ = mined(semihard, rows.to(dtype).float(), labels)
+    assert found.loss.dtype == torch.float32
+    assert grad.dtype == dtype
+    assert found.loss == same.loss
+
+
+def test_draws_come_by_inverse_density() -> None:
+    """One anchor, its positive, and negatives at three distances."""
+    squares = torch.tensor([0.5, 1.0, 1.6])
+    cosine = 1 - squares / 2
+    rows = torch.zeros(7, 4)
+    rows[:2, 0] = 1
+    rows[2:5, 0], rows[2:5, 1] = cosine, (1 - cosine**2).sqrt()
+    rows[5:, 2] = -1
+    counted = torch.zeros(7)
+    anchors = (rows[:1].repeat(400, 1).to(DEVICE), torch.zeros(400, dtype=torch.int64, device=DEVICE))
+    labels = torch.tensor([0, 0, 1, 2, 3, 0, 0])
+    found = distance_weighted(rows.to(DEVICE), labels.to(DEVICE), seed=7, anchors=anchors)
+    counted.index_add_(0, found.triplets[:, 2].cpu(), torch.ones(len(found.triplets)))
+    assert not counted[[0, 1, 5, 6]].any()
+    weight = squares**-1.0 * (1 - squares / 4) ** -0.5  # d^-(D - 2) (1 - d^2 / 4)^-((D - 3) / 2)
+    torch.testing.assert_close(counted[2:5] / counted.sum(), weight / weight.sum(), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_what_is_picked_in_less_precision_is_paid_in_float32(precision: str) -> None:
+    rows, labels = batch("even")
+    with choice.picking(precision):
+        found, grad = mined(batch_hard, rows, labels)
+    from facemetric.mining import triplet_losses
+
+    again = rows.clone().requires_grad_()
+    losses = triplet_losses(again, found.triplets).mean()
+    losses.backward()
+    torch.testing.assert_close(found.loss, losses, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(grad, again.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_picking_in_bfloat16_rounds_the_operands() -> None:
+    """Two negatives that bfloat16 cannot tell apart, the first of them the farther one."""
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.50, 0.8], [0.5001, 0.8]], device=DEVICE)
+    labels = torch.tensor([0, 0, 1, 2], device=DEVICE)
+    exact = batch_hard(rows, labels).triplets[0].tolist()
+    with choice.picking("bfloat16"):
+        rounded = batch_hard(rows, labels).triplets[0].tolist()
+    assert exact == [0, 1, 3]
+    assert rounded == [0, 1, 2]
+
+
+COMPILE = """
+from facemetric.mining.kernels import gpu
+own = {"OWN": True, "DOWN": True, "ROOT": True, "SOFT": True}
+listing = {"GAP": True, "LIST": True, "CAP": 8, "PRECISION": "ieee"}
+only = {"pick": [listing], "settle": [{"GAP": True, "CAP": 8}], "draw": [{"PRECISION": "ieee"}], "weigh": [own]}
+made = gpu.compiled_for(80, only)
+assert len(made) == 4 and all(len(one.asm["cubin"]) > 1000 for one in made.values())
+assert max(one.metadata.shared for one in made.values()) <= 99 * 1024  # what a block has on 8.6 and 8.9
+print("compiled")
+"""
 
 
 def test_they_compile_for_cuda_without_a_device() -> None:
-    code = (
-        "from facemetric.mining.kernels import gpu\n"
-        "made = gpu.compiled_for(80)\n"
-        "assert len(made) == 8 and all(len(one.asm['cubin']) > 1000 for one in made.values())\n"
-        "print('compiled')"
-    )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
     )
     if "compiled" not in ran.stdout and "cuda" in ran.stderr and "backend" in ran.stderr:
         pytest.skip("this Triton has no CUDA backend")
     assert "compiled" in ran.stdout, ran.stderr[-2000:]
+
+
+def test_a_precision_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    rows, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    with (
+        pytest.raises(ConfigError, match="'half'; it must be one of float32, tf32, bfloat16"),
+        choice.picking("half"),
+    ):
+        pass
+    with (
+        choice.picking("tf32"),
+        pytest.raises(ConfigError, match="tf32 is for the fused kernels, and they need CUDA"),
+    ):
+        batch_hard(rows, labels)
+    batch_hard(rows, labels)

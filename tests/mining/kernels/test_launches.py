@@ -18,7 +18,6 @@ ROWS, DIM, BUDGET_MIB = 4096 // 8, 128 // 8, 2048 / 64
 def generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended device has no random numbers of its own."""
     monkeypatch.setattr(miners, "make_generator", lambda device: torch.Generator())
-    return
 
 
 def batch(kind: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

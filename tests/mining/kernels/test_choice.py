@@ -1,0 +1,74 @@
+"""Which kernels mine where, by stand-ins for GPUs that are not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from facemetric.errors import ConfigError
+from facemetric.mining import batch_all, mine
+from facemetric.mining.kernels import choice, panels
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what torch says of a GPU's compute capability, and whether Triton is installed."""
+
+    def set_up(capability: tuple[int, int], *, triton: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(choice, "has_triton", lambda: triton)
+
+    return set_up
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (12, 0)])
+def test_fused_kernels_serve_on_new_gpus(gpu_of: Any, capability: tuple[int, int]) -> None:
+    gpu_of(capability)
+    assert choice.fused(CUDA, torch.float32)
+    assert choice.why_not_fused(CUDA, torch.float64) == "they compute in float32, the rows are torch.float64"
+
+
+def test_old_gpus_and_those_without_triton_have_plain_torch(gpu_of: Any) -> None:
+    gpu_of((7, 5))
+    assert choice.why_not_fused(CUDA, torch.float32) == "they need compute capability 8.0, this GPU has 7.5"
+    gpu_of((9, 0), triton=False)
+    assert "pip install triton" in str(choice.why_not_fused(CUDA, torch.float32))
+    assert choice.is_gpu(CUDA)
+
+
+def test_a_cpu_has_its_own() -> None:
+    assert not choice.is_gpu(torch.device("cpu"))
+    assert not choice.fused(torch.device("cpu"), torch.float32)
+    assert not choice.is_gpu(torch.device("mps"))
+
+
+def test_no_memory_left_names_the_batch_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
+
+    monkeypatch.setattr(choice, "is_gpu", lambda device: True)
+    monkeypatch.setattr(panels, "every_triplet", out)
+    with pytest.raises(
+        ConfigError, match=r"a batch of 6 images \(CUDA out of memory. Tried to allocate 3.00 GiB.\)"
+    ) as error:
+        batch_all(torch.eye(6), torch.arange(6) // 2)
+    assert "--microbatch" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_budget_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[float] = []
+    monkeypatch.setattr(choice, "is_gpu", lambda device: True)
+    real = panels.every_triplet
+
+    def noted(given: Any, rule: Any, budget: float) -> Any:
+        budgets.append(budget)
+        return real(given, rule, budget)
+
+    monkeypatch.setattr(panels, "every_triplet", noted)
+    batch_all(torch.eye(6), torch.arange(6) // 2)
+    assert budgets == [mine.GPU_MINING_MIB]
