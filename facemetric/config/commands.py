@@ -28,7 +28,7 @@ Calibration = Literal["off", "people", "stored"]
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Verification of listed or of all pairs, nearest neighbours, identification; of one model or two."""
+    """Verification of listed or of all pairs, nearest neighbours, identification; of one model or several."""
 
     weights: str = ""
     """What to evaluate: a weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""

@@ -181,16 +181,18 @@ def sentence(found: Evaluation) -> str:
             f"{share} of the pairs of one person are recognised."
         )
     else:
+        similar = f"For {share} of the {things}, the most similar"
         known = {
-            "accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
-            "eer": f"At the threshold where both errors are as frequent, {share} of the pairs are told wrongly.",
-            "auc": f"A pair of one person scores higher than a pair of two in {share} of all cases.",
-            "knn_accuracy_1": f"For {share} of the {things}, the most similar other one is of the same person.",
-            "rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
-            "recall_at_1": f"For {share} of the {things}, the most similar other one is of the same person.",
-            "accuracy_svm": f"A linear classifier names the right person for {share} of the {things}.",
+            "verification.accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
+            "verification.eer": f"Where both errors are as frequent, {share} of the pairs are told wrongly.",
+            "verification.auc": f"In {share} of all cases a pair of one person scores higher than a pair of two.",
+            "neighbours.knn_accuracy_1": f"{similar} other one is of the same person.",
+            "gallery.knn_accuracy_1": f"{similar} one in the gallery is of the same person.",
+            "identification.rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
         }
-        text = known.get(name, f"{first.label}: {share}" + (f" ({first.about})." if first.about else "."))
+        text = known.get(
+            first.key, f"{first.label}: {share}" + (f" ({first.about})." if first.about else ".")
+        )
     return " ".join(filter(None, [text, other_models(found, first.key)]))
 
 

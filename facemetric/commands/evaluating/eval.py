@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.record import Evaluation
+from facemetric.training import peers
 
 
 @takes_options(EvalConfig)
@@ -48,15 +51,23 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     check_options(config)
     here = replace(config, device=distributed.start(config.device))
     distributed.check_alike(stored_inputs(config))
-    if distributed.rank() > 0:  # process 0 writes; what the others would write is thrown away
-        with tempfile.TemporaryDirectory() as folder, distributed.work_shared():
-            here = replace(here, out=Path(folder))
-            return score(here, open_inputs(here))
-    with distributed.work_shared():
-        inputs = open_inputs(here)
-        found = score(here, inputs)
+    with peers.watching(), distributed.work_shared(), own_out(here) as mine:
+        inputs = open_inputs(mine)
+        found = score(mine, inputs)
+    if distributed.rank() > 0:
+        return found
     write_files(config, inputs, found)
     return replace(found, report=write_page(config, inputs, found)) if config.report else found
+
+
+@contextlib.contextmanager
+def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
+    """The options; in all processes but the first with an --out that is thrown away: the first one writes."""
+    if distributed.rank() == 0:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield replace(config, out=Path(folder))
 
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
