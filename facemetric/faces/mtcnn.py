@@ -297,7 +297,7 @@ def cells_of(sums: Sums, found: Candidates, cells: int) -> tuple[Candidates, Arr
     boxes = np.trunc(found.boxes).astype(np.int64)
     low = boxes[:, :2].clip(min=1) - 1
     high = np.minimum(boxes[:, 2:], size[:, ::-1])
-    inside = (high > low).all(1)
+    inside: npt.NDArray[np.bool_] = np.all(high > low, axis=1)
     low, high, size, found = low[inside], high[inside], size[inside], found.take(inside)
     (left, right), (top, bottom) = (edges(high[:, axis] - low[:, axis], cells) for axis in (0, 1))
     line = (size[:, 1] + 1)[:, None]

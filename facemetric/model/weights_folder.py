@@ -18,6 +18,7 @@ from facemetric.files import sync, write_text_whole
 FORMAT = 1
 CONFIG, MODEL = "config.json", "model.safetensors"
 BEST = "best"  # the weights folder inside a run folder
+GALLERY = "gallery.json"  # of a folder of enrolled people (room gallery), which is no weights folder
 HUB = "hf-hub:"  # begins the name of weights on the Hugging Face Hub
 OLD = ".old"  # ends the name of a folder that is being replaced
 FACES = "faces"  # `pictures` of weights that expect faces cut to the template; "" of others
@@ -96,6 +97,8 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
         raise WeightsError(
             f"{path} is an ONNX file, which eval, embed, verify, gallery and identify take; name a weights folder here"
         )
+    if (path / GALLERY).is_file():
+        raise WeightsError(f"{path} is a gallery, not weights; name the weights that it was made with")
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
     hint = did_you_mean(str(name), shipped) if shipped else ""

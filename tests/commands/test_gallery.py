@@ -113,7 +113,7 @@ def test_identify_from_python_is_the_same_and_quiet(
     found = identify(photo, gallery=str(g), threshold=0.9999, device="cpu")
     assert capsys.readouterr().out == ""
     assert found.names == ["drawn_0001"]
-    with pytest.raises(ConfigError, match="no gallery: facemetric identify"):
+    with pytest.raises(ConfigError, match="no gallery: `facemetric identify"):
         identify(photo)
     with pytest.raises(DataError, match="no such file or folder; give photographs"):
         identify("nowhere.jpg", gallery=str(g))
@@ -176,8 +176,8 @@ def test_slips(command: Command, g: Path, faces: Path, untrained: Path, tmp_path
         (["gallery", "list"], "no gallery was named"),
         (["gallery", "list", tmp_path / "nowhere"], "nowhere is no gallery"),
         (["gallery", "check", tmp_path / "nowhere"], "nowhere is no gallery"),
-        (["identify", "--gallery", g], "no photographs: facemetric identify PHOTO"),
-        (["identify", photo], "no gallery: facemetric identify PHOTO"),
+        (["identify", "--gallery", g], "no photographs: `facemetric identify PHOTO"),
+        (["identify", photo], "no gallery: `facemetric identify PHOTO"),
         (["identify", tmp_path / "no.jpg", "--gallery", g], "no.jpg: no such file or folder"),
         (["identify", photo, "--gallery", g, "--show", "x.gif"], "drawn as .html or .png"),
         (["identify", photo, "--gallery", g, "--fpir", 2], "--fpir is 2.0; it is a share"),

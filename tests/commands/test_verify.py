@@ -139,8 +139,7 @@ def test_scores_do_not_depend_on_the_order(calibrated: Path, faces: Path) -> Non
 
 
 def test_the_weights_are_looked_up_once(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from facemetric.commands import verify as command
-    from facemetric.model import weights, weights_folder
+    from facemetric.model import opened_weights, weights, weights_folder
 
     found: list[object] = []
 
@@ -148,7 +147,7 @@ def test_the_weights_are_looked_up_once(calibrated: Path, monkeypatch: pytest.Mo
         found.append(name)
         return weights_folder.find_weights(name, fetch=fetch)
 
-    for module in (command, weights):
+    for module in (opened_weights, weights):
         monkeypatch.setattr(module, "find_weights", counted)
     Verifier(calibrated, far=0.2, device="cpu")
     assert found == [calibrated]

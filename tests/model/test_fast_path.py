@@ -91,6 +91,7 @@ def test_the_file_of_other_weights_is_not_used(
     config["sha256"] = "0" * 64
     assert fast_path.open_network(own, config) is None
     assert carrying.runtime("auto", "cpu", 1) == "onnx"  # it is there
+    found = open_model(str(weights))  # what was found there is kept, and the cache is another one now
     assert found.runtime("auto", "cpu", 1) == "torch"  # it would have to be made
     assert found.runtime("auto", "cpu", door.WORTH_EXPORTING) == "onnx"
     assert found.runtime("torch", "cpu", door.WORTH_EXPORTING) == "torch"

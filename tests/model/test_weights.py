@@ -188,3 +188,11 @@ def test_what_pictures_the_weights_expect_is_kept(embedder: Embedder, folder: Pa
     path.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"expect 'maps'; this version knows 'faces' alone"):
         load_embedder(tmp_path / "f")
+
+
+def test_a_gallery_that_is_named_as_weights_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gallery.json").write_text("{}")
+    with pytest.raises(
+        WeightsError, match="is a gallery, not weights; name the weights that it was made with"
+    ):
+        find_weights(tmp_path)

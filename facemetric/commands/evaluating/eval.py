@@ -74,8 +74,8 @@ def stored_inputs(config: EvalConfig) -> dict[str, str]:
     """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
     files = {
         "--embeddings": str(config.embeddings or ""),
-        "--pairs": config.pairs,
-        "--compare": config.compare,
+        "--pairs": str(config.pairs or ""),
+        **{f"--compare {name}": name for name in config.compare},
     }
     return {"the options": str(config)} | {
         name: file_hash(Path(file)) for name, file in files.items() if file and Path(file).is_file()
