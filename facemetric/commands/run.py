@@ -150,6 +150,8 @@ def check_folder(step: Step, *, resume: bool) -> None:
         {key: value for key, value in options.items() if key not in RESUMABLE_OPTIONS}
         for options in (usual | record["options"], config_dict(step.config))
     )
+    if isinstance(before.get("compare"), str):  # of a record when there was one other model at most
+        before["compare"] = [before["compare"]] if before["compare"] else []
     other = differences(before, now)
     if other:
         raise ConfigError(f"{step.folder} was run with other options ({other}); name another --out")

@@ -10,16 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from facemetric.errors import ConfigError, DataError, did_you_mean
-from facemetric.mining.kernels.common import FAR_AWAY, Operands, Rule, TripletSums, on_a_grid, operands
+from facemetric.mining.kernels import choice
+from facemetric.mining.kernels.common import (
+    FAR_AWAY,
+    Operands,
+    Rule,
+    TripletSums,
+    is_coarse,
+    on_a_grid,
+    operands,
+    row_dot,
+)
+from facemetric.mining.kernels.panels import Given
 from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
 from facemetric.mining.kernels.weighed import Select, active_triplets, anchor_sums
-from facemetric.mining.order import Order, order_against, order_whole
+from facemetric.mining.order import Facts, Order, fetch, order_against, order_on_host, order_whole
 from facemetric.mining.record import Details, Mined, reciprocal
-from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes, compute_dtype, row_distance
+from facemetric.mining.tiles import budget_bytes, compute_dtype, row_distance
 
 Margin = float | Literal["soft"]
 Anchors = slice | tuple[Tensor, Tensor] | None
@@ -35,12 +47,22 @@ class Kernel(NamedTuple):
     ties_count: bool = False  # the loss is divided by a count that a tie changes
     ties_choose: bool = False  # a tie changes what is chosen
     select: Select | None = None  # the weights, where every triplet is weighed by them
+    on_gpu: Callable[[Given, Rule, float], TripletSums] | None = None  # None: tiles do it there too
+    double_on_gpu: bool = False  # it computes in float64 there
+
+    def may_tie(self, rule: Rule, distance: str, device: torch.device) -> bool:
+        """Whether there are rows in float32 whose ties rounding would decide; a GPU chooses in float64."""
+        choosing = self.ties_choose and not choice.is_gpu(device)
+        choosing = distance == "cosine" and (self.ties_count or choosing)
+        return choosing or (self.ties_count and rule.can_tie())
 
 
 DISTANCES = ("squared", "euclidean", "cosine")
 
 # Three buffers of 4 MiB each: what the cache of two cores holds with room for the operands.
 CPU_MINING_MIB = 12.0
+# On a GPU every panel costs calls: at 4096 rows one panel holds all of them.
+GPU_MINING_MIB = 2048.0
 
 
 def make_rule(margin: Margin, distance: str) -> Rule:
@@ -89,10 +111,12 @@ class Batch(NamedTuple):
     kernel: Kernel
     budget_mib: float | None
     weight_M: Tensor | None = None  # of each anchor, in the dtype of the rows
+    facts: Facts | None = None  # what the host knows of a batch on a GPU
 
     def sorted(self) -> tuple[Operands, Order]:
         """The rows in runs of one label."""
-        rows_BD, labels_B, anchors = self.rows_BD, self.labels_B, self.anchors
+        rows_BD, anchors = self.rows_BD, self.anchors
+        labels_B = self.labels_B.to(rows_BD.device)
         if isinstance(anchors, tuple):
             order = order_against(anchors[1].to(labels_B.device), labels_B, None)
             return operands(anchors[0], rows_BD, order, self.weight_M), order
@@ -102,16 +126,30 @@ class Batch(NamedTuple):
         order = order_whole(labels_B)
         return operands(rows_BD, None, order, self.weight_M), order
 
+    def given(self, facts: Facts) -> Given:
+        """The same for the kernels of a GPU, by what the host knows."""
+        own = None
+        if isinstance(self.anchors, slice):
+            own = np.arange(len(facts.labels_N))[self.anchors]
+        order = order_on_host(facts, own, self.rows_BD.device)
+        y_ND = self.rows_BD.index_select(0, order.reference_N)
+        x_MD = y_ND
+        if not order.whole:
+            anchors_MD = self.anchors[0] if isinstance(self.anchors, tuple) else self.rows_BD[self.anchors]
+            x_MD = anchors_MD.index_select(0, order.anchors_M)
+        weight_M = None if self.weight_M is None else self.weight_M.index_select(0, order.anchors_M)
+        return Given(x_MD, y_ND, order, weight_M)
+
     def own(self) -> Tensor:
         """The batch's row of each anchor, where the anchors are rows of it."""
-        rows_B = torch.arange(len(self.labels_B), device=self.labels_B.device)
+        rows_B = torch.arange(len(self.labels_B), device=self.rows_BD.device)
         return rows_B[self.anchors] if isinstance(self.anchors, slice) else rows_B
 
     def budget(self) -> float:
         """MiB for tiles."""
         if self.budget_mib is not None:
             return self.budget_mib
-        return CPU_MINING_MIB if self.rows_BD.device.type == "cpu" else CUDA_BUDGET_MIB
+        return GPU_MINING_MIB if choice.is_gpu(self.rows_BD.device) else CPU_MINING_MIB
 
 
 def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: MiningOptions) -> Mined:
@@ -125,13 +163,18 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
     if budget_mib is not None:
         budget_bytes(budget_mib)  # an error for small batches too, which have no tiles
     check_shapes(embeddings_BD, labels_B, "embeddings")
-    labels_B = labels_B.to(embeddings_BD.device)
+    may_tie = kernel.may_tie(rule, distance, embeddings_BD.device)
+    facts = _facts(embeddings_BD, labels_B, anchors, first=may_tie) if kernel.on_gpu is not None else None
+    if facts is None:
+        labels_B = labels_B.to(embeddings_BD.device)
     dtype = compute_dtype(embeddings_BD.dtype)
-    if dtype == torch.float32 and _ties_matter(embeddings_BD, kernel, rule, distance):
+    if facts is not None and may_tie and (rule.margin != 0 or rule.soft):
+        may_tie = all(map(is_coarse, facts.first_D))
+    if dtype == torch.float32 and may_tie and _ties_matter(embeddings_BD, kernel, rule, distance):
         embeddings_BD = embeddings_BD.double()
         if isinstance(anchors, tuple):
             anchors = anchors[0].double(), anchors[1]
-    y_BD = compute_rows(embeddings_BD, distance)
+    y_BD = compute_rows(embeddings_BD, distance, double=kernel.double_on_gpu)
     x_MD: Tensor | None = None
     if isinstance(anchors, tuple):
         check_shapes(*anchors, "anchors")
@@ -139,16 +182,22 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
             raise DataError(
                 f"anchors have {anchors[0].shape[1]} dimensions, embeddings {embeddings_BD.shape[1]}"
             )
-        x_MD = compute_rows(anchors[0], distance)
-        check_rows(x_MD, "anchors")
+        x_MD = compute_rows(anchors[0], distance, double=kernel.double_on_gpu)
+        if facts is None:
+            check_rows(x_MD, "anchors")
         anchors = x_MD.detach(), anchors[1]
+    if facts is not None:
+        _check_lengths(facts, y_BD, x_MD)
     weight_M = None if weights is None else _anchor_weights(weights, y_BD, anchors)
     with torch.no_grad():
-        batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib, weight_M)
+        batch = Batch(y_BD.detach(), labels_B, anchors, rule, kernel, budget_mib, weight_M, facts)
         sums = _add_up(batch)
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
         if isinstance(weight, Tensor):
-            scale = reciprocal(weight)
+            # nothing weighs 0: neither loss nor gradient has anything to divide
+            scale = (
+                reciprocal(weight) if facts is None else 1 / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+            )
             loss = loss * scale
             for grad in (sums.grad_ND,) if grad_MD is None else (sums.grad_ND, grad_MD):
                 grad.mul_(scale)
@@ -162,13 +211,18 @@ def _add_up(batch: Batch) -> TripletSums:
     """All at once where the batch is small, else in tiles; the gradient in the order of the rows handed in."""
     roomy = batch.budget_mib is None or batch.budget_mib >= SMALL_MIB
     at_once = batch.kernel.in_one_matrix
-    if batch.anchors is None and at_once is not None and roomy and 0 < len(batch.labels_B) <= SMALL_ROWS:
+    few = 0 < len(batch.labels_B) <= SMALL_ROWS and batch.facts is None
+    if batch.anchors is None and at_once is not None and roomy and few:
         sums = at_once(batch.rows_BD, batch.labels_B, batch.rule, batch.weight_M)
         if sums is not None:
             return sums
-    check_rows(batch.rows_BD, "embeddings")
-    ops, order = batch.sorted()
-    sums = batch.kernel.in_tiles(ops, order, batch.rule, batch.budget())
+    if batch.facts is not None and batch.kernel.on_gpu is not None:
+        given = batch.given(batch.facts)
+        order, sums = given.order, batch.kernel.on_gpu(given, batch.rule, batch.budget())
+    else:
+        check_rows(batch.rows_BD, "embeddings")
+        ops, order = batch.sorted()
+        sums = batch.kernel.in_tiles(ops, order, batch.rule, batch.budget())
     grad_BD = torch.empty_like(sums.grad_ND).index_copy_(0, order.reference_N, sums.grad_ND)
     if order.whole:
         return sums._replace(grad_MD=grad_BD, grad_ND=grad_BD)
@@ -255,6 +309,42 @@ class DifferentiatedOnce(torch.autograd.Function):
         raise RuntimeError("a loss of the miners can be differentiated once, not twice")
 
 
+def _divide(loss: Tensor, weight: Tensor, grads: list[Tensor], facts: Facts | None) -> Tensor:
+    """Loss and gradients, the latter in place, by what all triplets weigh together; 0 where nothing has weight."""
+    if facts is not None:  # in the fewest calls: where nothing has weight, nothing is there to divide
+        weight = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        for grad in grads:
+            grad.div_(weight)
+        return loss / weight
+    scale = reciprocal(weight)
+    for grad in grads:
+        grad.mul_(scale)
+    return loss * scale
+
+
+def _facts(embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors, *, first: bool) -> Facts | None:
+    """What the host has to know of a batch on a GPU; None on a CPU."""
+    if not choice.is_gpu(embeddings_BD.device):
+        return None
+    rows, labels = [embeddings_BD], [labels_B]
+    if isinstance(anchors, tuple):
+        check_shapes(*anchors, "anchors")
+        rows, labels = [embeddings_BD, anchors[0]], [labels_B, anchors[1]]
+    return fetch(rows, labels, first=first)
+
+
+def _check_lengths(facts: Facts, y_BD: Tensor, x_MD: Tensor | None) -> None:
+    """DataError as `check_rows`, which looks where all rows together are too long, or not finite."""
+    for rows, length, what in zip((y_BD, x_MD), facts.lengths, ("embeddings", "anchors"), strict=False):
+        if rows is not None and not length <= _longest(rows.dtype):
+            check_rows(rows, what)
+
+
+def _longest(dtype: torch.dtype) -> float:
+    """Of a row: 40 for twice as long, and ten times nearer."""
+    return math.sqrt(FAR_AWAY[dtype] / 40)
+
+
 def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> bool:
     """Whether rows in float32 can tie where it counts, so that float64 is to tell ties from rounding."""
     if kernel.ties_count and rule.has_ties(rows_BD.detach()):
@@ -294,7 +384,7 @@ def check_rows(rows_BD: Tensor, what: str) -> None:
         return
     rows_BD = rows_BD.detach()
     low, high = (float(v) for v in rows_BD.aminmax())  # one pass; NaN comes through
-    most = math.sqrt(FAR_AWAY[rows_BD.dtype] / 40)  # of a length: 40 for twice as long, and ten times nearer
+    most = _longest(rows_BD.dtype)
     if max(-low, high) <= most / math.sqrt(rows_BD.shape[1]):
         return
     bad = (~torch.isfinite(rows_BD).all(1)).nonzero()[:, 0]
@@ -313,20 +403,42 @@ def check_rows(rows_BD: Tensor, what: str) -> None:
         )
 
 
-def compute_rows(rows_BD: Tensor, distance: str) -> Tensor:
+def compute_rows(rows_BD: Tensor, distance: str, *, double: bool = False) -> Tensor:
     """Rows in float32 or float64; for cosine of length sqrt(1/2), which makes |x - y|^2 = 1 - cos; a zero row stays.
 
-    Zero rows have no direction: they lie at distance 1/2 from all others, and have no gradient.
+    Zero rows have no direction: they lie at distance 1/2 from all others, and have no gradient. `double`: on a GPU in
+    float64, where that is next.
     """
     if rows_BD.dtype not in (torch.float32, torch.float64):
         rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
     if distance != "cosine" or not rows_BD.numel():
         return rows_BD
+    if choice.is_gpu(rows_BD.device):
+        return _Directions.apply(rows_BD, double)
     largest_B1 = rows_BD.detach().abs().amax(1, keepdim=True)
     # a power of two changes no digit: squares of rows of 1e-30 or 1e30 would leave the range
     rows_BD = rows_BD * _power_of_two(-torch.frexp(largest_B1).exponent, rows_BD.dtype)
     length_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
     return rows_BD / length_B1.masked_fill(length_B1 == 0, torch.inf) * 0.5**0.5
+
+
+class _Directions(torch.autograd.Function):
+    """Rows of length sqrt(1/2), as `compute_rows` makes them, in few calls: through float64."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor, double: bool) -> Tensor:
+        length_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True, dtype=torch.float64)
+        scale_B1 = (0.5**0.5 / length_B1).nan_to_num_(posinf=0)
+        unit_BD = (rows_BD * scale_B1).to(torch.float64 if double else rows_BD.dtype)
+        ctx.save_for_backward(unit_BD, scale_B1)
+        ctx.dtype = rows_BD.dtype
+        return unit_BD
+
+    @staticmethod
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
+        unit_BD, scale_B1 = ctx.saved_tensors
+        across_BD = torch.addcmul(grad_BD, unit_BD, row_dot(unit_BD, grad_BD)[:, None], value=-2)
+        return (across_BD * scale_B1).to(ctx.dtype), None
 
 
 def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:

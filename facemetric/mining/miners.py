@@ -34,6 +34,14 @@ from facemetric.mining.kernels.one_negative import (
     pick_semihard,
     sparse_sums,
 )
+from facemetric.mining.kernels.panels import (
+    Given,
+    drawn_rows,
+    every_triplet,
+    hardest,
+    one_negative,
+    semihard_rows,
+)
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
 from facemetric.mining.kernels.weighed import Select, weighted_sums
 from facemetric.mining.mine import Anchors, Kernel, Margin, MiningOptions, mine
@@ -56,9 +64,21 @@ def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
     )
 
 
-_ALL = Kernel(_all, small_all, ties_count=True)
-_SEMIHARD = Kernel(partial(_sparse, pick=pick_semihard, farthest=False), small_semihard, ties_choose=True)
-_HARD = Kernel(partial(_sparse, pick=pick_nearest, farthest=True), small_hard)
+def _semihard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
+    return one_negative(given, rule, semihard_rows, budget)
+
+
+_ALL = Kernel(_all, small_all, ties_count=True, on_gpu=every_triplet)
+_SEMIHARD = Kernel(
+    partial(_sparse, pick=pick_semihard, farthest=False),
+    small_semihard,
+    ties_choose=True,
+    on_gpu=_semihard_on_gpu,
+    double_on_gpu=True,
+)
+_HARD = Kernel(
+    partial(_sparse, pick=pick_nearest, farthest=True), small_hard, on_gpu=hardest, double_on_gpu=True
+)
 
 
 @uncompiled
@@ -177,10 +197,15 @@ def distance_weighted(
     unit length. The same `seed` draws the same negatives: pass another one every step. Other arguments and
     errors as in `batch_all`. Source: Wu et al. 2017, arXiv:1706.07567, section 4.2.
     """
-    generator = torch.Generator(embeddings_BD.device).manual_seed(seed)
+    generator = make_generator(embeddings_BD.device).manual_seed(seed)
     square = 2.0 if distance == "cosine" else 1.0  # |x - y|^2 is 2 (1 - cos)
     pick = pick_by_distance(embeddings_BD.shape[-1], square, generator)
-    kernel = Kernel(partial(_sparse, pick=pick, farthest=False))
+
+    def on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
+        rows = drawn_rows(embeddings_BD.shape[-1], square, generator)
+        return one_negative(given, rule, rows, budget)
+
+    kernel = Kernel(partial(_sparse, pick=pick, farthest=False), on_gpu=on_gpu, double_on_gpu=True)
     return mine(
         embeddings_BD, labels_B, kernel, MiningOptions(margin, distance, anchors, budget_mib, weights)
     )
@@ -192,6 +217,9 @@ MINERS: dict[str, Callable[..., Mined]] = {
     "hard": batch_hard,
     "distance-weighted": distance_weighted,
 }
+# On the device of the rows: replaced by the test that counts on a device without random numbers.
+make_generator = torch.Generator
+
 # These take a `seed`, a new one every step.
 SEEDED_MINERS = ("distance-weighted",)
 

@@ -31,6 +31,7 @@ class Order(NamedTuple):
     prefix: list[int]  # prefix[k]: how many anchors have more than k positives (and a negative)
     runs: np.ndarray  # (2, M) on the host: start and end of each anchor's run
     whole: bool  # the anchors are the reference, row for row
+    own: np.ndarray  # self_M on the host
 
     def positive(self, k: int, rows: slice) -> Tensor:
         """Sorted reference row (n,) of the k-th positive of the anchors in `rows` that have one."""
@@ -177,11 +178,95 @@ def order_against(labels_M: Tensor, labels_N: Tensor, own_M: Tensor | None) -> O
 def _finish(
     anchors_M: Tensor, reference_N: Tensor, start_M: Tensor, count_M: Tensor, self_M: Tensor, *, whole: bool
 ) -> Order:
-    N = len(reference_N)
-    start, count, own = torch.stack([start_M, count_M, self_M]).cpu().numpy()
+    host = torch.stack([start_M, count_M, self_M]).cpu().numpy()
+    return _on_both(anchors_M, reference_N, (start_M, count_M, self_M), tuple(host), whole=whole)
+
+
+def _on_both(
+    anchors_M: Tensor,
+    reference_N: Tensor,
+    runs: tuple[Tensor, Tensor, Tensor],
+    host: tuple[np.ndarray, ...],
+    *,
+    whole: bool,
+) -> Order:
+    """The order, of start, count and own place of each anchor on the device and on the host."""
+    (start, count, own), N = host, len(reference_N)
     positives = np.where(count < N, count - (own < N), 0)  # a run of all N rows leaves no negative
     assert not (np.diff(positives) > 0).any()
     steps = -np.arange(positives[0] if len(positives) else 0)
     prefix = np.searchsorted(-positives, steps, side="left").tolist()
-    runs = np.stack([start, start + count])
-    return Order(anchors_M, reference_N, start_M, count_M, self_M, prefix, runs, whole)
+    bounds = np.stack([start, start + count])
+    return Order(anchors_M, reference_N, *runs, prefix, bounds, whole, own)
+
+
+class Facts(NamedTuple):
+    """What the host has to know of a batch on a GPU, in one transfer."""
+
+    labels_N: np.ndarray
+    asked_M: np.ndarray | None  # labels of anchors apart from the batch
+    lengths: list[float]  # the length of all rows together, in float64; of anchors apart as well
+    first_D: list[float]  # the first row, where it was asked for
+
+
+def fetch(rows: list[Tensor], labels: list[Tensor], *, first: bool) -> Facts:
+    """The facts of a batch, and of anchors apart behind it: one synchronisation. `first`: the first row too."""
+    dtype = labels[0].dtype if len(labels) == 1 else torch.promote_types(*(sortable(v).dtype for v in labels))
+    keys = [sortable(v.detach().to(dtype)) for v in labels]
+    floating = keys[0].dtype.is_floating_point
+    packed = [
+        (v.double().view(torch.int64) if floating else v.to(torch.int64))
+        for v in keys
+        if v.device.type != "cpu"
+    ]
+    n_labels = sum(len(v) for v in packed)
+    lengths = [torch.linalg.vector_norm(v.detach(), dtype=torch.float64).view(1) for v in rows]
+    packed += [v.view(torch.int64) for v in lengths]
+    if first and len(rows[0]):
+        packed.append(rows[0].detach()[0].double().view(torch.int64))
+    host = torch.cat(packed).cpu().numpy()
+    known, numbers = host[:n_labels], host[n_labels:].view(np.float64).tolist()
+    known = known.view(np.float64) if floating else known
+    found = []
+    for key in keys:
+        on_host = key.device.type == "cpu"
+        found.append(key.numpy() if on_host else known[: len(key)])
+        known = known if on_host else known[len(key) :]
+    return Facts(found[0], found[1] if len(found) > 1 else None, numbers[: len(rows)], numbers[len(rows) :])
+
+
+def upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays of int64 on a device, in one transfer that nothing waits for."""
+    flat = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":  # pragma: no cover - memory that a GPU reads itself
+        flat = flat.pin_memory()
+    flat = flat.to(device, non_blocking=True)
+    return list(flat.split([len(v) for v in arrays]))
+
+
+def order_on_host(facts: Facts, own_M: np.ndarray | None, device: torch.device) -> Order:
+    """As `order_whole` (`own_M` None and no labels asked for) and `order_against`, from labels on the host."""
+    labels_N, asked_M = facts.labels_N, facts.asked_M
+    N, whole = len(labels_N), own_M is None and asked_M is None
+    perm_N = labels_N.argsort(kind="stable")
+    sorted_N = labels_N[perm_N]
+    if whole:
+        start = np.searchsorted(sorted_N, sorted_N)
+        count = np.searchsorted(sorted_N, sorted_N, side="right") - start
+        by_count = (-count).argsort(kind="stable")
+        start, count, own = np.arange(N) - (by_count - start[by_count]), count[by_count], np.arange(N)
+        anchors_M = reference_N = perm_N[by_count]
+    else:
+        asked_M = labels_N[own_M] if asked_M is None else asked_M
+        start = np.searchsorted(sorted_N, asked_M)
+        count = np.searchsorted(sorted_N, asked_M, side="right") - start
+        own = np.full(len(asked_M), N)
+        if own_M is not None:
+            place_N = np.empty(N, dtype=np.int64)
+            place_N[perm_N] = np.arange(N)
+            own = place_N[own_M]
+        anchors_M = ((count - (own < N)) * -(N + 1) + start).argsort(kind="stable")
+        start, count, own, reference_N = start[anchors_M], count[anchors_M], own[anchors_M], perm_N
+    sides = [anchors_M] if whole else [anchors_M, reference_N]
+    *rows, start_M, count_M, self_M = upload([*sides, start, count, own], device)
+    return _on_both(rows[0], rows[-1], (start_M, count_M, self_M), (start, count, own), whole=whole)

@@ -125,7 +125,8 @@ def triangle_in_threads(
 
     As `product_tiles` with `triangle`, but `threads` walk at once, numbered from 0, each with its share of the
     budget and torch on one thread: for work that takes longer than the product. Which thread gets which tile
-    is left to chance. `share` (number, of): only every so many rows of tiles, for one of several processes. What `work` raises is raised, after the other threads have ended their row of tiles.
+    is left to chance. `share` (number, of): only every so many rows of tiles, for one of several processes. What
+    `work` raises is raised, after the other threads have ended their row of tiles.
     """
     x_ND, _, budget_mib = _check(x_ND, None, budget_mib, True)
     side, _ = tile_shape(

@@ -89,6 +89,11 @@ def slack(x_square_M: Tensor, y_square_N: Tensor, dimensions: int) -> Tensor:
     return (x_square_M + y_square_N.max()) * (roundings * torch.finfo(x_square_M.dtype).eps / 2)
 
 
+def row_dot(x_MD: Tensor, y_MD: Tensor) -> Tensor:
+    """(M,) inner products of paired rows in one call; with the rounding of a product."""
+    return torch.bmm(x_MD[:, None], y_MD[:, :, None]).view(-1)
+
+
 class Rule(NamedTuple):
     """What a triplet costs: hinge or soft margin, on squared or plain distances."""
 
@@ -106,6 +111,8 @@ class Rule(NamedTuple):
         if self.margin == 0:  # a root squared is not what it was
             return squared_ap
         bound = squared_ap.sqrt() + self.margin
+        if self.margin > 0:
+            return bound * bound
         return torch.where(bound > 0, bound * bound, -torch.inf)
 
     def d_distance(self, squared: Tensor) -> Tensor:
@@ -137,20 +144,21 @@ class Rule(NamedTuple):
 
     def can_tie(self) -> bool:
         """Whether the margin is 0 or a number of few bits, as 0.5 and 1 are, and 0.2 is not."""
-        return not self.soft and _is_coarse(self.margin)
+        return not self.soft and is_coarse(self.margin)
 
 
 # Numbers of at most so many bits are what a user may have put on a grid.
 GRID = 2.0**12
 
 
-def _is_coarse(value: float) -> bool:
+def is_coarse(value: float) -> bool:
+    """Whether a number has no more bits than a grid."""
     return (math.frexp(value)[0] * GRID).is_integer()
 
 
 def on_a_grid(rows_ND: Tensor) -> bool:
     """Whether all numbers are multiples of the 4096th part of the largest; most batches say no at their first row."""
-    if not len(rows_ND) or not all(_is_coarse(v) for v in rows_ND[0].tolist()):
+    if not len(rows_ND) or not all(is_coarse(v) for v in rows_ND[0].tolist()):
         return False
     largest = float(rows_ND.abs().amax())
     if not 0 < largest < math.inf:
