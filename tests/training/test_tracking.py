@@ -14,6 +14,7 @@ import pytest
 from facemetric import finetune, pretrain
 from facemetric.errors import ConfigError
 from facemetric.training import tracking
+from facemetric.training.run import Run
 from facemetric.training.run_folder import read_log
 
 # Packages that write what they are told into told.jsonl of the working folder.
@@ -84,34 +85,45 @@ def told(folder: Path) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("stand_in", STAND_INS, indirect=True)
-def test_what_the_log_has_and_the_same_run_after_a_stop(
+def test_the_lines_of_a_run_and_the_same_run_after_a_stop(stand_in: str, tmp_path: Path) -> None:
+    folder, options = tmp_path / "my_run", "lr = 0.1\n"
+    with Run(folder, config_toml=options, resume=False, track=stand_in) as run:
+        run.log("train", 2, loss=0.5, lr=0.1)
+        run.log("validation", 2, val_auc=0.7, epoch=1, note="text")
+        mark = run.mark()
+    (folder / "checkpoint.pt").write_bytes(b"one")
+    found = [line for line in told(tmp_path) if line[0] != "options"]
+    given = None if stand_in == "mlflow" else 0.1  # which is told the options by a call of its own
+    assert found == [
+        ["init", "facemetric", "my_run", given, False],
+        ["log", 2, {"train/loss": 0.5, "train/lr": 0.1}],
+        ["log", 2, {"validation/val_auc": 0.7, "validation/epoch": 1.0}],
+        ["finish", True],
+    ]
+    before = len(told(tmp_path))
+    with pytest.raises(RuntimeError), Run(folder, config_toml=options, resume=True, track=stand_in) as run:
+        run.go_on(2, mark)
+        run.log("train", 4, loss=0.25)
+        raise RuntimeError
+    assert told(tmp_path)[before:] == [
+        ["init", "facemetric", "my_run", given, True],
+        ["log", 4, {"train/loss": 0.25}],
+        ["finish", stand_in == "trackio"],  # which has no word for a run that stopped
+    ]
+
+
+@pytest.mark.parametrize("stand_in", ["wandb"], indirect=True)
+def test_a_training_tells_what_its_log_has(
     stand_in: str, faces: Path, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = tmp_path / "my_run"
-    pretrain(faces, **small, out=run, track=stand_in, max_steps=2)
-    first = told(tmp_path)
-    assert [line[0] for line in first if line[0] != "options"] == ["init", "log", "log", "finish"]
-    assert first[0][1:3] == ["facemetric", "my_run"]
-    assert first[0][4] is False
-    assert first[-1] == ["finish", True]
-    logged = [line for line in first if line[0] == "log"]
-    lines = read_log(run / "log.jsonl")
-    assert len(logged) == len(lines) == 2
-    for (_, step, figures), line in zip(logged, lines, strict=True):
-        assert step == line["step"]
-        assert figures == {
-            f"{line['event']}/{name}": value
-            for name, value in line.items()
-            if isinstance(value, int | float) and name not in ("step", "seconds")
-        }
-    assert {"train/loss", "train/lr"} <= set(logged[0][2])
-    assert "validation/val_auc" in logged[1][2]
-    pretrain(faces, **small, out=run, track=stand_in, resume=True)
-    again = told(tmp_path)[len(first) :]
-    assert again[0][:5] == ["init", *first[0][1:4], True]
-    assert [line[1] for line in again if line[0] == "log"] == [
-        line["step"] for line in read_log(run / "log.jsonl")[2:]
+    pretrain(faces, **small, out=tmp_path / "run", track=stand_in, max_steps=2)
+    logged = [line for line in told(tmp_path) if line[0] == "log"]
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if len(line) > 3]
+    assert [(step, next(iter(figures)).partition("/")[0]) for _, step, figures in logged] == [
+        (line["step"], line["event"]) for line in lines
     ]
+    assert {"train/loss", "train/lr"} <= set(logged[0][2])
+    assert logged[0][2]["train/loss"] == lines[0]["loss"]
 
 
 @pytest.mark.parametrize("stand_in", ["wandb"], indirect=True)
