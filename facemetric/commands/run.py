@@ -107,7 +107,7 @@ def shortened(variant: Variant) -> Variant:
     for step in variant.steps:
         if step.stage in TRAINING:
             limit = min(step.config.max_steps or TRIAL_STEPS, TRIAL_STEPS)
-            step = step._replace(config=replace(step.config, max_steps=limit))
+            step = step._replace(config=replace(step.config, max_steps=limit, track="off"))
         steps.append(step)
     return variant._replace(steps=tuple(steps))
 

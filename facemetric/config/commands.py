@@ -157,6 +157,8 @@ class VerifyConfig(FacesConfig, TwoPictures):
     """Print one JSON object."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    runtime: NetworkRuntime = "auto"
+    """torch, onnx, or auto: onnx where the weights carry a file for it, which needs no torch; onnx makes one."""
 
 
 def check_verify(config: VerifyConfig) -> None:

@@ -34,7 +34,7 @@ from facemetric.errors import ConfigError, plural
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
-Init = Literal["identity", "pca", "lda", "random"]
+Init = Literal["identity", "refit", "pca", "lda", "random"]
 Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
@@ -53,7 +53,15 @@ class StageConfig:
     val_by: Annotated[ValBy, VALIDATION] = "identities"
     """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
     unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images without identities: stage one learns them from --teacher; in stage two each is a person of its own."""
+    """Images without identities: both stages learn them from --teacher; in stage two each is a person of its own."""
+    teacher: Annotated[tuple[str, ...], DATA] = ()
+    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
+    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of the labels (the cross-entropy, stage two's --loss) beside the teacher; 0 learns from it alone."""
     leave_out: Annotated[Path | None, DATA] = None
     """Text file of identities to leave out."""
     leave_out_images: Annotated[Path | None, DATA] = None
@@ -149,15 +157,6 @@ class PretrainConfig(StageConfig):
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 0
     """Size of a projection trained with the backbone; 0: that of --teacher, or of --weights, or the plain features."""
 
-    teacher: Annotated[tuple[str, ...], DATA] = ()
-    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
-    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
-    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
-    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
-    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
-
     head: Annotated[str, MODEL] = "softmax"
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
     head_args: Annotated[str, MODEL] = ""
@@ -202,9 +201,11 @@ class FinetuneConfig(StageConfig):
     freeze_epochs: Annotated[tuple[int, ...], MODEL] = ()
     """Epochs of each of several --freeze but the last, which has the rest of --epochs."""
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 128
-    """Numbers in an embedding; with --projection-init identity the weights decide."""
+    """Numbers in an embedding; with --projection-init identity or refit the weights decide."""
     projection_init: Annotated[Init, MODEL] = "identity"
-    """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
+    """Start of the projection: identity (the weights' own embedding), refit (its least squares), pca, lda or random."""
+    refit_penalty: Annotated[float, MODEL, POSITIVE] = 0.1
+    """Ridge penalty of --projection-init refit, in units of the features' mean variance."""
     loss: Annotated[str, COMMON] = "triplet"
     """triplet (with --miner, --margin, --distance), contrastive, supcon, multi-similarity, circle, proxy-anchor, a
     pml:NAME of pytorch-metric-learning, or a function or class of your own as package.module:name."""
@@ -281,8 +282,8 @@ def check_stage(config: StageConfig) -> None:
         config.microbatch != 1,
         "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
     )
+    check_teacher(config)
     if isinstance(config, PretrainConfig):
-        check_teacher(config)
         check_shards(config)
     if isinstance(config, FinetuneConfig):
         check_loss(config)
@@ -295,7 +296,7 @@ def check_stage(config: StageConfig) -> None:
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
 
 
-def check_teacher(config: PretrainConfig) -> None:
+def check_teacher(config: StageConfig) -> None:
     """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
     for name in ("teacher_weight", "relation_weight", "label_weight"):
         value = getattr(config, name)
@@ -304,7 +305,8 @@ def check_teacher(config: PretrainConfig) -> None:
             f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
         )
     if not config.teacher:
-        require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
+        alone = isinstance(config, PretrainConfig) and bool(config.unlabelled)
+        require(not alone, "--unlabelled needs --teacher, which alone knows such images")
         require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
         require(
             config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"
@@ -363,8 +365,12 @@ def check_batch(config: FinetuneConfig) -> None:
         "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
     )
     require(
-        config.projection_init == "identity" or config.embedding_size > 0,
+        config.projection_init in ("identity", "refit") or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
+    )
+    require(
+        config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
+        f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
     )
 
 

@@ -138,11 +138,27 @@ def test_scores_do_not_depend_on_the_order(calibrated: Path, faces: Path) -> Non
     np.testing.assert_allclose(*scores, atol=1e-6)
 
 
+def test_the_weights_are_looked_up_once(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from facemetric.commands import verify as command
+    from facemetric.model import weights, weights_folder
+
+    found: list[object] = []
+
+    def counted(name: str | Path, *, fetch: bool = True) -> Path:
+        found.append(name)
+        return weights_folder.find_weights(name, fetch=fetch)
+
+    for module in (command, weights):
+        monkeypatch.setattr(module, "find_weights", counted)
+    Verifier(calibrated, far=0.2, device="cpu")
+    assert found == [calibrated]
+
+
 def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
     calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = Verifier(calibrated, far=0.2, device="cpu")
-    monkeypatch.setattr("facemetric.commands.verify.load_folder", None)  # not called any more
+    monkeypatch.setattr("facemetric.model.opened_weights.Weights.load", None)  # not called any more
     one, two = images_in(faces)[3], images_in(faces)[40]
     image = Image.open(two).convert("RGB")
     expected = verifier(str(one), str(two))
