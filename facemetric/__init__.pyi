@@ -11,6 +11,8 @@ from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.checked import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
+from facemetric.commands.convert import Converted as Converted
+from facemetric.commands.convert import convert_data as convert_data
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.identifying.identify import Identified as Identified
 from facemetric.commands.push import Pushed as Pushed
@@ -21,6 +23,7 @@ from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
+from facemetric.config import ConvertConfig as ConvertConfig
 from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
@@ -40,8 +43,8 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
-from facemetric.model.embedder import similarity as similarity
 from facemetric.model.onnx_embedder import OnnxEmbedder as OnnxEmbedder
+from facemetric.model.similarity import similarity as similarity
 from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
@@ -254,6 +257,7 @@ def finetune(
     validate_every: int = ...,
     max_steps: int = ...,
     resume: bool = ...,
+    track: Literal["off", "wandb", "mlflow", "trackio"] = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
     freeze: Literal["backbone", "batchnorm", "none"] | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
@@ -294,6 +298,7 @@ def identify(
     show: str | Path | None = ...,
     weights: str | Path = ...,
     device: str = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
 ) -> Identified: ...
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
@@ -343,6 +348,7 @@ def pretrain(
     validate_every: int = ...,
     max_steps: int = ...,
     resume: bool = ...,
+    track: Literal["off", "wandb", "mlflow", "trackio"] = ...,
     out: str | Path = ...,
     arch: str = ...,
     arch_args: str = ...,
@@ -402,6 +408,7 @@ def verify(
     frr: float = ...,
     json: bool = ...,
     device: str = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
 ) -> Verdict: ...
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...
