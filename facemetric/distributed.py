@@ -83,7 +83,9 @@ def workers() -> int:
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of some items: every so many, so that long and short ones are spread."""
-    return [items[i] for i in range(rank(), len(items), workers())] if workers() > 1 else items
+    if workers() == 1:
+        return items
+    return [items[i] for i in range(rank(), len(items), workers())]  # a lazy sequence has no slices
 
 
 def merged_rows(whole: npt.NDArray[Any], own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

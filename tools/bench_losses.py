@@ -132,7 +132,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     print(
-        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, D = {DIM}, K = {options.images}"
+        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, "
+        f"D = {DIM}, K = {options.images}"
     )
     print(
         f"{'loss':17} {'B':>6} {'ms: facemetric':>15} {'pml':>9} {'ratio':>6} {'MiB: facemetric':>16} {'pml':>7}"

@@ -84,6 +84,11 @@ class EvalConfig:
     workers: Annotated[int, WORKERS] = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
+    def __post_init__(self) -> None:
+        # Before there were several, one was a text, and "" was none.
+        names = (self.compare,) if isinstance(self.compare, str) else self.compare
+        object.__setattr__(self, "compare", tuple(filter(None, names)))
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -27,9 +27,10 @@ from facemetric.evaluation.svm import SvmAccuracy
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, verify_pairs
 from facemetric.report.figures import evaluation_text
+from facemetric.report.models import Comparison, Comparisons, side_by_side
 from facemetric.report.page import Origin, render
 from facemetric.report.page_sections import curve_of, page_of, thresholds_of
-from facemetric.report.record import GALLERY, Comparison, Evaluation, Identified, Retrieved, Sliced, Verified
+from facemetric.report.record import GALLERY, Evaluation, Identified, Retrieved, Sliced, Verified
 
 ORIGIN = Origin("facemetric eval", ())
 
@@ -168,29 +169,39 @@ def test_every_figure_is_in_a_table() -> None:
     base = found()
     assert base.verification is not None
     points = base.verification.points[:2]
+    own = Verified("all", VERIFICATION, {"auc": interval, "tar_at_far_0.1": interval})
+    changes = {
+        "auc": Interval(-0.25, -0.5, -0.125, 0.95),
+        "tar_at_far_0.1": Interval(0.1, -0.1, 0.2, 0.95),
+    }
+    other = Comparison("second", Verified("all", base.verification), None, changes)
     page = page_of(
         found(
             notes=("a <note>",),
-            verification=Verified("all", VERIFICATION, {"auc": interval, "tar_at_far_0.1": interval}),
+            verification=own,
             slices=Sliced((Slicing("age", groups, (gap,)),)),
             gallery=Retrieved(RETRIEVAL, title=GALLERY),
-            identification=Identified(Identification(0.5, points, 5, 6, *(np.zeros(11) for _ in range(4)))),
-            svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 0, 40, 0, Interval(0.5, 0.25, 0.75, 0.95)),
-            comparison=Comparison(
-                "second",
-                base.verification,
-                None,
-                {
-                    "auc": Interval(-0.25, -0.5, -0.125, 0.95),
-                    "tar_at_far_0.1": Interval(0.1, -0.1, 0.2, 0.95),
-                },
+            identification=Identified(
+                Identification(
+                    0.5,
+                    points,
+                    5,
+                    6,
+                    *(np.zeros(11) for _ in range(4)),
+                    {5: 0.75},
+                    (),
+                    *(np.zeros(11) for _ in "ab"),
+                )
             ),
+            svm=SvmAccuracy(0.5, 0.1, 5, 6, 7, 0, 40, 0, Interval(0.5, 0.25, 0.75, 0.95)),
+            comparison=Comparisons((other,)),
+            models=side_by_side("model", own.figures(), [other]),
         ),
         "model",
         ORIGIN,
     )
     titles = [grid.title for grid in page.figures]
-    assert len(titles) == 6
+    assert len(titles) == 5
     rows = {row[0].text: row[1] for row in page.figures[0].rows}
     assert rows["AUC"].bounds == rows["TAR at FAR = 0.1"].bounds == "0.1250 to 0.3750"
     assert rows["AUC"].whisker is not None
@@ -201,9 +212,14 @@ def test_every_figure_is_in_a_table() -> None:
     meanings = [row[0].note for row in page.figures[0].rows if row[0].text.startswith("TAR")]
     assert meanings[0].startswith("of pairs of one person")
     assert set(meanings[1:]) == {""}  # a meaning is given once
-    differences = {row[0].text: row[1] for row in page.figures[-1].rows}
-    assert list(differences) == ["TAR at FAR = 0.1", "AUC"]  # in the order of the tables above
-    assert set(differences) <= set(rows)  # by the names of the tables above
+    tables = {grid.title.removesuffix(", by model"): grid for grid in page.models}
+    assert list(tables) == [
+        name for name, cell in rows.items() if cell.text != "not measured"
+    ]  # in the order above
+    assert [row[0].text for row in tables["AUC"].rows] == ["model", "second"]
+    differences = {name: grid.rows[1][2] for name, grid in tables.items() if len(grid.rows[1]) > 2}
+    assert set(differences) == {"TAR at FAR = 0.1", "AUC"}
+    assert tables["AUC"].rows[0][2].text == ""  # the first is not compared with itself
     assert "leaves out 0" in differences["AUC"].note
     assert "holds 0" in differences["TAR at FAR = 0.1"].note
     assert [curve.name for curve in page.curves] == ["model", "second"]

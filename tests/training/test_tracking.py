@@ -101,7 +101,7 @@ def test_the_lines_of_a_run_and_the_same_run_after_a_stop(stand_in: str, tmp_pat
         ["finish", True],
     ]
     before = len(told(tmp_path))
-    with pytest.raises(RuntimeError), Run(folder, config_toml=options, resume=True, track=stand_in) as run:
+    with pytest.raises(RuntimeError), Run(folder, config_toml=options, resume=True, track=stand_in) as run:  # noqa: PT012
         run.go_on(2, mark)
         run.log("train", 4, loss=0.25)
         raise RuntimeError

@@ -72,13 +72,11 @@ def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
     """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
-    files = {
-        "--embeddings": str(config.embeddings or ""),
-        "--pairs": str(config.pairs or ""),
-        **{f"--compare {name}": name for name in config.compare},
-    }
+    files = [("--embeddings", str(config.embeddings or "")), ("--pairs", str(config.pairs or ""))]
+    for option in ("compare", "gallery", "cohort", "templates", "gallery_templates"):
+        files += [(f"--{option.replace('_', '-')} {name}", name) for name in getattr(config, option)]
     return {"the options": str(config)} | {
-        name: file_hash(Path(file)) for name, file in files.items() if file and Path(file).is_file()
+        name: file_hash(Path(file)) for name, file in files if file and Path(file).is_file()
     }
 
 

@@ -259,7 +259,6 @@ def weigh(
     wide = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     is_first = tl.program_id(1) == 0
     row_ok, wide_ok = rows < n_rows, wide < width
-    at = tl.arange(0, CHUNK)
     row_first = tl.zeros([BLOCK], tl.int64)
     row_end = tl.zeros([BLOCK], tl.int64)
     row_weight = tl.zeros([BLOCK], tl.float32)
@@ -291,7 +290,7 @@ def weigh(
         negative = row_ok[:, None] & column_ok[None, :] & (same == 0)
         close = negative & (found < tl.maximum(row_limit[:, None], column_limit[None, :]))
         any_close = tl.max(tl.max(close.to(tl.int32), 1), 0)
-        if ROOT:
+        if ROOT:  # noqa: SIM102 (known when compiled)
             if any_close > 0:
                 direct = tl.zeros([BLOCK, COLUMNS], tl.float32)
                 for j in range(width):
