@@ -11,6 +11,8 @@ from facemetric.commands.align import Aligned as Aligned
 from facemetric.commands.calibrate import Calibrated as Calibrated
 from facemetric.commands.checking.checked import Checked as Checked
 from facemetric.commands.clustering.cluster import Clustered as Clustered
+from facemetric.commands.convert import Converted as Converted
+from facemetric.commands.convert import convert_data as convert_data
 from facemetric.commands.export import Exported as Exported
 from facemetric.commands.identifying.identify import Identified as Identified
 from facemetric.commands.push import Pushed as Pushed
@@ -21,6 +23,7 @@ from facemetric.config import AlignConfig as AlignConfig
 from facemetric.config import CalibrateConfig as CalibrateConfig
 from facemetric.config import CheckConfig as CheckConfig
 from facemetric.config import ClusterConfig as ClusterConfig
+from facemetric.config import ConvertConfig as ConvertConfig
 from facemetric.config import EmbedConfig as EmbedConfig
 from facemetric.config import EvalConfig as EvalConfig
 from facemetric.config import ExportConfig as ExportConfig
@@ -250,6 +253,7 @@ def finetune(
     validate_every: int = ...,
     max_steps: int = ...,
     resume: bool = ...,
+    track: Literal["off", "wandb", "mlflow", "trackio"] = ...,
     out: str | Path = ...,
     weights: str | Path = ...,
     freeze: Literal["backbone", "batchnorm", "none"] | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
@@ -334,6 +338,7 @@ def pretrain(
     validate_every: int = ...,
     max_steps: int = ...,
     resume: bool = ...,
+    track: Literal["off", "wandb", "mlflow", "trackio"] = ...,
     out: str | Path = ...,
     arch: str = ...,
     arch_args: str = ...,
