@@ -45,7 +45,7 @@ HOMES = {
     "OnnxEmbedder": "facemetric.model.onnx_embedder",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights",
-    "similarity": "facemetric.model.embedder",
+    "similarity": "facemetric.model.similarity",
     # what commands return
     "Aligned": "facemetric.commands.align",
     "Calibrated": "facemetric.commands.calibrate",

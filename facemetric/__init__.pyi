@@ -43,8 +43,8 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
-from facemetric.model.embedder import similarity as similarity
 from facemetric.model.onnx_embedder import OnnxEmbedder as OnnxEmbedder
+from facemetric.model.similarity import similarity as similarity
 from facemetric.model.weights import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
 from facemetric.training.run import Trained as Trained
@@ -219,6 +219,10 @@ def finetune(
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
     unlabelled: str | Path | Sequence[str | Path] = ...,
+    teacher: str | Path | Sequence[str | Path] = ...,
+    teacher_weight: float = ...,
+    relation_weight: float = ...,
+    label_weight: float = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -259,7 +263,8 @@ def finetune(
     freeze: Literal["backbone", "batchnorm", "none"] | Sequence[Literal["backbone", "batchnorm", "none"]] = ...,
     freeze_epochs: int | Sequence[int] = ...,
     embedding_size: int = ...,
-    projection_init: Literal["identity", "pca", "lda", "random"] = ...,
+    projection_init: Literal["identity", "refit", "pca", "lda", "random"] = ...,
+    refit_penalty: float = ...,
     loss: str = ...,
     loss_args: str = ...,
     loss_lr: float = ...,
@@ -293,6 +298,7 @@ def identify(
     show: str | Path | None = ...,
     weights: str | Path = ...,
     device: str = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
 ) -> Identified: ...
 @overload
 def pretrain(config: PretrainConfig, /) -> Trained: ...
@@ -304,6 +310,10 @@ def pretrain(
     val_fraction: float = ...,
     val_by: Literal["identities", "images"] = ...,
     unlabelled: str | Path | Sequence[str | Path] = ...,
+    teacher: str | Path | Sequence[str | Path] = ...,
+    teacher_weight: float = ...,
+    relation_weight: float = ...,
+    label_weight: float = ...,
     leave_out: str | Path | None = ...,
     leave_out_images: str | Path | None = ...,
     merge: str | Path | None = ...,
@@ -346,10 +356,6 @@ def pretrain(
     pretrained: bool = ...,
     start_size: int = ...,
     embedding_size: int = ...,
-    teacher: str | Path | Sequence[str | Path] = ...,
-    teacher_weight: float = ...,
-    relation_weight: float = ...,
-    label_weight: float = ...,
     head: str = ...,
     head_args: str = ...,
     margin: float = ...,
@@ -402,6 +408,7 @@ def verify(
     frr: float = ...,
     json: bool = ...,
     device: str = ...,
+    runtime: Literal["auto", "torch", "onnx"] = ...,
 ) -> Verdict: ...
 @overload
 def visualize(config: VisualizeConfig, /) -> Path: ...

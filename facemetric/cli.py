@@ -236,7 +236,7 @@ def identify(config: Annotated[IdentifyConfig, Parameter(name="*")] = IdentifyCo
 
     add_cwd_to_path()
     found = run_identify(config)
-    print(found.to_json() if config.json else found.text())
+    print_once(found.to_json() if config.json else found.text())
 
 
 @app.command

@@ -16,6 +16,9 @@ from facemetric.config import (
     EmbedConfig,
     EvalConfig,
     FinetuneConfig,
+    GalleryAddConfig,
+    GalleryCheckConfig,
+    IdentifyConfig,
     PretrainConfig,
     RunConfig,
     StageConfig,
@@ -118,7 +121,8 @@ def check_words(config: Any) -> None:
         check_verify(config)
     if isinstance(config, ClusterConfig):
         check_cluster(config)
-    takes_onnx = isinstance(config, (EvalConfig, EmbedConfig))
+    answers = isinstance(config, (VerifyConfig, GalleryAddConfig, GalleryCheckConfig, IdentifyConfig))
+    takes_onnx = answers or isinstance(config, (EvalConfig, EmbedConfig))
     weights, compared = getattr(config, "weights", ""), getattr(config, "compare", ())
     if isinstance(config, (FinetuneConfig, CalibrateConfig, VerifyConfig, EmbedConfig)) or weights:
         (find_onnx if takes_onnx and is_onnx(weights) else find_weights)(weights)
@@ -127,7 +131,7 @@ def check_words(config: Any) -> None:
     for name in compared:
         if not name.lower().endswith((".npz", ".parquet")):
             (find_onnx if is_onnx(name) else find_weights)(name)
-    if not isinstance(config, AlignConfig):  # it has no use for timm
+    if not (answers or isinstance(config, AlignConfig)):  # these may have no use for timm
         import_timm()
 
 

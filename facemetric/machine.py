@@ -194,6 +194,15 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def cuda_possible() -> bool:
+    """Whether this machine may have a device for CUDA; torch, which knows, is not imported to learn that there is
+    none."""
+    if torch := sys.modules.get("torch"):
+        return bool(torch.cuda.is_available())
+    places = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA, under Windows, AMD
+    return sys.platform != "darwin" and (sys.platform != "linux" or any(map(os.path.exists, places)))
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one. Raises ConfigError where it is not there."""
     import torch

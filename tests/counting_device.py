@@ -5,8 +5,8 @@
     counted.launches, counted.waits
 
 Its tensors hold real values, refuse to meet those of the CPU as a GPU's do, and take every branch for devices other
-than the CPU. An operation is a launch (a GPU may need several for one); views and memory are none. It says nothing of CUDA's
-own kernels, and nothing of their speed.
+than the CPU. An operation is a launch (a GPU may need several for one); views and memory are none. It says nothing of
+CUDA's own kernels, and nothing of their speed.
 """
 
 from __future__ import annotations

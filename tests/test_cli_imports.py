@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from exported_networks import carrying_weights, onnx_file
 from photographs import HOPPER
 
 HEAVY = {"torch", "timm", "pandas", "PIL", "sklearn", "matplotlib"}
@@ -95,7 +96,8 @@ def test_a_folder_that_is_taken_is_refused_before_torch_is_imported(tmp_path: Pa
 
 
 def test_verify_imports_no_compiler() -> None:
-    status, text, modules = ran("verify", HOPPER, HOPPER, "--weights", "faces-96", "--device", "cpu")
+    words = ("--weights", "faces-96", "--device", "cpu", "--runtime", "torch")
+    status, text, modules = ran("verify", HOPPER, HOPPER, *words)
     assert status == 0, text
     assert "cosine" in text
     assert {"torch", "timm", "torchvision"} <= modules
@@ -122,8 +124,34 @@ def test_identify_imports_no_compiler_and_no_plots(faces: Path, tmp_path: Path) 
     assert status == 0, text
     image = next(path for path in sorted(faces.rglob("*")) if path.is_file())
     words = ("--gallery", tmp_path / "g", "--device", "cpu", "--faces", "off", "--threshold", "0.99")
+    words = (*words, "--runtime", "torch")
     status, text, modules = ran("identify", image, *words)
     assert status == 0, text
     assert "score 1.0000" in text
     unwanted = {"torch._dynamo", "sympy", "matplotlib", "sklearn", "tensorboard", "pandas"} & modules
     assert not unwanted
+
+
+def test_verify_and_identify_import_no_torch_where_the_weights_carry_a_network(tmp_path: Path) -> None:
+    """Weights folder or .onnx file, with the default detector; other people's start costs them no torch either."""
+    unwanted = {"torch", "timm", "torchvision", "scipy", "sklearn", "pandas", "matplotlib", "onnx"}
+    weights, file = carrying_weights(tmp_path / "weights"), onnx_file(tmp_path / "w.onnx")
+    for name in (weights, file):
+        status, text, modules = ran("verify", HOPPER, HOPPER, "--weights", name)
+        assert status == 0, text
+        assert "same person: cosine 1.0000 >= threshold" in text
+        assert "probability above 0.999" in text
+        assert not unwanted & modules
+    status, text, _ = ran("gallery", "add", tmp_path / "g", "--name", "Grace", HOPPER, "--weights", weights)
+    assert (status, "1 face of 1 person" in text) == (0, True), text
+    for more in ((), ("--weights", file)):  # the same weights, by their fingerprint
+        status, text, modules = ran("identify", HOPPER, "--gallery", tmp_path / "g", *more)
+        assert status == 0, text
+        assert ": Grace, score 1.0000" in text
+        assert not unwanted & modules
+
+
+def test_runtime_onnx_that_is_not_there_is_told(tmp_path: Path) -> None:
+    words = ("--weights", onnx_file(tmp_path / "w.onnx"), "--runtime", "torch")
+    status, text, modules = ran("verify", HOPPER, HOPPER, *words)
+    assert (status, "--runtime torch cannot run" in text, "torch" in modules) == (2, True, False)

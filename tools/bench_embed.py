@@ -33,15 +33,15 @@ import torch
 from measure_faces import crops_of, photograph, turned
 from PIL import Image
 
-from facemetric.commands.embedding import open_model
 from facemetric.config import EmbedConfig
 from facemetric.faces.crops import faces_in, open_or_reason
 from facemetric.faces.finder import face_finder
+from facemetric.model.opened_weights import open_model
 
 DIFFERENT = 300
 START = """
 import sys, time
-from facemetric.commands.embedding import open_model
+from facemetric.model.opened_weights import open_model
 network = open_model(sys.argv[1]).network("cpu", sys.argv[2])
 network.embed([sys.argv[3]], faces="off")
 print(time.process_time())

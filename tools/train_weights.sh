@@ -50,21 +50,21 @@ stage pretrain "$runs/teacher" "$last" --config "$configs/shipped_teacher_start.
 stage pretrain "$runs/taught" "$last" --config "$configs/shipped_teacher.toml" --weights "$runs/teacher" "${taught[@]}"
 stage finetune "$runs/followed" "$last" --config "$configs/shipped_teacher_triplets.toml" --weights "$runs/taught"
 
-# Labels beside the teacher, FairFace's test part kept apart for measuring; then triplets, also of people without a name.
+# Labels beside the teacher, FairFace's test part kept apart for measuring; then triplets of the people with names, and
+# the layer of least squares to their embeddings.
 { cat "$configs/shipped_teacher_leave_out_images.txt"; tar tf "$data/fairface112.tar" | grep /test_ | sed 's#^#fairface/#'; } \
     > "$runs/leave_out_images.txt"
 faces[-1]=$runs/leave_out_images.txt
 stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
+stage pretrain "$runs/more" "$last" --config "$configs/shipped_more.toml" --weights "$runs/joint" "${taught[@]}"
 for name in faces-112 faces-96; do
     picture=()  # as the weights see it; smaller and cut closer for the fast ones
     [ $name = faces-96 ] && picture=(--image-size 96 --crop 0.14 0.19 0.14 0.07)
-    stage finetune "$runs/$name-named" "$last" --config "$configs/shipped_joint_triplets.toml" --weights "$runs/joint" \
-        "${picture[@]}"
-    stage finetune "$runs/$name-unnamed" "$last" --config "$configs/shipped_joint_unnamed.toml" --weights "$runs/joint" \
-        "${picture[@]}" --unlabelled fairface="$data/fairface112.tar"
-    [ -e "$runs/$name" ] || python "$(dirname "$0")/average_weights.py" "$runs/$name"-{named,unnamed} --out "$runs/$name"
+    stage finetune "$runs/$name-triplets" "$last" --config "$configs/shipped_more_triplets.toml" \
+        --weights "$runs/more" "${picture[@]}"
+    stage finetune "$runs/$name" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$name-triplets"
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
 # Then, for both names: tools/measure_weights.py "$runs/$name" --data "$data" --flip --ship weights/$name, and
-# tools/measure_beyond_lfw.py weights/$name --data "$data" --flip.
+# tools/measure_beyond_lfw.py weights/$name --data "$data".

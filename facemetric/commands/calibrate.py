@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemetric.commands.embedding import announced, check_config, embed_data, open_weights
+from facemetric.commands.embedding import announced, check_config, embed_data, seen_in_training
 from facemetric.config import CalibrateConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
@@ -20,6 +20,7 @@ from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
 from facemetric.machine import say
+from facemetric.model.opened_weights import open_weights
 from facemetric.model.weights_folder import (
     check_copy,
     copy_weights,
@@ -99,7 +100,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     if config.identities:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index, allow_case_twins=config.case_twins)
-    seen = weights.seen(index)
+    seen = seen_in_training(weights, index)
     table = embed_data(config, index, weights)
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)

@@ -1,4 +1,6 @@
-"""What `facemetric data convert` does: images of any source to tar shards, in a folder that can be gone on with."""
+"""What `facemetric data convert` does: images of any source to tar shards, in a folder that can be gone on with.
+
+It imports no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +9,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from facemetric.commands.embedding import open_images
 from facemetric.config import ConvertConfig, check_ranges, require
 from facemetric.config.calls import takes_options
 from facemetric.data.bad_images import BadImageLog
-from facemetric.data.index import ImageIndex
+from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.shards import Shard, ShardWriter, read_back
 from facemetric.data.readers.sources import UNFINISHED
 from facemetric.errors import ConfigError, DataError, plural
-from facemetric.files import Lock, sync, write_text_whole
-from facemetric.machine import MIB, progress_bar
+from facemetric.files import Lock, write_text_whole
+from facemetric.machine import MIB, progress_bar, say
 from facemetric.training.run_folder import BAD_IMAGES, LOCK
 
 FINISHED = "converted.json"
@@ -56,7 +57,8 @@ def convert_data(config: ConvertConfig) -> Converted:
 def run_convert(config: ConvertConfig) -> Converted:
     """convert_data, from a config."""
     check_convert(config)
-    index = open_images(config.data)
+    index = read_index(config.data)
+    say(*index.notes)
     config.out.mkdir(parents=True, exist_ok=True)
     lock = Lock(config.out / LOCK)
     try:
@@ -107,8 +109,8 @@ def _convert(config: ConvertConfig, index: ImageIndex) -> Converted:
             "remove it and convert again"
         )
     if not finished:
-        os.replace(out / UNFINISHED, out / FINISHED)
-        sync(out)
+        _note(out / FINISHED, asked, shards)
+    (out / UNFINISHED).unlink(missing_ok=True)
     return Converted(out, len(written), held.images, len(held.identities), held.size, len(log))
 
 

@@ -1,13 +1,11 @@
-"""The door of the commands that embed images: weights and images are found here, once, and handed down.
+"""The door of the commands that embed images: images are found here, once, and handed down with the weights.
 
 Images that cannot be read are listed, judged and counted in one way for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,6 @@ from facemetric import distributed
 from facemetric.config import CheckConfig, ClusterConfig, DataConfig, EvalConfig, check_least, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.eval_transform import eval_transform
-from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import load_batches
 from facemetric.errors import DataError, first_few
@@ -24,14 +21,11 @@ from facemetric.evaluation.embed import Embedded, embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.finder import face_finder
-from facemetric.machine import pick_device, pick_workers, progress_shown, say
+from facemetric.machine import pick_workers, progress_shown, say
 from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.embedder import Embedder
-from facemetric.model.fast_path import cached_file, can_make, can_run, make_network, open_network
-from facemetric.model.onnx_embedder import OnnxEmbedder, required
-from facemetric.model.pictures import crop_side
-from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import expected_pictures, find_onnx, find_weights, is_onnx, read_config
+from facemetric.model.onnx_embedder import OnnxEmbedder
+from facemetric.model.opened_weights import Weights, open_weights
 from facemetric.training.run_folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
@@ -40,108 +34,11 @@ COHORT = "cohort"
 
 
 Network = Embedder | OnnxEmbedder
-WORTH_EXPORTING = 5000  # pictures: making the network's file takes the time that it saves on so many
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights that were found: the name that was given, their folder, and its config.json.
-
-    `onnx` is anybody's model as an ONNX file, which is the folder then; its config says what the file does."""
-
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    onnx: OnnxEmbedder | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights; empty where they name none."""
-        return str(self.config.get("sha256") or "")
-
-    @property
-    def pictures(self) -> str:
-        """What pictures they expect: "faces", or "" for others."""
-        return expected_pictures(self.config)
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """What a picture goes through before the network."""
-        return Preprocess.from_dict(self.config["facemetric"]["preprocess"])
-
-    def load(self, device: str) -> Embedder:
-        """The network, on a device such as `auto` or `cpu`."""
-        return load_embedder(self.folder, pick_device(device))
-
-    @property
-    def crop_side(self) -> int:
-        """Side in pixels of the crops to cut from photographs."""
-        return crop_side(Preprocess.from_dict(self.config["facemetric"]["preprocess"]))
-
-    def network(self, device: str, runtime: str) -> Network:
-        """What embeds: by torch on a device, or by ONNX Runtime on the CPU, whose file is made where there is none.
-
-        `runtime` is torch or onnx. Raises ConfigError where a package is missing."""
-        if self.onnx is not None:
-            return self.onnx
-        if runtime == "torch":
-            return self.load(device)
-        if (found := open_network(self.folder, self.config)) is None:
-            apart = make_network(self.load("cpu"), cached_file(self.fingerprint))
-            say(
-                f"made {cached_file(self.fingerprint)} for ONNX Runtime; it differs from torch by {apart:.1g} at most"
-            )
-            found = open_network(self.folder, self.config)
-        assert found is not None
-        return found
-
-    def runtime(self, wanted: str, device: str, images: int) -> str:
-        """torch or onnx, of `auto`, torch or onnx. ONNX Runtime where it is installed, the device is a CPU, and its
-        file is there or pays for so many images. Raises ConfigError where onnx cannot be had."""
-        if self.onnx is not None:
-            require(wanted != "torch", f"--runtime torch cannot run {self.name}; leave it out")
-            return "onnx"
-        on_cpu = pick_device(device).type == "cpu"
-        if wanted == "onnx":
-            require(
-                on_cpu or device == "auto",
-                f"--runtime onnx computes on the CPU, not on {device}; leave one out",
-            )
-            require(
-                bool(self.fingerprint), f"{self.folder} names no sha256 of its weights; use --runtime torch"
-            )
-            required("onnxruntime")
-            return "onnx"
-        if wanted == "torch" or not (on_cpu and can_run() and self.fingerprint):
-            return "torch"
-        at_hand = open_network(self.folder, self.config) is not None
-        return "onnx" if at_hand or (images >= WORTH_EXPORTING and can_make()) else "torch"
-
-    def seen(self, index: ImageIndex) -> Seen | None:
-        """How much of the images is of their training, from a sample; None where they keep no hashes."""
-        return training_images_seen(self.folder, index)
-
-
-def open_model(name: str) -> Weights:
-    """open_weights, which takes anybody's model too, as an .onnx file."""
-    if not is_onnx(name):
-        return open_weights(name)
-    model = OnnxEmbedder(find_onnx(name))
-    say(*(f"note: {note}" for note in model.notes))
-    ours = {
-        "preprocess": model.preprocess.to_dict(),
-        "embedding_size": model.embedding_size,
-        "pictures": model.pictures,
-    }
-    architecture = str(model.metadata.get("architecture") or "an ONNX file")
-    config = {"architecture": architecture, "sha256": model.fingerprint, "facemetric": ours}
-    return Weights(name, Path(name), config, model)
-
-
-def open_weights(name: str) -> Weights:
-    """The weights of a name, before anything large is read. Raises WeightsError where there are none."""
-    folder = find_weights(name)
-    return Weights(name, folder, read_config(folder))
+def seen_in_training(weights: Weights, index: ImageIndex) -> Seen | None:
+    """How much of the images is of the weights' training, from a sample; None where they keep no hashes."""
+    return training_images_seen(weights.folder, index)
 
 
 def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIndex:
@@ -217,7 +114,7 @@ def faces_of_data(
     weights = open_weights(config.weights)
     finder = face_finder(
         config.faces,
-        pictures=expected_pictures(weights.config),
+        pictures=weights.pictures,
         detector=config.detector,
         min_quality=config.min_quality,
         size=weights.crop_side,

@@ -154,6 +154,11 @@ def describe(folder: Path, config: ExportConfig) -> dict[str, Any]:
         "pictures": pictures,
         **({"template": template} if pictures == FACES else {}),
         "thresholds": holding(ours.get("thresholds") or {}, flip=config.flip),
+        **(
+            {"answers": answers}
+            if (answers := ours.get("answers")) and answers.get("flip") == config.flip
+            else {}
+        ),
     }
 
 

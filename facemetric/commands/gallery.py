@@ -45,6 +45,7 @@ def run_add(config: GalleryAddConfig) -> Added:
         config.gallery,
         weights=config.weights,
         device=config.device,
+        runtime=config.runtime,
         faces=config.faces,
         detector=config.detector,
         min_quality=config.min_quality,

@@ -107,7 +107,7 @@ def shortened(variant: Variant) -> Variant:
     for step in variant.steps:
         if step.stage in TRAINING:
             limit = min(step.config.max_steps or TRIAL_STEPS, TRIAL_STEPS)
-            step = step._replace(config=replace(step.config, max_steps=limit))
+            step = step._replace(config=replace(step.config, max_steps=limit, track="off"))
         steps.append(step)
     return variant._replace(steps=tuple(steps))
 
@@ -150,6 +150,8 @@ def check_folder(step: Step, *, resume: bool) -> None:
         {key: value for key, value in options.items() if key not in RESUMABLE_OPTIONS}
         for options in (usual | record["options"], config_dict(step.config))
     )
+    if isinstance(before.get("compare"), str):  # of a record when there was one other model at most
+        before["compare"] = [before["compare"]] if before["compare"] else []
     other = differences(before, now)
     if other:
         raise ConfigError(f"{step.folder} was run with other options ({other}); name another --out")

@@ -17,15 +17,14 @@ from facemetric.config import VerifyConfig, check_ranges
 from facemetric.config.calls import takes_options, words_of
 from facemetric.config.checks import check_verify
 from facemetric.errors import DataError, plural
-from facemetric.evaluation.answers import Answers, LowerThreshold, stored_answers
-from facemetric.evaluation.thresholds import Stored, stored_threshold
+from facemetric.evaluation.answers import Answers, LowerThreshold, answers_in
+from facemetric.evaluation.thresholds import Stored, threshold_in
 from facemetric.faces.crops import Face, FacesFound, rivals
 from facemetric.faces.finder import FaceFinder, Faces
-from facemetric.machine import pick_device
-from facemetric.model.embedder import similarity
+from facemetric.model.opened_weights import Runtime, open_model
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
-from facemetric.model.weights import load_folder
-from facemetric.model.weights_folder import find_weights
+from facemetric.model.similarity import similarity
+from facemetric.model.weights_folder import CONFIG
 
 Answer = Literal["same person", "different people", "cannot tell"]
 
@@ -140,7 +139,9 @@ class Verdict:
 class Verifier:
     """Says whether two pictures show one person; weights, thresholds and detector are loaded once.
 
-    `Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg")` is a `Verdict`. `faces`, `detector` and `min_quality` are those
+    `Verifier("faces-112", far=1e-3)("a.jpg", "b.jpg")` is a `Verdict`. `weights`: a folder, a run, a shipped name, or
+    an .onnx file that `facemetric export` wrote. `runtime`: torch, onnx, or auto, which is onnx where the weights carry
+    a file for it; then torch is not imported. `faces`, `detector` and `min_quality` are those
     of VerifyConfig: which faces of the pictures count. Raises WeightsError where there are no such weights, or where
     they hold no threshold for `far`, ConfigError for an unknown device or detector."""
 
@@ -155,13 +156,16 @@ class Verifier:
         detector: str = "",
         min_quality: float = 0.0,
         device: str = "auto",
+        runtime: Runtime = "auto",
     ) -> None:
-        self.weights = find_weights(weights)
-        self.stored = stored_threshold(self.weights, far, name=weights)
-        self.answers = answers_beside(self.stored, stored_answers(self.weights))
+        found = open_model(weights)
+        self.weights = found.folder
+        where = found.folder if found.onnx is not None else found.folder / CONFIG
+        self.stored = threshold_in(found.config, far, name=weights, where=where)
+        self.answers = answers_beside(self.stored, answers_in(found.config, where))
         lower = self.answers.at_frr(frr) if self.answers is not None else None
         self.lower = lower if lower is not None and lower.threshold < self.threshold else None
-        self.embedder = load_folder(self.weights, pick_device(device))
+        self.embedder = found.network(device, found.runtime(runtime, device, 2))
         self.finder = self.embedder.finder(faces, detector=detector, min_quality=min_quality)
 
     @property
@@ -287,6 +291,7 @@ def run_verify(config: VerifyConfig) -> Verdict:
         detector=config.detector,
         min_quality=config.min_quality,
         device=config.device,
+        runtime=config.runtime,
     )
     return verifier(config.image1, config.image2)
 

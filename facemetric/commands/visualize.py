@@ -11,11 +11,9 @@ import numpy as np
 from facemetric.commands.embedding import (
     TRAIN,
     VALIDATION,
-    Weights,
     check_config,
     embed_images,
     open_images,
-    open_weights,
     remove_lists,
 )
 from facemetric.config import (
@@ -30,6 +28,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError, plural
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import say
+from facemetric.model.opened_weights import Weights, open_weights
 from facemetric.report.map import cell_size, choose_images, joined, lay_out, write_projector
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map

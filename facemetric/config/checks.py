@@ -28,8 +28,8 @@ def check_stage(config: StageConfig) -> None:
         config.microbatch != 1,
         "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
     )
+    check_teacher(config)
     if isinstance(config, PretrainConfig):
-        check_teacher(config)
         check_shards(config)
     if isinstance(config, FinetuneConfig):
         check_loss(config)
@@ -42,7 +42,7 @@ def check_stage(config: StageConfig) -> None:
     require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
 
 
-def check_teacher(config: PretrainConfig) -> None:
+def check_teacher(config: StageConfig) -> None:
     """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
     for name in ("teacher_weight", "relation_weight", "label_weight"):
         value = getattr(config, name)
@@ -51,7 +51,8 @@ def check_teacher(config: PretrainConfig) -> None:
             f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
         )
     if not config.teacher:
-        require(not config.unlabelled, "--unlabelled needs --teacher, which alone knows such images")
+        alone = isinstance(config, PretrainConfig) and bool(config.unlabelled)
+        require(not alone, "--unlabelled needs --teacher, which alone knows such images")
         require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
         require(
             config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"
@@ -110,8 +111,12 @@ def check_batch(config: FinetuneConfig) -> None:
         "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
     )
     require(
-        config.projection_init == "identity" or config.embedding_size > 0,
+        config.projection_init in ("identity", "refit") or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
+    )
+    require(
+        config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
+        f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
     )
 
 

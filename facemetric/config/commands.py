@@ -27,7 +27,7 @@ Calibration = Literal["off", "people", "stored"]
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Verification of listed or of all pairs, nearest neighbours, identification; of one model or two."""
+    """Verification of listed or of all pairs, nearest neighbours, identification; of one model or several."""
 
     weights: str = ""
     """What to evaluate: a weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""
@@ -151,6 +151,8 @@ class VerifyConfig(FacesConfig, TwoPictures):
     """Print one JSON object."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    runtime: NetworkRuntime = "auto"
+    """torch, onnx, or auto: onnx where the weights carry a file for it, which needs no torch; onnx makes one."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from facemetric.config.fields import AT_LEAST_1, POSITIVE_SHARE, Range
-from facemetric.config.photographs import FacesConfig
+from facemetric.config.photographs import FacesConfig, NetworkRuntime
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GalleryAddConfig(FacesConfig, GalleryAndPeople):
     file_names: bool = False
     """Loose photographs are named as their person: `Ada Lovelace.jpg`, `Ada Lovelace 2.jpg`."""
     weights: str = ""
-    """For a new gallery: a weights folder, a run folder or a shipped name. Later on it knows its own."""
+    """For a new gallery: a weights folder, a run folder, a shipped name or an .onnx file. Later it knows its own."""
     take_largest: bool = False
     """Of several faces of like size enroll the most prominent; without, such a photograph is skipped."""
     flip: bool = False
@@ -39,6 +39,8 @@ class GalleryAddConfig(FacesConfig, GalleryAndPeople):
     """For a new gallery: keep small pictures of the enrolled faces, for identify --show."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    runtime: NetworkRuntime = "auto"
+    """torch, onnx, or auto: onnx where the weights carry a file for it, which needs no torch; onnx makes one."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,5 @@ class IdentifyConfig(FacesConfig, SomePhotographs):
     """The gallery's weights, where they are not where they were."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    runtime: NetworkRuntime = "auto"
+    """torch, onnx, or auto: onnx where the weights carry a file for it, which needs no torch; onnx makes one."""

@@ -30,7 +30,7 @@ from facemetric.config.fields import (
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
-Init = Literal["identity", "pca", "lda", "random"]
+Init = Literal["identity", "refit", "pca", "lda", "random"]
 Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
 
@@ -49,7 +49,15 @@ class StageConfig:
     val_by: Annotated[ValBy, VALIDATION] = "identities"
     """What --val-fraction is a share of: identities, or each identity's images (a closed set, such as digits)."""
     unlabelled: Annotated[tuple[str, ...], DATA] = ()
-    """Images without identities: stage one learns them from --teacher; in stage two each is a person of its own."""
+    """Images without identities: both stages learn them from --teacher; in stage two each is a person of its own."""
+    teacher: Annotated[tuple[str, ...], DATA] = ()
+    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
+    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
+    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
+    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
+    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
+    """Weight of the labels (the cross-entropy, stage two's --loss) beside the teacher; 0 learns from it alone."""
     leave_out: Annotated[Path | None, DATA] = None
     """Text file of identities to leave out."""
     leave_out_images: Annotated[Path | None, DATA] = None
@@ -145,15 +153,6 @@ class PretrainConfig(StageConfig):
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 0
     """Size of a projection trained with the backbone; 0: that of --teacher, or of --weights, or the plain features."""
 
-    teacher: Annotated[tuple[str, ...], DATA] = ()
-    """Another model to follow: .npz tables of its embeddings of DATA's images (NAME=PATH for NAME=DATA), or weights."""
-    teacher_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's embedding of an image."""
-    relation_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 0.0
-    """Weight of the mean squared difference between student's and teacher's cosines of a batch's pairs."""
-    label_weight: Annotated[float, OPTIMISATION, AT_LEAST_0] = 1.0
-    """Weight of the cross-entropy of the labels beside the teacher; 0 learns from the teacher alone."""
-
     head: Annotated[str, MODEL] = "softmax"
     """Cross-entropy on plain logits (softmax), or with a margin, such as arcface; `facemetric heads` lists them."""
     head_args: Annotated[str, MODEL] = ""
@@ -198,9 +197,11 @@ class FinetuneConfig(StageConfig):
     freeze_epochs: Annotated[tuple[int, ...], MODEL] = ()
     """Epochs of each of several --freeze but the last, which has the rest of --epochs."""
     embedding_size: Annotated[int, MODEL, AT_LEAST_0] = 128
-    """Numbers in an embedding; with --projection-init identity the weights decide."""
+    """Numbers in an embedding; with --projection-init identity or refit the weights decide."""
     projection_init: Annotated[Init, MODEL] = "identity"
-    """Start of the projection: identity (the weights' own embedding), pca or lda of the features, or random."""
+    """Start of the projection: identity (the weights' own embedding), refit (its least squares), pca, lda or random."""
+    refit_penalty: Annotated[float, MODEL, POSITIVE] = 0.1
+    """Ridge penalty of --projection-init refit, in units of the features' mean variance."""
     loss: Annotated[str, COMMON] = "triplet"
     """triplet (with --miner, --margin, --distance), contrastive, supcon, multi-similarity, circle, proxy-anchor, a
     pml:NAME of pytorch-metric-learning, or a function or class of your own as package.module:name."""

@@ -274,8 +274,8 @@ def _scale_and_shift(
     import torch
 
     with torch.inference_mode(False):  # they outlive whoever asks first
-        scale = torch.tensor([1 / (255 * s) for s in std], device=device).repeat(width)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).repeat(width)
+        scale = torch.tensor([1 / (255 * s) for s in std]).repeat(width).to(device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width).to(device)
     return scale, shift
 
 

@@ -101,9 +101,17 @@ def joined(lists: Sequence[TemplateList]) -> TemplateList:
     """Several lists as one; the templates of each are kept apart by their names."""
     if len(lists) == 1:
         return lists[0]
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(one, name) for one in lists])
+
     found = TemplateList(
-        *(np.concatenate([getattr(one, name) for one in lists]) for name in COLUMNS),
-        source=" and ".join(one.source for one in lists),  # type: ignore[misc]
+        column("image"),
+        column("template"),
+        column("subject"),
+        column("media"),
+        column("quality"),
+        " and ".join(one.source for one in lists),
     )
     owner: dict[str, int] = {}
     for number, one in enumerate(lists):
@@ -217,8 +225,8 @@ def _read_mat(path: Path, images: Names) -> TemplateList:
     sets = [name for name in stored if name.endswith("_set")]
     ids = [name.removesuffix("_set") + "_ids" for name in sets]
     if len(sets) != 1 or ids[0] not in stored:
-        names = ", ".join(name for name in stored if not name.startswith("__"))
-        raise DataError(f"{path}: holds {names or 'nothing'}; needed one ..._set of names and its ..._ids")
+        there = ", ".join(name for name in stored if not name.startswith("__"))
+        raise DataError(f"{path}: holds {there or 'nothing'}; needed one ..._set of names and its ..._ids")
     names = [_text_in(value) for value in np.ravel(stored[sets[0]])]
     people = [_text_in(value) for value in np.ravel(stored[ids[0]])]
     if len(names) != len(people):

@@ -24,9 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError, WeightsError
-from facemetric.evaluation.all_pairs import STEPS, verify_all_pairs
 from facemetric.evaluation.curves import Histogram
-from facemetric.evaluation.intervals.all_pairs import count_by_person
 from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
@@ -114,6 +112,17 @@ class Probability:
         return cls(float(record["slope"]), float(record["intercept"]), float(record["error"]), bins)
 
 
+class Reliability(NamedTuple):
+    """How true a probability is on some pairs, genuine and impostor ones weighing the same.
+
+    `bins`, rising; `error`, the mean distance of predicted and observed (expected calibration error); `brier`, the mean
+    square of the distance of probability and answer, 0.25 where nothing is known."""
+
+    bins: tuple[ReliabilityBin, ...]
+    error: float
+    brier: float
+
+
 @dataclass(frozen=True)
 class Answers:
     """The lower thresholds by FRR, falling, and the probability, None where the people were too few.
@@ -143,6 +152,10 @@ def choose_answers(
 
     A FRR needs 1 / FRR genuine pairs, and is left out where they are fewer. Raises DataError where genuine or impostor
     pairs lack."""
+    from facemetric.evaluation.all_pairs import (
+        verify_all_pairs,  # imports torch: reading answers does without
+    )
+
     found = verify_all_pairs(embeddings, labels, fars=())
     wanted = [frr for frr in sorted(frrs, reverse=True) if found.n_genuine * frr >= 1]
     lower = _lower_thresholds(embeddings, labels, found, wanted, seed) if wanted else ()
@@ -153,6 +166,9 @@ def _lower_thresholds(
     embeddings: npt.ArrayLike, labels: npt.ArrayLike, found: Verification, frrs: Sequence[float], seed: int
 ) -> tuple[LowerThreshold, ...]:
     """For each FRR the highest threshold on the grid below which at most so many genuine pairs lie."""
+    from facemetric.evaluation.all_pairs import STEPS  # as above
+    from facemetric.evaluation.intervals.all_pairs import count_by_person
+
     chosen = []
     for frr in frrs:
         place = int(np.argmax(found.roc.tar >= 1 - frr - 1e-12))  # thresholds fall: the first is the highest
@@ -174,6 +190,8 @@ def _lower_thresholds(
 def fit_probability(embeddings: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int = 0) -> Probability | None:
     """The probability from all pairs of embeddings (N, D) with the identities (N,), and how reliable it is on other
     people. None where there are fewer than PEOPLE, or a half of them lacks genuine pairs."""
+    from facemetric.evaluation.all_pairs import verify_all_pairs  # as above
+
     emb_ND, label_N = np.asarray(embeddings), np.asarray(labels)
     people = np.unique(label_N)
     if len(people) < PEOPLE:
@@ -226,6 +244,15 @@ def _reliability(fits: Sequence[tuple[tuple[float, float], Histogram]]) -> tuple
     )
 
 
+def reliability_of(probability: Probability, pairs: Histogram) -> Reliability:
+    """How true a probability is on pairs of whose scores there is a histogram."""
+    bins = _reliability([((probability.slope, probability.intercept), pairs)])
+    error = sum(each.share * abs(each.predicted - each.observed) for each in bins)
+    (impostor_H, genuine_H), middle_H = _shares(pairs)
+    p_H = probability.at(middle_H)
+    return Reliability(bins, error, float((impostor_H @ p_H**2 + genuine_H @ (1 - p_H) ** 2) / 2))
+
+
 def store_answers(folder: Path, answers: Answers) -> Path:
     """Write them into the weights' config.json in place of those that are there; returns its path."""
     record = {
@@ -239,7 +266,12 @@ def store_answers(folder: Path, answers: Answers) -> Path:
 
 def stored_answers(folder: Path) -> Answers | None:
     """The answers that weights hold; None where they hold none. Raises WeightsError where they cannot be read."""
-    record = read_config(folder)["facemetric"].get(KEY)
+    return answers_in(read_config(folder), folder / CONFIG)
+
+
+def answers_in(config: Mapping[str, Any], where: Path) -> Answers | None:
+    """The answers in a config.json, which is `where`; as `stored_answers`."""
+    record = config["facemetric"].get(KEY)
     if record is None:
         return None
     try:
@@ -253,5 +285,5 @@ def stored_answers(folder: Path) -> Answers | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"{folder / CONFIG}: the answers cannot be read ({error}); make them again with `facemetric calibrate`"
+            f"{where}: the answers cannot be read ({error}); make them again with `facemetric calibrate`"
         ) from error

@@ -1,7 +1,11 @@
-"""The k nearest of a gallery by cosine, exactly and in bounded memory: the one kNN of the house."""
+"""The k nearest of a gallery by cosine, exactly and in bounded memory: the one kNN of the house.
+
+torch computes the products; a few queries in a process that has not imported it go to numpy, which is slower with a
+million rows (about twice, three queries) and saves the seconds that the import takes."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -9,19 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from facemetric import distributed
 from facemetric.errors import ConfigError
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.table import unit_rows
-from facemetric.mining.tiles import MIB, in_threads, product_tiles, tile_shape
+from facemetric.machine import MIB
 
 BUDGET_MIB = 8.0  # the tile of each thread
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
 ROWS_A_THREAD = (
     32_768  # of a gallery in parts, 4 million products: below this a thread costs more than it brings
 )
+ROWS_OF_NUMPY = 16_384  # of a gallery, in a product by numpy: 8 MiB of 128 numbers
 FEW = 16  # queries, so few that the product is faster with them as its rows
 MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
 NOBODY = np.iinfo(np.int64).max  # a key after all others
@@ -44,6 +47,11 @@ def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbour
 
 def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], k: int) -> Neighbours:
     """`nearest` of unit rows. Inside distributed.work_shared each process looks for some of the queries."""
+    import torch  # here and below: not every question needs it
+
+    from facemetric import distributed
+    from facemetric.mining.tiles import in_threads, tile_shape
+
     best_QK = np.full((len(query_QD), k), NOBODY)
     height, width = tile_shape(len(gallery_ND), len(query_QD), budget_mib=BUDGET_MIB)
     if distributed.workers() > 1 and len(query_QD) > width:
@@ -76,6 +84,16 @@ def nearest_in_parts(queries: npt.ArrayLike, parts: Sequence[npt.NDArray[np.floa
     query_QD = unit_rows(queries)
     check_k([k], sum(map(len, parts)))
     starts = np.cumsum([0, *map(len, parts)])
+    if "torch" not in sys.modules and len(query_QD) <= FEW:
+        best_QK = np.full((len(query_QD), k), NOBODY)
+        for first, part_ND in zip(starts.tolist(), parts, strict=False):
+            for at in range(0, len(part_ND), ROWS_OF_NUMPY):
+                _merge(best_QK, part_ND[at : at + ROWS_OF_NUMPY] @ query_QD.T, first + at)
+        return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))
+    import torch
+
+    from facemetric.mining.tiles import in_threads
+
     threads = max(1, min(torch.get_num_threads(), int(starts[-1]) // ROWS_A_THREAD))
     best_TQK = np.full((threads, len(query_QD), k), NOBODY)
     works = [
@@ -107,6 +125,10 @@ def _walk_pieces(
     best_QK: Ints,
 ) -> None:
     """Fill the keys of the best (Q, K) of some pieces of a gallery."""
+    import torch
+
+    from facemetric.mining.tiles import product_tiles
+
     for first, piece_ND in pieces:
         if len(query_QD) > FEW:
             _walk(query_QD, piece_ND, best_QK, first)
@@ -141,6 +163,10 @@ def _walk(
 
     The gallery goes down, so that the best of a group of its rows is found for all queries in the order of memory.
     """
+    import torch
+
+    from facemetric.mining.tiles import product_tiles
+
     for rows, cols, values in product_tiles(
         torch.from_numpy(gallery_ND), torch.from_numpy(query_QD), budget_mib=budget_mib
     ):
@@ -181,7 +207,11 @@ def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None
 def _best_of_groups(score_CQ: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
     """The highest of each `group` rows that follow each other; the last group may be smaller."""
     whole = len(score_CQ) // group * group
-    if score_CQ.T.flags.c_contiguous:  # numpy takes ten times as long over a short axis
+    if (
+        score_CQ.T.flags.c_contiguous and "torch" in sys.modules
+    ):  # numpy takes ten times as long over a short axis
+        import torch
+
         grouped = torch.from_numpy(score_CQ.T)[:, :whole].unflatten(1, (-1, group))
         best_GQ = grouped.amax(2).numpy().T
     else:

@@ -19,6 +19,7 @@ from facemetric.evaluation.table import EmbeddingTable, unit_rows
 
 Pool = Literal["mean", "quality", "media"]
 CHUNK = 1 << 14  # images added up at once
+OWN_COLUMNS = ("template", "media", "quality")  # of the images; no groups of templates
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def pool_templates(embeddings: npt.ArrayLike, rows: TemplateRows, how: Pool) -> 
     """
     if how not in get_args(Pool):
         raise ConfigError(f"unknown pooling {how!r}; choose {', '.join(get_args(Pool))}")
-    unit_ND = unit_rows(embeddings).astype(np.float64)
+    unit_ND = unit_rows(embeddings)
     weight_R: Floats = np.ones(len(rows.row))
     if how == "quality":
         weight_R = rows.weight
@@ -92,9 +93,13 @@ def pool_templates(embeddings: npt.ArrayLike, rows: TemplateRows, how: Pool) -> 
     elif how == "media":
         weight_R = 1 / np.bincount(rows.medium)[rows.medium]
     pooled_TD = np.zeros((len(rows.names), unit_ND.shape[1]))
-    for at in range(0, len(rows.row), CHUNK):
-        part = slice(at, at + CHUNK)
-        np.add.at(pooled_TD, rows.template[part], weight_R[part, None] * unit_ND[rows.row[part]])
+    order = np.argsort(rows.template, kind="stable")
+    for at in range(0, len(order), CHUNK):
+        part = order[at : at + CHUNK]
+        template = rows.template[part]
+        start = np.flatnonzero(np.diff(template, prepend=-1))
+        values = weight_R[part, None] * unit_ND[rows.row[part]].astype(np.float64)
+        pooled_TD[template[start]] += np.add.reduceat(values, start, axis=0)
     length_T = np.linalg.norm(pooled_TD, axis=1)
     if (length_T <= 1e-9).any():
         raise DataError(
@@ -110,6 +115,8 @@ def template_table(table: EmbeddingTable, rows: TemplateRows, how: Pool) -> Embe
     order = np.argsort(rows.template, kind="stable")
     first_T = np.searchsorted(rows.template[order], np.arange(len(rows.names)))
     for name, column in table.groups.items():
+        if name in OWN_COLUMNS:
+            continue
         of_R = column[rows.row]
         of_T = of_R[order][first_T]
         mixed = np.zeros(len(of_T), bool)

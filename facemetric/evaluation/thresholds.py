@@ -15,9 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemetric.errors import DataError, WeightsError
-from facemetric.evaluation.all_pairs import STEPS, verify_all_pairs
 from facemetric.evaluation.curves import Floats, OperatingPoint, allowed_errors
-from facemetric.evaluation.intervals.all_pairs import count_by_person, curve_thresholds
 from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
@@ -94,6 +92,10 @@ def choose_thresholds(
     to 60.
     Raises DataError where a FAR is below 1 / impostor pairs, or where the best impostors tie.
     """
+    # Here, not above: whoever reads a stored threshold has no use for torch.
+    from facemetric.evaluation.all_pairs import verify_all_pairs
+    from facemetric.evaluation.intervals.all_pairs import count_by_person
+
     found = verify_all_pairs(embeddings, labels, fars=fars)
     for point in found.points:
         check_supported(point, found.n_impostor)
@@ -133,6 +135,9 @@ def check_supported(point: OperatingPoint, n_impostor: int) -> None:
 
 def _levels(found: Verification) -> Floats:
     """Rising thresholds on the tally's grid: down to DEEP times the highest wanted FAR, and above the chosen."""
+    from facemetric.evaluation.all_pairs import STEPS
+    from facemetric.evaluation.intervals.all_pairs import curve_thresholds
+
     deepest = min(1.0, DEEP * max(point.wanted for point in found.points))
     fars = np.geomspace(1 / found.n_impostor, max(deepest, 1 / found.n_impostor), LEVELS)
     chosen = [math.ceil(point.threshold * STEPS) / STEPS for point in found.points]
@@ -206,8 +211,12 @@ def store_thresholds(folder: Path, found: Iterable[Stored]) -> Path:
 def stored_threshold(folder: Path, far: float, *, name: str | Path = "") -> Stored:
     """The threshold of a FAR. Raises WeightsError that says which there are and how to make one; `name` is what the
     user calls the weights, where that is not their folder."""
-    name = name or folder
-    kept = read_config(folder)["facemetric"].get(KEY) or {}
+    return threshold_in(read_config(folder), far, name=name or folder, where=folder / CONFIG)
+
+
+def threshold_in(config: Mapping[str, Any], far: float, *, name: str | Path, where: Path) -> Stored:
+    """The threshold of a FAR in a config.json, which is `where`; as `stored_threshold`."""
+    kept = config["facemetric"].get(KEY) or {}
     make = (
         f"make one with `facemetric calibrate DATA --weights {name} --far {far:g}` on people never trained on"
     )
@@ -223,7 +232,7 @@ def stored_threshold(folder: Path, far: float, *, name: str | Path = "") -> Stor
                     (int(width), int(height)),
                 )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{folder / CONFIG}: the thresholds cannot be read ({error}); {make}") from error
+        raise WeightsError(f"{where}: the thresholds cannot be read ({error}); {make}") from error
     there = f"it has those for FAR {', '.join(kept)}: choose one of these, or {make}" if kept else make
     raise WeightsError(f"{name} holds no threshold for FAR {far:g}; {there}")
 

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from facemetric.data.images import BadImage
@@ -151,9 +151,10 @@ class Job:
     """What a process keeps between photographs."""
 
     def __init__(self, index: ImageIndex, out: Path, options: AlignOptions) -> None:
-        torch.set_num_threads(1)  # the processes share the cores
         self.index, self.out, self.options = index, out, options
         self.detector = load_detector(options.detector)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # the processes share the cores
         self.looks = Options(
             options.size, options.detect_size, options.min_score, options.turns, options.given
         )

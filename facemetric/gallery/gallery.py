@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,11 @@ from facemetric.gallery.threshold import (
     best_of_others,
     choose_threshold,
 )
-from facemetric.machine import pick_device
-from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import MODEL, find_weights, is_shipped, read_config
+from facemetric.model.opened_weights import Runtime, Weights, open_model
+from facemetric.model.weights_folder import MODEL, is_shipped
+
+if TYPE_CHECKING:
+    from facemetric.model.opened_weights import Network
 
 CHECKED = 20_000  # rows that `check` compares with all
 OTHERS = "best_of_others.npz"  # kept between two questions: it takes seconds with a million faces
@@ -53,9 +54,10 @@ class Gallery:
         gallery.add("Ada Lovelace", ["ada1.jpg", "ada2.jpg"])
         gallery.identify("party.jpg", fpir=0.01).faces[0].name       # "Ada Lovelace", or "" for nobody known
 
-    `weights` (a folder, a run or a shipped name) are needed for a new gallery only. `faces`: crops, photographs, auto
-    or off, as for the commands; `detector` and `min_quality` belong to it. `flip` averages embeddings with the mirror
-    image's, and `keep_crops` keeps pictures of the enrolled faces: both are chosen once, for a new gallery.
+    `weights` (a folder, a run, a shipped name or an .onnx file) are needed for a new gallery only. `runtime`: torch,
+    onnx, or auto, which is onnx where the weights carry a file for it. `faces`: crops, photographs, auto or off, as for
+    the commands; `detector` and `min_quality` belong to it. `flip` averages embeddings with the mirror image's, and
+    `keep_crops` keeps pictures of the enrolled faces: both are chosen once, for a new gallery.
     Any number of processes may read a gallery and write to it; each sees what others wrote at its next call.
 
     Raises DataError where there is no gallery and no weights are named, or where it is damaged, WeightsError where the
@@ -72,22 +74,20 @@ class Gallery:
         min_quality: float = 0.0,
         flip: bool = False,
         keep_crops: bool = True,
+        runtime: Runtime = "auto",
     ) -> None:
-        self._device, self._faces = device, (faces, detector, min_quality)
+        self._device, self._runtime, self._faces = device, runtime, (faces, detector, min_quality)
         name = str(weights)
         if name and not (Path(path) / LIST).exists():
-            folder = find_weights(name)
-            config = read_config(folder)
-            kept_name = folder.name if is_shipped(folder) else str(folder.resolve())
-            size = int(config["facemetric"]["embedding_size"])
-            first = GalleryList(_sha256_of(folder, config), kept_name, size, flip, keep_crops)
+            found = open_model(name)
+            kept_name = found.folder.name if is_shipped(found.folder) else str(found.folder.resolve())
+            first = GalleryList(_sha256_of(found), kept_name, found.embedding_size, flip, keep_crops)
             self.folder = GalleryFolder.create(path, first)
         else:
             self.folder = GalleryFolder(path)
-        self._weights = name or self.folder.list.weights_name
+        self._name, self._is_kept_name = name or self.folder.list.weights_name, not name
         if name:
-            folder = find_weights(name)
-            self.folder.check_weights(_sha256_of(folder, read_config(folder)), name)
+            _ = self.weights  # others are refused at once
         self._enrolled = Enrolled(tuple(self.folder.parts))
         self._others: BestOfOthers | None = None
 
@@ -125,22 +125,30 @@ class Gallery:
         return [enrolled.photo(row) for row in rows.tolist()]
 
     @cached_property
-    def weights_folder(self) -> Path:
-        """The weights' folder. Raises WeightsError where it is not there any more, or was changed."""
+    def weights(self) -> Weights:
+        """The weights. Raises WeightsError where they are not there any more, or are others."""
         try:
-            folder = find_weights(self._weights)
+            found = open_model(self._name)
         except WeightsError as error:
+            if not self._is_kept_name:
+                raise
             raise WeightsError(
-                f"{self.path} was enrolled with {self._weights}, which is not there; name the weights "
+                f"{self.path} was enrolled with {self._name}, which is not there; name the weights "
                 f"(sha256 {self.folder.list.weights[:12]}...)"
             ) from error
-        self.folder.check_weights(_sha256_of(folder, read_config(folder)), self._weights)
-        return folder
+        self.folder.check_weights(_sha256_of(found), self._name)
+        return found
+
+    @property
+    def weights_folder(self) -> Path:
+        """The weights' folder, or their .onnx file."""
+        return self.weights.folder
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> Network:
         """The network; loaded when it is first needed."""
-        return load_embedder(self.weights_folder, pick_device(self._device))
+        runtime = self.weights.runtime(self._runtime, self._device, 1)
+        return self.weights.network(self._device, runtime)
 
     @cached_property
     def _finder(self) -> FaceFinder | None:
@@ -226,8 +234,7 @@ class Gallery:
         are too few of them and the weights hold no thresholds."""
         if not 0 < fpir < 1:
             raise ConfigError(f"an FPIR of {fpir} is wanted; it is a share above 0 and below 1, such as 0.01")
-        config = read_config(self.weights_folder)
-        curve = StoredCurve.of(config, flip=self.folder.list.flip)
+        curve = StoredCurve.of(self.weights.config, flip=self.folder.list.flip)
         return choose_threshold(self._best_of_others(), curve, fpir)
 
     def _best_of_others(self) -> BestOfOthers:
@@ -321,9 +328,9 @@ def _named(photo: Any, number: int) -> Photo:
     return read_photo(photo) if isinstance(photo, (str, Path)) else Photo(f"picture {number}", photo)
 
 
-def _sha256_of(folder: Path, config: dict[str, Any]) -> str:
+def _sha256_of(weights: Weights) -> str:
     """The fingerprint of weights: that of their config, or of the file itself."""
-    return str(config.get("sha256") or "") or file_hash(folder / MODEL)
+    return weights.fingerprint or file_hash(weights.folder / MODEL)
 
 
 def _save_others(file: Path, others: BestOfOthers) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from facemetric.faces.crops import Face, choose, open_or_reason, rivals
 from facemetric.faces.finder import FaceFinder
 from facemetric.faces.photographs import Picture
 from facemetric.faces.quality import Quality
-from facemetric.model.embedder import Embedder
+
+if TYPE_CHECKING:
+    from facemetric.model.opened_weights import Network
 
 TOGETHER = 64  # photographs that are in memory at once
 CROP_QUALITY = 90  # of the JPEGs that are kept: 4 kB a face
@@ -82,7 +84,7 @@ def read_photo(file: str | Path) -> Photo:
 
 
 def see(
-    embedder: Embedder, finder: FaceFinder | None, photos: Iterable[Photo], *, flip: bool = False
+    embedder: Network, finder: FaceFinder | None, photos: Iterable[Photo], *, flip: bool = False
 ) -> Iterator[SeenPhoto]:
     """Each photograph with its faces and their embeddings, in their order; memory holds TOGETHER photographs.
 

@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from facemetric.evaluation.nearest import nearest_in_parts
 from facemetric.evaluation.table import unit_rows
 from facemetric.gallery.parts import Part
-from facemetric.mining.tiles import product_tiles
 
 NEVER = -2.0  # below every cosine
 FIRST_ROWS = 16  # rows that are asked for first: a person may hold several of the best
@@ -144,6 +142,10 @@ class Nearest(NamedTuple):
 
 def nearest_other(enrolled: Enrolled, rows: npt.NDArray[np.integer]) -> Nearest:
     """For rows (M,), rising, the nearest face of another person, among all. Exact, by tiles."""
+    import torch  # a question among few faces does without
+
+    from facemetric.mining.tiles import product_tiles
+
     tried_MD = torch.from_numpy(enrolled.rows(rows))
     person_M = torch.from_numpy(enrolled.person[rows])
     score_M, row_M = torch.full((len(rows),), NEVER), torch.full((len(rows),), -1)

@@ -29,11 +29,11 @@ import numpy.typing as npt
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
+from facemetric.faces.finder import FaceFinder, Faces, face_finder
 from facemetric.files import file_hash
 from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
-    from facemetric.faces.finder import FaceFinder, Faces
     from facemetric.model.pictures import Picture
 
 METADATA = "facemetric"  # key of the JSON text in the file's metadata
@@ -118,7 +118,7 @@ class OnnxEmbedder:
         faces: Faces | FaceFinder = "off",
     ) -> npt.NDArray[np.float32]:
         """Unit embeddings (N, D), float32, of N pictures, in their order, as `Embedder.embed` gives them; `faces` says
-        whether faces are looked for, which needs torch. Raises DataError for what is no picture."""
+        whether faces are looked for. Raises DataError for what is no picture."""
         finder = self.finder(faces)
         emb_BD = [
             self.embed_pixels(pixels, flip=flip)
@@ -128,15 +128,19 @@ class OnnxEmbedder:
             raise DataError("no images came; needed is one or more")
         return np.concatenate(emb_BD)
 
-    def finder(self, faces: Faces | FaceFinder = "auto") -> FaceFinder | None:
-        """What finds the faces for this file, None where pictures are embedded as they are."""
-        if faces == "off":
-            return None
-        from facemetric.faces.finder import FaceFinder, face_finder  # which need torch
-
+    def finder(
+        self, faces: Faces | FaceFinder = "auto", *, detector: str = "", min_quality: float = 0.0
+    ) -> FaceFinder | None:
+        """What finds the faces for this file, None where pictures are embedded as they are; as `Embedder.finder`."""
         if isinstance(faces, FaceFinder):
             return faces
-        return face_finder(faces, pictures=self.pictures, size=crop_side(self.preprocess))
+        return face_finder(
+            faces,
+            pictures=self.pictures,
+            detector=detector,
+            min_quality=min_quality,
+            size=crop_side(self.preprocess),
+        )
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False

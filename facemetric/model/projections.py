@@ -1,4 +1,4 @@
-"""Where the projection of stage two starts: the weights' own, PCA or LDA of the features, or random.
+"""Where the projection of stage two starts: the weights' own, its refit, PCA or LDA of the features, or random.
 
 Shapes: N images, F features, D embedding, C identities.
 """
@@ -11,29 +11,41 @@ import torch
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from torch import nn
+from torch.nn import functional
 
 from facemetric.errors import ConfigError, did_you_mean
 from facemetric.model.embedder import Embedder
 
-INITS = ("identity", "pca", "lda", "random")
-MOST_IMAGES = 50_000  # images that PCA and LDA look at
+INITS = ("identity", "refit", "pca", "lda", "random")
+LOOKING = ("refit", "pca", "lda")  # those that look at images
+MOST_IMAGES = 50_000  # images that these look at
+CHUNK = 4096  # rows at once
 
 
 def sample_for(kind: str, count: int, seed: int) -> np.ndarray:
-    """Which of `count` images a start looks at: up to MOST_IMAGES of them for PCA and LDA, none for the others."""
-    if kind not in ("pca", "lda"):
+    """Which of `count` images a start looks at: up to MOST_IMAGES of them for those of LOOKING, none for the others."""
+    if kind not in LOOKING:
         return np.empty(0, np.int64)
     return np.sort(np.random.default_rng([seed, 13]).permutation(count)[:MOST_IMAGES])
 
 
 def start_projection(
-    kind: str, embedder: Embedder, features_NF: np.ndarray, labels_N: np.ndarray, *, size: int, seed: int
+    kind: str,
+    embedder: Embedder,
+    features_NF: np.ndarray,
+    labels_N: np.ndarray,
+    *,
+    size: int,
+    seed: int,
+    penalty: float = 0.1,
 ) -> nn.Linear:
     """A linear layer F -> D to start stage two from.
 
     `identity` is the embedder's own projection (its size, not `size`), so that stage two starts exactly at
-    stage one; `pca` the directions of most variance of the features; `lda` those that part identities best,
-    scaled so that the variance within identities is the same along each; `random` orthogonal.
+    stage one; `refit` the layer of least squares to its unit embeddings (of the same size, with a
+    `penalty`); `pca` the directions of
+    most variance of the features; `lda` those that part identities best, scaled so that the variance within identities
+    is the same along each; `random` orthogonal.
     Raises ConfigError where the data cannot give so many directions."""
     if kind not in INITS:
         raise ConfigError(f"unknown projection start {kind!r}{did_you_mean(kind, INITS)}")
@@ -42,9 +54,41 @@ def start_projection(
         if isinstance(own, nn.Linear):
             return own
         return linear_of(np.eye(embedder.num_features), np.zeros(embedder.num_features))
+    if kind == "refit":
+        return refit(embedder, features_NF, penalty)
     if not len(features_NF):  # random looks at none
         features_NF = np.empty((0, embedder.num_features))
     return start_directions(kind, features_NF, labels_N, size=size, seed=seed)
+
+
+@torch.no_grad()
+def refit(embedder: Embedder, features_NF: np.ndarray, penalty: float) -> nn.Linear:
+    """The linear layer F -> D nearest to the embedder's own unit embeddings: ridge regression on N images' features.
+
+    The length of an embedding before it is put on the sphere says little of who is seen. The layer of least squares
+    has lengths near 1 where the picture is like those that it was fitted to, and shorter ones, hence embeddings nearer
+    to their mean, where it is not: strangers of other origins then pass less often (see the card of faces-112). The
+    penalty on the squared weights is `penalty` times the features' mean variance. The layer is scaled to the mean
+    length of the embedder's own, so that learning rates mean the same."""
+    own = embedder.folded_projection().cpu()
+    mean_F = np.asarray(features_NF.mean(0, dtype=np.float64))
+    size = own.out_features if isinstance(own, nn.Linear) else embedder.num_features
+    gram_FF, cross_FD = np.zeros((len(mean_F), len(mean_F))), np.zeros((len(mean_F), size))
+    sum_D, length = np.zeros(size), 0.0
+    for start in range(0, len(features_NF), CHUNK):
+        some_nF = np.ascontiguousarray(features_NF[start : start + CHUNK], np.float32)
+        emb_nD = own(torch.from_numpy(some_nF))
+        unit_nD = functional.normalize(emb_nD, dim=1).numpy()
+        centred_nF = some_nF - mean_F.astype(np.float32)
+        gram_FF += centred_nF.T @ centred_nF
+        cross_FD += centred_nF.T @ unit_nD
+        sum_D += unit_nD.sum(0, dtype=np.float64)
+        length += float(emb_nD.norm(dim=1).sum(dtype=torch.float64))
+    count = len(features_NF)
+    gram_FF[np.diag_indices_from(gram_FF)] += penalty * gram_FF.trace() / len(mean_F)
+    weight_DF = scipy.linalg.solve(gram_FF, cross_FD, assume_a="pos").T
+    bias_D = sum_D / count - weight_DF @ mean_F
+    return linear_of(weight_DF * (length / count), bias_D * (length / count))
 
 
 def start_directions(

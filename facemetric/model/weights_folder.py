@@ -94,7 +94,7 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
             return folder
     if is_onnx(path) and path.is_file():
         raise WeightsError(
-            f"{path} is an ONNX file, which `facemetric eval` and `facemetric embed` take; name a weights folder here"
+            f"{path} is an ONNX file, which eval, embed, verify, gallery and identify take; name a weights folder here"
         )
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")

@@ -41,6 +41,7 @@ SECTIONS = (
     ("models", "Models", "models"),
     ("threshold", "Threshold", "thresholds"),
     ("curves", "Curves", "curves"),
+    ("reliability", "Probability", "reliability"),
     ("search", "Search", "search"),
     ("mistakes", "Hardest pairs", "mistakes"),
     ("retrieval", "Retrieval", "failures"),
@@ -101,6 +102,23 @@ class Case:
     pictures: tuple[Picture, ...]
     score: float | None = None
     text: str = ""
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Predicted and observed share of pairs of one person, 0..100, rising."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How true the probability of `verify` is: curves, and the first of them as a table."""
+
+    lead: str
+    curves: tuple[ReliabilityCurve, ...]
+    table: Grid
 
 
 @dataclass(frozen=True)
@@ -211,6 +229,7 @@ class Page:
     models_lead: str = ""
     thresholds: Thresholds | None = None
     curves: tuple[Curve, ...] = ()
+    reliability: Reliability | None = None
     search: Curve | None = None
     """Of identification: FPIR as the curve's `far`, 1 - FNIR as its `tar`."""
     mistakes: tuple[Gallery, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from facemetric.evaluation.answers import Probability
 from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.records import Band
 from facemetric.evaluation.nearest import nearest
@@ -33,6 +34,7 @@ from facemetric.report.page import (
 from facemetric.report.page_clusters import groups_of
 from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
+from facemetric.report.reliability import reliability_section
 
 ROWS = 600  # thresholds that the slider meets, evenly over the scores
 TAIL = 200  # and evenly over log FAR, where few impostors decide
@@ -114,12 +116,17 @@ def _short(values: npt.ArrayLike) -> list[float]:
     return [float(f"{value:.9g}") for value in np.asarray(values).tolist()]
 
 
-def write_report(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Path:
-    """report.html in the evaluation's folder. `name`: what was evaluated."""
-    return write_page(found.out / REPORT, page_of(found, name, origin, seed=seed))
+def write_report(
+    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+) -> Path:
+    """report.html in the evaluation's folder. `name`: what was evaluated; `probability`: what its weights hold."""
+    page = page_of(found, name, origin, seed=seed, probability=probability)
+    return write_page(found.out / REPORT, page)
 
 
-def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> Page:
+def page_of(
+    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+) -> Page:
     """The page of an evaluation; what it does not hold is not on it."""
     pooled = found.templates
     pictures = Pictures(found.table, found.images, pooled.first if pooled is not None else None)
@@ -142,6 +149,7 @@ def page_of(found: Evaluation, name: str, origin: Origin, *, seed: int = 0) -> P
         models_lead=models_lead(found),
         thresholds=thresholds_of(verification) if verification is not None else None,
         curves=curves(found, name),
+        reliability=reliability_section(probability, verification),
         search=search_curve(found),
         mistakes=mistakes(found, pictures),
         failures=failures(found, pictures),
@@ -173,16 +181,18 @@ def sentence(found: Evaluation) -> str:
             f"{share} of the pairs of one person are recognised."
         )
     else:
+        similar = f"For {share} of the {things}, the most similar"
         known = {
-            "accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
-            "eer": f"At the threshold where both errors are as frequent, {share} of the pairs are told wrongly.",
-            "auc": f"A pair of one person scores higher than a pair of two in {share} of all cases.",
-            "knn_accuracy_1": f"For {share} of the {things}, the most similar other one is of the same person.",
-            "rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
-            "recall_at_1": f"For {share} of the {things}, the most similar other one is of the same person.",
-            "accuracy_svm": f"A linear classifier names the right person for {share} of the {things}.",
+            "verification.accuracy": f"Of the pairs, {share} are told rightly to be of one person or of two.",
+            "verification.eer": f"Where both errors are as frequent, {share} of the pairs are told wrongly.",
+            "verification.auc": f"In {share} of all cases a pair of one person scores higher than a pair of two.",
+            "neighbours.knn_accuracy_1": f"{similar} other one is of the same person.",
+            "gallery.knn_accuracy_1": f"{similar} one in the gallery is of the same person.",
+            "identification.rank_1": f"Of the {things} of people in the gallery, {share} find their own person first.",
         }
-        text = known.get(name, f"{first.label}: {share}" + (f" ({first.about})." if first.about else "."))
+        text = known.get(
+            first.key, f"{first.label}: {share}" + (f" ({first.about})." if first.about else ".")
+        )
     return " ".join(filter(None, [text, other_models(found, first.key)]))
 
 

@@ -16,7 +16,7 @@ from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.distributed import say
-from facemetric.errors import DataError, plural
+from facemetric.errors import DataError, FacemetricError, plural
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.template import SIDE
 from facemetric.model.pictures import crop_side
@@ -101,11 +101,17 @@ def read_split(config: StageConfig, run: Path | None = None, *, side: int = SIDE
 
 def faces_alone(index: ImageIndex, out: Path, side: int) -> ImageIndex:
     """The faces of an index (`cut_faces`); process 0 cuts them, for all."""
-    found = None
+    found = error = None
     if distributed.rank() == 0:
-        found = cut_faces(index, out, AlignOptions(size=side, given="auto"))
-        say(found.text() or f"every picture of {len(index):,} is an aligned crop: none is cut")
-    return distributed.from_first(found).index
+        try:
+            found = cut_faces(index, out, AlignOptions(size=side, given="auto"))
+            say(found.text() or f"every picture of {len(index):,} is an aligned crop: none is cut")
+        except FacemetricError as wrong:
+            error = wrong
+    found, error = distributed.from_first((found, error))  # an error too: the others wait for one of them
+    if error is not None:
+        raise error
+    return found.index
 
 
 def read_unlabelled(config: StageConfig) -> ImageIndex | None:

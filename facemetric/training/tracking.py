@@ -137,11 +137,14 @@ class Tracker:
                 backend.log(*told)
             backend.finish(told)
         except Exception as error:  # whatever a package or its network does
-            self.failed = True
             reason = " ".join(str(error).split())[:200]
             self._tell(f"failed ({type(error).__name__}{': ' if reason else ''}{reason})")
 
     def _tell(self, what: str) -> None:
+        """One warning; nothing more is sent."""
+        if self.failed:
+            return
+        self.failed = True
         say(f"warning: --track {self.name} {what}; the training goes on, log.jsonl has its figures")
 
 

@@ -9,14 +9,17 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from child_processes import in_processes
 from photographs import HOPPER, pair
 from PIL import Image
 
 from facemetric import cli, identify
 from facemetric.errors import ConfigError, DataError
 from facemetric.gallery.folder import SKIPPED
+from facemetric.gallery.gallery import Gallery
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -249,3 +252,38 @@ def test_lists_need_no_torch(g: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_several_processes_share_the_photographs(g: Path, faces: Path, tmp_path: Path) -> None:
+    """Every process has the answers of all, in their order; the first one draws."""
+    photos = [str(path) for path in sorted(faces.rglob("*.*"))[:7]]
+    options = {"gallery": str(g), "threshold": 0.999, "device": "cpu"}
+
+    def answers(show: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
+        found = identify(photos, **options, show=show).photos
+        return [
+            (each.photo, each.names, [match.name for face in each.faces for match in face.matches])
+            for each in found
+        ]
+
+    def process(rank: int) -> None:
+        seen: list[str] = []
+        real = Gallery.answer
+
+        def counted(self: Gallery, photos: Any, **options: Any) -> Any:
+            for answer in real(self, photos, **options):
+                seen.append(answer.photo)
+                yield answer
+
+        Gallery.answer = counted  # type: ignore[method-assign]
+        found = answers(tmp_path / f"shown {rank}.html")
+        (tmp_path / f"{rank}.json").write_text(json.dumps([found, seen]))
+
+    ended = in_processes(2, process, tmp_path / "said")
+    assert ended == [0, 0], (tmp_path / "said").read_text()
+    expected = json.loads(json.dumps(answers()))
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [found for found, _ in parts] == [expected, expected]
+    assert [len(seen) for _, seen in parts] == [4, 3]
+    assert (tmp_path / "shown 0.html").exists()
+    assert not (tmp_path / "shown 1.html").exists()

@@ -158,7 +158,7 @@ def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
     calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = Verifier(calibrated, far=0.2, device="cpu")
-    monkeypatch.setattr("facemetric.commands.verify.load_folder", None)  # not called any more
+    monkeypatch.setattr("facemetric.model.opened_weights.Weights.load", None)  # not called any more
     one, two = images_in(faces)[3], images_in(faces)[40]
     image = Image.open(two).convert("RGB")
     expected = verifier(str(one), str(two))

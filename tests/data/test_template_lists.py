@@ -129,7 +129,7 @@ def test_tinyface_and_its_distractors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "image,subject\n1.jpg,a\n", "no column template among image, subject"),
+        ("a.csv", "image,subject\n1.jpg,a\n", "no column template among 'image, subject'"),
         ("a.csv", "image,template,subject\n", "a header but no images"),
         ("a.csv", "image,template,subject\n1.jpg,,a\n", "line 2: no image or no template"),
         ("a.csv", "image,template,subject\n1.jpg,1,a\n2.jpg,1,b\n", "template 1 is of 'a' and of 'b'"),

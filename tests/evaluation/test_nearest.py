@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_a_gallery_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     found = nearest_in_parts(query, np.split(gallery, [1000]), 4)
     best = np.sort(query @ gallery.T, axis=1)[:, ::-1][:, :4]
     np.testing.assert_allclose(found.score, best, atol=1e-6)
+
+
+def test_a_process_without_torch_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS_OF_NUMPY", 700)
+    gallery, query = people(3000, 3), people(16, 4)
+    for queries, k in ((1, 1), (1, 40), (3, 7), (16, 60)):
+        wanted = nearest(query[:queries], gallery, k)
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "torch")
+            found = nearest_in_parts(query[:queries], np.split(gallery, [1, 1000]), k)
+        np.testing.assert_allclose(found.score, wanted.score, atol=1e-6)
+        taken = np.einsum("qd,qkd->qk", query[:queries].astype(float), gallery[found.rows].astype(float))
+        np.testing.assert_allclose(taken, wanted.score, atol=1e-6)
+        assert all(len(set(rows)) == k for rows in found.rows.tolist())
 
 
 def test_more_neighbours_than_there_are_is_an_error() -> None:

@@ -9,6 +9,7 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import ConfigError, DataError
+from facemetric.evaluation import templates
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.templates import TemplateRows, number_media, pool_templates, template_table
 
@@ -49,8 +50,10 @@ def test_pooled_as_a_slow_loop(how: str) -> None:
     assert max(float(a @ b) for a, b in pairwise(others)) < 0.999
 
 
-def test_a_table_of_templates() -> None:
+def test_a_table_of_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "CHUNK", 3)  # a template in two chunks
     groups = {
+        "media": np.array(list("vwxyzv")),
         "sex": np.array(["f", "f", "f", "m", "m", "f"]),
         "age": np.array(["1", "1", "1", "1", "2", "2"]),
     }
@@ -59,6 +62,10 @@ def test_a_table_of_templates() -> None:
     found = template_table(table, rows_of(), "mean")
     assert found.paths.tolist() == ["t0", "t1", "t2"]
     assert found.identities.tolist() == ["ann", "bob", "ann"]
+    np.testing.assert_allclose(
+        found.embeddings[0], slow.pooled(embeddings()[[5, 1, 0, 2, 3]], [""] * 5), atol=1e-7
+    )
+    assert set(found.groups) == {"sex", "age"}
     assert found.groups["sex"].tolist() == ["", "", "f"]  # t0 and t1 have images of both
     assert found.groups["age"].tolist() == ["", "2", "1"]
     assert found.weights == "w"

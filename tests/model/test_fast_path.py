@@ -15,15 +15,15 @@ import torch
 from onnx import helper, numpy_helper
 
 import facemetric as fm
-from facemetric.commands import embedding as door
-from facemetric.commands.embedding import open_model
 from facemetric.commands.vectors.embed import embed
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model import fast_path
+from facemetric.model import opened_weights as door
 from facemetric.model.embedder import build_embedder
 from facemetric.model.onnx_graph import fold_affine
+from facemetric.model.opened_weights import open_model
 from facemetric.model.weights import save_weights
 
 CUT = Preprocess(

@@ -143,7 +143,7 @@ def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
     ):
         OnnxEmbedder(file)
     with pytest.raises(
-        WeightsError, match=r"m.onnx is an ONNX file, which `facemetric eval` and `facemetric embed`"
+        WeightsError, match=r"m.onnx is an ONNX file, which eval, embed, verify, gallery and identify"
     ):
         find_weights(tmp_path / "m.onnx")
 

@@ -9,6 +9,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
@@ -137,3 +138,52 @@ def test_more_directions_than_the_data_has(embedder: Embedder, kind: str, most: 
 def test_an_unknown_start_names_the_nearest(embedder: Embedder) -> None:
     with pytest.raises(ConfigError, match="did you mean 'lda'"):
         start_projection("ldaa", embedder, np.empty((0, 0)), np.empty(0), size=1, seed=0)
+
+
+@pytest.mark.parametrize("own", ["features", "layer"])
+def test_refit_is_scikit_learns_ridge_to_the_unit_embeddings(
+    own: str, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same layer but for one scale, whatever the chunks; the mean length is that of the embedder's own."""
+    from facemetric.model import projections
+
+    monkeypatch.setattr(projections, "CHUNK", 100)
+    rng = np.random.default_rng(0)
+    count = 700
+    features = (rng.normal(size=(count, 40)) @ rng.normal(size=(40, 512)) + 3 * rng.normal(size=512)).astype(
+        np.float32
+    )
+    features += 0.5 * rng.normal(size=features.shape).astype(np.float32)
+    layer = torch.nn.Linear(512, 24) if own == "layer" else torch.nn.Identity()
+    monkeypatch.setattr(type(embedder), "folded_projection", lambda self: layer)
+    with torch.no_grad():
+        emb = layer(torch.from_numpy(features))
+    length = float(emb.norm(dim=1).mean())
+    unit = torch.nn.functional.normalize(emb, dim=1).numpy()
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    expected = Ridge(alpha=0.03 * float((centred**2).sum()) / 512).fit(features.astype(np.float64), unit)
+    found = start_projection(
+        "refit", embedder, features, np.zeros(count, np.int64), size=7, seed=0, penalty=0.03
+    )
+    np.testing.assert_allclose(found.weight.detach().numpy() / length, expected.coef_, atol=2e-5)
+    values = found(torch.from_numpy(features)).detach().numpy() / length
+    np.testing.assert_allclose(values, expected.predict(features), atol=2e-4)
+    assert np.abs(values - unit).max() > 1e-2  # it is another layer than the embedder's own
+
+
+def test_refit_to_a_layer_that_gives_unit_vectors_already_is_that_layer(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    features = np.zeros((300, 512), np.float32)
+    turn = rng.uniform(0, 2 * np.pi, size=300)
+    features[:, 0], features[:, 1] = np.cos(turn), np.sin(turn)
+    layer = torch.nn.Identity()
+    monkeypatch.setattr(type(embedder), "folded_projection", lambda self: layer)
+    found = start_projection(
+        "refit", embedder, features, np.zeros(300, np.int64), size=7, seed=0, penalty=1e-4
+    )
+    values = found(torch.from_numpy(features)).detach()
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(values, dim=1), torch.from_numpy(features), atol=1e-3, rtol=0
+    )

@@ -420,6 +420,8 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         ({"freeze": "bakbone"}, "unknown freeze 'bakbone': did you mean 'backbone'"),
         ({"projection_init": "lada"}, "unknown projection init 'lada': did you mean 'lda'"),
         ({"projection_init": "lda"}, "lda gives at most 13 directions"),
+        ({"refit_penalty": 0.5}, "--refit-penalty is for --projection-init refit, and that is identity"),
+        ({"projection_init": "refit", "refit_penalty": 0.0}, "--refit-penalty is 0"),
         ({"batch_size": 4}, "--batch-size 4 holds 1 identity of 4 images; two are needed"),
         ({"images_per_identity": 1}, "--images-per-identity is 1; it must be at least 2"),
         ({"margin": -0.1}, "--margin is -0.1"),

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from child_processes import in_processes
+from photographs import album
+from PIL import Image
 
+from facemetric import distributed
 from facemetric.config import FinetuneConfig, StageConfig
 from facemetric.data.index import read_index
 from facemetric.errors import DataError
 from facemetric.training.run import Trained
-from facemetric.training.split import SPLIT_OPTIONS, hold_back, read_split, split_for
+from facemetric.training.split import SPLIT_OPTIONS, faces_alone, hold_back, read_split, split_for
 
 
 def test_identities_of_validation_are_never_trained_on(faces: Path) -> None:
@@ -89,3 +93,33 @@ def test_validation_people_that_the_weights_may_know(
         split = split_for(FinetuneConfig((str(data),), weights=str(stage_one.run), seed=seed))
         assert split.known is known
         assert ("maybe on some of these validation identities" in capsys.readouterr().out) is known
+
+
+def test_faces_are_cut_by_one_of_two_processes_and_are_those_of_one(tmp_path: Path) -> None:
+    photos = album(tmp_path / "photos")
+    (tmp_path / "skies").mkdir()
+    Image.new("RGB", (120, 120), (90, 140, 220)).save(tmp_path / "skies" / "sky.png")
+    index, sky = read_index(str(photos)), read_index(str(tmp_path / "skies"), loose=True)
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {
+            file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "aligned.json"
+        }
+
+    def process(rank: int) -> None:
+        distributed.start("cpu")
+        found = faces_alone(index, tmp_path / "two", 112)
+        lines = [f"{found.name(row)} {len(found.read(row))}" for row in range(len(found))]
+        (tmp_path / f"{rank}.txt").write_text("\n".join(lines))
+        with pytest.raises(
+            DataError, match="none of 1 picture shows a face"
+        ):  # told by both: none waits for ever
+            faces_alone(sky, tmp_path / "none", 112)
+
+    assert in_processes(2, process, tmp_path / "said") == [0, 0], (tmp_path / "said").read_text()
+    alone = faces_alone(index, tmp_path / "one", 112)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert len(files(tmp_path / "one")) == 5  # four faces and their list
+    wanted = [f"{alone.name(row)} {len(alone.read(row))}" for row in range(len(alone))]
+    assert (tmp_path / "0.txt").read_text().splitlines() == wanted
+    assert (tmp_path / "1.txt").read_text().splitlines() == wanted

@@ -20,6 +20,7 @@ from facemetric.commands.checking.findings import (
     lists,
     name_findings,
     unsure_kinds,
+    with_quality,
 )
 from facemetric.commands.checking.sheets import draw_check_sheets
 from facemetric.commands.embedding import (
@@ -83,6 +84,7 @@ def run_check(config: CheckConfig) -> Checked:
     if train.embeddings is not None:
         more, people = find_people(config, train, test)
         findings = findings + more
+    findings = with_quality(findings, train.quality, {} if test is None else test.quality)
     images, identities = len(train.images), len(train.images.identities)
     found = dict(Counter(f.kind for f in findings))
     searches = {ONE_PERSON: people.one_person, TEST_PERSON: people.person_in_test}
@@ -101,16 +103,17 @@ def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
     index = announced(read_index(data), f"{of}: " if of else "")
     if not of:
         index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    quality: dict[str, float] = {}
     if config.weights:
-        index, _ = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))
+        index, quality = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))
     read = read_frequencies(index, workers=pick_workers(config.workers), progress="hashing")
     path = bad_images_of(config.out, of)
     list_bad(index, read.bad, path, max_bad=config.max_bad, outcome="not checked", of=of)
     if not read.bad:
-        return Side(index, read.values)
+        return Side(index, read.values, quality=quality)
     readable = np.ones(len(index), bool)
     readable[[row for row, _ in read.bad]] = False
-    return Side(index.select(readable), read.values[readable])
+    return Side(index.select(readable), read.values[readable], quality=quality)
 
 
 def embed_sides(config: CheckConfig, train: Side, test: Side | None) -> tuple[Side, Side | None, float]:

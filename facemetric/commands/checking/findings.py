@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,10 @@ LEAST_IDENTITIES = (
     100  # in whose scores chance can be read off; among 20 people some two are always the nearest
 )
 SURE = 0.5  # the most of a kind's findings that chance may account for, to be listed for use
-COLUMNS = ("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "threshold", "note")
+COLUMNS = (
+    *("kind", "identity_a", "image_a", "identity_b", "image_b", "score", "threshold", "note"),
+    *("quality_a", "quality_b"),
+)
 
 
 class Finding(NamedTuple):
@@ -47,7 +51,7 @@ class Finding(NamedTuple):
 
     `score` and `threshold`: bits of 255 that differ (low is alike) for images; for identities their cosine less the
     mean of what both have with their neighbours (high is alike); the share of other identities that are nearer for
-    labels.
+    labels. `quality_a` and `quality_b`: of the faces of the images, 0..1; "" where none was looked for.
     """
 
     kind: str
@@ -58,6 +62,8 @@ class Finding(NamedTuple):
     score: float
     threshold: float
     note: str = ""
+    quality_a: float | str = ""
+    quality_b: float | str = ""
     row_a: int = -1
     row_b: int = -1
 
@@ -88,7 +94,9 @@ def image_findings(
         a, b = index.identities[index.identity[i]], other.identities[other.identity[j]]
         names = index.name(int(i)), other.name(int(j))
         found.append(
-            Finding(kind, a, names[0], b, names[1], int(bits), limit, "; ".join(notes), int(i), int(j))
+            Finding(
+                kind, a, names[0], b, names[1], int(bits), limit, "; ".join(notes), row_a=int(i), row_b=int(j)
+            )
         )
     return found
 
@@ -124,7 +132,7 @@ def label_findings(judged: Judged, index: ImageIndex, share: float) -> list[Find
             round(float(judged.above[i]), 4),
             share,
             f"cosine {judged.own[i]:.3f} to its own, {judged.best[i]:.3f} to identity_b",
-            int(i),
+            row_a=int(i),
         )
         for i in rows
     ]
@@ -135,6 +143,18 @@ def name_findings(index: ImageIndex, test: ImageIndex) -> list[Finding]:
     theirs = {_bare(name): name for name in test.identities}
     both = [(name, theirs[_bare(name)]) for name in index.identities if _bare(name) in theirs]
     return [Finding(TEST_NAME, a, "", b, "", 1.0, 1.0) for a, b in both]
+
+
+def with_quality(
+    findings: Sequence[Finding], of_data: Mapping[str, float], of_test: Mapping[str, float]
+) -> list[Finding]:
+    """The findings with the qualities of their images' faces, by the images' names."""
+    found = []
+    for finding in findings:
+        other = of_test if finding.kind == TEST_IMAGE else of_data
+        qualities = of_data.get(finding.image_a, ""), other.get(finding.image_b, "")
+        found.append(finding._replace(quality_a=qualities[0], quality_b=qualities[1]))
+    return found
 
 
 def _bare(name: str) -> str:
@@ -234,11 +254,13 @@ def _with_reasons(names: dict[str, str]) -> str:
 
 
 class Side(NamedTuple):
-    """The readable images of one set: hashes' frequencies (N, K), and centred embeddings (N, D) with weights."""
+    """The readable images of one set: hashes' frequencies (N, K), centred embeddings (N, D) with weights, and the
+    quality of faces by the images' names where faces were looked for."""
 
     images: ImageIndex
     frequencies: np.ndarray
     embeddings: np.ndarray | None = None
+    quality: Mapping[str, float] = MappingProxyType({})
 
 
 class CopyFigures(NamedTuple):

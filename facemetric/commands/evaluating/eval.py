@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from facemetric import distributed
-from facemetric.commands.embedding import Weights, check_config, is_stored
+from facemetric.commands.embedding import check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
 from facemetric.config import (
@@ -23,12 +25,15 @@ from facemetric.config import (
     require,
 )
 from facemetric.config.calls import takes_options
+from facemetric.evaluation.answers import answers_in
 from facemetric.files import file_hash, write_text_whole
+from facemetric.model.opened_weights import Weights
 from facemetric.model.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.record import Evaluation
+from facemetric.training import peers
 
 
 @takes_options(EvalConfig)
@@ -46,15 +51,23 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     check_options(config)
     here = replace(config, device=distributed.start(config.device))
     distributed.check_alike(stored_inputs(config))
-    if distributed.rank() > 0:  # process 0 writes; what the others would write is thrown away
-        with tempfile.TemporaryDirectory() as folder, distributed.work_shared():
-            here = replace(here, out=Path(folder))
-            return score(here, open_inputs(here))
-    with distributed.work_shared():
-        inputs = open_inputs(here)
-        found = score(here, inputs)
+    with peers.watching(), distributed.work_shared(), own_out(here) as mine:
+        inputs = open_inputs(mine)
+        found = score(mine, inputs)
+    if distributed.rank() > 0:
+        return found
     write_files(config, inputs, found)
     return replace(found, report=write_page(config, inputs, found)) if config.report else found
+
+
+@contextlib.contextmanager
+def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
+    """The options; in all processes but the first with an --out that is thrown away: the first one writes."""
+    if distributed.rank() == 0:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield replace(config, out=Path(folder))
 
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
@@ -156,7 +169,11 @@ def weights_record(weights: Weights) -> dict[str, Any]:
 
 def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
     """report.html, with the command and the weights it came from."""
-    return write_report(evaluation, inputs.name, origin_of(config, inputs, evaluation), seed=config.seed)
+    origin, weights = origin_of(config, inputs, evaluation), inputs.weights
+    # A probability is of embeddings with the mirror image averaged in, or without.
+    answers = answers_in(weights.config, weights.folder) if weights is not None else None
+    probability = answers.probability if answers is not None and answers.flip == config.flip else None
+    return write_report(evaluation, inputs.name, origin, seed=config.seed, probability=probability)
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:

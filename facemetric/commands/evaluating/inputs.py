@@ -14,13 +14,12 @@ from facemetric.commands.embedding import (
     COHORT,
     GALLERY,
     SECOND,
-    Weights,
     colours_in,
     embed_images,
     is_stored,
     open_images,
-    open_model,
     remove_lists,
+    seen_in_training,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
 from facemetric.commands.evaluating.templates import Templates, open_templates
@@ -37,6 +36,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.templates import Pooled
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.machine import say
+from facemetric.model.opened_weights import Weights, open_model
 
 
 class ListedPairs(NamedTuple):
@@ -257,7 +257,7 @@ def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str
     guessed = [note for each in models if each is not None and each.onnx for note in each.onnx.notes]
     if images is None:
         return tuple(guessed)
-    found = [(each.name, each.seen(images)) for each in models if each is not None]
+    found = [(each.name, seen_in_training(each, images)) for each in models if each is not None]
     colours = [colours_in(each.onnx, images) for each in models if each is not None]
     trained = [seen.text(name) for name, seen in found if seen is not None]
     return tuple(filter(None, [*trained, *colours, *guessed]))

@@ -34,6 +34,11 @@ def find_overlap(own: ImageSet, gallery: ImageSet) -> Overlap:
     return Overlap(both[:, 0], both[:, 1], np.setdiff1d(found.unsure, files.probes))
 
 
+def may_be_equal(sizes_N: np.ndarray, others_M: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a size is among others. One that is not known (below 0) may be any."""
+    return np.isin(sizes_N, others_M) | (sizes_N < 0) | bool((others_M < 0).any())
+
+
 def same_files(own: ImageIndex, gallery: ImageIndex) -> Overlap:
     """Images that lie at one place (a file, or a range of its bytes), by whatever path, or whose bytes are equal.
 
@@ -53,7 +58,7 @@ def same_files(own: ImageIndex, gallery: ImageIndex) -> Overlap:
     by_place: dict[tuple[str, int], int] = {}
     by_content: dict[bytes, list[int]] = {}
     own_sizes, gallery_sizes = own.sizes(), gallery.sizes()
-    alike = np.isin(gallery_sizes, own_sizes)
+    alike = may_be_equal(gallery_sizes, own_sizes)
     content_of: dict[tuple[str, int], bytes | None] = {}
     for row in range(len(gallery)):
         at = place(gallery, row)
@@ -63,7 +68,7 @@ def same_files(own: ImageIndex, gallery: ImageIndex) -> Overlap:
             if content is not None:
                 by_content.setdefault(content, []).append(row)
     pairs: list[tuple[int, int]] = []
-    for probe in np.flatnonzero(np.isin(own_sizes, gallery_sizes)).tolist():
+    for probe in np.flatnonzero(may_be_equal(own_sizes, gallery_sizes)).tolist():
         at = place(own, probe)
         content = content_of[at] if at in content_of else key(own, probe)
         rows = set(by_content.get(content, ())) if content is not None else set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from facemetric.config.calls import takes_options
 from facemetric.errors import DataError, first_few, plural
 from facemetric.gallery.answers import PhotoAnswer
 from facemetric.gallery.gallery import Gallery
+from facemetric.gallery.look import Photo
 from facemetric.gallery.threshold import FpirThreshold
 from facemetric.machine import progress_bar
 
@@ -66,6 +69,26 @@ def identify(config: IdentifyConfig) -> Identified:
     return run_identify(config)
 
 
+def shared_answers(
+    gallery: Gallery, config: IdentifyConfig, photos: Sequence[Callable[[], Photo]]
+) -> tuple[PhotoAnswer, ...]:
+    """An answer for each photograph; under torchrun every process looks at some, and all get the answers."""
+
+    def answers(some: Sequence[Callable[[], Photo]]) -> list[PhotoAnswer]:
+        bar = progress_bar(some, desc="identifying", unit="photograph", delay=2)
+        reads = (read() for read in bar)
+        return list(gallery.answer(reads, fpir=config.fpir, threshold=config.threshold, top=config.top))
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # without torch, where ONNX Runtime computes
+        return tuple(answers(photos))
+    from facemetric import distributed
+
+    distributed.start(config.device)
+    with distributed.work_shared():
+        parts = distributed.from_all(answers(distributed.own_share(photos)))
+    return tuple(parts[i % len(parts)][i // len(parts)] for i in range(len(photos)))
+
+
 def run_identify(config: IdentifyConfig) -> Identified:
     """identify, from a config."""
     check_identify(config)
@@ -73,19 +96,17 @@ def run_identify(config: IdentifyConfig) -> Identified:
         config.gallery,
         weights=config.weights,
         device=config.device,
+        runtime=config.runtime,
         faces=config.faces,
         detector=config.detector,
         min_quality=config.min_quality,
     )
     photos = [read for source in config.photos for _, read in loose_photos(source)]
-    bar = progress_bar(photos, desc="identifying", unit="photograph", delay=2)
-    answers = tuple(
-        gallery.answer((read() for read in bar), fpir=config.fpir, threshold=config.threshold, top=config.top)
-    )
+    answers = shared_answers(gallery, config, photos)
     if not any(answer.faces for answer in answers):
         reasons = first_few(f"{answer.photo}: {answer.missing}" for answer in answers)
         raise DataError(f"no face to identify: {reasons}")
-    if config.show is not None:
+    if config.show is not None and os.environ.get("RANK", "0") == "0":
         from facemetric.commands.identifying.show import draw_answers  # imports matplotlib, for its fonts
 
         draw_answers(config.show, answers)

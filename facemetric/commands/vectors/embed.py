@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facemetric import distributed
-from facemetric.commands.embedding import Network, Weights, open_images, open_model
+from facemetric.commands.embedding import Network, open_images
 from facemetric.commands.vectors.files import Table, check_suffix, write_missing, write_table
 from facemetric.commands.vectors.parts import FINISHED, PartBuilder, Parts, list_of_missing
 from facemetric.commands.vectors.pictures import NO_FACE, UNREADABLE, Batch, batches_in, finder_of
@@ -28,6 +28,7 @@ from facemetric.files import write_text_whole
 from facemetric.machine import progress_bar, say
 from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.onnx_embedder import OnnxEmbedder
+from facemetric.model.opened_weights import Weights, open_model
 
 if TYPE_CHECKING:
     import pandas as pd

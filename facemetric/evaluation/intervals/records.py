@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import Floats
@@ -79,6 +78,8 @@ def auc_alone(auc: float, genuine: int, impostor: int) -> Interval:
         return (t - auc) ** 2 - Z * Z * variance
 
     tiny = 1e-12  # where auc is 0 or 1, that is a root too
+    from scipy.optimize import brentq  # a third of a second, which records alone do not need
+
     low = brentq(excess, 0, min(auc, 1 - tiny)) if auc > 0 else 0.0
     high = brentq(excess, max(auc, tiny), 1) if auc < 1 else 1.0
     return Interval(auc, low, high)

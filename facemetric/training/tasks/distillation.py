@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import cast
 
@@ -12,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric import distributed
-from facemetric.config import PretrainConfig, require
-from facemetric.data.bad_images import note_bad
+from facemetric.config import PretrainConfig
 from facemetric.data.batches import ShuffledBatches
-from facemetric.data.images import normalise, upload
+from facemetric.data.images import upload
 from facemetric.data.index import ImageIndex
-from facemetric.data.loader import Batch, load_batches
-from facemetric.data.transforms import eval_transform
+from facemetric.data.loader import Batch
 from facemetric.machine import pick_workers
-from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.embedder import Embedder
 from facemetric.model.heads import Head
 from facemetric.model.sharded_head import ShardedHead
 from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
@@ -30,9 +27,8 @@ from facemetric.training.split import Split
 from facemetric.training.stage import Setup
 from facemetric.training.task import Backward
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
+from facemetric.training.tasks.following import first_features, mark_of
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
-
-FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted
 
 
 class Distillation(Classification):
@@ -101,24 +97,16 @@ class Distillation(Classification):
         return functional.normalize(sums_CT, dim=1)
 
     def first_features(self, embedder: Embedder) -> tuple[Tensor, np.ndarray]:
-        """The backbone's features (N, F) of some images as they are, drawn from the seed, and their rows."""
-        count = min(FIRST_LOOK, len(self.images))
-        rows = np.sort(np.random.default_rng([self.config.seed, 17]).permutation(len(self.images))[:count])
+        """The backbone's features (N, F) of some images as they are, at the size of the first epoch, and their rows."""
         side = self.sizes[0]
-        preprocess = replace(embedder.preprocess, size=(side, side))
-        steps = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        embedder.eval()
-        features, seen = [], []
-        batches = load_batches(self.index, steps, eval_transform(preprocess), workers=self.workers)
-        for batch in batches:
-            note_bad(self.bad_images, self.index, batch.bad)
-            if len(batch.rows):
-                features.append(
-                    in_pieces(embedder.features, normalise(batch.images, preprocess, self.device))
-                )
-                seen.append(batch.rows.numpy())
-        require(bool(features), "no image of the training can be read; see bad_images.csv")
-        return torch.cat(features).clone(), np.concatenate(seen)
+        return first_features(
+            embedder,
+            self.index,
+            replace(embedder.preprocess, size=(side, side)),
+            seed=self.config.seed,
+            workers=self.workers,
+            bad_images=self.bad_images,
+        )
 
     @property
     def index(self) -> ImageIndex:
@@ -144,7 +132,9 @@ class Distillation(Classification):
         def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
             emb_BD, teacher_BT, label_B = emb_BD.float(), teacher[rows], labels[rows]
             share = len(emb_BD) / count
-            parts = {"direction": direction_loss(model.to_teacher(emb_BD), teacher_BT) * share}
+            # The layer to the teacher's was fitted to unit vectors.
+            own_BD = functional.normalize(emb_BD, dim=1) if config.embedding_size else emb_BD
+            parts = {"direction": direction_loss(model.to_teacher(own_BD), teacher_BT) * share}
             loss = config.teacher_weight * parts["direction"]
             if config.relation_weight:
                 parts["relation"] = self.relation(emb_BD, teacher_BT, label_B) * share
@@ -191,10 +181,7 @@ class Distillation(Classification):
     @property
     def origin(self) -> dict[str, str]:
         """Which data, pictures and teacher the run began with."""
-        taught = hashlib.sha256(self.teacher.numpy().tobytes())
-        for part in self.images.parts[1:]:
-            taught.update(part.fingerprint.encode())
-        return super().origin | {"teacher": taught.hexdigest()}
+        return super().origin | {"teacher": mark_of(self.teacher, self.images)}
 
 
 def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:

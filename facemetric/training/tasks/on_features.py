@@ -20,6 +20,7 @@ from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.feature_cache import Features
+from facemetric.training.tasks.following import first_rows
 from facemetric.training.tasks.triplets import StageTwo, net_of
 
 # Candidates for each place of a group: the nearest ones may be in another group already.
@@ -36,6 +37,7 @@ class OnFeatures(StageTwo):
         """The features of all images, the projection that starts from them, and the batches of images that can be
         read."""
         config, split = self.config, self.split
+        teacher_NT = self.read_teacher()  # first: what it lacks is told before the backbone runs
         features = self.cached(split.train, config.views)
         note_bad(self.bad_images, split.train, features.bad)
         rows = np.flatnonzero(features.valid)
@@ -56,8 +58,10 @@ class OnFeatures(StageTwo):
             labels[sample],
             size=config.embedding_size,
             seed=config.seed,
+            penalty=config.refit_penalty,
         )
         self.projection = projection.to(self.device)
+        self.follow(teacher_NT)
         self.model = self.with_loss(self.projection, self.identity_means)
         self.sampler = self.sampler_of(self.labels.numpy())
         self.who_is_alike: np.ndarray | None = None  # of this epoch: the nearest identities of each
@@ -83,6 +87,28 @@ class OnFeatures(StageTwo):
             unit_BD = functional.normalize(self.projection(features).float(), dim=1).cpu()
             sums_CD.index_add_(0, self.labels[places], unit_BD)
         return functional.normalize(sums_CD, dim=1)
+
+    @torch.no_grad()
+    def first_embeddings(self) -> tuple[Tensor, np.ndarray]:
+        """Unit embeddings (N, D) of some images as training begins, and their rows among the teacher's."""
+        places = first_rows(len(self.labels), self.config.seed)
+        features = self.features_of(places, np.zeros(len(places), np.int64)).to(self.device)
+        return functional.normalize(self.projection(features).float(), dim=1), self.teacher_rows_of(places)
+
+    def teacher_rows_of(self, places: np.ndarray) -> np.ndarray:
+        """The images' rows (B,) among the teacher's: the labelled ones, then the unlabelled."""
+        known = places < len(self.rows)
+        found = np.empty(len(places), np.int64)
+        found[known] = self.rows[places[known]]
+        if not known.all():
+            _, image = self.stranger_of(places[~known])
+            found[~known] = len(self.split.train) + self.stranger_rows[image]
+        return found
+
+    def stranger_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(view, number among the strangers) of places behind the labelled images."""
+        view, image = np.divmod(places - len(self.rows), len(self.stranger_rows))
+        return view, image
 
     def first_strangers(self) -> Tensor:
         """The views (V, S, F) of the unlabelled images, each image a person of its own: their labels join `labels`.
@@ -147,7 +173,9 @@ class OnFeatures(StageTwo):
         places, views = batch
         features = upload(self.features_of(places, views), self.device)
         labels = upload(self.labels[torch.from_numpy(places)], self.device)
-        loss, figures = self.objective(functional.normalize(self.model(features).float(), dim=1), labels)
+        rows = torch.from_numpy(self.teacher_rows_of(places))
+        unit_BD = functional.normalize(self.model(features).float(), dim=1)
+        loss, figures = self.objective(unit_BD, labels, rows)
         backward(loss)
         return figures
 
@@ -160,7 +188,7 @@ class OnFeatures(StageTwo):
         features[known] = self.values[
             torch.from_numpy(views[known]), torch.from_numpy(self.rows[places[known]])
         ]
-        view, image = np.divmod(places[~known] - len(self.rows), len(self.stranger_rows))
+        view, image = self.stranger_of(places[~known])
         features[~known] = self.strangers[torch.from_numpy(view), torch.from_numpy(self.stranger_rows[image])]
         return features
 

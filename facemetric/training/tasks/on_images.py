@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
@@ -16,7 +17,7 @@ from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode, turn, widest
-from facemetric.model.projections import sample_for, start_projection
+from facemetric.model.projections import LOOKING, sample_for, start_projection
 from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
@@ -24,6 +25,7 @@ from facemetric.training.stage import Setup
 from facemetric.training.task import Backward
 from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks
 from facemetric.training.tasks.classification import identity_means
+from facemetric.training.tasks.following import first_features
 from facemetric.training.tasks.triplets import StageTwo, net_of
 from facemetric.training.validation import OpenSet
 
@@ -46,24 +48,45 @@ class OnImages(StageTwo):
         self.steps_per_epoch = self.sampler.steps
 
     def prepare(self) -> None:
-        """The projection that training starts from; PCA and LDA run the backbone over all images once."""
+        """The projection that training starts from; refit, PCA and LDA run the backbone over all images once."""
+        teacher_NT = self.read_teacher()
         self.embedder.projection = self.first_projection(self.embedder).to(self.device)
         freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
         self.embedder.to(memory_format=torch.channels_last)
+        self.follow(teacher_NT)
         self.model = self.with_loss(self.embedder, self.identity_means)
 
+    @torch.no_grad()
+    def first_embeddings(self) -> tuple[Tensor, np.ndarray]:
+        """Unit embeddings (N, D) of some images as training begins, and their rows among the teacher's."""
+        features, rows = first_features(
+            self.embedder,
+            self.split.train,
+            self.embedder.preprocess,
+            seed=self.config.seed,
+            workers=self.workers,
+            bad_images=self.bad_images,
+        )
+        return functional.normalize(self.embedder.project(features).float(), dim=1), rows
+
     def first_projection(self, embedder: Embedder) -> nn.Linear:
-        """Where the projection starts; PCA and LDA need the features of the plain images, once."""
+        """Where the projection starts; refit, PCA and LDA need the features of the plain images, once."""
         config, index = self.config, self.split.train
         values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
-        if config.projection_init in ("pca", "lda"):
+        if config.projection_init in LOOKING:
             features = self.cached(index, 1)
             note_bad(self.bad_images, index, features.bad)
             rows = np.flatnonzero(features.valid)
             rows = rows[sample_for(config.projection_init, len(rows), config.seed)]
             values, labels = features.values[0][rows], index.identity[rows]
         return start_projection(
-            config.projection_init, embedder, values, labels, size=config.embedding_size, seed=config.seed
+            config.projection_init,
+            embedder,
+            values,
+            labels,
+            size=config.embedding_size,
+            seed=config.seed,
+            penalty=config.refit_penalty,
         )
 
     @cached_property
@@ -120,7 +143,7 @@ class OnImages(StageTwo):
             return self.embedder(normalise(chunk, self.embedder.preprocess, self.device))
 
         def loss_of(emb_BD: Tensor) -> Tensor:
-            loss, found = self.objective(emb_BD, labels)
+            loss, found = self.objective(emb_BD, labels, batch.rows)
             figures.update(found)
             return loss
 

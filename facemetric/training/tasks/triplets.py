@@ -30,16 +30,18 @@ from facemetric.training.split import Split
 from facemetric.training.stage import Setup, same_origin, save_best
 from facemetric.training.tasks.doctor import SPREAD, VALID, Doctor, see, spread
 from facemetric.training.tasks.feature_cache import Features, cached_features, state_hash
+from facemetric.training.tasks.following import Following
+from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 from facemetric.training.validation import open_set_figures
 
 
 class WithLoss(nn.Module):
-    """A network, and what the loss learns beside it: both are trained and kept in checkpoints, the network alone is
-    validated and saved."""
+    """A network, and what learns beside it (of the loss, and the layer to a teacher's embedding): all are trained and
+    kept in checkpoints, the network alone is validated and saved."""
 
-    def __init__(self, net: nn.Module, loss: nn.Module) -> None:
+    def __init__(self, net: nn.Module, loss: nn.Module | None, to_teacher: nn.Module | None = None) -> None:
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net, self.loss, self.to_teacher = net, loss, to_teacher
 
     def forward(self, x: Tensor) -> Tensor:
         """What the network gives."""
@@ -74,15 +76,19 @@ class Objective:
             say=self.report,
         )
         self.memory: CrossBatchMemory | None = None
+        self.following: Following | None = None  # the teacher, where there is one
 
     def report(self, name: str, text: str) -> None:
         """What the doctor found, for the user and the log."""
         say(f"doctor: {text}")
         self.run.log("doctor", self.watched, finding=name, text=text)
 
-    def __call__(self, emb_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, dict[str, Figure]]:
+    def __call__(
+        self, emb_BD: Tensor, labels_B: Tensor, rows_B: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Unit embeddings (B, D) and labels (B,) of this process -> (its part of the loss, figures of all).
 
+        `rows_B` (B,) are the images' rows among the teacher's, where one is followed.
         The parts of all processes add up to the loss of one process with the whole batch. The figures are on the
         device, with what the doctor wants to know: `watch` takes them when they are read."""
         self.calls += 1
@@ -97,7 +103,11 @@ class Objective:
         else:
             found = self.loss(emb_AD, labels_A, anchors=anchors, seed=seed)
         loss, figures = self.of_all(found) if found.mined is not None else self.shared(found)
-        return loss, figures | {SPREAD: spread(emb_AD)}
+        figures = figures | {SPREAD: spread(emb_AD)}
+        if self.following is None:
+            return loss, figures
+        assert rows_B is not None
+        return self.following.beside(loss, figures, emb_BD, rows_B)
 
     def watch(self, figures: dict[str, float]) -> dict[str, float]:
         """Show the doctor the figures of a step, once they are read; return those for the log."""
@@ -224,19 +234,47 @@ class StageTwo:
         assert setup.loss is not None
         self.objective = Objective(config, setup.loss, run)
 
+    def read_teacher(self) -> np.ndarray | None:
+        """What the teacher says of every image (N, T), the unlabelled ones last; None where none is followed."""
+        config = self.config
+        if not config.teacher:
+            return None
+        teacher = Teacher(config.teacher, config.out.parent / "teacher", self.workers, self.device)
+        return teacher_rows(teacher, self.images)
+
+    @property
+    def images(self) -> Joined:
+        """All images that are trained on."""
+        return Joined(self.split.train, self.split.unlabelled)
+
+    def follow(self, teacher_NT: np.ndarray | None) -> None:
+        """Have the objective follow these rows, through a layer that is fitted to some images first."""
+        if teacher_NT is None:
+            return
+        following = Following(self.config, self.images, teacher_NT, self.embedding_size)
+        if not self.run.resume:
+            following.fit(*self.first_embeddings())
+        following.to_teacher.to(self.device)
+        self.objective.following = following
+
+    def first_embeddings(self) -> tuple[Tensor, np.ndarray]:
+        """Unit embeddings (N, D) of some images as training begins, and their rows among the teacher's."""
+        raise AssertionError("a task of stage two knows it")
+
     def with_loss(self, net: nn.Module, means_of: Callable[[], Tensor]) -> nn.Module:
-        """The network, with what the loss learns beside it where it does.
+        """The network, with what the loss learns beside it where it does, and the layer to a teacher's embedding.
 
         Where the loss has `start_from`, it is given the training identities' mean embeddings (C, D) of `means_of`."""
         loss = self.objective.loss
         loss.prepare(self.identities, self.embedding_size)
+        following = self.objective.following
         if loss.weights is None:
-            return net
+            return net if following is None else WithLoss(net, None, following.to_teacher)
         loss.weights.to(self.device)
         start = getattr(loss.weights, "start_from", None)
         if start is not None and not self.run.resume:
             start(means_of().to(self.device))
-        return WithLoss(net, loss.weights)
+        return WithLoss(net, loss.weights, following.to_teacher if following is not None else None)
 
     @property
     def identities(self) -> int:
@@ -253,9 +291,10 @@ class StageTwo:
         return self.objective.watch(figures)
 
     def parts_of_loss(self) -> list[tuple[nn.Module, float]]:
-        """What the loss learns itself, with its learning rate."""
-        weights = self.objective.loss.weights
-        return [] if weights is None else [(weights, self.config.loss_lr)]
+        """What learns beside the network, with its learning rate: the loss's weights, the layer to the teacher's."""
+        weights, following = self.objective.loss.weights, self.objective.following
+        parts: list[tuple[nn.Module, float]] = [] if weights is None else [(weights, self.config.loss_lr)]
+        return parts if following is None else [*parts, (following.to_teacher, self.config.lr)]
 
     def sampler_of(self, labels: np.ndarray) -> IdentityBatches:
         """P x K batches over labels (N,). Says where they are smaller than --batch-size."""
@@ -301,12 +340,13 @@ class StageTwo:
     @cached_property
     def origin(self) -> dict[str, str]:
         """Which data, split, weights, and size and crop of the pictures it began with."""
-        unlabelled = self.split.unlabelled
+        unlabelled, following = self.split.unlabelled, self.objective.following
         return {
             **self.split.origin._asdict(),
             "weights": state_hash(self.original),
             "picture": str(self.original.preprocess),
             **({"unlabelled": unlabelled.fingerprint} if unlabelled is not None else {}),
+            **({"teacher": following.mark} if following is not None else {}),
         }
 
     def extra_state(self) -> dict[str, Any]:

@@ -317,7 +317,12 @@ def test_photographs_are_checked_by_their_faces(
     assert "5 faces cut from photographs, 1 picture without a face left out" in capsys.readouterr().out
     across = [f for f in found.findings if f.kind == kinds.ACROSS]
     assert ("person0/0.jpg", "person1/again.jpg") in [(f.image_a, f.image_b) for f in across]
+    with open(tmp_path / "out" / "findings.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["kind"] == kinds.ACROSS]
+    assert [line["quality_a"] for line in lines] == [line["quality_b"] for line in lines]  # one photograph
+    assert all(0.5 < float(line["quality_a"]) <= 1 for line in lines)
     plain = check_data(
         str(photos), out=tmp_path / "plain", workers=0
     )  # without weights no face is looked for
     assert plain.figures.images == 6
+    assert {(f.quality_a, f.quality_b) for f in plain.findings} <= {("", "")}

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from large_pictures import as_folder, held, pictures
+from large_sets import write_parquet
 
 from facemetric import evaluate
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap, same_files
@@ -118,3 +120,17 @@ def test_one_image_a_person_on_both_sides_is_a_note(table: Path, tmp_path: Path)
     assert "no open-set identification: every image is of a person in the gallery" in notes
     assert found.gallery is None
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_images_of_a_table_whose_sizes_are_not_known(tmp_path: Path) -> None:
+    """Parquet says no sizes: the bytes are compared, whichever side it is on."""
+    images = pictures(6)
+    table, folder = (
+        read_index(write_parquet(tmp_path / "a.parquet", images)),
+        as_folder(tmp_path / "in", images[2:]),
+    )
+    rows = {(int(p), int(r)) for p, r in zip(*same_files(read_index(folder), table)[:2], strict=True)}
+    assert {(read_index(folder).name(p), table.name(r)) for p, r in rows} == {
+        (n, n) for n in held(images[2:])
+    }
+    assert len(same_files(table, read_index(folder)).probes) == 4

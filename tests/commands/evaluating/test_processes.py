@@ -11,7 +11,10 @@ import pytest
 from child_processes import in_processes
 
 from facemetric import evaluate
+from facemetric.commands.evaluating import eval as eval_room
+from facemetric.errors import DataError, FacemetricError
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.training import peers
 
 
 @pytest.fixture
@@ -91,3 +94,26 @@ def test_processes_with_other_data_or_options_are_refused(table: Path, tmp_path:
         assert f"process 1 has another value of {name} than process 0" in text
         assert "start all processes with the same options, files and versions" in text
         assert not (tmp_path / "0" / "out").exists()
+
+
+def test_where_one_process_ends_the_others_do(table: Path, tmp_path: Path) -> None:
+    """The others wait for its tiles: they end with its reason."""
+
+    def process(rank: int) -> None:
+        os.chdir(tmp_path)
+        peers.SILENCE, peers.GRACE, peers.BEAT = 60.0, 60.0, 0.2
+
+        def fail(*arguments: Any) -> None:
+            raise DataError("the disk is gone")
+
+        if rank == 1:
+            eval_room.score = fail  # type: ignore[assignment]
+        with pytest.raises(FacemetricError) as caught:
+            evaluate(embeddings=table, all_pairs=True, out="out", device="cpu", report=False)
+        print(rank, caught.value)
+
+    ended = in_processes(2, process, tmp_path / "said")
+    said = (tmp_path / "said").read_text()
+    assert ended == [0, 0], said
+    assert "1 the disk is gone" in said
+    assert "0 process 1 ended: the disk is gone" in said

@@ -102,7 +102,7 @@ def test_one_to_one_templates_as_slow_loops(folder: Path, tmp_path: Path) -> Non
 
 
 def test_one_to_n_templates_as_slow_loops(folder: Path, tmp_path: Path) -> None:
-    evaluate(
+    found = evaluate(
         embeddings=folder / "bad.npz",
         templates=folder / "probes.csv",
         gallery_templates=folder / "gallery.csv",
@@ -121,6 +121,9 @@ def test_one_to_n_templates_as_slow_loops(folder: Path, tmp_path: Path) -> None:
         if np.mean([s >= threshold for s in unknown]) <= 0.1:
             best = max(best, np.mean([rank == 1 and score >= threshold for rank, score in known]))
     assert record["tpir_at_fpir"]["0.1"]["tpir"] == pytest.approx(best, abs=1e-12)
+    page = page_of(found, "bad", Origin("", ()))
+    assert page.search is not None
+    assert "of the templates, the most similar one in the gallery is of the same person" in page.sentence
     with open(tmp_path / "identification.csv", newline="") as file:
         points = list(csv.DictReader(file))
     assert set(points[0]) == {"curve", "fpir", "tpir_any_rank", "threshold"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import counting_device
 import pytest
 import torch
@@ -17,10 +15,10 @@ ROWS, DIM, BUDGET_MIB = 4096 // 8, 128 // 8, 2048 / 64
 
 
 @pytest.fixture(autouse=True)
-def generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended device has no random numbers of its own."""
     monkeypatch.setattr(miners, "make_generator", lambda device: torch.Generator())
-    yield
+    return
 
 
 def batch(kind: str, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +41,7 @@ def count(
     emb, labels = batch(kind, rows)
     options = {"margin": margin, "distance": distance} | ({"seed": 3} if name in miners.SEEDED_MINERS else {})
     with counting_device.counting() as counted:
-        on_device, device_labels = counting_device.put(emb).requires_grad_(), pretend_gpu.put(labels)
+        on_device, device_labels = counting_device.put(emb).requires_grad_(), counting_device.put(labels)
         counted.operations.clear()
         mined = MINERS[name](on_device, device_labels, budget_mib=budget_mib, **options)
         mined.loss.backward()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child_processes import in_processes
 from small_trainings import numbers, same
 from torch.nn import functional
 
-from facemetric import load_embedder, pretrain
+from facemetric import distributed, load_embedder, pretrain
 from facemetric.config import PretrainConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, TrainingError
@@ -246,6 +247,64 @@ def test_a_margin_head_starts_from_the_teachers_means(
         rows = task.rows[task.split.train.identity[task.rows.clip(max=len(task.split.train) - 1)] == number]
         mean = task.teacher[rows].mean(0)
         torch.testing.assert_close(weight, functional.normalize(mean, dim=0))
+
+
+def shares(faces: Path, tables: dict[str, str], stage_one: Trained, folder: Path) -> dict[str, Any]:
+    """Figures and summed gradients of a step of this process's share of a batch of 15."""
+    options = {
+        "teacher": (tables["faces"], tables["more"]),
+        "unlabelled": (f"more={faces}",),
+        "batch_size": 15,
+    }
+    options |= {"relation_weight": 2.0, "label_weight": 0.5, "head": "cosface", "embedding_size": 96}
+    task = task_of(faces, folder, weights=str(stage_one.run), **options)
+    task.model.eval()  # batch norms of a process see its share alone
+    batch = next(task.batches(0, 0))
+    figures = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
+    distributed.sum_gradients(task.model.parameters())
+    grads = {name: weight.grad for name, weight in task.model.named_parameters()}
+    return {"rows": batch.rows, "figures": figures, "grads": grads}
+
+
+def test_processes_agree_with_one(
+    stage_one: Trained, faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    alone = shares(faces, tables, stage_one, tmp_path / "alone")
+
+    def process(rank: int) -> None:
+        distributed.start("cpu")
+        torch.save(shares(faces, tables, stage_one, tmp_path / f"run{rank}"), tmp_path / f"{rank}.pt")
+
+    ended = in_processes(2, process, tmp_path / "told")
+    assert ended == [0, 0], (tmp_path / "told").read_text()
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    rows = torch.cat([part["rows"] for part in found])
+    assert sorted(rows.tolist()) == sorted(alone["rows"].tolist())
+    assert 0 < int((rows >= 84).sum()) < len(rows)  # some without a label
+    for part in found:
+        assert part["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+        for name, grad in alone["grads"].items():
+            scale = float(grad.abs().max())
+            torch.testing.assert_close(part["grads"][name], grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+    assert alone["grads"]["to_teacher.weight"].any()
+
+
+def test_the_layer_to_the_teacher_sees_what_it_was_fitted_to(
+    stage_one: Trained, faces: Path, tables: dict[str, str], tmp_path: Path
+) -> None:
+    """Unit embeddings: the first loss is that of the fit, not of a layer that sees vectors of another length."""
+    options = {"teacher": (tables["faces"],), "weights": str(stage_one.run), "embedding_size": 96}
+    task = task_of(faces, tmp_path / "run", **options, batch_size=64)
+    task.model.eval()
+    batch = next(task.batches(0, 0))
+    with torch.no_grad():
+        unit = functional.normalize(task.model.embed(task.images_of(batch)), dim=1)
+        led = task.model.to_teacher(unit)
+    direction = 1 - functional.cosine_similarity(led, task.teacher[batch.rows]).mean()
+    found = numbers(task.step(batch, 1.0, lambda loss: None))
+    assert found["direction"] == pytest.approx(float(direction), rel=1e-5)
+    mean = task.teacher.mean(0, keepdim=True)
+    assert found["direction"] < 1 - float(functional.cosine_similarity(mean, task.teacher[batch.rows]).mean())
 
 
 @pytest.mark.parametrize("options", [{}, {"relation_weight": 2.0}], ids=["apart", "all pairs"])

@@ -18,9 +18,11 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.machine import pick_device
+from facemetric.model.projections import refit
 from facemetric.training.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
+from facemetric.training.tasks.feature_cache import cached_features
 from facemetric.training.tasks.on_features import OnFeatures, most_alike
 
 
@@ -41,6 +43,23 @@ def test_it_starts_exactly_at_stage_one(stage_one: Trained, faces: Path, tmp_pat
     assert torch.equal(task.model(features), features)
     for name in stage_one.metrics.keys() - {"closed_set_accuracy"}:
         assert stage_one.metrics[name] == pytest.approx(task.start_figures[name], abs=1e-3)
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "none"])
+def test_refit_starts_at_the_layer_nearest_to_the_weights_own(
+    stage_one: Trained, faces: Path, tmp_path: Path, freeze: str
+) -> None:
+    options: dict[str, Any] = FAST | {"weights": str(stage_one.run), "lr": 1e-9, "backbone_lr": 1e-9}
+    options |= {"projection_init": "refit", "refit_penalty": 0.5, "freeze": freeze, "max_steps": 1}
+    run = finetune(str(faces), val_fraction=0.0, **options, out=tmp_path / "run")
+    embedder, own = load_embedder(run.weights), load_embedder(stage_one.weights)
+    assert embedder.embedding_size == own.num_features  # stage one's embedding is its features
+    index = read_index([str(faces)])
+    found = cached_features(own, index, tmp_path / "cache")
+    expected = refit(own, found.values[0], 0.5)
+    layer = embedder.folded_projection()
+    assert isinstance(layer, torch.nn.Linear)
+    torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_bad_images_are_listed_and_their_identity_is_checked_again(
