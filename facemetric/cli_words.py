@@ -28,7 +28,7 @@ from facemetric.config import (
     plan,
 )
 from facemetric.config.build import SYNONYMS, read_toml
-from facemetric.config.commands import check_cluster, check_verify
+from facemetric.config.checks import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm

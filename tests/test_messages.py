@@ -14,7 +14,7 @@ import facemetric as fm
 from facemetric import config
 from facemetric.cli import main
 from facemetric.config.calls import in_python, on_terminal
-from facemetric.config.commands import check_verify
+from facemetric.config.checks import check_verify
 from facemetric.errors import ConfigError, FacemetricError, given
 
 PACKAGE = Path(fm.__file__).parent

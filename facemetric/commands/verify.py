@@ -15,7 +15,7 @@ from PIL import Image
 
 from facemetric.config import VerifyConfig, check_ranges
 from facemetric.config.calls import takes_options, words_of
-from facemetric.config.commands import check_verify
+from facemetric.config.checks import check_verify
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.answers import Answers, LowerThreshold, answers_in
 from facemetric.evaluation.thresholds import Stored, threshold_in

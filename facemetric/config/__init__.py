@@ -13,6 +13,7 @@ from facemetric.config.build import (
     make_config,
     require,
 )
+from facemetric.config.checks import check_stage
 from facemetric.config.commands import (
     CalibrateConfig,
     CheckConfig,
@@ -36,7 +37,7 @@ from facemetric.config.gallery import (
 )
 from facemetric.config.photographs import AlignConfig, EmbedConfig, FacesConfig
 from facemetric.config.recipe import RunConfig, Step, Variant, differences, folder_of, plan
-from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig, check_stage
+from facemetric.config.training import DemoConfig, FinetuneConfig, PretrainConfig, StageConfig
 
 __all__ = [
     "AlignConfig",

@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from facemetric.config.build import require
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -161,12 +160,6 @@ class VerifyConfig(FacesConfig, TwoPictures):
     """torch, onnx, or auto: onnx where the weights carry a file for it, which needs no torch; onnx makes one."""
 
 
-def check_verify(config: VerifyConfig) -> None:
-    """Raise ConfigError unless there are two images."""
-    images = bool(config.image1 and config.image2)
-    require(images, "verify needs two images: `facemetric verify A.jpg B.jpg --weights W`")
-
-
 @dataclass(frozen=True)
 class ClusterConfig(FacesConfig, DataConfig):
     """Images grouped by person, without labels."""
@@ -198,24 +191,6 @@ class ClusterConfig(FacesConfig, DataConfig):
     """Write groups.html: a page in which groups are named, joined and parted, and which saves --corrections."""
     out: Annotated[Path, FOLDER] = Path("runs/cluster")
     """Folder for clusters.csv, clusters.json, groups.html, sheets/, embeddings.npz and bad_images.csv."""
-
-
-def check_cluster(config: ClusterConfig) -> None:
-    """Raise ConfigError unless there is something to group, what embeds it, and a threshold."""
-    require(bool(config.data or config.embeddings), "nothing to group: name images, or give --embeddings")
-    wanted = "a weights folder, a run folder or a shipped name, such as faces-112"
-    require(
-        bool(config.weights or config.embeddings),
-        f"no weights were given, which embed the images and hold a threshold for a FAR: give --weights, {wanted}",
-    )
-    require(
-        bool(config.weights) or config.threshold is not None,
-        f"no threshold: give --weights, which hold them by FAR ({wanted}), or --threshold",
-    )
-    if config.threshold is not None:
-        require(
-            -1 <= config.threshold <= 1, f"--threshold is {config.threshold}; it is a cosine, choose -1..1"
-        )
 
 
 @dataclass(frozen=True)

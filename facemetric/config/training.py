@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from facemetric.config.build import require
 from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -27,9 +25,7 @@ from facemetric.config.fields import (
     VALIDATION,
     WORKERS,
     Range,
-    check_ranges,
 )
-from facemetric.errors import ConfigError, plural
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
 Freeze = Literal["backbone", "batchnorm", "none"]
@@ -264,133 +260,3 @@ class DemoConfig:
     """auto, cpu, cuda or cuda:N."""
     resume: bool = False
     """Go on with a demo that was stopped."""
-
-
-def check_stage(config: StageConfig) -> None:
-    """Raise ConfigError for a number out of its range and for options that do not go together, before any file is
-    read."""
-    check_ranges(config)
-    require(
-        config.track == "off" or find_spec(config.track) is not None,
-        f"--track {config.track} needs its package: pip install 'facemetric[{config.track}]'",
-    )
-    require(
-        config.val_by == "identities" or config.val_identities is None,
-        "give one of --val-identities and --val-by images",
-    )
-    require(
-        config.microbatch != 1,
-        "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
-    )
-    check_teacher(config)
-    if isinstance(config, PretrainConfig):
-        check_shards(config)
-    if isinstance(config, FinetuneConfig):
-        check_loss(config)
-        check_freeze(config)
-        require(
-            not config.unlabelled or config.freeze == ("backbone",),
-            "--unlabelled needs --freeze backbone in stage two: its positives are cached views of one image",
-        )
-        check_batch(config)
-    require(bool(config.data), "no DATA was given; name an image folder, a csv or .tar files")
-
-
-def check_teacher(config: StageConfig) -> None:
-    """Raise ConfigError for options of a teacher that is not there, and where there is nothing to learn from."""
-    for name in ("teacher_weight", "relation_weight", "label_weight"):
-        value = getattr(config, name)
-        require(
-            0 <= value < float("inf"),
-            f"--{name.replace('_', '-')} is {value}; it must be at least 0, and finite",
-        )
-    if not config.teacher:
-        alone = isinstance(config, PretrainConfig) and bool(config.unlabelled)
-        require(not alone, "--unlabelled needs --teacher, which alone knows such images")
-        require(config.relation_weight == 0, "--relation-weight needs --teacher, whose cosines are followed")
-        require(
-            config.label_weight > 0, "--label-weight is 0, and no --teacher was given; name one, or raise it"
-        )
-    weights = config.teacher_weight + config.relation_weight + config.label_weight
-    require(weights > 0, "there is nothing to learn from: raise --teacher-weight, or another of the weights")
-
-
-def check_shards(config: PretrainConfig) -> None:
-    """Raise ConfigError for a sample of a head that is not shared out, or with what needs all identities."""
-    if config.head_sample < 1:
-        require(
-            config.head_shards,
-            f"--head-sample is {config.head_sample}, and needs --head-shards, on one process too",
-        )
-        require(
-            config.label_smoothing == 0,
-            f"--label-smoothing is {config.label_smoothing}: it spreads the target over all identities, and with "
-            f"--head-sample {config.head_sample} a step sees some; leave out one of the two",
-        )
-    require(
-        not config.head_shards or config.label_weight > 0,
-        "--head-shards is of the head, and with --label-weight 0 there is none; leave out one of the two",
-    )
-
-
-TRIPLET_OPTIONS = ("miner", "margin", "soft_margin", "distance")
-
-
-def check_loss(config: FinetuneConfig) -> None:
-    """Raise ConfigError for options of triplets where another loss of ours, or of a library, is asked for."""
-    if config.loss == "triplet" or (":" in config.loss and not config.loss.startswith("pml:")):
-        return
-    for name in TRIPLET_OPTIONS:
-        if getattr(config, name) != getattr(FinetuneConfig, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is an option of --loss=triplet, and --loss is {config.loss}; leave out "
-                "one of the two (other losses have --loss-args)"
-            )
-
-
-def check_batch(config: FinetuneConfig) -> None:
-    """Raise ConfigError where a batch holds no triplet, or a micro-batch nothing that a batch norm can use."""
-    size, images = config.batch_size, config.images_per_identity
-    require(
-        size // images >= 2,
-        f"--batch-size {size} holds {plural(size // images, 'identity', 'identities')} of {images} images; two "
-        "are needed: raise --batch-size",
-    )
-    require(
-        config.alike == 0 or 2 <= config.alike <= size // images,
-        f"--alike is {config.alike}, and a batch has {size // images} identities: choose 2..{size // images}, or 0",
-    )
-    require(
-        config.alike == 0 or config.freeze == ("backbone",),
-        "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
-    )
-    require(
-        config.projection_init in ("identity", "refit") or config.embedding_size > 0,
-        f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
-    )
-    require(
-        config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
-        f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
-    )
-
-
-def check_freeze(config: FinetuneConfig) -> None:
-    """Raise ConfigError where the epochs do not fit what is frozen in turn."""
-    turns, given = config.freeze, config.freeze_epochs
-    for name in ("compile", "checkpoint_activations"):
-        require(
-            not getattr(config, name) or turns != ("backbone",),
-            f"--{name.replace('_', '-')} is for a backbone that trains, and --freeze backbone runs it once for its "
-            "features; leave out one of the two",
-        )
-    require(bool(turns), f"--freeze is empty; choose from {', '.join(get_args(Freeze))}")
-    require(
-        len(given) == len(turns) - 1,
-        f"--freeze has {len(turns)} turns and --freeze-epochs {len(given)} numbers; needed is one for each turn "
-        "but the last",
-    )
-    require(all(n >= 1 for n in given), f"--freeze-epochs is {list(given)}; each must be at least 1")
-    require(
-        sum(given) < config.epochs,
-        f"--freeze-epochs adds up to {sum(given)} of {config.epochs} --epochs; leave some to the last turn",
-    )

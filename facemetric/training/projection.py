@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facemetric.config import FinetuneConfig, make_config
-from facemetric.config.training import check_batch
+from facemetric.config.checks import check_batch
 from facemetric.data.batches import IdentityBatches
 from facemetric.errors import DataError, TrainingError
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss

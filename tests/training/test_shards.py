@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from facemetric import distributed, pretrain
 from facemetric.config import PretrainConfig
-from facemetric.config.training import check_shards
+from facemetric.config.checks import check_shards
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.model.sharded_head import ShardedHead
 from facemetric.training import shards

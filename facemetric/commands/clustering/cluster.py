@@ -16,7 +16,7 @@ from facemetric.commands.clustering.page import write_page
 from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
-from facemetric.config.commands import check_cluster
+from facemetric.config.checks import check_cluster
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.sources import is_loose
 from facemetric.errors import plural
