@@ -360,7 +360,7 @@ def _soft_sums(work: Work, panel: Panel, d_ap_RK: Tensor, dist_RN: Tensor) -> tu
         if K < panel.K:
             slope_RK[part, K:] = 0
         gap_rKN = d_ap_RK[part, :K, None] - dist_RN[part, None]
-        torch._C._nn.softplus(gap_rKN, out=gap_rKN)
+        torch._C._nn.softplus(gap_rKN, out=gap_rKN)  # type: ignore[call-arg]
         torch.sum(gap_rKN, (1, 2), out=loss_R[part])
         gap_rKN.neg_().expm1_()
         torch.sum(gap_rKN, 1, out=slope_RN[part])
