@@ -99,7 +99,7 @@ def another(kind: Any, name: str) -> Any:
     default, hint = getattr(kind(), name), get_type_hints(kind)[name]
     if get_origin(hint) is not None and get_args(hint) and isinstance(get_args(hint)[0], str):
         return next(choice for choice in get_args(hint) if choice != default)
-    if name in ("photos", "data", "gallery", "against", "set", "teacher", "unlabelled"):
+    if hint == tuple[str, ...] or name == "gallery":
         return ("a folder", "b.tar")
     if name == "fars":
         return (0.25, 1e-05)

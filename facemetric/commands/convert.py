@@ -15,7 +15,7 @@ from facemetric.data.bad_images import BadImageLog
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.readers.shards import Shard, ShardWriter, read_back
 from facemetric.data.readers.sources import UNFINISHED
-from facemetric.errors import ConfigError, DataError, plural
+from facemetric.errors import ConfigError, DataError, given, plural
 from facemetric.files import Lock, write_text_whole
 from facemetric.machine import MIB, progress_bar, say
 from facemetric.training.run_folder import BAD_IMAGES, LOCK
@@ -77,7 +77,9 @@ def check_convert(config: ConvertConfig) -> None:
     if config.out.is_dir():
         found = {entry.name for entry in os.scandir(config.out)} - {LOCK, BAD_IMAGES}
         if found and not found & {UNFINISHED, FINISHED}:
-            raise ConfigError(f"--out {config.out} holds other files ({min(found)}, ...); name a new folder")
+            raise ConfigError(
+                f"{given('--out', config.out)} holds other files ({min(found)}, ...); name a new folder"
+            )
 
 
 def _convert(config: ConvertConfig, index: ImageIndex) -> Converted:

@@ -97,6 +97,8 @@ def _argument(found: re.Match[str], hints: dict[str, Any]) -> tuple[str, int]:
         return f"{name}={not found['no']}", 0
     if NUMBER.fullmatch(after):
         return f"{name}={after}", len(after) + 1
+    if after.startswith("'"):
+        return f"{name}={after}", len(after) + 1
     if after in _choices(hint):
         return f"{name}={after!r}", len(after) + 1
     return (name if after == "is" else f"{name}="), 0

@@ -117,7 +117,7 @@ def test_somebody_else_was_quicker(hub: FakeHub, weights: Path, stage: Path) -> 
         (TOKEN, "me/open", {"private": True}, "me/open is public, and private=True was given"),
         (TOKEN, "faces", {}, "'faces' is no name on the Hub; needed is OWNER/NAME"),
         (TOKEN, "me/faces@v1", {}, "names a revision; weights are sent to the main one: leave out @v1"),
-        (TOKEN, "", {}, "push needs weights and a name: facemetric push WEIGHTS OWNER/NAME"),
+        (TOKEN, "", {}, "push needs weights and a name: `facemetric push WEIGHTS OWNER/NAME`"),
     ],
 )
 def test_what_cannot_be_sent(

@@ -276,11 +276,11 @@ def test_gradients_are_finite_at_the_poles_and_without_a_length(kind: str) -> No
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("arcface", {"centres": 3}, "--head arcface has no argument 'centres': it takes none"),
+        ("arcface", {"centres": 3}, "--head=arcface has no argument 'centres': it takes none"),
         (
             "subcentre-arcface",
             {"centers": 3},
-            "--head subcentre-arcface has no argument 'centers': did you mean",
+            "--head=subcentre-arcface has no argument 'centers': did you mean",
         ),
         ("subcentre-arcface", {"centres": 0}, "centres is 0; it must be a whole number, 1 to 100"),
         ("combined", {"factor": 0.5}, "factor is 0.5; it must be a number, 1 to 4"),

@@ -195,7 +195,7 @@ def test_a_stop_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_package_that_is_not_there(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facemetric.config.training.find_spec", lambda name: None)
+    monkeypatch.setattr("facemetric.config.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs its package: pip install 'facemetric\[wandb\]'"):
         pretrain(faces, out=tmp_path / "run", track="wandb")
     assert not (tmp_path / "run").exists()

@@ -106,6 +106,6 @@ def memory_named(rows: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"the GPU has no memory left to mine a batch of {rows} images ({str(error).splitlines()[0]}): take fewer "
-            "--identities-per-batch or --images-per-identity; --microbatch lowers what the backbone holds meanwhile"
+            f"the GPU has no memory left to mine a batch of {rows} images ({str(error).splitlines()[0]}): lower "
+            "--batch-size; --microbatch lowers what the backbone holds meanwhile"
         ) from error

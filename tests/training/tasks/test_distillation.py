@@ -219,12 +219,12 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"unlabelled": ("x",)}, "--unlabelled needs --teacher"),
-        ({"label_weight": 0.0}, "--label-weight is 0, and no --teacher"),
-        ({"relation_weight": 1.0}, "--relation-weight needs --teacher"),
+        ({"unlabelled": ("x",)}, "unlabelled= needs teacher="),
+        ({"label_weight": 0.0}, "label_weight is 0, and no teacher="),
+        ({"relation_weight": 1.0}, "relation_weight= needs teacher="),
         ({"teacher": ("t.npz",), "teacher_weight": 0.0, "label_weight": 0.0}, "nothing to learn from"),
-        ({"teacher": ("t.npz",), "teacher_weight": -1.0}, "--teacher-weight is -1"),
-        ({"teacher": ("t.npz",), "label_weight": float("nan")}, "--label-weight is nan"),
+        ({"teacher": ("t.npz",), "teacher_weight": -1.0}, "teacher_weight is -1"),
+        ({"teacher": ("t.npz",), "label_weight": float("nan")}, "label_weight is nan"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(faces: Path, tmp_path: Path, options: Any, words: str) -> None:

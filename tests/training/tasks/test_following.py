@@ -225,11 +225,11 @@ def test_weights_are_a_teacher_too(stage_one: Trained, faces: Path, tmp_path: Pa
 
 def test_what_does_not_fit_is_refused(stage_one: Trained, faces: Path, table: str, tmp_path: Path) -> None:
     options: dict[str, Any] = FAST | {"weights": str(stage_one.weights), "out": tmp_path / "run"}
-    with pytest.raises(ConfigError, match="--relation-weight needs --teacher"):
+    with pytest.raises(ConfigError, match="relation_weight= needs teacher="):
         finetune(str(faces), relation_weight=1.0, **options)
-    with pytest.raises(ConfigError, match="--label-weight is 0, and no --teacher"):
+    with pytest.raises(ConfigError, match="label_weight is 0, and no teacher="):
         finetune(str(faces), label_weight=0.0, **options)
-    with pytest.raises(DataError, match="have no row in --teacher"):
+    with pytest.raises(DataError, match="have no row in teacher="):
         finetune(f"other={faces}", teacher=(table,), **options)
 
 
