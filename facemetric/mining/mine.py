@@ -63,6 +63,8 @@ DISTANCES = ("squared", "euclidean", "cosine")
 CPU_MINING_MIB = 12.0
 # On a GPU every panel costs calls: at 4096 rows one panel holds all of them.
 GPU_MINING_MIB = 2048.0
+# On a GPU, where nothing has weight, 0 is divided by it: a float32 above 0.
+LEAST_WEIGHT = torch.finfo(torch.float32).tiny
 
 
 def make_rule(margin: Margin, distance: str) -> Rule:
@@ -201,9 +203,7 @@ def mine(embeddings_BD: Tensor, labels_B: Tensor, kernel: Kernel, options: Minin
         loss, weight, grad_MD = sums.loss, sums.weight, None if x_MD is None else sums.grad_MD
         if isinstance(weight, Tensor):
             # nothing weighs 0: neither loss nor gradient has anything to divide
-            scale = (
-                reciprocal(weight) if facts is None else 1 / weight.clamp_min(torch.finfo(weight.dtype).tiny)
-            )
+            scale = reciprocal(weight) if facts is None else 1 / weight.clamp_min(LEAST_WEIGHT)
             loss = loss * scale
             for grad in (sums.grad_ND,) if grad_MD is None else (sums.grad_ND, grad_MD):
                 grad.mul_(scale)
@@ -330,7 +330,7 @@ class DifferentiatedOnce(torch.autograd.Function):
 def _divide(loss: Tensor, weight: Tensor, grads: list[Tensor], facts: Facts | None) -> Tensor:
     """Loss and gradients, the latter in place, by what all triplets weigh together; 0 where nothing has weight."""
     if facts is not None:  # in the fewest calls: where nothing has weight, nothing is there to divide
-        weight = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        weight = weight.clamp_min(LEAST_WEIGHT)
         for grad in grads:
             grad.div_(weight)
         return loss / weight
