@@ -11,18 +11,25 @@ CUDA's own kernels, and nothing of their speed.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
+# torch learns of a device before its first backward or not at all, so that tests on it have a process of their own.
+ALONE = os.environ.get("FACEMETRIC_COUNTING") == "1"
+alone = pytest.mark.skipif(not ALONE, reason="run by the test beside it, in a process of its own")
 DEVICE = torch.device("cpu")  # until the backend is registered
 aten = torch.ops.aten
 
@@ -248,3 +255,15 @@ def register() -> None:
         return
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     DEVICE = torch.device(NAME, 0)
+
+
+def run_alone(tests: str) -> None:
+    """The tests marked `alone` of "file" or "file::test", in a new process."""
+    if ALONE:
+        pytest.skip("this is that process")
+    words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", tests]
+    ran = subprocess.run(
+        words, env=os.environ | {"FACEMETRIC_COUNTING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
+    assert " passed" in ran.stdout

@@ -487,7 +487,7 @@ class _Paid(NamedTuple):
 
     rows_3T: tuple[Tensor, Tensor, Tensor]  # sorted anchors, reference rows of positives and of negatives
     value_T: Tensor
-    active_T: Tensor  # whether it costs anything, whatever its weight
+    cost_T: Tensor  # without its weight
     d_ap_T: Tensor
     d_an_T: Tensor
     weight_T: Tensor | None
@@ -508,7 +508,7 @@ def _pay(
     squared_an_T = torch.linalg.vecdot(to_n_TD, to_n_TD)
     d_ap_T, d_an_T = rule.distance(squared_ap_T), rule.distance(squared_an_T)
     value_T, slope_T = rule.loss_and_slope(d_ap_T - d_an_T)
-    active_T = value_T > 0
+    cost_T = value_T
     weight_T, scale = None, (1 if rule.root else 2) / max(valid, 1)
     if work.weight_M is not None:
         weight_T, scale = work.weight_M.index_select(0, anchor_T), 1 if rule.root else 2  # divided later
@@ -521,7 +521,7 @@ def _pay(
     add_rows(work.gradient(), anchor_T, to_p_TD - to_n_TD)
     add_rows(work.gradient(reference=True), p_T, to_p_TD.neg_())
     add_rows(work.gradient(reference=True), n_T, to_n_TD)
-    return _Paid(triplets, value_T, active_T, d_ap_T, d_an_T, weight_T)
+    return _Paid(triplets, value_T, cost_T, d_ap_T, d_an_T, weight_T)
 
 
 def _of_picked(work: Work, paid: list[_Paid], valid: int) -> TripletSums:
@@ -543,11 +543,11 @@ def _of_picked(work: Work, paid: list[_Paid], valid: int) -> TripletSums:
 def _picked_parts(paid: list[_Paid], like: Tensor) -> tuple[Tensor, ...]:
     if not paid:
         return (like.new_zeros(1),) * 4
-    value_T, active_T, d_ap_T, d_an_T = (torch.cat([one[i] for one in paid]) for i in (1, 2, 3, 4))  # type: ignore[misc]
+    value_T, cost_T, d_ap_T, d_an_T = (torch.cat([one[i] for one in paid]) for i in (1, 2, 3, 4))  # type: ignore[misc]
     if paid[0].weight_T is not None:
         weight_T = torch.cat([one.weight_T for one in paid if one.weight_T is not None])
         d_ap_T, d_an_T = d_ap_T * weight_T, d_an_T * weight_T
-    return value_T, active_T.to(value_T.dtype), d_ap_T, d_an_T
+    return value_T, (cost_T > 0).to(value_T.dtype), d_ap_T, d_an_T
 
 
 def _listed(order: Order, paid: list[_Paid]) -> Tensor:

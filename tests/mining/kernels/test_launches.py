@@ -9,6 +9,11 @@ from torch.nn import functional
 
 from facemetric.mining import MINERS, miners
 
+
+def test_in_a_process_of_its_own() -> None:
+    counting_device.run_alone(__file__)
+
+
 MOST_LAUNCHES = 60  # forward and backward
 # A batch of 4096 rows of 128 numbers in 2048 MiB, each side of it by 8: the same panels.
 ROWS, DIM, BUDGET_MIB = 4096 // 8, 128 // 8, 2048 / 64
@@ -48,14 +53,15 @@ def count(
         loss, grad = mined.loss.detach().cpu(), on_device.grad.cpu()
         assert mined.active.cpu() > 0
     if name not in miners.SEEDED_MINERS:  # which draw their own
-        on_cpu = emb.clone().requires_grad_()
+        on_cpu = emb.double().requires_grad_()  # as a GPU picks, where float32 could not tell two negatives
         expected = MINERS[name](on_cpu, labels, **options)
         expected.loss.backward()
-        torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(loss.double(), expected.loss.detach(), rtol=1e-5, atol=1e-7)
         assert (grad - on_cpu.grad).norm() <= 1e-4 * on_cpu.grad.norm()
     return found
 
 
+@counting_device.alone
 @pytest.mark.parametrize("kind", ["2", "4", "32", "uneven"])
 @pytest.mark.parametrize("name", MINERS)
 def test_a_call_takes_few_launches_and_waits_once(name: str, kind: str) -> None:
@@ -66,6 +72,7 @@ def test_a_call_takes_few_launches_and_waits_once(name: str, kind: str) -> None:
             assert waits <= 1, (margin, distance, waits)
 
 
+@counting_device.alone
 def test_labels_on_the_host_are_not_waited_for_twice() -> None:
     emb, labels = batch("4", 64)
     with counting_device.counting() as counted:
@@ -75,6 +82,7 @@ def test_labels_on_the_host_are_not_waited_for_twice() -> None:
         assert counted.waits == 1  # whether the rows are finite
 
 
+@counting_device.alone
 def test_the_count_would_notice_a_loop_and_a_wait() -> None:
     with counting_device.counting() as counted:
         rows = counting_device.put(torch.ones(4, 3))
