@@ -217,11 +217,10 @@ def pick_device(name: str) -> torch.device:
         ) from error
     if device.type == "mps":
         raise ConfigError(
-            f"--device {name}: losses and figures are added up in float64, which Apple's GPUs do not have; use "
-            "--device cpu"
+            f"the device {name}: losses and figures are added up in float64, which Apple's GPUs do not have; use cpu"
         )
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name} is not supported; use --device cpu or --device cuda")
+        raise ConfigError(f"the device {name} is not supported; use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"the device {name} was asked for, but torch {torch.__version__} finds no CUDA; use cpu"

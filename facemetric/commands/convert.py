@@ -76,6 +76,7 @@ def check_convert(config: ConvertConfig) -> None:
     )
     if config.out.is_dir():
         found = {entry.name for entry in os.scandir(config.out)} - {LOCK, BAD_IMAGES}
+        found -= {path.name for path in remnants(config.out)}
         if found and not found & {UNFINISHED, FINISHED}:
             raise ConfigError(
                 f"{given('--out', config.out)} holds other files ({min(found)}, ...); name a new folder"
@@ -87,9 +88,9 @@ def _convert(config: ConvertConfig, index: ImageIndex) -> Converted:
     asked = {"source": index.state_key, "shard_mib": config.shard_mib, "webdataset": config.webdataset}
     shards, finished = _begun(out, asked)
     log = BadImageLog(out / BAD_IMAGES, len(index), config.max_bad)
+    for left in remnants(out):
+        left.unlink()
     if not finished:
-        for left in out.glob(".shard-*"):  # of a process that was killed
-            left.unlink()
         writer = ShardWriter(
             index,
             out,
@@ -114,6 +115,11 @@ def _convert(config: ConvertConfig, index: ImageIndex) -> Converted:
         _note(out / FINISHED, asked, shards)
     (out / UNFINISHED).unlink(missing_ok=True)
     return Converted(out, len(written), held.images, len(held.identities), held.size, len(log))
+
+
+def remnants(out: Path) -> list[Path]:
+    """Files that a process which was killed had not finished."""
+    return [path for name in ("shard-", UNFINISHED, FINISHED) for path in out.glob(f".{name}*")]
 
 
 def _begun(out: Path, asked: dict[str, object]) -> tuple[list[Shard], bool]:

@@ -60,6 +60,7 @@ class Head(nn.Module):
 
     def with_own(self, logit_BC: Tensor, label_B: Tensor, own_B: Tensor) -> Tensor:
         """The logits with `own_B` in the columns of the rows' own identities, where these are here."""
+        own_B = own_B.to(logit_BC.dtype)
         if not self.sharded:
             return logit_BC.scatter(1, label_B[:, None], own_B[:, None])
         rows = (label_B >= 0).nonzero()[:, 0]

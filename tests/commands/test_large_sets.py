@@ -111,4 +111,4 @@ def test_bytes_that_are_no_image(sets: dict[str, Path], of_folder: Trained, tmp_
         )
         assert (done.rows, done.unreadable) == (11, 1)
         assert done.left_out is not None
-        assert "11/00000005.jpg" in done.left_out.read_text()
+        assert "12/00000005.jpg" in done.left_out.read_text()

@@ -211,7 +211,7 @@ def test_a_head_that_needs_every_logit_is_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(HEADS, "own", Own)
     with pytest.raises(
-        ConfigError, match=r"--head own sees all logits .* leave out --head-shards, .*\(Own does"
+        ConfigError, match=r"--head=own sees all logits .* leave out --head-shards, .*\(Own does"
     ):
         check_by_columns("own")
     for kind in set(HEADS) - {"own"}:

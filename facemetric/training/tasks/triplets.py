@@ -140,7 +140,7 @@ class Objective:
         for name, value in found.figures.items():
             named[name] = value.detach() if isinstance(value, Tensor) else float(value)
         usable: dict[str, Figure] = {} if found.usable is None else {VALID: found.usable}
-        if not (found.part and distributed.together()):
+        if not (found.part and self.loss.splits and distributed.together()):
             return found.loss / distributed.world_size(), named | usable
 
         def single(value: Figure) -> Tensor:

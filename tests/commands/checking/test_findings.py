@@ -41,7 +41,7 @@ def index(tmp_path: Path) -> ImageIndex:
 
 def pair(index: ImageIndex, a: int, b: int, kind: str = DUPLICATE) -> Finding:
     names = [index.identities[index.identity[row]] for row in (a, b)]
-    return Finding(kind, names[0], index.name(a), names[1], index.name(b), 3, 40, "", a, b)
+    return Finding(kind, names[0], index.name(a), names[1], index.name(b), 3, 40, row_a=a, row_b=b)
 
 
 def test_of_copies_the_largest_file_stays_and_of_claimed_ones_none(index: ImageIndex) -> None:
@@ -70,8 +70,8 @@ def test_the_lists_are_read_back(index: ImageIndex, tmp_path: Path) -> None:
     assert read_identity_list(tmp_path / "leave_out.txt") == ["d"]
     assert (tmp_path / "leave_out.txt").read_text().splitlines()[0] == "# name in test: test/D"
     lines = (tmp_path / "findings.csv").read_text().splitlines()
-    assert lines[0] == "kind,identity_a,image_a,identity_b,image_b,score,threshold,note"
-    assert lines[2] == 'one person,a,,"b, c",,0.93,0.9,'
+    assert lines[0] == "kind,identity_a,image_a,identity_b,image_b,score,threshold,note,quality_a,quality_b"
+    assert lines[2] == 'one person,a,,"b, c",,0.93,0.9,,,'
 
 
 def test_a_merge_of_a_name_like_a_comment_is_read_back(index: ImageIndex, tmp_path: Path) -> None:

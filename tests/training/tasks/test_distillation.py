@@ -68,7 +68,7 @@ def test_a_student_learns_to_follow(faces: Path, tables: dict[str, str], tmp_pat
     figures = []
     for _ in range(25):
         optimizer.zero_grad()
-        figures.append(numbers(task.step(batch, 1.0, lambda loss: loss.backward())))
+        figures.append(numbers(task.step(batch, 1.0, lambda loss, last=True: loss.backward())))
         optimizer.step()
     assert set(figures[0]) == {"loss", "direction", "relation"}
     assert figures[0]["loss"] == pytest.approx(figures[0]["direction"] + 4 * figures[0]["relation"])
@@ -132,7 +132,7 @@ def test_a_batch_without_a_label_teaches_all_the_same(
     task = task_of(faces, tmp_path / "run", **options)
     batch = next(task.batches(0, 0))
     batch = batch._replace(labels=torch.full_like(batch.labels, -1))
-    found = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
+    found = numbers(task.step(batch, 1.0, lambda loss, last=True: loss.backward()))
     assert found["cross_entropy"] == 0
     assert found["loss"] == pytest.approx(found["direction"])
 
@@ -260,8 +260,9 @@ def shares(faces: Path, tables: dict[str, str], stage_one: Trained, folder: Path
     task = task_of(faces, folder, weights=str(stage_one.run), **options)
     task.model.eval()  # batch norms of a process see its share alone
     batch = next(task.batches(0, 0))
-    figures = numbers(task.step(batch, 1.0, lambda loss: loss.backward()))
-    distributed.sum_gradients(task.model.parameters())
+    figures = numbers(task.step(batch, 1.0, lambda loss, last=True: loss.backward()))
+    for weight in task.model.parameters():
+        weight.grad = distributed.total(torch.zeros_like(weight) if weight.grad is None else weight.grad)
     grads = {name: weight.grad for name, weight in task.model.named_parameters()}
     return {"rows": batch.rows, "figures": figures, "grads": grads}
 
@@ -301,7 +302,7 @@ def test_the_layer_to_the_teacher_sees_what_it_was_fitted_to(
         unit = functional.normalize(task.model.embed(task.images_of(batch)), dim=1)
         led = task.model.to_teacher(unit)
     direction = 1 - functional.cosine_similarity(led, task.teacher[batch.rows]).mean()
-    found = numbers(task.step(batch, 1.0, lambda loss: None))
+    found = numbers(task.step(batch, 1.0, lambda loss, last=True: None))
     assert found["direction"] == pytest.approx(float(direction), rel=1e-5)
     mean = task.teacher.mean(0, keepdim=True)
     assert found["direction"] < 1 - float(functional.cosine_similarity(mean, task.teacher[batch.rows]).mean())

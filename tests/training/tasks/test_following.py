@@ -103,7 +103,7 @@ def test_the_terms_are_those_of_the_images_that_are_seen(
 def test_without_a_teacher_the_loss_is_the_labels(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
     task = task_of(faces, stage_one, tmp_path / "run")
     assert task.objective.following is None
-    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None))
+    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: None))
     assert not {"direction", "relation", "label_loss"} & figures.keys()
 
 
@@ -120,7 +120,7 @@ def test_the_layer_begins_at_least_squares_and_learns(
     figures = []
     for _ in range(40):
         optimizer.zero_grad()
-        figures.append(numbers(task.step(batch, 0.0, lambda loss: loss.backward())))
+        figures.append(numbers(task.step(batch, 0.0, lambda loss, last=True: loss.backward())))
         optimizer.step()
     assert figures[0]["direction"] < 0.75 * float(by_mean)  # of one answer for all
     for name in ("direction", "relation"):
@@ -176,7 +176,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(
         options: dict[str, Any] = {"teacher": (table,), "relation_weight": 2.0, "freeze": ("none",)}
         task = task_of(faces, stage_one, tmp_path / str(microbatch), microbatch=microbatch, **options)
         task.model.eval()  # batch norms see chunks of other sizes else
-        figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward()))
+        figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: loss.backward()))
         grads = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
         found[microbatch] = figures, grads
     (figures, grads), (in_parts, part_grads) = found[0], found[7]
@@ -192,8 +192,9 @@ def shares(stage_one: Trained, faces: Path, table: str, folder: Path) -> dict[st
     options: dict[str, Any] = {"teacher": (table,), "relation_weight": 2.0, "label_weight": 0.3}
     options |= {"unlabelled": (f"more={faces}",), "cache": folder.parent / "features", "batch_size": 20}
     task = task_of(faces, stage_one, folder, **options)
-    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: loss.backward()))
-    distributed.sum_gradients(task.model.parameters())
+    figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: loss.backward()))
+    for weight in task.model.parameters():
+        weight.grad = distributed.total(torch.zeros_like(weight) if weight.grad is None else weight.grad)
     return {"figures": figures, "grads": {name: p.grad for name, p in task.model.named_parameters()}}
 
 
@@ -218,7 +219,7 @@ def test_weights_are_a_teacher_too(stage_one: Trained, faces: Path, tmp_path: Pa
     task = task_of(faces, stage_one, tmp_path / "run", teacher=(str(stage_one.weights),))
     rows = following_of(task).teacher
     assert rows.shape == (len(task.split.train), load_embedder(stage_one.weights).embedding_size)
-    found = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss: None)
+    found = task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: None)
     assert float(found["direction"]) < 0.05
     assert list((tmp_path / "teacher").glob("*.npz"))
 
