@@ -45,7 +45,7 @@ def test_bars_stay_out_of_a_log_file(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mps", "in float64, which Apple's GPUs do not have; use --device cpu"),
+        ("mps", "in float64, which Apple's GPUs do not have; use cpu"),
         ("xpu:1", "xpu:1 is not supported"),
     ],
 )

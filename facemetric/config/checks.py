@@ -28,6 +28,11 @@ def check_stage(config: StageConfig) -> None:
         config.microbatch != 1,
         "--microbatch is 1; a batch norm needs two images: choose 2 or more, or 0 for the whole batch",
     )
+    require(
+        not (config.compile and config.checkpoint_activations),
+        "--compile and --checkpoint-activations do not go together: a compiled network counts its batches where "
+        "activations are computed again; leave out one of the two",
+    )
     check_teacher(config)
     if isinstance(config, PretrainConfig):
         check_shards(config)

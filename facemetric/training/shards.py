@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from facemetric import distributed
 from facemetric.config import PretrainConfig
 from facemetric.distributed import Shard
-from facemetric.errors import ConfigError, TrainingError, plural
+from facemetric.errors import ConfigError, TrainingError, given, plural
 from facemetric.model.sharded_head import Drawn, ShardedHead
 from facemetric.training.checkpoint import damage, write_whole_checkpoint
 from facemetric.training.optim import make_optimizer
@@ -54,8 +54,8 @@ def check_rows_apart(config: PretrainConfig) -> None:
     state = optimizers[0].state[layers[0][0]]
     if not apart or not all(is_of(value, TRIAL) or is_number(value) for value in state.values()):
         raise ConfigError(
-            f"--optimizer {config.optimizer} looks at a weight matrix as a whole, and with --head-shards no process "
-            "has all of the head's; choose another, such as sgd or adamw"
+            f"{given('--optimizer', config.optimizer)} looks at a weight matrix as a whole, and with "
+            "--head-shards no process has all of the head's; choose another, such as sgd or adamw"
         )
 
 

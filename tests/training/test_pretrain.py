@@ -266,6 +266,13 @@ def test_photographs_are_aligned_once_and_trained_on(
     np.testing.assert_allclose(found.table.embeddings[row], direct, atol=1e-5)
 
 
+def test_a_compiled_network_computes_no_activations_again(
+    faces: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="compile=True and checkpoint_activations=True do not go together"):
+        pretrain(str(faces), **small, out=tmp_path / "run", compile=True, checkpoint_activations=True)
+
+
 def test_compiled_and_plain_runs_go_on_from_each_other(
     faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +284,7 @@ def test_compiled_and_plain_runs_go_on_from_each_other(
         return graph.forward
 
     monkeypatch.setattr(faster, "BACKEND", backend)
-    options = small | {"val_fraction": 0.0, "checkpoint_activations": True}
+    options = small | {"val_fraction": 0.0}
     whole = pretrain(str(faces), **options, out=tmp_path / "whole", max_steps=5)
     assert not graphs
     pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=2, compile=True)

@@ -231,7 +231,7 @@ def test_optimizers_that_work_on_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lamb", "lars", "adafactor", "muon"])
 def test_optimizers_that_need_the_whole_matrix_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--optimizer {name} looks at a weight matrix as a whole"):
+    with pytest.raises(ConfigError, match=f"--optimizer={name} looks at a weight matrix as a whole"):
         check_rows_apart(PretrainConfig(optimizer=name))
 
 

@@ -337,17 +337,22 @@ class StageTwo:
             figures |= self.objective.measure(batches)
         return figures
 
-    @cached_property
+    @property
     def origin(self) -> dict[str, str]:
-        """Which data, split, weights, and size and crop of the pictures it began with."""
+        """Which data, split, weights, and size and crop of the pictures it began with; once prepared, which teacher."""
         unlabelled, following = self.split.unlabelled, self.objective.following
         return {
             **self.split.origin._asdict(),
-            "weights": state_hash(self.original),
+            "weights": self.original_hash,
             "picture": str(self.original.preprocess),
             **({"unlabelled": unlabelled.fingerprint} if unlabelled is not None else {}),
             **({"teacher": following.mark} if following is not None else {}),
         }
+
+    @cached_property
+    def original_hash(self) -> str:
+        """Of the weights that it began with."""
+        return state_hash(self.original)
 
     def extra_state(self) -> dict[str, Any]:
         """The memory, and where the run began."""

@@ -176,7 +176,9 @@ def test_micro_batches_have_the_gradient_of_the_whole(
         options: dict[str, Any] = {"teacher": (table,), "relation_weight": 2.0, "freeze": ("none",)}
         task = task_of(faces, stage_one, tmp_path / str(microbatch), microbatch=microbatch, **options)
         task.model.eval()  # batch norms see chunks of other sizes else
-        figures = numbers(task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: loss.backward()))
+        figures = numbers(
+            task.step(next(iter(task.batches(0, 0))), 0.0, lambda loss, last=True: loss.backward())
+        )
         grads = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
         found[microbatch] = figures, grads
     (figures, grads), (in_parts, part_grads) = found[0], found[7]
