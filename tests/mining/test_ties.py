@@ -111,8 +111,10 @@ def test_both_twins_agree(kind, distance):
 @given(**OPTIONS)
 def test_ties_decide_as_the_definition_says(kind, name, dtype, margin, distance, budget_mib, seed):
     """The loss alone: of several negatives at one distance any has a right gradient."""
-    # rows of other lengths, brought to unit length in float32, tie or do not by rounding: without a margin, by that alone
-    assume((name, distance, margin, dtype) not in [(n, "cosine", 0.0, torch.float32) for n in ("whole", "grid")])
+    # rows of several lengths, brought to unit length in float32, tie or not by rounding: without a margin it decides
+    assume(
+        (name, distance, margin, dtype) not in [(n, "cosine", 0.0, torch.float32) for n in ("whole", "grid")]
+    )
     emb, labels = batch(EXACT_TIES[name], seed, dtype)
     mined, _, loss, active, _ = mined_and_twin(kind, emb, labels, margin, distance, budget_mib)
     assert mined.loss.item() == pytest.approx(loss, abs=1e-6 if dtype == torch.float32 else 1e-12, rel=1e-6)
