@@ -29,7 +29,7 @@ def run(*words: str) -> None:
 
 def figures(folder: Path, faces: Path, device: str, epochs: int) -> dict[str, float]:
     """AUC of both stages."""
-    shared = ["--device", device, "--epochs", str(epochs), "--val-share", "0.25", "--seed", "1"]
+    shared = ["--device", device, "--epochs", str(epochs), "--val-fraction", "0.25", "--seed", "1"]
     run(
         "pretrain",
         str(faces),
