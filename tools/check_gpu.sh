@@ -56,7 +56,7 @@ else
     mining=(--sizes 1024 4096 16384 65536 --dim 128 512 --images 4 32)
     losses=(--sizes 1024 4096 16384)
     steps=(--arch resnet50 --size 112 --batch 256 --workers "$(nproc)")
-    epochs=3
+    epochs=10
 fi
 step bench-mining 3600 python tools/bench_mining.py --device "$device" "${mining[@]}"
 if [ "$device" = cuda ]; then

@@ -49,6 +49,7 @@ def figures(folder: Path, faces: Path, device: str, epochs: int) -> dict[str, fl
             "eval",
             "--weights",
             str(folder / stage),
+            "--all-pairs",
             "--data",
             str(faces),
             "--device",
