@@ -129,13 +129,13 @@ def twin(lines: list[Line]) -> Expected:
                 error = error or "once labelled same and once different"
     kept = list(first.values())
     kinds = {line.same for line in kept}
+    if len(kinds) < 2:
+        error = error or "verification needs both kinds"
     if kept and kept[0].fold and not error:
         for fold in {line.fold for line in kept}:
             for kind in kinds:  # all of a kind in one fold: the others can choose no threshold
                 if all(line.fold == fold for line in kept if line.same == kind):
                     error = "a threshold is chosen on the other folds"
-    if len(kinds) < 2:
-        error = error or "verification needs both kinds"
     return Expected(
         [line.rows for line in kept],
         [line.same for line in kept],
