@@ -15,14 +15,9 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.mining.kernels.common import Rule, add_rows
-from facemetric.mining.mine import (
-    CPU_MINING_MIB,
-    DifferentiatedOnce,
-    Margin,
-    check_rows,
-    compute_rows,
-    make_rule,
-)
+from facemetric.mining.known_gradient import DifferentiatedOnce
+from facemetric.mining.mine import CPU_MINING_MIB, Margin, make_rule
+from facemetric.mining.rows import check_rows, compute_rows
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, MIB, row_distance
 from facemetric.mining.uncompiled import uncompiled
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,20 +17,20 @@ from torch import Tensor
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.mining.kernels import choice
 from facemetric.mining.kernels.common import (
-    FAR_AWAY,
     Operands,
     Rule,
     TripletSums,
     is_coarse,
     on_a_grid,
     operands,
-    row_dot,
 )
 from facemetric.mining.kernels.panels import Given
 from facemetric.mining.kernels.small_batch import SMALL_MIB, SMALL_ROWS
 from facemetric.mining.kernels.weighed import Select, active_triplets, anchor_sums
+from facemetric.mining.known_gradient import attach
 from facemetric.mining.order import Facts, Order, fetch, order_against, order_on_host, order_whole
 from facemetric.mining.record import Details, Mined, reciprocal
+from facemetric.mining.rows import check_rows, check_shapes, compute_rows, longest
 from facemetric.mining.tiles import budget_bytes, compute_dtype, row_distance
 
 Margin = float | Literal["soft"]
@@ -285,61 +285,6 @@ class _Triplets(Details):
         return sums_2M if self.batch.weight_M is None else sums_2M * self.batch.weight_M
 
 
-def attach(
-    loss: Tensor, grad_BD: Tensor, y_BD: Tensor, grad_MD: Tensor | None = None, x_MD: Tensor | None = None
-) -> Tensor:
-    """A loss whose gradient for y, and for x where there is one, is known."""
-    return _Attach.apply((loss, grad_BD, grad_MD), y_BD, x_MD)
-
-
-class _Attach(torch.autograd.Function):
-    """A loss that is already known, with its gradient for the embeddings and for anchors apart from them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, known: tuple[Tensor, Tensor, Tensor | None], y_BD: Tensor, x_MD: Tensor | None
-    ) -> Tensor:
-        loss, grad_BD, grad_x_MD = known
-        ctx.save_for_backward(grad_BD, grad_x_MD, y_BD, x_MD)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_BD, grad_x_MD, y_BD, x_MD = ctx.saved_tensors
-        grads: tuple[Tensor | None, ...] = (
-            grad_BD * grad_loss,
-            None if grad_x_MD is None else grad_x_MD * grad_loss,
-        )
-        if torch.is_grad_enabled():  # a graph of the gradient is asked for
-            grads = tuple(g if g is None else DifferentiatedOnce.apply(g, y_BD, x_MD) for g in grads)
-        return None, *grads
-
-
-class DifferentiatedOnce(torch.autograd.Function):
-    """A gradient known as numbers: to differentiate it again would silently take it for a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, y_BD: Tensor, x_MD: Tensor | None) -> Tensor:
-        return grad.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError("a loss of the miners can be differentiated once, not twice")
-
-
-def _divide(loss: Tensor, weight: Tensor, grads: list[Tensor], facts: Facts | None) -> Tensor:
-    """Loss and gradients, the latter in place, by what all triplets weigh together; 0 where nothing has weight."""
-    if facts is not None:  # in the fewest calls: where nothing has weight, nothing is there to divide
-        weight = weight.clamp_min(LEAST_WEIGHT)
-        for grad in grads:
-            grad.div_(weight)
-        return loss / weight
-    scale = reciprocal(weight)
-    for grad in grads:
-        grad.mul_(scale)
-    return loss * scale
-
-
 def _facts(embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors, *, first: bool) -> Facts | None:
     """What the host has to know of a batch on a GPU; None on a CPU."""
     if not choice.is_gpu(embeddings_BD.device):
@@ -354,13 +299,8 @@ def _facts(embeddings_BD: Tensor, labels_B: Tensor, anchors: Anchors, *, first: 
 def _check_lengths(facts: Facts, y_BD: Tensor, x_MD: Tensor | None) -> None:
     """DataError as `check_rows`, which looks where all rows together are too long, or not finite."""
     for rows, length, what in zip((y_BD, x_MD), facts.lengths, ("embeddings", "anchors"), strict=False):
-        if rows is not None and not length <= _longest(rows.dtype):
+        if rows is not None and not length <= longest(rows.dtype):
             check_rows(rows, what)
-
-
-def _longest(dtype: torch.dtype) -> float:
-    """Of a row: 40 for twice as long, and ten times nearer."""
-    return math.sqrt(FAR_AWAY[dtype] / 40)
 
 
 def _ties_matter(rows_BD: Tensor, kernel: Kernel, rule: Rule, distance: str) -> bool:
@@ -386,80 +326,3 @@ def _anchor_weights(weights: Tensor, y_BD: Tensor, anchors: Anchors) -> Tensor:
             "a weight of 0 leaves a row out as an anchor"
         )
     return weight_M[anchors] if isinstance(anchors, slice) else weight_M
-
-
-def check_shapes(rows_BD: Tensor, labels_B: Tensor, what: str) -> None:
-    """DataError unless there are rows (B, D) with a label each."""
-    if rows_BD.dim() != 2 or labels_B.dim() != 1 or len(labels_B) != len(rows_BD):
-        raise DataError(
-            f"{what} are {tuple(rows_BD.shape)}, labels {tuple(labels_B.shape)}: needed are (B, D) and (B,)"
-        )
-
-
-def check_rows(rows_BD: Tensor, what: str) -> None:
-    """DataError for a row that is not finite, or too long for squared distances in its dtype."""
-    if not rows_BD.numel():
-        return
-    rows_BD = rows_BD.detach()
-    low, high = (float(v) for v in rows_BD.aminmax())  # one pass; NaN comes through
-    most = _longest(rows_BD.dtype)
-    if max(-low, high) <= most / math.sqrt(rows_BD.shape[1]):
-        return
-    bad = (~torch.isfinite(rows_BD).all(1)).nonzero()[:, 0]
-    if len(bad):
-        raise DataError(
-            f"{len(bad)} of {len(rows_BD)} {what} are NaN or infinite, the first is row {int(bad[0])}: "
-            "look at that image, or lower the learning rate"
-        )
-    length_B = rows_BD.double().div(max(-low, high)).norm(dim=1) * max(-low, high)
-    bad = (length_B > most).nonzero()[:, 0]
-    if len(bad):
-        raise DataError(
-            f"{len(bad)} of {len(rows_BD)} {what} are longer than {most:.0e}, the first is row {int(bad[0])} of length "
-            f"{float(length_B[bad[0]]):.1e}: their squared distances do not fit {rows_BD.dtype}; normalise them, or "
-            "take distance='cosine'"
-        )
-
-
-def compute_rows(rows_BD: Tensor, distance: str, *, double: bool = False) -> Tensor:
-    """Rows in float32 or float64; for cosine of length sqrt(1/2), which makes |x - y|^2 = 1 - cos; a zero row stays.
-
-    Zero rows have no direction: they lie at distance 1/2 from all others, and have no gradient. `double`: on a GPU in
-    float64, where that is next.
-    """
-    if rows_BD.dtype not in (torch.float32, torch.float64):
-        rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
-    if distance != "cosine" or not rows_BD.numel():
-        return rows_BD
-    if choice.is_gpu(rows_BD.device):
-        return _Directions.apply(rows_BD, double)
-    largest_B1 = rows_BD.detach().abs().amax(1, keepdim=True)
-    # a power of two changes no digit: squares of rows of 1e-30 or 1e30 would leave the range
-    rows_BD = rows_BD * _power_of_two(-torch.frexp(largest_B1).exponent, rows_BD.dtype)
-    length_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
-    return rows_BD / length_B1.masked_fill(length_B1 == 0, torch.inf) * 0.5**0.5
-
-
-class _Directions(torch.autograd.Function):
-    """Rows of length sqrt(1/2), as `compute_rows` makes them, in few calls: through float64."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_BD: Tensor, double: bool) -> Tensor:
-        length_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True, dtype=torch.float64)
-        scale_B1 = (0.5**0.5 / length_B1).nan_to_num_(posinf=0)
-        unit_BD = (rows_BD * scale_B1).to(torch.float64 if double else rows_BD.dtype)
-        ctx.save_for_backward(unit_BD, scale_B1)
-        ctx.dtype = rows_BD.dtype
-        return unit_BD
-
-    @staticmethod
-    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
-        unit_BD, scale_B1 = ctx.saved_tensors
-        across_BD = torch.addcmul(grad_BD, unit_BD, row_dot(unit_BD, grad_BD)[:, None], value=-2)
-        return (across_BD * scale_B1).to(ctx.dtype), None
-
-
-def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """2^exponent by its bits, held inside the range of normal numbers."""
-    integer, bias, digits = (torch.int32, 127, 23) if dtype == torch.float32 else (torch.int64, 1023, 52)
-    return (exponent.clamp(1 - bias, bias).to(integer) + bias).bitwise_left_shift(digits).view(dtype)

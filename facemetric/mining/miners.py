@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from facemetric.errors import ConfigError, did_you_mean
-from facemetric.mining.kernels import choice, gpu, panels
+from facemetric.mining.kernels import choice, gpu, panels_every_triplet, panels_one_negative
 from facemetric.mining.kernels.common import Operands, Rule, TripletSums
 from facemetric.mining.kernels.every_triplet import batch_all_sums
 from facemetric.mining.kernels.one_negative import (
@@ -61,17 +61,17 @@ def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
 def _semihard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
     if choice.fused(given.y_ND.device, given.y_ND.dtype):
         return gpu.semihard(given, rule, budget)
-    return panels.one_negative(given, rule, panels.semihard_rows, budget)
+    return panels_one_negative.one_negative(given, rule, panels_one_negative.semihard_rows, budget)
 
 
 def _hard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    return (gpu.batch_hard if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels.hardest)(
-        given, rule, budget
-    )
+    return (
+        gpu.batch_hard if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_one_negative.hardest
+    )(given, rule, budget)
 
 
 def _all_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    return (gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels).every_triplet(
+    return (gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_every_triplet).every_triplet(
         given, rule, budget
     )
 
@@ -213,7 +213,7 @@ def distance_weighted(
         shape = (embeddings_BD.shape[-1], square, generator)
         if choice.fused(given.y_ND.device, given.y_ND.dtype):
             return gpu.distance_weighted(given, rule, gpu.drawn_rows(*shape), budget)
-        return panels.one_negative(given, rule, panels.drawn_rows(*shape), budget)
+        return panels_one_negative.one_negative(given, rule, panels_one_negative.drawn_rows(*shape), budget)
 
     kernel = Kernel(partial(_sparse, pick=pick, farthest=False), on_gpu=on_gpu, double_on_gpu=True)
     return mine(

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from facemetric.errors import ConfigError
 from facemetric.mining.kernels.cosines import Cosines
-from facemetric.mining.mine import CPU_MINING_MIB, attach, check_rows, check_shapes, compute_rows
+from facemetric.mining.known_gradient import attach
+from facemetric.mining.mine import CPU_MINING_MIB
 from facemetric.mining.order import sort_runs
 from facemetric.mining.record import LossRecord
+from facemetric.mining.rows import check_rows, check_shapes, compute_rows
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, budget_bytes
 
 # exp holds about +-87 in float32 and +-708 in float64; the ranges of the options end below 680.

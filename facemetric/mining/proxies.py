@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from facemetric.errors import ConfigError, DataError
 from facemetric.mining.kernels.common import add_rows
-from facemetric.mining.mine import CPU_MINING_MIB, attach, check_rows, check_shapes
+from facemetric.mining.known_gradient import attach
+from facemetric.mining.mine import CPU_MINING_MIB
 from facemetric.mining.on_cosines import unit_rows, within
 from facemetric.mining.record import LossRecord
+from facemetric.mining.rows import check_rows, check_shapes
 from facemetric.mining.tiles import CUDA_BUDGET_MIB, product_tiles
 from facemetric.mining.uncompiled import uncompiled
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from facemetric.mining.kernels import choice
 from facemetric.mining.kernels.common import NEAR, Rule, TripletSums
-from facemetric.mining.kernels.panels import Given, Panel, PickRows, Sums, Work, finish, hardest, one_negative
+from facemetric.mining.kernels.panels import Given, Panel, Work
+from facemetric.mining.kernels.panels_every_triplet import Sums, finish
+from facemetric.mining.kernels.panels_one_negative import PickRows, hardest, one_negative
 from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def _sides(work: Work) -> tuple[Tensor, ...]:
 
 
 def semihard_rows(work: Work, panel: Panel, squared_P: Tensor) -> Tensor:
-    """As `panels.semihard_rows`: two launches."""
+    """As `panels_one_negative.semihard_rows`: two launches."""
     slack_M = work.slack()
     slack_R1 = UNSURE * slack_M[panel.rows, None]
     squared_RK = panel.padded(squared_P, torch.inf)
@@ -92,7 +94,7 @@ def _pick(
 
 
 def drawn_rows(dimensions: int, square: float, generator: torch.Generator) -> PickRows:
-    """As `panels.drawn_rows`: one launch, which walks over the distances three times."""
+    """As `panels_one_negative.drawn_rows`: one launch, which walks over the distances three times."""
 
     def pick(work: Work, panel: Panel, squared_P: Tensor) -> Tensor:
         R, K = panel.rows.stop - panel.rows.start, panel.K

@@ -9,7 +9,7 @@ import torch
 
 from facemetric.errors import ConfigError
 from facemetric.mining import batch_all, mine
-from facemetric.mining.kernels import choice, panels
+from facemetric.mining.kernels import choice, panels_every_triplet
 
 CUDA = torch.device("cuda", 0)
 
@@ -51,7 +51,7 @@ def test_no_memory_left_names_the_batch_and_what_to_change(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
 
     monkeypatch.setattr(choice, "is_gpu", lambda device: True)
-    monkeypatch.setattr(panels, "every_triplet", out)
+    monkeypatch.setattr(panels_every_triplet, "every_triplet", out)
     with pytest.raises(
         ConfigError, match=r"a batch of 6 images \(CUDA out of memory. Tried to allocate 3.00 GiB.\)"
     ) as error:
@@ -63,12 +63,12 @@ def test_no_memory_left_names_the_batch_and_what_to_change(monkeypatch: pytest.M
 def test_the_budget_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[float] = []
     monkeypatch.setattr(choice, "is_gpu", lambda device: True)
-    real = panels.every_triplet
+    real = panels_every_triplet.every_triplet
 
     def noted(given: Any, rule: Any, budget: float) -> Any:
         budgets.append(budget)
         return real(given, rule, budget)
 
-    monkeypatch.setattr(panels, "every_triplet", noted)
+    monkeypatch.setattr(panels_every_triplet, "every_triplet", noted)
     batch_all(torch.eye(6), torch.arange(6) // 2)
     assert budgets == [mine.GPU_MINING_MIB]
