@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from facemetric.mining.kernels.one_negative import (
     sparse_sums,
 )
 from facemetric.mining.kernels.panels import Given
+from facemetric.mining.kernels.panels_one_negative import hardest, one_negative
 from facemetric.mining.kernels.small_batch import small_all, small_hard, small_semihard
 from facemetric.mining.kernels.weighed import Select, weighted_sums
 from facemetric.mining.mine import Anchors, Kernel, Margin, MiningOptions, mine
@@ -58,22 +60,24 @@ def _all(ops: Operands, order: Order, rule: Rule, budget: float) -> TripletSums:
     )
 
 
+def _way(given: Given) -> ModuleType:
+    """Where a batch on a GPU finds one negative: in the fused kernels or in panels, which have the same functions."""
+    return gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_one_negative
+
+
 def _semihard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    if choice.fused(given.y_ND.device, given.y_ND.dtype):
-        return gpu.semihard(given, rule, budget)
-    return panels_one_negative.one_negative(given, rule, panels_one_negative.semihard_rows, budget)
+    way = _way(given)
+    return one_negative(given, rule, way.semihard_rows, budget, entries=way.ENTRIES)
 
 
 def _hard_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    return (
-        gpu.batch_hard if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_one_negative.hardest
-    )(given, rule, budget)
+    way = _way(given)
+    return hardest(given, rule, budget, way.nearest_rows, entries=way.ENTRIES)
 
 
 def _all_on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-    return (gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_every_triplet).every_triplet(
-        given, rule, budget
-    )
+    way = gpu if choice.fused(given.y_ND.device, given.y_ND.dtype) else panels_every_triplet
+    return way.every_triplet(given, rule, budget)
 
 
 _ALL = Kernel(_all, small_all, ties_count=True, on_gpu=_all_on_gpu)
@@ -210,10 +214,9 @@ def distance_weighted(
     pick = pick_by_distance(embeddings_BD.shape[-1], square, generator)
 
     def on_gpu(given: Given, rule: Rule, budget: float) -> TripletSums:
-        shape = (embeddings_BD.shape[-1], square, generator)
-        if choice.fused(given.y_ND.device, given.y_ND.dtype):
-            return gpu.distance_weighted(given, rule, gpu.drawn_rows(*shape), budget)
-        return panels_one_negative.one_negative(given, rule, panels_one_negative.drawn_rows(*shape), budget)
+        way = _way(given)
+        drawn_rows = way.drawn_rows(embeddings_BD.shape[-1], square, generator)
+        return one_negative(given, rule, drawn_rows, budget, entries=way.ENTRIES)
 
     kernel = Kernel(partial(_sparse, pick=pick, farthest=False), on_gpu=on_gpu, double_on_gpu=True)
     return mine(

@@ -19,7 +19,7 @@ from facemetric.mining.kernels import choice
 from facemetric.mining.kernels.common import NEAR, Rule, TripletSums
 from facemetric.mining.kernels.panels import Given, Panel, Work
 from facemetric.mining.kernels.panels_every_triplet import Sums, finish
-from facemetric.mining.kernels.panels_one_negative import PickRows, hardest, one_negative
+from facemetric.mining.kernels.panels_one_negative import PickRows
 from facemetric.mining.kernels.settle import UNSURE, UNSURE_NEAR
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SIZES: dict[str, dict[str, int]] = {
     "weigh": {"BLOCK": 32, "COLUMNS": 32, "CHUNK": 32, "WIDTH": 128, "num_warps": 4},
 }
 CAP = 8  # negatives of a pair whose distance rounding cannot tell from the positive's: more, and all are looked at
+ENTRIES = 0  # as `panels_one_negative.ENTRIES`: no distance is held
 MOST = torch.iinfo(torch.int32).max
 
 
@@ -110,21 +111,6 @@ def drawn_rows(dimensions: int, square: float, generator: torch.Generator) -> Pi
         return at_RK.long()
 
     return pick
-
-
-def semihard(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
-    """`panels.one_negative` with the fused sweep."""
-    return one_negative(given, rule, semihard_rows, budget_mib, entries=0)
-
-
-def distance_weighted(given: Given, rule: Rule, pick: PickRows, budget_mib: float) -> TripletSums:
-    """The same, of drawn negatives."""
-    return one_negative(given, rule, pick, budget_mib, entries=0)
-
-
-def batch_hard(given: Given, rule: Rule, budget_mib: float) -> TripletSums:
-    """`panels.hardest` with the fused sweep."""
-    return hardest(given, rule, budget_mib, nearest_rows, entries=0)
 
 
 def every_triplet(given: Given, rule: Rule, budget_mib: float) -> TripletSums:

@@ -50,14 +50,12 @@ def drawn_rows(dimensions: int, square: float, generator: torch.Generator) -> Pi
 
 
 # Numbers of the size of a distance that a sweep holds, each of 8 bytes.
-SWEPT = 6
+ENTRIES = 6
 
 
-def one_negative(
-    given: Given, rule: Rule, pick: PickRows, budget_mib: float, *, entries: int = SWEPT
-) -> TripletSums:
-    """Semihard, or distance-weighted: every anchor and positive with one negative. Without `entries`, in the dtype in
-    which the rows came; with them in float64."""
+def one_negative(given: Given, rule: Rule, pick: PickRows, budget_mib: float, *, entries: int) -> TripletSums:
+    """Semihard, or distance-weighted: every anchor and positive with one negative. With 0
+    `entries`, in the dtype in which the rows came; with more in float64."""
     dtype = given.y_ND.dtype
     work = Work(given.double() if entries else given, budget_mib, entries=entries)
     valid = sum(work.order.prefix)
@@ -79,9 +77,9 @@ def hardest(
     given: Given,
     rule: Rule,
     budget_mib: float,
-    nearest: Callable[[Work, slice], Tensor] = nearest_rows,
+    nearest: Callable[[Work, slice], Tensor],
     *,
-    entries: int = SWEPT,
+    entries: int,
 ) -> TripletSums:
     """Batch-hard: the farthest positive and the nearest negative of every anchor that has both; `entries` as in
     `one_negative`."""
