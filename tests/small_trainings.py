@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child_processes import in_processes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from facemetric import distributed
 from facemetric.model.weights import classifier_key
 from facemetric.training.pretrain import pretrain
 from facemetric.training.run import Trained
@@ -55,6 +58,37 @@ def tensors(run: Trained | Path) -> dict[str, torch.Tensor]:
 def numbers(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
     """The figures of a step, read from the device."""
     return {name: float(value) for name, value in figures.items()}
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, kind: type, number: int) -> list[int]:
+    """Have the `number`-th step of a kind of task begin with SIGTERM. A list of one number: the steps so far."""
+    step, count = kind.step, [0]  # type: ignore[attr-defined]
+
+    def stopping(self: Any, *arguments: Any) -> dict[str, float]:
+        count[0] += 1
+        if count[0] == number:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(kind, "step", stopping)
+    return count
+
+
+def shares_agree(
+    alone: dict[str, Any], share_of: Callable[[int], dict[str, Any]], folder: Path
+) -> list[dict[str, Any]]:
+    """Run `share_of(rank)` in two processes, whose figures must be those of one, up to rounding; what they returned."""
+
+    def process(rank: int) -> None:
+        distributed.start("cpu")
+        torch.save(share_of(rank), folder / f"{rank}.pt")
+
+    ended = in_processes(2, process, folder / "told")
+    assert ended == [0, 0], (folder / "told").read_text()
+    found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for part in found:
+        assert part["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+    return found
 
 
 def changed(one: Trained, other: Trained) -> set[str]:

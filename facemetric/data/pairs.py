@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -61,15 +62,20 @@ def read_pairs(file: str | Path) -> Pairs:
     path = Path(file)
     if path.suffix.lower() == ".bin" and path.is_file():
         return _read_bin(path)
+    with opened_text(path, "a pairs csv or pairs.txt") as text:
+        return _read_text(path, text)
+
+
+@contextmanager
+def opened_text(path: Path, needed: str, *, newline: str | None = None) -> Iterator[TextIO]:
+    """A list of pairs or templates, open to be read; DataError where it is not there or no UTF-8."""
     try:
-        with open(path, encoding="utf-8-sig") as text:
-            return _read_text(path, text)
+        with open(path, encoding="utf-8-sig", newline=newline) as text:
+            yield text
     except FileNotFoundError:
         raise DataError(f"{path}: no such pairs file") from None
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({err}); needed a pairs csv or pairs.txt"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); needed {needed}") from None
 
 
 def _read_text(path: Path, text: TextIO) -> Pairs:

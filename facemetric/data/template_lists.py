@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from facemetric.data.pair_images import Names
 from facemetric.data.pair_list import Pairs
-from facemetric.data.pairs import TRUTH, read_pairs
+from facemetric.data.pairs import TRUTH, opened_text, read_pairs
 from facemetric.data.readers.csv import Table
 from facemetric.errors import DataError, did_you_mean, first_few
 
@@ -132,17 +132,12 @@ def read_templates(source: str, images: Names) -> TemplateList:
         raise DataError(f"{source}: no such list of templates; needed a csv, a text or a .mat")
     if path.suffix.lower() == ".mat":
         return _read_mat(path, images)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as text:
-            first = text.readline()
-            text.seek(0)
-            if any(mark in first for mark in ",;") or _named(first.split("\t")):
-                return _read_csv(path, text)
-            return _read_text(path, text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({error}); needed a list of templates"
-        ) from None
+    with opened_text(path, "a list of templates", newline="") as text:
+        first = text.readline()
+        text.seek(0)
+        if any(mark in first for mark in ",;") or _named(first.split("\t")):
+            return _read_csv(path, text)
+        return _read_text(path, text)
 
 
 def nobody_else(pattern: str, images: Names) -> TemplateList:
@@ -304,15 +299,8 @@ def read_template_pairs(file: Path, templates: TemplateList) -> Pairs:
 
 
 def _first_line(file: Path) -> str:
-    try:
-        with open(file, encoding="utf-8-sig") as text:
-            return next((line for line in text if line.strip()), "")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such pairs file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read as UTF-8 text ({error}); needed pairs of templates"
-        ) from None
+    with opened_text(file, "pairs of templates") as text:
+        return next((line for line in text if line.strip()), "")
 
 
 def _read_columns(file: Path, separator: str) -> _Columns:

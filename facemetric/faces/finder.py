@@ -73,12 +73,19 @@ class FaceFinder:
 
 
 def face_finder(
-    faces: Faces, *, pictures: str, detector: str = "", min_quality: float = 0.0, size: int = SIDE
+    faces: Faces | FaceFinder,
+    *,
+    pictures: str,
+    detector: str = "",
+    min_quality: float = 0.0,
+    size: int = SIDE,
 ) -> FaceFinder | None:
-    """The finder that `--faces` asks for, None where no face is looked for.
+    """The finder that `--faces` asks for, None where no face is looked for; a finder stays as it is.
 
     `pictures` is what the weights expect (`Embedder.pictures`): auto is off where that is not faces.
     Raises ConfigError where a detector or a quality is named and no face is looked for."""
+    if isinstance(faces, FaceFinder):
+        return faces
     given = "off" if faces == "auto" and not pictures else faces
     if given == "off":
         option = "--detector" if detector else "--min-quality" if min_quality else ""

@@ -123,15 +123,8 @@ class Embedder(nn.Module):
     ) -> FaceFinder | None:
         """What finds the faces for these weights (`face_finder`), its crops as large as the network can use; None
         where pictures are embedded as they are."""
-        if isinstance(faces, FaceFinder):
-            return faces
-        return face_finder(
-            faces,
-            pictures=self.pictures,
-            detector=detector,
-            min_quality=min_quality,
-            size=crop_side(self.preprocess),
-        )
+        size, pictures = crop_side(self.preprocess), self.pictures
+        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality, size=size)
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False

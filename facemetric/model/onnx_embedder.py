@@ -132,15 +132,8 @@ class OnnxEmbedder:
         self, faces: Faces | FaceFinder = "auto", *, detector: str = "", min_quality: float = 0.0
     ) -> FaceFinder | None:
         """What finds the faces for this file, None where pictures are embedded as they are; as `Embedder.finder`."""
-        if isinstance(faces, FaceFinder):
-            return faces
-        return face_finder(
-            faces,
-            pictures=self.pictures,
-            detector=detector,
-            min_quality=min_quality,
-            size=crop_side(self.preprocess),
-        )
+        size, pictures = crop_side(self.preprocess), self.pictures
+        return face_finder(faces, pictures=pictures, detector=detector, min_quality=min_quality, size=size)
 
     def embed_pixels(
         self, pixels_BHWC: npt.NDArray[np.uint8], *, flip: bool = False

@@ -7,14 +7,13 @@ import math
 import os
 import re
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from small_trainings import FAST, KEY, changed, same, tensors
+from small_trainings import FAST, KEY, changed, same, stop_in_step, tensors
 
 from facemetric import finetune, load_embedder
 from facemetric.config import FinetuneConfig
@@ -384,15 +383,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     options |= {"weights": str(stage_one.run), "projection_init": "lda", "embedding_size": 8}
     whole = finetune(str(faces), **options, out=tmp_path / "whole")
     kind = OnFeatures if how == "backbone" else OnImages
-    step, count = kind.step, [0]
-
-    def stopping(self: Any, *arguments: Any) -> dict[str, float]:
-        count[0] += 1
-        if count[0] == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(kind, "step", stopping)
+    count = stop_in_step(monkeypatch, kind, 4)
     with pytest.raises(TrainingError, match="after step 1 of epoch 2"):
         finetune(str(faces), **options, out=tmp_path / "parts")
     parts = finetune(str(faces), **options, out=tmp_path / "parts", resume=True)

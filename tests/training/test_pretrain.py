@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from photographs import album
 from PIL import Image
 from safetensors.torch import load_file
+from small_trainings import stop_in_step
 from torch import Tensor
 
 from facemetric import cli, evaluate, finetune, load_embedder, pretrain
@@ -81,15 +81,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
 ) -> None:
     options = small | {"epochs": 2, "ema": 0.9, "head": "arcface", "random_erasing": 0.5}
     whole = pretrain(str(faces), **options, out=tmp_path / "whole")
-    step, count = Classification.step, [0]
-
-    def stopping(self: Classification, batch: Any, progress: float, backward: Any) -> dict[str, float]:
-        count[0] += 1
-        if count[0] == 7:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, batch, progress, backward)
-
-    monkeypatch.setattr(Classification, "step", stopping)
+    count = stop_in_step(monkeypatch, Classification, 7)
     with pytest.raises(TrainingError, match="after step 2 of epoch 2"):
         pretrain(str(faces), **options, out=tmp_path / "parts")
     parts = pretrain(str(faces), **options, out=tmp_path / "parts", resume=True)

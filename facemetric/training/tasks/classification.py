@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,25 +125,17 @@ class Classification:
 
     def make_head(self, embedder: Embedder) -> Head | ShardedHead:
         """A new head for the training identities, this process's columns alone with --head-shards."""
-        config, identities = self.config, len(self.split.train.identities)
-        if not config.head_shards:
-            return make_head(
-                config.head,
-                embedder.embedding_size,
-                identities,
-                scale=config.scale,
-                margin=config.margin,
-                arguments=self.setup.head_args,
-            )
-        return ShardedHead(
+        config = self.config
+        make: Callable[..., Head | ShardedHead] = make_head
+        if config.head_shards:
+            make = partial(ShardedHead, sample=config.head_sample, seed=config.seed)
+        return make(
             config.head,
             embedder.embedding_size,
-            identities,
+            len(self.split.train.identities),
             scale=config.scale,
             margin=config.margin,
             arguments=self.setup.head_args,
-            sample=config.head_sample,
-            seed=config.seed,
         )
 
     def first_centres(self) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -20,14 +21,14 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
 from facemetric.model.heads import Head
 from facemetric.model.sharded_head import ShardedHead
-from facemetric.model.teacher import Student, direction_loss, first_layer, relation_loss
+from facemetric.model.teacher import Student, first_layer
 from facemetric.training.readings import Figure
 from facemetric.training.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
 from facemetric.training.task import Backward
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
-from facemetric.training.tasks.following import first_features, mark_of
+from facemetric.training.tasks.following import first_features, mark_of, teacher_terms
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
 
 
@@ -130,15 +131,11 @@ class Distillation(Classification):
         seen = []
 
         def loss_of(emb_BD: Tensor, rows: slice) -> Tensor:
-            emb_BD, teacher_BT, label_B = emb_BD.float(), teacher[rows], labels[rows]
-            share = len(emb_BD) / count
+            emb_BD = emb_BD.float()
+            unit_BD = functional.normalize(emb_BD, dim=1)
             # The layer to the teacher's was fitted to unit vectors.
-            own_BD = functional.normalize(emb_BD, dim=1) if config.embedding_size else emb_BD
-            parts = {"direction": direction_loss(model.to_teacher(own_BD), teacher_BT) * share}
-            loss = config.teacher_weight * parts["direction"]
-            if config.relation_weight:
-                parts["relation"] = self.relation(emb_BD, teacher_BT, label_B) * share
-                loss = loss + config.relation_weight * parts["relation"]
+            led_BT = model.to_teacher(unit_BD if config.embedding_size else emb_BD)
+            loss, parts = teacher_terms(config, led_BT, unit_BD, teacher[rows], len(emb_BD) / count)
             if model.head is not None:
                 parts |= self.label_terms(emb_BD, batch.labels[rows], labelled, progress)
                 loss = loss + config.label_weight * parts["cross_entropy"]
@@ -148,13 +145,6 @@ class Distillation(Classification):
         self.learn(images, loss_of, backward, apart=self.labels_apart and not config.relation_weight)
         figures = torch.stack([torch.stack(list(part.values())) for part in seen]).sum(0)
         return dict(zip(seen[0], distributed.total(figures), strict=True))
-
-    def relation(self, emb_BD: Tensor, teacher_BT: Tensor, label_B: Tensor) -> Tensor:
-        """The relation loss of this process's rows against those of all."""
-        student_BD = functional.normalize(emb_BD, dim=1)
-        student_AD, _, _ = distributed.gather_rows(student_BD, label_B)
-        teacher_AT, _, _ = distributed.gather_rows(teacher_BT, label_B)
-        return relation_loss(student_BD, student_AD, teacher_BT, teacher_AT)
 
     def label_terms(
         self, emb_BD: Tensor, labels_B: Tensor, count: Tensor, progress: float
@@ -181,7 +171,12 @@ class Distillation(Classification):
     @property
     def origin(self) -> dict[str, str]:
         """Which data, pictures and teacher the run began with."""
-        return super().origin | {"teacher": mark_of(self.teacher, self.images)}
+        return super().origin | {"teacher": self.mark}
+
+    @cached_property
+    def mark(self) -> str:
+        """Of the teacher's rows, which may be gigabytes."""
+        return mark_of(self.teacher, self.images)
 
 
 def stage_one(setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> Classification:

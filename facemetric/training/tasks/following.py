@@ -63,6 +63,23 @@ def mark_of(teacher_NT: Tensor, images: Joined) -> str:
     return taught.hexdigest()
 
 
+def teacher_terms(
+    config: StageConfig, led_BT: Tensor, unit_BD: Tensor, teacher_BT: Tensor, share: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This process's part of what the teacher adds to the loss, and each term by its name, for `share` of the batch.
+
+    `led_BT`: the embeddings behind the layer to the teacher's; `unit_BD`: on the unit sphere."""
+    parts = {"direction": direction_loss(led_BT, teacher_BT) * share}
+    loss = config.teacher_weight * parts["direction"]
+    if config.relation_weight:
+        nobody = torch.zeros(len(unit_BD), dtype=torch.int64, device=unit_BD.device)
+        student_AD, _, _ = distributed.gather_rows(unit_BD, nobody)
+        teacher_AT, _, _ = distributed.gather_rows(teacher_BT, nobody)
+        parts["relation"] = relation_loss(unit_BD, student_AD, teacher_BT, teacher_AT) * share
+        loss = loss + config.relation_weight * parts["relation"]
+    return loss, parts
+
+
 class Following:
     """The teacher of stage two: what it says of each image, and the layer from the embedding to its own."""
 
@@ -86,14 +103,8 @@ class Following:
         config, device = self.config, unit_BD.device
         teacher_BT = upload(self.teacher[rows_B.cpu()], device)
         share = len(unit_BD) / distributed.total(unit_BD.new_full((), len(unit_BD)))  # of the global batch
-        parts = {"direction": direction_loss(self.to_teacher(unit_BD), teacher_BT) * share}
-        whole = config.label_weight * loss + config.teacher_weight * parts["direction"]
-        if config.relation_weight:
-            nobody = torch.zeros(len(unit_BD), dtype=torch.int64, device=device)
-            student_AD, _, _ = distributed.gather_rows(unit_BD, nobody)
-            teacher_AT, _, _ = distributed.gather_rows(teacher_BT, nobody)
-            parts["relation"] = relation_loss(unit_BD, student_AD, teacher_BT, teacher_AT) * share
-            whole = whole + config.relation_weight * parts["relation"]
+        terms, parts = teacher_terms(config, self.to_teacher(unit_BD), unit_BD, teacher_BT, share)
+        whole = config.label_weight * loss + terms
         sums = distributed.total(torch.stack([whole.detach(), *(part.detach() for part in parts.values())]))
         named = dict(zip(["loss", *parts], sums, strict=True))
         return whole, figures | {"label_loss": figures["loss"]} | named

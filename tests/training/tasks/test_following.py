@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from child_processes import in_processes
-from small_trainings import FAST, numbers, same
+from small_trainings import FAST, numbers, same, shares_agree, stop_in_step
 from torch.nn import functional
 
 from facemetric import distributed, finetune, load_embedder
@@ -141,15 +139,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     options |= {"unlabelled": (f"more={faces}",)} if freeze == "backbone" else {"microbatch": 12}
     whole = finetune(str(faces), **options, out=tmp_path / "whole")
     kind = OnFeatures if freeze == "backbone" else OnImages
-    step, count = kind.step, [0]
-
-    def stopping(self: Any, *arguments: Any) -> dict[str, float]:
-        count[0] += 1
-        if count[0] == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(kind, "step", stopping)
+    stop_in_step(monkeypatch, kind, 4)
     with pytest.raises(TrainingError, match="with resume=True goes on"):
         finetune(str(faces), **options, out=tmp_path / "parts")
     parts = finetune(str(faces), **options, out=tmp_path / "parts", resume=True)
@@ -203,18 +193,13 @@ def shares(stage_one: Trained, faces: Path, table: str, folder: Path) -> dict[st
 def test_processes_agree_with_one(stage_one: Trained, faces: Path, table: str, tmp_path: Path) -> None:
     alone = shares(stage_one, faces, table, tmp_path / "alone")
 
-    def process(rank: int) -> None:
-        distributed.start("cpu")
-        torch.save(shares(stage_one, faces, table, tmp_path / f"run{rank}"), tmp_path / f"{rank}.pt")
-
-    ended = in_processes(2, process, tmp_path / "said")
-    assert ended == [0, 0], (tmp_path / "said").read_text()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["figures"] == pytest.approx(alone["figures"], rel=1e-4)
+    found = shares_agree(
+        alone, lambda rank: shares(stage_one, faces, table, tmp_path / f"run{rank}"), tmp_path
+    )
+    for part in found:
         for name, grad in alone["grads"].items():
             assert grad.any()
-            torch.testing.assert_close(found["grads"][name], grad, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(part["grads"][name], grad, rtol=1e-3, atol=1e-6)
 
 
 def test_weights_are_a_teacher_too(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
