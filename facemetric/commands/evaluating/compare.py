@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from facemetric.commands.evaluating.inputs import EvalInputs, Model
+from facemetric.commands.evaluating.pairs import (
+    PairIdentities,
+    Scored,
+    listed_differences,
+    listed_scores,
+    verify_all,
+    verify_model,
+)
 from facemetric.config import EvalConfig
-from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.intervals.all_pairs import all_pairs_differences, all_pairs_intervals
-from facemetric.evaluation.intervals.listed import paired_differences, verification_intervals
+from facemetric.evaluation.curves import Floats
+from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
 from facemetric.evaluation.retrieval import leave_one_out
-from facemetric.evaluation.verification import pair_scores
 from facemetric.report.models import Comparison, Comparisons, side_by_side
 from facemetric.report.record import NEIGHBOURS, Retrieved, Verified
-
-if TYPE_CHECKING:
-    from facemetric.commands.evaluating.scores import PairIdentities, Scored  # which imports this file
 
 COMPARED = ("verification", "neighbours")  # families that other models have too
 IN_WORDS = {
@@ -28,12 +29,16 @@ SILENT = ("templates",)  # families that are no figures
 
 
 def compare(
-    config: EvalConfig, inputs: EvalInputs, identities: PairIdentities | None, scored: Scored
+    config: EvalConfig,
+    inputs: EvalInputs,
+    identities: PairIdentities | None,
+    cosines: Floats | None,
+    scored: Scored,
 ) -> None:
     """All other models; a note says which figures are the first's alone."""
     found = []
     for model in inputs.others:
-        verified, verification_differences = compare_pairs(config, inputs, identities, scored, model)
+        verified, verification_differences = compare_pairs(config, inputs, identities, cosines, scored, model)
         neighbours, neighbour_differences = compare_neighbours(config, inputs, scored, model)
         differences = verification_differences | neighbour_differences
         found.append(Comparison(model.name, verified, neighbours, differences))
@@ -52,38 +57,26 @@ def compare_pairs(
     config: EvalConfig,
     inputs: EvalInputs,
     identities: PairIdentities | None,
+    cosines: Floats | None,
     scored: Scored,
     model: Model,
 ) -> tuple[Verified | None, dict[str, Interval]]:
     """Verification of the same pairs, and its differences from the first model's."""
-    from facemetric.commands.evaluating.scores import fold_of, verify_listed
-
-    first, listed, verified = inputs.table, inputs.listed, scored.families.get("verification")
-    if listed is not None and identities is not None:
-        score, verification = verify_listed(config, listed, model.table)
-        if not identities.agree:
-            return Verified(str(config.pairs), verification), {}
-        who, fold = (identities.of_a, identities.of_b), fold_of(verification)
-        bounds = verification_intervals(
-            score, listed.pairs.same, who, fars=config.fars, fold=fold, seed=config.seed
-        )
-        scores = pair_scores(first.embeddings, listed.rows_a, listed.rows_b), score
-        differences = paired_differences(
-            scores, listed.pairs.same, who, fars=config.fars, fold=fold, seed=config.seed
-        )
-        return Verified(str(config.pairs), verification, bounds.figures, bounds.band), differences
-    if not isinstance(verified, Verified):
+    first, listed, before = inputs.table, inputs.listed, scored.families.get("verification")
+    if listed is not None and identities is not None and cosines is not None:
+        score = listed_scores(listed, model.table)
+        verified = verify_model(config, listed, identities, score)
+        return verified, listed_differences(config, listed, identities, (cosines, score), verified)
+    if not isinstance(before, Verified):
         return None, {}
-    arguments = model.table.embeddings, first.identities
-    verification = verify_all_pairs(*arguments, fars=config.fars)
-    bounds = all_pairs_intervals(*arguments, verification, seed=config.seed)
+    verified = verify_all(config, model.table, first.identities)
     differences = all_pairs_differences(
         (first.embeddings, model.table.embeddings),
         first.identities,
-        (verified.verification, verification),
+        (before.verification, verified.verification),
         seed=config.seed,
     )
-    return Verified("all", verification, bounds.figures, bounds.band), differences
+    return verified, differences
 
 
 def compare_neighbours(
