@@ -19,7 +19,7 @@ from facemetric.mining import MINERS
 from facemetric.training.gradients import Gradients
 from facemetric.training.optim import Amp
 from facemetric.training.stage import check_training
-from facemetric.training.tasks.triplets import Objective
+from facemetric.training.tasks.objective import Objective
 
 D = 8
 

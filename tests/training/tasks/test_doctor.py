@@ -14,7 +14,7 @@ from facemetric.config import FinetuneConfig
 from facemetric.errors import DataError
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.doctor import WINDOW, Doctor, Seen, spread
-from facemetric.training.tasks.triplets import Objective
+from facemetric.training.tasks.objective import Objective
 
 
 class Log:
