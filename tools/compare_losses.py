@@ -32,7 +32,8 @@ from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
 from facemetric.evaluation.intervals.records import Interval, mean_intervals
-from facemetric.evaluation.retrieval import leave_one_out
+from facemetric.evaluation.retrieval import Queries, leave_one_out
+from facemetric.evaluation.verification import Verification
 from facemetric.mining import LossOptions, resolve_loss
 from facemetric.training.tasks.on_features import most_alike
 
@@ -62,13 +63,12 @@ class Part(NamedTuple):
     family: np.ndarray | None
 
 
-class Gains(NamedTuple):
-    """TAR and recall at 1 of an embedding, each as it is, and minus the start's, with intervals."""
+class Measured(NamedTuple):
+    """Embeddings of a part, its pairs, and whether the nearest image of each is of its identity."""
 
-    tar: float
-    recall: float
-    of_tar: Interval
-    of_recall: Interval
+    emb: np.ndarray
+    found: Verification
+    queries: Queries
 
 
 def parts_of(names: np.ndarray, options: argparse.Namespace) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -153,16 +153,23 @@ def embedded(part: Part, weight: torch.Tensor) -> np.ndarray:
     return found
 
 
-def gains(part: Part, before: np.ndarray, after: np.ndarray, options: argparse.Namespace) -> Gains:
-    """What `after` is better in than `before`; the two may be one."""
-    both = [verify_all_pairs(each, part.labels, fars=[options.far]) for each in (before, after)]
-    found = all_pairs_differences((before, after), part.labels, (both[0], both[1]), seed=options.seed)
-    of_tar = next(value for key, value in found.items() if key.startswith("tar"))
-    right = [leave_one_out(each, part.labels, knn=[1], recall=[1]).each for each in (before, after)]
-    person = part.labels[right[0].rows]
-    recalls = [each.figures["recall_at_1"] for each in right]
-    of_recall = mean_intervals({"gain": recalls[1] - recalls[0]}, person, seed=options.seed)["gain"]
-    return Gains(float(both[1].points[0].true_rate), float(recalls[1].mean()), of_tar, of_recall)
+def measured(part: Part, weight: torch.Tensor, options: argparse.Namespace) -> Measured:
+    emb = embedded(part, weight)
+    queries = leave_one_out(emb, part.labels, knn=[1], recall=[1]).each
+    return Measured(emb, verify_all_pairs(emb, part.labels, fars=[options.far]), queries)
+
+
+def gains(part: Part, before: Measured, after: Measured, seed: int) -> str:
+    """TAR and recall at 1 of `after`, and what they are above those of `before`, with intervals."""
+    both = (before.emb, after.emb), part.labels, (before.found, after.found)
+    of_tar = next(v for key, v in all_pairs_differences(*both, seed=seed).items() if key.startswith("tar"))
+    recalls = [each.queries.figures["recall_at_1"] for each in (before, after)]
+    above = {"gain": recalls[1] - recalls[0]}
+    of_recall = mean_intervals(above, part.labels[after.queries.rows], seed=seed)["gain"]
+    return (
+        f"TAR {after.found.points[0].true_rate:.4f} {shown(of_tar)}, "
+        f"recall at 1 {recalls[1].mean():.4f} {shown(of_recall)}"
+    )
 
 
 def parsed() -> argparse.Namespace:
@@ -194,13 +201,11 @@ def main() -> None:
     learn, choose, report = (part_of(features, names, family_N, part) for part in rows)
     centred = learn.features - learn.features.mean(0)
     start = torch.linalg.svd(centred, full_matrices=False).Vh[:SIZE].contiguous()
-    before = embedded(report, start)
-    at_start = gains(report, before, before, options)
+    before = measured(report, start, options)
     sizes = [f"{len(part.labels)} images of {part.labels.max() + 1}" for part in (learn, choose, report)]
     print("learn {}, choose {}, report {}".format(*sizes))
-    print(
-        f"start: TAR at FAR {options.far:g} {at_start.tar:.4f}, recall at 1 {at_start.recall:.4f}", flush=True
-    )
+    print(f"at FAR {options.far:g}; gains over the start in brackets")
+    print(f"{'start':27}: {gains(report, before, before, options.seed)}", flush=True)
     for name in options.losses:
         for alike in options.alike:
             began, best, tried = time.process_time(), (-1.0, start, LossOptions()), SWEEP[name]
@@ -211,11 +216,10 @@ def main() -> None:
                     best, (float(chosen.points[0].true_rate), weight, each), key=lambda found: found[0]
                 )
             seconds = (time.process_time() - began) / len(tried)
-            found = gains(report, before, embedded(report, best[1]), options)
+            found = gains(report, before, measured(report, best[1], options), options.seed)
             arguments = dict(best[2].arguments) or {"miner": best[2].miner, "margin": best[2].margin}
             print(
-                f"{name:17} alike {alike:2}: TAR {found.tar:.4f} {shown(found.of_tar)}, recall at 1 {found.recall:.4f} "
-                f"{shown(found.of_recall)}, {seconds:.1f} s of CPU a run; {arguments}",
+                f"{name:17} alike {alike:2}: {found}, {seconds:.1f} s of CPU a run; {arguments}",
                 flush=True,
             )
 
