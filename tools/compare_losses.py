@@ -40,16 +40,18 @@ from facemetric.training.tasks.on_features import most_alike
 SWEEP: dict[str, list[LossOptions]] = {
     "triplet": [LossOptions("semihard", margin=m) for m in (0.1, 0.2, 0.4)]
     + [LossOptions("all", margin=m) for m in (0.2, 0.4)],
-    "contrastive": [LossOptions(arguments={"margin": m}) for m in (0.8, 1.0, 1.2)],
-    "supcon": [LossOptions(arguments={"temperature": t}) for t in (0.05, 0.1, 0.2)],
+    "contrastive": [LossOptions(arguments={"margin": m}) for m in (0.8, 1.0, 1.2, 1.4)],
+    "supcon": [LossOptions(arguments={"temperature": t}) for t in (0.05, 0.1, 0.2, 0.4)],
     "multi-similarity": [
-        LossOptions(arguments={"beta": b, "base": s}) for b, s in ((50, 0.5), (20, 0.5), (50, 0.3))
+        LossOptions(arguments={"beta": b, "base": s}) for b, s in ((50, 0.5), (20, 0.5), (10, 0.5), (50, 0.3))
     ],
     "circle": [
-        LossOptions(arguments={"gamma": g, "margin": m}) for g, m in ((80, 0.25), (32, 0.25), (80, 0.4))
+        LossOptions(arguments={"gamma": g, "margin": m})
+        for g, m in ((80, 0.25), (32, 0.25), (16, 0.25), (80, 0.4))
     ],
     "proxy-anchor": [
-        LossOptions(arguments={"alpha": a, "delta": d}) for a, d in ((32, 0.1), (16, 0.1), (32, 0.0))
+        LossOptions(arguments={"alpha": a, "delta": d})
+        for a, d in ((32, 0.1), (16, 0.1), (8, 0.1), (32, 0.0))
     ],
 }
 SIZE = 128
