@@ -27,8 +27,8 @@ from facemetric.config import (
 from facemetric.config.calls import takes_options
 from facemetric.evaluation.answers import answers_in
 from facemetric.files import file_hash, write_text_whole
-from facemetric.model.opened_weights import Weights
-from facemetric.model.weights_folder import provenance
+from facemetric.model.weights.opened_weights import Weights
+from facemetric.model.weights.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv

@@ -17,7 +17,7 @@ from facemetric.data.images import upload
 from facemetric.evaluation.nearest import nearest
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
-from facemetric.training.readings import Figure
+from facemetric.training.step.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.following import first_rows

@@ -19,10 +19,10 @@ from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import LOOKING, sample_for, start_projection
-from facemetric.training.readings import Figure
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
+from facemetric.training.step.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks
 from facemetric.training.tasks.classification import identity_means

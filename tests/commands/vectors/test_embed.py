@@ -28,7 +28,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 
 README = Path(fm.__file__).parent / "commands" / "vectors" / "README.md"
 PLAIN: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 8, "runtime": "torch"}

@@ -19,7 +19,7 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.machine import pick_device
 from facemetric.model.projections import refit
-from facemetric.training.run import Run, Trained
+from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.feature_cache import cached_features

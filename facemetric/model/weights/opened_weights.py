@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.machine import cuda_possible, import_timm, pick_device, say
-from facemetric.model.fast_path import cached_file, can_make, can_run, make_network, open_network
-from facemetric.model.onnx_embedder import OnnxEmbedder, required
+from facemetric.model.onnx.fast_path import cached_file, can_make, can_run, make_network, open_network
+from facemetric.model.onnx.onnx_embedder import OnnxEmbedder, required
 from facemetric.model.pictures import crop_side
-from facemetric.model.weights_folder import expected_pictures, find_onnx, find_weights, is_onnx, read_config
+from facemetric.model.weights.weights_folder import (
+    expected_pictures,
+    find_onnx,
+    find_weights,
+    is_onnx,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from facemetric.model.embedder import Embedder
@@ -72,7 +78,7 @@ class Weights:
     def load(self, device: str) -> Embedder:
         """The network by torch, on a device such as `auto` or `cpu`."""
         import_timm()
-        from facemetric.model.weights import load_folder
+        from facemetric.model.weights.save_load import load_folder
 
         return load_folder(self.folder, pick_device(device))
 

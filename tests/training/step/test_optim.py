@@ -9,7 +9,7 @@ import torch
 
 from facemetric.config import PretrainConfig, StageConfig
 from facemetric.errors import ConfigError
-from facemetric.training.optim import Amp, make_optimizer, make_scheduler
+from facemetric.training.step.optim import Amp, make_optimizer, make_scheduler
 
 
 @pytest.mark.parametrize(("name", "momentum"), [("sgd", 0.0), ("nesterov", 0.0), ("sgd", 0.9)])

@@ -18,11 +18,11 @@ from facemetric.errors import TrainingError
 from facemetric.mining.losses import Loss
 from facemetric.model.embedder import build_embedder
 from facemetric.training import loop
-from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.readings import Readings
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
+from facemetric.training.step.optim import make_optimizer, make_scheduler
+from facemetric.training.step.readings import Readings
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from facemetric.machine import MIB
-from facemetric.training.optim import Amp
+from facemetric.training.step.optim import Amp
 
 
 class Precision(NamedTuple):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from facemetric.errors import ConfigError
-from facemetric.training import checkpoint
-from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
+from facemetric.training.run import checkpoint
+from facemetric.training.run.checkpoint import load_checkpoint, save_checkpoint, set_aside
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from facemetric.errors import ConfigError
-from facemetric.model.weights_folder import provenance
-from facemetric.training.run import Run
+from facemetric.model.weights.weights_folder import provenance
+from facemetric.training.run.run import Run
 
 
 def test_a_line_is_on_disk_at_once_and_is_json(tmp_path: Path) -> None:

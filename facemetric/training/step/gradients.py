@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facemetric import distributed
-from facemetric.training.optim import Amp
+from facemetric.training.step.optim import Amp
 from facemetric.training.tasks.chunks import still_statistics
 
 

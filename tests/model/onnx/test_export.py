@@ -17,7 +17,7 @@ from facemetric.data.images import INTERPOLATIONS, Preprocess, normalise
 from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.export import (
+from facemetric.model.onnx.export import (
     OnnxEmbedder,
     Resample,
     export_onnx,

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from facemetric.training.optim import Amp
-from facemetric.training.precision import set_precision
+from facemetric.training.step.optim import Amp
+from facemetric.training.step.precision import set_precision
 
 
 @pytest.fixture

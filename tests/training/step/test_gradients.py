@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from facemetric import distributed
 from facemetric.mining.miners import semihard
-from facemetric.training.gradients import Gradients
-from facemetric.training.optim import Amp
+from facemetric.training.step.gradients import Gradients
+from facemetric.training.step.optim import Amp
 from facemetric.training.tasks.chunks import backward_in_chunks
 
 NAMES = ("used", "frozen", "of_one", "of_none", "alone")

@@ -17,8 +17,8 @@ from facemetric import distributed
 from facemetric.distributed import say
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_bytes_whole
-from facemetric.model.weights_folder import BEST, mend_folder
-from facemetric.training.run_folder import (
+from facemetric.model.weights.weights_folder import BEST, mend_folder
+from facemetric.training.run.run_folder import (
     BAD_IMAGES,
     CHECKPOINT,
     CONFIG,
@@ -27,7 +27,7 @@ from facemetric.training.run_folder import (
     check_run_folder,
     has_checkpoint,
 )
-from facemetric.training.tracking import Tracker
+from facemetric.training.run.tracking import Tracker
 
 
 class Trained(NamedTuple):

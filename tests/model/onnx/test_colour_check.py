@@ -10,7 +10,7 @@ import pytest
 from facemetric import load_embedder
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
-from facemetric.model.colour_check import BETTER, LEAST, apart, colours_suspected
+from facemetric.model.onnx.colour_check import BETTER, LEAST, apart, colours_suspected
 
 
 def toy(order: slice) -> object:

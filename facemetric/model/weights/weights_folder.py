@@ -22,7 +22,7 @@ GALLERY = "gallery.json"  # of a folder of enrolled people (room gallery), which
 HUB = "hf-hub:"  # begins the name of weights on the Hugging Face Hub
 OLD = ".old"  # ends the name of a folder that is being replaced
 FACES = "faces"  # `pictures` of weights that expect faces cut to the template; "" of others
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 SHIPPED = (PACKAGE.parent / "weights", PACKAGE / "shipped")  # in a checkout, in an installed wheel
 
 
@@ -83,7 +83,7 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
     """The weights folder of a path, a shipped name, or of hf-hub:OWNER/NAME, which is brought from the Hub where the
     cache lacks it (not without `fetch`). Raises WeightsError for neither."""
     if str(name).startswith(HUB):
-        from facemetric.model.hub import hub_folder
+        from facemetric.model.weights.hub import hub_folder
 
         return hub_folder(str(name), cached=not fetch)
     if not str(name):

@@ -19,12 +19,12 @@ from facemetric.commands.vectors.embed import embed
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.model import fast_path
-from facemetric.model import opened_weights as door
 from facemetric.model.embedder import build_embedder
-from facemetric.model.onnx_graph import fold_affine
-from facemetric.model.opened_weights import open_model
-from facemetric.model.weights import save_weights
+from facemetric.model.onnx import fast_path
+from facemetric.model.onnx.onnx_graph import fold_affine
+from facemetric.model.weights import opened_weights as door
+from facemetric.model.weights.opened_weights import open_model
+from facemetric.model.weights.save_load import save_weights
 
 CUT = Preprocess(
     size=(32, 40), crop=(0.1, 0.2, 0.1, 0.0), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), color="bgr"
