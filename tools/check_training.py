@@ -19,7 +19,7 @@ from pathlib import Path
 from facemetric.data.drawn.draw import draw_faces
 
 FAR_OFF = 0.1  # of an AUC on some hundred genuine pairs
-LEARNED = 0.15  # more AUC than a network that has learned nothing
+LEARNED = 0.25  # more AUC than a network that has learned nothing; seen on a CPU: 0.52, then 0.89
 SHARED = ["--val-fraction", "0.25", "--seed", "1"]
 
 
