@@ -255,7 +255,7 @@ def test_an_argument_of_another_type_is_named(kind: Any, options: dict[str, Any]
         ({"freeze": []}, "--freeze is empty"),
         (
             {"augment_on": "device", "auto_augment": "3a"},
-            "--auto-augment 3a is for the pictures of the CPU, and --augment-on is device; leave out one",
+            "--auto-augment is for single pictures of the CPU, and --augment-on is device; leave out one",
         ),
         ({"compile": True}, "--compile is for a backbone that trains, and --freeze backbone runs it once"),
         ({"checkpoint_activations": True}, "--checkpoint-activations is for a backbone that trains"),

@@ -35,8 +35,8 @@ def check_stage(config: StageConfig) -> None:
     )
     require(
         config.augment_on == "cpu" or not config.auto_augment,
-        f"--auto-augment {config.auto_augment} is for the pictures of the CPU, and --augment-on is "
-        f"{config.augment_on}; leave out one of the two",
+        f"--auto-augment is for single pictures of the CPU, and --augment-on is {config.augment_on}; leave out one of "
+        "the two",
     )
     check_teacher(config)
     if isinstance(config, PretrainConfig):

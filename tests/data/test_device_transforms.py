@@ -1,4 +1,6 @@
-"""Augmentations of a batch on a device: the CPU's pixels, but for rounding."""
+"""Augmentations of a batch on a device: the CPU's pixels, but for rounding.
+
+The device is the CPU too; on a machine with a GPU, tools/check_gpu.sh shows it to these tests."""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import Batch, load_batches
 from facemetric.data.transforms import Augment, eval_transform, train_transform
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (40, 48)  # H, W
 STILL = Augment(crop_scale=(1.0, 1.0), hflip=0.0)
 ALL = Augment(crop_scale=(0.3, 1.0), color_jitter=0.4, grayscale=0.3, blur=0.5, low_resolution=0.5)
@@ -59,7 +61,7 @@ def loaded(index: ImageIndex, pre: Preprocess, augment: Augment, **options: Any)
 def both(index: ImageIndex, augment: Augment, pre: Preprocess) -> tuple[torch.Tensor, torch.Tensor]:
     """The batch of the loader, and of the device."""
     left = loaded(index, pre, replace(augment, on_device=True))
-    return loaded(index, pre, augment).images, pixels_on(left, pre, CPU)
+    return loaded(index, pre, augment).images, pixels_on(left, pre, DEVICE).cpu()
 
 
 @pytest.mark.parametrize("name", list(STEPS))
@@ -81,9 +83,8 @@ def test_all_steps_together(index: ImageIndex) -> None:
     apart = (found.int() - expected.int()).abs()
     assert apart.max() <= 5
     assert apart.float().mean() < 0.4
-    assert not torch.equal(
-        found, pixels_on(loaded(index, Preprocess(size=SIZE), ALL, epoch=1), Preprocess(), CPU)
-    )
+    other = loaded(index, Preprocess(size=SIZE), replace(ALL, on_device=True), epoch=1)
+    assert not torch.equal(found, pixels_on(other, Preprocess(), DEVICE).cpu())
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -122,9 +123,9 @@ def test_workers_leave_the_same(index: ImageIndex, workers: int) -> None:
 def test_mixed_precision_is_not_for_pixels(index: ImageIndex) -> None:
     pre = Preprocess(size=SIZE)
     left = loaded(index, pre, replace(ALL, on_device=True))
-    plain = pixels_on(left, pre, CPU)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(pixels_on(left, pre, CPU), plain)
+    plain = pixels_on(left, pre, DEVICE)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        assert torch.equal(pixels_on(left, pre, DEVICE), plain)
 
 
 def test_a_batch_without_a_good_image(index: ImageIndex, tmp_path: Path) -> None:
@@ -133,4 +134,4 @@ def test_a_batch_without_a_good_image(index: ImageIndex, tmp_path: Path) -> None
     path.write_bytes(b"no image")
     pre = Preprocess(size=SIZE)
     left = loaded(read_index(tmp_path / "data"), pre, replace(ALL, on_device=True))
-    assert pixels_on(left, pre, CPU).shape == (0, *SIZE, 3)
+    assert pixels_on(left, pre, DEVICE).shape == (0, *SIZE, 3)
