@@ -33,6 +33,11 @@ def check_stage(config: StageConfig) -> None:
         "--compile and --checkpoint-activations do not go together: a compiled network counts its batches where "
         "activations are computed again; leave out one of the two",
     )
+    require(
+        config.augment_on == "cpu" or not config.auto_augment,
+        f"--auto-augment is for single pictures of the CPU, and --augment-on is {config.augment_on}; leave out one of "
+        "the two",
+    )
     check_teacher(config)
     if isinstance(config, PretrainConfig):
         check_shards(config)
