@@ -45,8 +45,8 @@ from facemetric.evaluation.thresholds import KEY, Stored, choose_thresholds, sto
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.weights import load_embedder, save_weights
-from facemetric.model.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
+from facemetric.model.weights.save_load import load_embedder, save_weights
+from facemetric.model.weights.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
 from facemetric.training.validation import CHOSEN_ON, FARS
 
@@ -281,11 +281,11 @@ def main() -> None:
         folder = options.ship
     embedder = load_embedder(folder)
     figures: dict[str, Any] = {
-        "flip": options.flip,
         "images_per_second": images_per_second(embedder, False),
         "images_per_second_flip": images_per_second(embedder, True),
     }
     if not options.speed:
+        figures["flip"] = options.flip  # of all but the speed
         figures |= on_lfw(folder, options.data, options.flip)
         val = validation_images(options.data)
         figures |= on_validation(embedder, val, options.flip)
