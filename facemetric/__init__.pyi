@@ -275,6 +275,7 @@ def finetune(
     distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     alike: int = ...,
+    families: str | Path | None = ...,
     views: int = ...,
     cache: str | Path | None = ...,
     memory: int = ...,

@@ -121,6 +121,10 @@ def check_batch(config: FinetuneConfig) -> None:
         "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
     )
     require(
+        config.families is None or config.alike > 0,
+        "--families says who comes in one group, and --alike is 0: give the groups' size, such as --alike 8",
+    )
+    require(
         config.projection_init in ("identity", "refit") or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
     )

@@ -224,6 +224,8 @@ class FinetuneConfig(StageConfig):
     """Images of each identity in a batch."""
     alike: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
     """Identities of a batch come in groups of so many that look alike, found again each epoch; 0 draws them all."""
+    families: Annotated[Path | None, OPTIMISATION] = None
+    """Text or csv file of identities that are relatives, `a,b[,c...]` a line: with --alike they come in one group."""
     views: Annotated[int, AUGMENTATION, AT_LEAST_1] = 1
     """Cached copies of each image with --freeze backbone: the plain and views - 1 augmented; 3 of --unlabelled ones."""
     cache: Annotated[Path | None, RUN] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import measure_weights
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from facemetric.evaluation.audit.seen import (
     read_training_images,
     training_images_seen,
 )
-from facemetric.model.weights.weights_folder import MODEL, amend_config, read_config
+from facemetric.model.weights.weights_folder import MODEL, amend_config, find_weights, read_config
 
 __all__ = ["own_weights", "untrained"]
 
@@ -92,3 +93,16 @@ def test_shipped_weights_expect_faces_and_hold_what_verify_answers_by(
     assert again is not None
     assert again.flip
     assert again.lower != answers.lower
+
+
+def test_the_speed_measured_alone_leaves_the_other_figures(
+    own_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_config(find_weights("faces-96"))["facemetric"]["metrics"]
+    assert before["flip"]
+    amend_config(own_weights, metrics=before)
+    monkeypatch.setattr(measure_weights, "images_per_second", lambda embedder, flip: 5.0 if flip else 10.0)
+    monkeypatch.setattr("sys.argv", ["measure_weights.py", str(own_weights), "--data", "data", "--speed"])
+    measure_weights.main()
+    after = read_config(own_weights)["facemetric"]["metrics"]
+    assert after == before | {"images_per_second": 10.0, "images_per_second_flip": 5.0}
