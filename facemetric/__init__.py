@@ -42,9 +42,9 @@ HOMES = {
     # models
     "Embedder": "facemetric.model.embedder",
     "Gallery": "facemetric.gallery.gallery",
-    "OnnxEmbedder": "facemetric.model.onnx_embedder",
+    "OnnxEmbedder": "facemetric.model.onnx.onnx_embedder",
     "Verifier": "facemetric.commands.verify",
-    "load_embedder": "facemetric.model.weights",
+    "load_embedder": "facemetric.model.weights.save_load",
     "similarity": "facemetric.model.similarity",
     # what commands return
     "Aligned": "facemetric.commands.align",
@@ -58,7 +58,7 @@ HOMES = {
     "Exported": "facemetric.commands.export",
     "Identified": "facemetric.commands.identifying.identify",
     "Pushed": "facemetric.commands.push",
-    "Trained": "facemetric.training.run",
+    "Trained": "facemetric.training.run.run",
     "Verdict": "facemetric.commands.verify",
     # options
     "AlignConfig": "facemetric.config",

@@ -43,11 +43,11 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
-from facemetric.model.onnx_embedder import OnnxEmbedder as OnnxEmbedder
+from facemetric.model.onnx.onnx_embedder import OnnxEmbedder as OnnxEmbedder
 from facemetric.model.similarity import similarity as similarity
-from facemetric.model.weights import load_embedder as load_embedder
+from facemetric.model.weights.save_load import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation
-from facemetric.training.run import Trained as Trained
+from facemetric.training.run.run import Trained as Trained
 
 __version__: str
 
@@ -247,6 +247,7 @@ def finetune(
     blur: float = ...,
     low_resolution: float = ...,
     auto_augment: str = ...,
+    augment_on: Literal["cpu", "device"] = ...,
     seed: int = ...,
     device: str = ...,
     workers: int = ...,
@@ -274,6 +275,7 @@ def finetune(
     distance: Literal["squared", "euclidean", "cosine"] = ...,
     images_per_identity: int = ...,
     alike: int = ...,
+    families: str | Path | None = ...,
     views: int = ...,
     cache: str | Path | None = ...,
     memory: int = ...,
@@ -338,6 +340,7 @@ def pretrain(
     blur: float = ...,
     low_resolution: float = ...,
     auto_augment: str = ...,
+    augment_on: Literal["cpu", "device"] = ...,
     seed: int = ...,
     device: str = ...,
     workers: int = ...,

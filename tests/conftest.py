@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is imported: the two processes of a suite share the cores, and what a test computes is small. A test of
+# several threads asks for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from commands_typed import command, people, weights
 from hypothesis import Phase, settings

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from facemetric.model import hub as hub_module
+from facemetric.model.weights import hub as hub_module
 
 TOKEN = "hf_right"
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from facemetric import distributed
-from facemetric.model.weights import classifier_key
+from facemetric.model.weights.save_load import classifier_key
 from facemetric.training.pretrain import pretrain
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 
 SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
 SMALL |= {"workers": 0, "device": "cpu"}

@@ -16,9 +16,9 @@ from torch.nn import functional
 from facemetric import distributed
 from facemetric.config import FinetuneConfig
 from facemetric.mining import MINERS
-from facemetric.training.gradients import Gradients
-from facemetric.training.optim import Amp
 from facemetric.training.stage import check_training
+from facemetric.training.step.gradients import Gradients
+from facemetric.training.step.optim import Amp
 from facemetric.training.tasks.objective import Objective
 
 D = 8

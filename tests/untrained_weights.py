@@ -15,7 +15,7 @@ from facemetric.data.pair_images import make_pairs, name_pairs
 from facemetric.data.pairs import write_pairs
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 
 
 @pytest.fixture(scope="session")

@@ -36,12 +36,12 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.mining.miners import semihard
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import load_embedder, save_weights
+from facemetric.model.weights.save_load import load_embedder, save_weights
 from facemetric.training.finetune import finetune
-from facemetric.training.optim import Amp, make_optimizer
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
 from facemetric.training.split import Origin, Split
 from facemetric.training.stage import check_training
+from facemetric.training.step.optim import Amp, make_optimizer
 from facemetric.training.tasks.feature_cache import Features
 from facemetric.training.tasks.on_features import OnFeatures
 

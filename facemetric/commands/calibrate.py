@@ -20,8 +20,8 @@ from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
 from facemetric.machine import say
-from facemetric.model.opened_weights import open_weights
-from facemetric.model.weights_folder import (
+from facemetric.model.weights.opened_weights import open_weights
+from facemetric.model.weights.weights_folder import (
     check_copy,
     copy_weights,
     find_weights,

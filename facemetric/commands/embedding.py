@@ -22,11 +22,11 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.finder import face_finder
 from facemetric.machine import pick_workers, progress_shown, say
-from facemetric.model.colour_check import CROPS, colours_suspected
 from facemetric.model.embedder import Embedder
-from facemetric.model.onnx_embedder import OnnxEmbedder
-from facemetric.model.opened_weights import Weights, open_weights
-from facemetric.training.run_folder import BAD_IMAGES
+from facemetric.model.onnx.colour_check import CROPS, colours_suspected
+from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
+from facemetric.model.weights.opened_weights import Weights, open_weights
+from facemetric.training.run.run_folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"

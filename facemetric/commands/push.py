@@ -12,9 +12,9 @@ from facemetric.config.calls import takes_options
 from facemetric.errors import ConfigError, WeightsError
 from facemetric.files import file_hash
 from facemetric.machine import say
-from facemetric.model.card import card, with_front_matter, without_paths
-from facemetric.model.hub import Remote, look_for, parse_name, same_content, send
-from facemetric.model.weights_folder import (
+from facemetric.model.weights.card import card, with_front_matter, without_paths
+from facemetric.model.weights.hub import Remote, look_for, parse_name, same_content, send
+from facemetric.model.weights.weights_folder import (
     CONFIG,
     HUB,
     MODEL,

@@ -21,10 +21,10 @@ from facemetric.evaluation.answers import Answers, LowerThreshold, answers_in
 from facemetric.evaluation.thresholds import Stored, threshold_in
 from facemetric.faces.crops import Face, FacesFound, rivals
 from facemetric.faces.finder import FaceFinder, Faces
-from facemetric.model.opened_weights import Runtime, open_model
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
 from facemetric.model.similarity import similarity
-from facemetric.model.weights_folder import CONFIG
+from facemetric.model.weights.opened_weights import Runtime, open_model
+from facemetric.model.weights.weights_folder import CONFIG
 
 Answer = Literal["same person", "different people", "cannot tell"]
 

@@ -22,15 +22,15 @@ from facemetric import distributed
 from facemetric.distributed import say
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
-from facemetric.training.checkpoint import load_checkpoint, save_checkpoint, set_aside
-from facemetric.training.gradients import Gradients
-from facemetric.training.optim import Amp
 from facemetric.training.peers import writing
-from facemetric.training.precision import set_precision
-from facemetric.training.readings import Readings, reads_late
-from facemetric.training.run import Run
-from facemetric.training.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
+from facemetric.training.run.checkpoint import load_checkpoint, save_checkpoint, set_aside
+from facemetric.training.run.run import Run
+from facemetric.training.run.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
 from facemetric.training.shards import drawn_columns, shards_of
+from facemetric.training.step.gradients import Gradients
+from facemetric.training.step.optim import Amp
+from facemetric.training.step.precision import set_precision
+from facemetric.training.step.readings import Readings, reads_late
 from facemetric.training.task import Settings, Task
 
 

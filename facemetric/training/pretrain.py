@@ -12,11 +12,11 @@ from facemetric.machine import pick_device
 from facemetric.model.faster import check_compiler
 from facemetric.training import peers
 from facemetric.training.loop import fit
-from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.run import Run, Trained
-from facemetric.training.run_folder import check_run_folder
+from facemetric.training.run.run import Run, Trained
+from facemetric.training.run.run_folder import check_run_folder
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, keep_hashes
+from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.tasks.distillation import stage_one
 from facemetric.training.tasks.label_noise import list_noise
 from facemetric.training.validation import sum_up

@@ -24,8 +24,8 @@ from facemetric.config import PretrainConfig
 from facemetric.distributed import Shard
 from facemetric.errors import ConfigError, TrainingError, given, plural
 from facemetric.model.sharded_head import Drawn, ShardedHead
-from facemetric.training.checkpoint import damage, write_whole_checkpoint
-from facemetric.training.optim import make_optimizer
+from facemetric.training.run.checkpoint import damage, write_whole_checkpoint
+from facemetric.training.step.optim import make_optimizer
 
 FOLDER = "shards"
 TRIAL = (320, 160)  # of a matrix by which an optimizer is tried; some treat smaller ones in another way

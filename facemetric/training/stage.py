@@ -28,12 +28,12 @@ from facemetric.model.embedder import Embedder, build_embedder, check_arch, chec
 from facemetric.model.faster import checkpoint_activations, compile_backbone
 from facemetric.model.heads import check_head
 from facemetric.model.sharded_head import check_by_columns
-from facemetric.model.weights import load_embedder, save_weights
-from facemetric.model.weights_folder import FACES, find_weights, provenance
-from facemetric.training.optim import check_optimizer, check_scheduler
-from facemetric.training.run import Run
+from facemetric.model.weights.save_load import load_embedder, save_weights
+from facemetric.model.weights.weights_folder import FACES, find_weights, provenance
+from facemetric.training.run.run import Run
 from facemetric.training.shards import check_rows_apart
 from facemetric.training.split import SPLIT_OPTIONS, Split
+from facemetric.training.step.optim import check_optimizer, check_scheduler
 from facemetric.training.task import Settings
 
 IMAGE_SIZE = 96  # pixels, where neither an option nor weights name it
@@ -247,6 +247,7 @@ def augment_of(config: StageConfig) -> Augment:
         grayscale=config.grayscale,
         blur=config.blur,
         low_resolution=config.low_resolution,
+        on_device=config.augment_on == "device",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from facemetric.training.readings import Figure
+from facemetric.training.step.readings import Figure
 
 
 class Backward(Protocol):

@@ -20,8 +20,8 @@ from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.retrieval import leave_one_out
 from facemetric.evaluation.thresholds import Stored, choose_thresholds, store_thresholds, supported_fars
 from facemetric.model.embedder import Embedder
-from facemetric.model.weights import load_embedder
-from facemetric.training.run import Run
+from facemetric.model.weights.save_load import load_embedder
+from facemetric.training.run.run import Run
 from facemetric.training.split import Split
 
 VAL_FARS = (1e-2, 1e-3)

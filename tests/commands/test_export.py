@@ -11,7 +11,7 @@ import pytest
 from facemetric.commands import export
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
-from facemetric.model.weights_folder import amend_config, read_config
+from facemetric.model.weights.weights_folder import amend_config, read_config
 
 
 def test_a_file_its_record_and_its_accuracy(

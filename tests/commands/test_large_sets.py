@@ -13,7 +13,7 @@ from small_trainings import SMALL, changed
 
 from facemetric import check_data, cluster, embed, evaluate, finetune, pretrain
 from facemetric.data.index import read_index
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 
 WRITERS: dict[str, Callable[[Path, list[Picture]], Path]] = {
     "rec": lambda path, images: write_rec(path / "train.rec", images),

@@ -14,11 +14,11 @@ from facemetric.commands.listings import find_runs, list_runs, runs_text
 from facemetric.config import RunsConfig
 from facemetric.data.images import Preprocess
 from facemetric.errors import DataError
-from facemetric.model import weights_folder as weights_folder
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
-from facemetric.training.run import Run
-from facemetric.training.run_folder import SCORE
+from facemetric.model.weights import weights_folder as weights_folder
+from facemetric.model.weights.save_load import save_weights
+from facemetric.training.run.run import Run
+from facemetric.training.run.run_folder import SCORE
 
 
 def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bool = True) -> Path:

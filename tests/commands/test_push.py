@@ -12,8 +12,8 @@ from fake_hub import TOKEN, FakeHub, files_of, hub
 
 import facemetric as fm
 from facemetric.errors import ConfigError, WeightsError
-from facemetric.model.card import card, without_paths
-from facemetric.model.weights_folder import amend_config, find_weights, read_config
+from facemetric.model.weights.card import card, without_paths
+from facemetric.model.weights.weights_folder import amend_config, find_weights, read_config
 
 __all__ = ["hub"]
 SENT = ("config.json", "model.safetensors", "README.md")
@@ -76,7 +76,7 @@ def stage(untrained: Path, tmp_path: Path) -> Path:
 
     from facemetric.data.images import Preprocess
     from facemetric.model.embedder import build_embedder
-    from facemetric.model.weights import save_weights
+    from facemetric.model.weights.save_load import save_weights
 
     torch.manual_seed(1)
     embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)), embedding_size=8)

@@ -19,7 +19,7 @@ from facemetric.evaluation.answers import (
     stored_answers,
 )
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 
 
 def people(persons: int, images: int, seed: int, noise: float = 0.6) -> tuple[np.ndarray, np.ndarray]:

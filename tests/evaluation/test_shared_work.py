@@ -24,7 +24,7 @@ from facemetric.evaluation.intervals import all_pairs as intervals_room
 from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
 from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.retrieval import leave_one_out
-from facemetric.model.weights import load_embedder
+from facemetric.model.weights.save_load import load_embedder
 from facemetric.training.tasks.feature_cache import cached_features
 
 __all__ = ["untrained"]  # a fixture

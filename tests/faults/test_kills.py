@@ -22,12 +22,12 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
 from facemetric.files import Lock, is_locked
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 from facemetric.training import loop
 from facemetric.training.loop import fit
-from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.run import Run
-from facemetric.training.run_folder import read_log
+from facemetric.training.run.run import Run
+from facemetric.training.run.run_folder import read_log
+from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.tasks.on_features import OnFeatures

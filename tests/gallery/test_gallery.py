@@ -14,7 +14,7 @@ from PIL import Image
 from facemetric import Gallery
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.gallery import gallery as module
-from facemetric.model.weights import load_embedder
+from facemetric.model.weights.save_load import load_embedder
 
 
 def bytes_of(image: Image.Image, kind: str = "PNG") -> bytes:

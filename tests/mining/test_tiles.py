@@ -94,6 +94,17 @@ def test_errors_say_what_to_change():
         next(product_tiles(torch.ones(3, 3, dtype=torch.int64)))
 
 
+@pytest.fixture
+def two_threads():
+    """torch computes with two threads before and after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("n", [1, 7, 40])
 def test_threads_walk_every_pair_of_the_triangle_once(n, threads):
@@ -109,9 +120,7 @@ def test_threads_walk_every_pair_of_the_triangle_once(n, threads):
         prod[rows, cols] = values
         workers.add(thread)
 
-    before = torch.get_num_threads()
     triangle_in_threads(x, work, threads=threads, budget_mib=threads * 60 * 8 / MIB)
-    assert torch.get_num_threads() == before
     assert workers <= set(range(threads))
     upper = torch.ones(n, n).triu() > 0
     assert (seen[upper] == 1).all()
@@ -119,8 +128,8 @@ def test_threads_walk_every_pair_of_the_triangle_once(n, threads):
     torch.testing.assert_close(prod[upper], (x @ x.T)[upper])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_fault_of_a_thread_is_raised_and_torch_gets_its_threads_back():
-    before = torch.get_num_threads()
     calls = []
 
     def work(thread, tile):
@@ -129,5 +138,4 @@ def test_a_fault_of_a_thread_is_raised_and_torch_gets_its_threads_back():
 
     with pytest.raises(DataError, match="a fault"):
         triangle_in_threads(randn(400, 4), work, threads=2, budget_mib=2 * 16 * 8 / MIB)
-    assert torch.get_num_threads() == before
     assert len(calls) <= 4  # nobody goes on

@@ -13,8 +13,8 @@ from facemetric.errors import ConfigError
 from facemetric.model import faster
 from facemetric.model.embedder import Embedder, build_embedder
 from facemetric.model.faster import check_compiler, checkpoint_activations, compile_backbone
-from facemetric.training.gradients import Gradients
-from facemetric.training.optim import Amp
+from facemetric.training.step.gradients import Gradients
+from facemetric.training.step.optim import Amp
 
 
 def embedder_of(arch: str = "test_resnet") -> Embedder:

@@ -26,7 +26,7 @@ from facemetric.faces.crops import Face
 from facemetric.faces.finder import FaceFinder
 from facemetric.model.embedder import Embedder, build_embedder
 from facemetric.model.pictures import batches_of, crop_side, picture_size
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 
 CROP = (0.12, 0.175, 0.12, 0.05)
 

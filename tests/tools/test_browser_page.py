@@ -24,9 +24,9 @@ from untrained_weights import untrained
 from facemetric.commands.export import describe, drawn_crops
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
-from facemetric.model.export import OnnxEmbedder, export_onnx
-from facemetric.model.weights import load_embedder
-from facemetric.model.weights_folder import amend_config
+from facemetric.model.onnx.export import OnnxEmbedder, export_onnx
+from facemetric.model.weights.save_load import load_embedder
+from facemetric.model.weights.weights_folder import amend_config
 
 __all__ = ["browser", "untrained"]
 METADATA = "facemetric"

@@ -14,7 +14,7 @@ from small_trainings import SMALL, tensors
 
 from facemetric import pretrain
 from facemetric.evaluation.audit.seen import FILE, TrainingImages, read_training_images, write_training_images
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 
 
 def call(monkeypatch: pytest.MonkeyPatch, tool: Any, *arguments: object) -> None:

@@ -22,9 +22,9 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.mining.losses import RESERVED
-from facemetric.model.weights_folder import amend_config
-from facemetric.training.run import Run, Trained
-from facemetric.training.run_folder import SCORE
+from facemetric.model.weights.weights_folder import amend_config
+from facemetric.training.run.run import Run, Trained
+from facemetric.training.run.run_folder import SCORE
 from facemetric.training.split import read_split
 from facemetric.training.tasks import triplets as stage_two
 from facemetric.training.tasks.on_features import OnFeatures
@@ -351,6 +351,10 @@ def test_proxies_begin_at_the_mean_embeddings(stage_one: Trained, faces: Path, t
         ({"alike": 1}, "alike is 1, and a batch has 8 identities: choose 2..8, or 0"),
         ({"alike": 9}, "alike is 9, and a batch has 8 identities"),
         ({"alike": 4, "freeze": "none"}, "alike= finds who looks alike from cached features"),
+        (
+            {"families": Path("f.csv")},
+            "families= says who comes in one group, and alike is 0: give the groups' size",
+        ),
         ({"loss_lr": 0.0}, "loss_lr is 0.0; it must be above 0"),
     ],
 )

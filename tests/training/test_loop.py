@@ -22,8 +22,8 @@ from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError, TrainingError
 from facemetric.training import loop
 from facemetric.training.loop import Progress, fit, stop_signals
-from facemetric.training.optim import make_optimizer, make_scheduler
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
+from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 
 

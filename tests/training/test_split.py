@@ -17,7 +17,7 @@ from facemetric import distributed
 from facemetric.config import FinetuneConfig, StageConfig
 from facemetric.data.index import read_index
 from facemetric.errors import DataError
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 from facemetric.training.split import SPLIT_OPTIONS, faces_alone, hold_back, read_split, split_for
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from facemetric.data.images import Preprocess
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import save_weights
+from facemetric.model.weights.save_load import save_weights
 
 
 def test_two_processes_leave_the_weights_of_one(faces: Path, tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from facemetric.config import (
 )
 from facemetric.config.calls import takes_options
 from facemetric.evaluation.answers import answers_in
+from facemetric.faces.finder import face_finder
 from facemetric.files import file_hash, write_text_whole
-from facemetric.model.opened_weights import Weights
-from facemetric.model.weights_folder import provenance
+from facemetric.model.weights.opened_weights import Weights
+from facemetric.model.weights.weights_folder import provenance
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
@@ -171,7 +172,14 @@ def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -
     # A probability is of embeddings with the mirror image averaged in, or without.
     answers = answers_in(weights.config, weights.folder) if weights is not None else None
     probability = answers.probability if answers is not None and answers.flip == config.flip else None
-    return write_report(evaluation, inputs.name, origin, seed=config.seed, probability=probability)
+    finder = None
+    if weights is not None:
+        finder = face_finder(
+            "crops" if weights.pictures else "off", pictures=weights.pictures, size=weights.crop_side
+        )
+    return write_report(
+        evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder
+    )
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:

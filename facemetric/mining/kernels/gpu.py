@@ -169,8 +169,3 @@ def _weigh(work: Work, rule: Rule, d_ap_MK: Tensor, bound_MK: Tensor) -> tuple[T
         work.grad_MD = run(anchors, reference, own=True, down=False)
         work.grad_ND = run(reference, anchors, own=False, down=True)
     return active_MK, loss_M, row_sum_M
-
-
-def compiled_for(capability: int, only: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, Any]:
-    """The kernels' machine code for a compute capability (80, 90), made without a device: for a check."""
-    return _kernels().compiled_for(capability, SIZES, only)

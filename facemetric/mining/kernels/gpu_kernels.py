@@ -7,8 +7,6 @@ B x K and B x CAP sooner.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -365,64 +363,3 @@ def weigh(
     if OWN:
         tl.store(loss + rows, cost, mask=row_ok & is_first)
         tl.store(row_sum + rows, away_sum, mask=row_ok & is_first)
-
-
-INTEGERS = {
-    "at": "*i32",
-    "best": "*i32",
-    "listed": "*i32",
-    "n_listed": "*i32",
-    "start": "*i64",
-    "count": "*i64",
-}
-POINTERS = INTEGERS | {"at_p": "*i64", "loss": "*fp64", "row_sum": "*fp64", "drawn": "*fp64"}
-NUMBERS = {"margin": "fp32", "power": "fp32", "other_power": "fp32", "quarter": "fp32", "first_row": "i32"}
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "pick": [{"GAP": True, "LIST": True, "CAP": 8, "PRECISION": "ieee"}]
-    + [
-        {"GAP": gap, "LIST": False, "CAP": 8, "PRECISION": p}
-        for gap in (0, 1)
-        for p in ("ieee", "tf32", "bf16")
-    ],
-    "settle": [{"GAP": gap, "CAP": 8} for gap in (False, True)],
-    "draw": [{"PRECISION": "ieee"}],
-    "weigh": [
-        {"OWN": own, "DOWN": down, "ROOT": root, "SOFT": soft}
-        for own, down in ((True, True), (True, False), (False, True))
-        for root in (False, True)
-        for soft in (False, True)
-    ],
-}
-
-
-def compiled_for(
-    capability: int, sizes: dict[str, dict[str, int]], only: dict[str, list[dict[str, Any]]] | None = None
-) -> dict[str, Any]:
-    """What Triton makes of each variant (`only` some) for a compute capability (80, 90), by name; no device is
-    needed."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    made = {}
-    for name, variants in (only or VARIANTS).items():
-        kernel = {"pick": pick, "settle": settle, "draw": draw, "weigh": weigh}[name]
-        for flags in variants:
-            options = dict(sizes[name])
-            warps = options.pop("num_warps")
-            constants = flags | options
-            signature = {argument: _kind(name, argument, constants) for argument in kernel.arg_names}
-            source = ASTSource(kernel, signature, constants)
-            target = GPUTarget("cuda", capability, 32)
-            made[f"{name} {flags}"] = triton.compile(source, target=target, options={"num_warps": warps})
-    return made
-
-
-def _kind(kernel: str, argument: str, constants: dict[str, Any]) -> str:
-    """The type of an argument, as Triton calls it."""
-    if argument in constants:
-        return "constexpr"
-    if argument == "width" or (argument.startswith("n_") and argument != "n_listed"):
-        return "i32"
-    if kernel == "draw" and argument in ("low", "high"):
-        return "fp32"
-    return POINTERS.get(argument, NUMBERS.get(argument, "*fp32"))

@@ -22,10 +22,10 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.heads import Head
 from facemetric.model.sharded_head import ShardedHead
 from facemetric.model.teacher import Student, first_layer
-from facemetric.training.readings import Figure
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
+from facemetric.training.step.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.classification import MARGIN_GROWTH, Classification
 from facemetric.training.tasks.following import first_features, mark_of, teacher_terms

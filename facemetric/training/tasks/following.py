@@ -20,7 +20,7 @@ from facemetric.data.loader import load_batches
 from facemetric.data.transforms import eval_transform
 from facemetric.model.embedder import Embedder, in_pieces
 from facemetric.model.teacher import direction_loss, first_layer, relation_loss
-from facemetric.training.readings import Figure
+from facemetric.training.step.readings import Figure
 from facemetric.training.tasks.teacher_rows import Joined
 
 FIRST_LOOK = 4096  # images from which the layer to the teacher's embedding is first fitted

@@ -18,8 +18,8 @@ from facemetric.distributed import say
 from facemetric.errors import ConfigError
 from facemetric.mining.losses import Loss, LossRecord
 from facemetric.mining.memory import CrossBatchMemory
-from facemetric.training.readings import Figure
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
+from facemetric.training.step.readings import Figure
 from facemetric.training.tasks.doctor import SPREAD, VALID, Doctor, see, spread
 from facemetric.training.tasks.following import Following
 

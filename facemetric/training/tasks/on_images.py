@@ -12,16 +12,17 @@ from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
+from facemetric.data.device_transforms import pixels_on
 from facemetric.data.images import normalise, upload
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
 from facemetric.model.embedder import Embedder
 from facemetric.model.freezing import freeze, training_mode, turn, widest
 from facemetric.model.projections import LOOKING, sample_for, start_projection
-from facemetric.training.readings import Figure
-from facemetric.training.run import Run
+from facemetric.training.run.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup
+from facemetric.training.step.readings import Figure
 from facemetric.training.task import Backward
 from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks
 from facemetric.training.tasks.classification import identity_means
@@ -136,7 +137,8 @@ class OnImages(StageTwo):
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images, labels = (upload(part, self.device) for part in (batch.images, batch.labels))
+        images = pixels_on(batch, self.embedder.preprocess, self.device)
+        labels = upload(batch.labels, self.device)
         figures: dict[str, Figure] = {}
 
         def embed(chunk: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from facemetric.distributed import say
 from facemetric.errors import DataError, given
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.model.weights import load_embedder
+from facemetric.model.weights.save_load import load_embedder
 from facemetric.training.tasks.feature_cache import state_hash
 
 TABLES = (".npz", ".parquet")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,12 +193,13 @@ def test_picking_in_bfloat16_rounds_the_operands() -> None:
     assert rounded == [0, 1, 2]
 
 
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
 COMPILE = """
-from facemetric.mining.kernels import gpu
+from compile_kernels import compiled_for
 own = {"OWN": True, "DOWN": True, "ROOT": True, "SOFT": True}
 listing = {"GAP": True, "LIST": True, "CAP": 8, "PRECISION": "ieee"}
 only = {"pick": [listing], "settle": [{"GAP": True, "CAP": 8}], "draw": [{"PRECISION": "ieee"}], "weigh": [own]}
-made = gpu.compiled_for(80, only)
+made = compiled_for(80, only)
 assert len(made) == 4 and all(len(one.asm["cubin"]) > 1000 for one in made.values())
 assert max(one.metadata.shared for one in made.values()) <= 99 * 1024  # what a block has on 8.6 and 8.9
 print("compiled")
@@ -205,7 +207,8 @@ print("compiled")
 
 
 def test_they_compile_for_cuda_without_a_device() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = os.pathsep.join([str(TOOLS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
     ran = subprocess.run(
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
     )

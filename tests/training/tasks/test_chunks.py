@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from facemetric.mining.miners import semihard
 from facemetric.mining.proxies import proxy_anchor
-from facemetric.training.optim import Amp
+from facemetric.training.step.optim import Amp
 from facemetric.training.tasks.chunks import backward_in_chunks, even_chunks
 
 LABELS = torch.arange(12) % 4

@@ -20,7 +20,7 @@ from facemetric.config import PretrainConfig
 from facemetric.errors import ConfigError
 from facemetric.evaluation.embed import embed_index
 from facemetric.machine import pick_device
-from facemetric.training.run import Run, Trained
+from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training, new_preprocess
 from facemetric.training.tasks.classification import Classification, growing_sizes

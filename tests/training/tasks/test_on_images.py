@@ -10,7 +10,7 @@ import torch
 from small_trainings import FAST, KEY, changed, tensors
 
 from facemetric import finetune
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 from facemetric.training.tasks.on_images import OnImages
 
 

@@ -13,7 +13,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import DataError
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.training.run import Trained
+from facemetric.training.run.run import Trained
 from facemetric.training.tasks.teacher_rows import UNLABELLED, Joined, Teacher, named, teacher_rows
 
 
