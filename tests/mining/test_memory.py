@@ -76,6 +76,8 @@ def test_a_miner_that_draws_takes_another_seed_each_batch():
     everything = torch.cat([emb, memory.embeddings]), torch.cat([labels, memory.labels])
     expected = MINERS["distance-weighted"](*everything, seed=8, anchors=slice(0, 40)).loss
     assert memory.eval()(emb, labels).loss == restored.eval()(emb, labels).loss == expected
+    unnamed = CrossBatchMemory(4, dim=3, miner="distance-weighted")  # its seed is 0
+    assert unnamed(emb, labels).loss == MINERS["distance-weighted"](emb, labels, seed=0).loss
     other = MINERS["distance-weighted"](*everything, seed=3, anchors=slice(0, 40)).loss
     assert memory(emb, labels, seed=3).loss == other != expected
 

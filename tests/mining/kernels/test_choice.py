@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from facemetric.errors import ConfigError
-from facemetric.mining import batch_all, mine
+from facemetric.mining import batch_all, batch_hard, mine
 from facemetric.mining.kernels import choice, panels_every_triplet
 
 CUDA = torch.device("cuda", 0)
@@ -72,3 +72,18 @@ def test_the_budget_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(panels_every_triplet, "every_triplet", noted)
     batch_all(torch.eye(6), torch.arange(6) // 2)
     assert budgets == [mine.GPU_MINING_MIB]
+
+
+def test_a_precision_that_cannot_be_had_is_refused() -> None:
+    rows, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    with (
+        pytest.raises(ConfigError, match="'half'; it must be one of float32, tf32, bfloat16"),
+        choice.picking("half"),
+    ):
+        pass
+    with (
+        choice.picking("tf32"),
+        pytest.raises(ConfigError, match="tf32 is for the fused kernels, and they need CUDA"),
+    ):
+        batch_hard(rows, labels)
+    batch_hard(rows, labels)

@@ -15,7 +15,6 @@ import reference_mining
 import torch
 from torch.nn import functional
 
-from facemetric.errors import ConfigError
 from facemetric.mining import MINERS, batch_all, batch_hard, distance_weighted, semihard
 from facemetric.mining.kernels import choice, gpu
 from facemetric.mining.record import Mined
@@ -215,19 +214,3 @@ def test_they_compile_for_cuda_without_a_device() -> None:
     if "compiled" not in ran.stdout and "cuda" in ran.stderr and "backend" in ran.stderr:
         pytest.skip("this Triton has no CUDA backend")
     assert "compiled" in ran.stdout, ran.stderr[-2000:]
-
-
-def test_a_precision_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    rows, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-    with (
-        pytest.raises(ConfigError, match="'half'; it must be one of float32, tf32, bfloat16"),
-        choice.picking("half"),
-    ):
-        pass
-    with (
-        choice.picking("tf32"),
-        pytest.raises(ConfigError, match="tf32 is for the fused kernels, and they need CUDA"),
-    ):
-        batch_hard(rows, labels)
-    batch_hard(rows, labels)
