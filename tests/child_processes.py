@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -59,6 +60,7 @@ def fork(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            gc.freeze()  # a collection walks what the child makes, not all that the tests before it left
             torch.set_num_threads(1)
             tqdm.set_lock(
                 threading.RLock()

@@ -40,7 +40,8 @@ step() {  # name, seconds it may take, command
 tests=(python -m pytest -q -p no:cacheprovider tests/mining/kernels)
 if [ "$device" = cuda ]; then
     step machine 60 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    step tests-compiled 1800 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}/test_gpu.py"
+    step tests-compiled 1800 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}/test_gpu.py" \
+        tests/data/test_device_transforms.py
 else
     step machine 60 uname -mrs
 fi

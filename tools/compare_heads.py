@@ -39,7 +39,7 @@ from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification
 from facemetric.model.heads import HEADS
-from facemetric.model.weights import load_embedder
+from facemetric.model.weights.save_load import load_embedder
 from facemetric.training.tasks.label_noise import NOISE
 
 FARS = (1e-2, 1e-3)

@@ -110,7 +110,7 @@ class StageConfig:
     auto_augment: Annotated[str, AUGMENTATION] = ""
     """A policy of timm, such as rand-m5-mstd0.5; empty for none."""
     augment_on: Annotated[AugmentOn, AUGMENTATION] = "cpu"
-    """Where pictures are varied: where they are read, or whole batches on a GPU (device), as the same seed draws."""
+    """Where pictures are varied: as they are read (cpu), or whole batches on a GPU (device), by the same numbers."""
 
     seed: Annotated[int, RUN, SEED] = 0
     """Seed of everything random; the same seed gives the same numbers on one machine."""

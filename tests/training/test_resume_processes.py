@@ -29,30 +29,27 @@ def test_torchrun_is_stopped_and_goes_on_with_three_and_with_one(faces: Path, tm
     options = OPTIONS | {"arch": "test_resnet", "image_size": 32, "batch_size": 16, "random_erasing": 0.5}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
-    def launch(processes: int, name: str, at: int, out: str, *more: str) -> subprocess.CompletedProcess[str]:
-        how = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        watched = [str(processes), str(Path(room.__file__)), str(tmp_path / name), str(at)]
-        command = ["pretrain", str(faces), *words, "--out", str(tmp_path / out), *more]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run([*how, *watched, *command], capture_output=True, text=True, env=environment)
-
-    def alone(name: str, out: str, *, resume: bool = False) -> None:
+    def train(name: str, out: str, *, resume: bool = False) -> None:
         room.watch(tmp_path / name)
         pretrain(str(faces), **options, out=tmp_path / out, resume=resume)
 
-    assert in_a_child(lambda: alone("whole", "run whole")) == 0
+    assert in_a_child(lambda: train("whole", "run whole")) == 0
     whole = room.seen(tmp_path / "whole")
     steps = len(whole) // 2
     assert steps >= 4
-    stopped = launch(2, "two", steps + 1, "three")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    watched = [str(Path(room.__file__)), str(tmp_path / "two"), str(steps + 1)]
+    command = ["pretrain", str(faces), *words, "--out", str(tmp_path / "three")]
+    stopped = subprocess.run([*launch, *watched, *command], capture_output=True, text=True)
     assert stopped.returncode != 0
     assert "stopped after step 2 of epoch 2; the same command with --resume goes on" in stopped.stderr
     assert read_log(tmp_path / "three" / "log.jsonl")[-1]["event"] == "stopped"
     shutil.copytree(tmp_path / "three", tmp_path / "one")
-    went_on = launch(3, "then three", -1, "three", "--resume")
-    assert went_on.returncode == 0, went_on.stderr
-    assert MESSAGE.format(3) in went_on.stdout
-    assert in_a_child(lambda: alone("then one", "one", resume=True)) == 0
+    said = tmp_path / "said"
+    ended = in_processes(3, lambda rank: train("then three", "three", resume=True), said)
+    assert ended == [0] * 3, said.read_text()
+    assert MESSAGE.format(3) in said.read_text()
+    assert in_a_child(lambda: train("then one", "one", resume=True)) == 0
     for rest in ("then three", "then one"):
         assert room.seen(tmp_path / "two", tmp_path / rest) == whole
     assert [len(list((tmp_path / name).iterdir())) for name in ("two", "then three", "then one")] == [2, 3, 1]

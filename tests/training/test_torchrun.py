@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from commands_typed import Ran
 from safetensors.torch import load_file
 
 from facemetric.data.images import Preprocess
@@ -15,26 +16,23 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.weights.save_load import save_weights
 
 
-def test_two_processes_leave_the_weights_of_one(faces: Path, tmp_path: Path) -> None:
+def test_two_processes_leave_the_weights_of_one(
+    faces: Path, tmp_path: Path, command: Callable[..., Ran]
+) -> None:
     torch.manual_seed(0)
     embedder = build_embedder("lcnet_035", preprocess=Preprocess(size=(32, 32)), embedding_size=16)
     with torch.no_grad():
         for _ in range(30):  # running statistics under which features are of ordinary size
             embedder(torch.randn(16, 3, 32, 32))
     save_weights(tmp_path / "start", embedder, provenance={}, metrics={})
-    command = ["finetune", str(faces), "--weights", str(tmp_path / "start"), "--batch-size", "32"]
-    command += ["--epochs", "2", "--workers", "0", "--device", "cpu", "--val-fraction", "0"]
-    command += ["--cache", str(tmp_path / "cache")]
+    tune = ["finetune", str(faces), "--weights", str(tmp_path / "start"), "--batch-size", "32"]
+    tune += ["--epochs", "2", "--workers", "0", "--device", "cpu", "--val-fraction", "0"]
+    tune += ["--cache", str(tmp_path / "cache")]
+    assert command(*tune, "--out", tmp_path / "one").status == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, how in (("one", [sys.executable]), ("two", launch)):
-        done = subprocess.run(
-            [*how, "-m", "facemetric.cli", *command, "--out", str(tmp_path / name)],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr
+    words = [*launch, "-m", "facemetric.cli", *tune, "--out", str(tmp_path / "two")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     one, two, start = (
         load_file(tmp_path / name / "model.safetensors") for name in ("one/best", "two/best", "start")
     )

@@ -35,6 +35,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.faces.finder import FaceFinder, Faces, face_finder
 from facemetric.files import file_hash
+from facemetric.model.onnx.colour_check import colours_suspected, range_suspected
 from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class OnnxEmbedder:
             return ()
         beside = self.file.with_suffix(".toml").name
         return (
-            f"{self.file}: guessed that it {' and '.join(self.guessed)}; {beside} beside it may say otherwise",
+            f"{self.file}: guessed that it {', and that it '.join(self.guessed)}; {beside} beside it may say otherwise",
         )
 
     @property
@@ -160,13 +161,20 @@ class OnnxEmbedder:
             emb_BD = _unit(emb_BD + self._unit_rows(pixels_BHWC[:, :, ::-1]), self.file)
         return emb_BD
 
-    def colour_note(self, suspicion: str) -> str:
-        """A suspicion of colour_check, and what to change."""
-        beside, order = (
-            self.file.with_suffix(".toml").name,
-            "rgb" if self.preprocess.color == "bgr" else "bgr",
-        )
-        return f'{self.file}: {suspicion}; write color = "{order}" into {beside} beside it, if its author says so'
+    def suspicions(self, pixels_BHWC: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+        """What some crops (`transform.pixels`) let suspect of a file from elsewhere, and what to change: pixels of
+        another range, or else colours the wrong way round. Empty for files of ours."""
+        if self.metadata:
+            return ()
+        beside = f"{self.file.with_suffix('.toml').name} beside it"
+        alike = range_suspected(self.embed_pixels, pixels_BHWC)
+        if alike:
+            return (f"{self.file}: {alike}; write mean and std into {beside}, as its author says",)
+        colours = colours_suspected(self.embed_pixels, pixels_BHWC)
+        if not colours:
+            return ()
+        order = "rgb" if self.preprocess.color == "bgr" else "bgr"
+        return (f'{self.file}: {colours}; write color = "{order}" into {beside}, if its author says so',)
 
     def _own_fingerprint(self) -> str:
         used = json.dumps([file_hash(self.file), self.preprocess.to_dict(), self.output])

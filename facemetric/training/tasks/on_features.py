@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -35,12 +36,13 @@ class OnFeatures(StageTwo):
 
     `prepare` runs the backbone over all images, or reads what an earlier run kept, and sets what depends on it."""
 
+    family_C: np.ndarray | None = None  # of each training identity, with --families
+
     def prepare(self) -> None:
         """The features of all images, the projection that starts from them, and the batches of images that can be
         read."""
         config, split = self.config, self.split
         teacher_NT = self.read_teacher()  # first: what it lacks is told before the backbone runs
-        self.family_C: np.ndarray | None = None
         if config.families is not None:
             self.family_C, note = read_families(split.train, config.families)
             distributed.say(note)
@@ -157,6 +159,13 @@ class OnFeatures(StageTwo):
                 known = most_alike(means_CD, self.config.alike, self.families())
             self.who_is_alike = distributed.from_first(known)
         return self.who_is_alike
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the run began; once prepared, with which families."""
+        if self.family_C is None:
+            return super().origin
+        return super().origin | {"families": hashlib.sha256(self.family_C.tobytes()).hexdigest()}
 
     def families(self) -> np.ndarray | None:
         """(C,) the family of each label that there is, in order; a stranger is his own. None without --families."""

@@ -109,7 +109,8 @@ def test_several_vectors_are_said_and_one_is_named(tmp_path: Path) -> None:
     assert embedder.output == "double"
     (note,) = embedder.notes
     assert (
-        "and gives the embedding as 'double' of 384 numbers (not as 'vector' of 192); m.toml beside" in note
+        "and that it gives the embedding as 'double' of 384 numbers (not as 'vector' of 192); m.toml beside"
+        in note
     )
     (tmp_path / "m.toml").write_text('output = "vector"\ncolor = "rgb"\nmean = [0, 0, 0]\nstd = [1, 1, 1]')
     embedder = OnnxEmbedder(file)
@@ -120,6 +121,29 @@ def test_several_vectors_are_said_and_one_is_named(tmp_path: Path) -> None:
         match=r"m.toml: output is 'scores', but the vectors .* are 'double' of 384, 'vector' of 192",
     ):
         OnnxEmbedder(file)
+
+
+def test_pixels_of_another_range_and_wrong_colours_are_suspected(tmp_path: Path) -> None:
+    """A file that wants 0..255 less much gives one vector for all where pixels come as they were guessed."""
+    file = model(tmp_path / "m.onnx")
+    crops = np.random.default_rng(0).integers(0, 256, (40, SIDE, SIDE, 3)).astype(np.uint8)
+    assert OnnxEmbedder(file).suspicions(crops) == ()
+    (tmp_path / "m.toml").write_text("mean = [-9.0, -9.0, -9.0]")
+    (text,) = OnnxEmbedder(file).suspicions(crops)
+    assert "it hardly tells pictures apart, the cosine of two of 40 is 0.99" in text
+    assert text.endswith("write mean and std into m.toml beside it, as its author says")
+    # The mirror image has the same red, and is like no other by its blue.
+    crops[..., 1:] = 0
+    crops[..., 0] = np.linspace(0, 255, 40).astype(np.uint8)[:, None, None]
+    crops[:, :, : SIDE // 2, 2] = crops[::-1, :, : SIDE // 2, 0]
+    (tmp_path / "m.toml").write_text("std = [1000.0, 1.0, 0.1]")
+    (text,) = OnnxEmbedder(file).suspicions(crops)
+    assert "its colours may be the wrong way round" in text
+    assert text.endswith('write color = "bgr" into m.toml beside it, if its author says so')
+    ours = model(
+        tmp_path / "o.onnx", metadata=json.dumps({"preprocess": {"mean": [-9.0] * 3, "size": [SIDE, SIDE]}})
+    )
+    assert OnnxEmbedder(ours).suspicions(crops) == ()
 
 
 def test_the_fingerprint_changes_with_what_is_said_beside(tmp_path: Path) -> None:

@@ -270,3 +270,8 @@ def test_a_family_comes_in_one_group(stage_one: Trained, faces: Path, tmp_path: 
     for step in list(task.sampler.epoch(0, alike, task.config.alike))[:4]:
         who = {task.split.train.identities[label] for label in labels[step].tolist()}
         assert len({names.index(name) % 4 for name in who}) == 1
+    task.load_extra_state(task.extra_state())
+    (tmp_path / "families.csv").write_text("\n".join(lines[1:]))
+    other = task_of(faces, stage_one, tmp_path / "other", **options, batch_size=len(names) // 4 * 4)
+    with pytest.raises(ConfigError, match="the families of this run changed since it began"):
+        other.load_extra_state(task.extra_state())
