@@ -320,6 +320,7 @@ def bench(options: argparse.Namespace) -> tuple[list[Speed], dict[str, float]]:
             rounds=options.rounds,
             seconds=options.seconds,
         )
+        print(table(speeds, {}), flush=True)  # the accuracy may take an hour
         accuracy: dict[str, float] = {}
         if pairs and index is not None:
             listed = list_pairs(read_pairs(Path(pairs)), index, folder)

@@ -44,10 +44,14 @@ def test_equal_scores_give_the_lower_row_first(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gallery_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUDGET_MIB", 1e-3)
-    gallery, query = people(3000, 3), people(3, 4)
-    found = nearest_in_parts(query, np.split(gallery, [1000]), 4)
-    best = np.sort(query @ gallery.T, axis=1)[:, ::-1][:, :4]
-    np.testing.assert_allclose(found.score, best, atol=1e-6)
+    gallery = people(3000, 3)
+    for count in (1, 3, 12, 20):  # each way of the product
+        query = people(count, 4)
+        found = nearest_in_parts(query, np.split(gallery, [1000]), 4)
+        score = query @ gallery.T
+        best = np.sort(score, axis=1)[:, ::-1][:, :4]
+        np.testing.assert_allclose(found.score, best, atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(score, found.rows, 1), best, atol=1e-6)
 
 
 def test_a_process_without_torch_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
