@@ -200,7 +200,7 @@ def add(config: Annotated[GalleryAddConfig, Parameter(name="*")] = GalleryAddCon
 
 @gallery.command(name="list")
 def list_(config: Annotated[GalleryListConfig, Parameter(name="*")] = GalleryListConfig()) -> None:
-    """List the people of GALLERY, or the photographs of those named."""
+    """List the people of GALLERY, or the photographs of those named, with the quality of their faces."""
     from facemetric.commands.gallery import run_list
 
     text, record = run_list(config)

@@ -253,6 +253,10 @@ def test_an_argument_of_another_type_is_named(kind: Any, options: dict[str, Any]
         ({"freeze": ["batchnorm", "none"], "freeze_epochs": 5}, "adds up to 5 of 5 --epochs"),
         ({"freeze": ["batchnorm", "none"], "freeze_epochs": 0}, "each must be at least 1"),
         ({"freeze": []}, "--freeze is empty"),
+        (
+            {"augment_on": "device", "auto_augment": "3a"},
+            "--auto-augment is for single pictures of the CPU, and --augment-on is device; leave out one",
+        ),
         ({"compile": True}, "--compile is for a backbone that trains, and --freeze backbone runs it once"),
         ({"checkpoint_activations": True}, "--checkpoint-activations is for a backbone that trains"),
     ],

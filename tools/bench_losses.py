@@ -4,11 +4,14 @@
     python tools/bench_losses.py --sizes 1024 --losses supcon circle --measure time
     python tools/bench_losses.py --device cuda
     python tools/bench_losses.py --sizes 8192 32768 --contenders facemetric --measure memory
+    OMP_NUM_THREADS=1 python tools/bench_losses.py --sizes 1024 --measure time --cpu    # where others use the cores
 
-A figure is the median over rounds of forward plus backward; a round gives both a turn, in an order that changes, so
-that a busy machine slows them alike: read the ratios. Memory is the peak above what was there before the call, each
-in a process of its own. The definitions agree (tests/mining/test_pairwise.py compares their digits), but for
-contrastive, whose terms are squares in ours, as in its paper, and plain distances in the peer's.
+A figure is the median over rounds of forward plus backward; a round gives each a turn, in an order that changes, so
+that a busy machine slows them alike: read the ratios. With --cpu it is the least CPU time of all threads. `products`
+are the matrix products alone that ours cannot do without: the cosines once, and the gradient of both sides. Memory is
+the peak above what was there before the call, each in a process of its own. The definitions agree
+(tests/mining/test_pairwise.py compares their digits), but for contrastive, whose terms are squares in ours, as in its
+paper, and plain distances in the peer's.
 """
 
 from __future__ import annotations
@@ -22,13 +25,18 @@ import argparse
 import multiprocessing
 import random
 import statistics
+import time
 from multiprocessing.connection import Connection
 
 import torch
 from bench_mining import Loss, batch, limit_memory, once, resident, turn
 from pytorch_metric_learning import distances, losses, miners
+from torch import Tensor
 
 from facemetric.mining import ProxyAnchor, circle, contrastive, multi_similarity, supcon
+from facemetric.mining.kernels.cosines import Cosines
+from facemetric.mining.mine import CPU_MINING_MIB
+from facemetric.mining.order import sort_runs
 
 LOSSES = ("contrastive", "supcon", "multi-similarity", "circle", "proxy-anchor")
 DIM = 128
@@ -59,20 +67,43 @@ def contenders(name: str, rows: int, images: int, device: str) -> dict[str, Loss
     return {"facemetric": lambda e, y: contrastive(e, y, margin=1.3).loss, "pml": far}
 
 
+def products(name: str, rows: int, images: int, device: str) -> Loss:
+    """The matrix products of a loss of ours, each in the tiles that it takes, without what is done to a tile."""
+    if name == "proxy-anchor":
+        proxies_CD = torch.randn(rows // images, DIM, device=device)
+
+        def of_proxies(emb_BD: Tensor, _: Tensor) -> Tensor:
+            emb_BD = emb_BD.detach()
+            score_CB = proxies_CD @ emb_BD.T
+            return ((score_CB @ emb_BD).sum() + (score_CB.T @ proxies_CD).sum()).requires_grad_()
+
+        return of_proxies
+
+    def of_pairs(emb_BD: Tensor, labels_B: Tensor) -> Tensor:
+        cos = Cosines(emb_BD.detach(), sort_runs(labels_B, None), CPU_MINING_MIB)
+        for tile in cos.walk(1.0, 0.0, twice=False):
+            cos.add(tile.rows, tile.cols, tile.values)
+        return cos.gradient().sum().requires_grad_()
+
+    return of_pairs
+
+
 def times(name: str, rows: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each."""
+    """Median seconds of each, or its least CPU time."""
     embeddings, labels = batch(rows, DIM, options.images, options.device)
     made = contenders(name, rows, options.images, options.device)
     runs = {who: loss for who, loss in made.items() if who in options.contenders}
+    runs["products"] = products(name, rows, options.images, options.device)
+    clock = time.process_time if options.cpu else time.perf_counter
     taken: dict[str, list[float]] = {who: [] for who in runs}
     for round_ in range(options.rounds + 1):
         order = list(runs.items())
         random.Random(round_).shuffle(order)
         for who, loss in order:
-            seconds = turn(loss, embeddings, labels)
+            seconds = turn(loss, embeddings, labels, clock)
             if round_:  # the first round warms up
                 taken[who] += seconds
-    return {who: statistics.median(found) for who, found in taken.items()}
+    return {who: (min if options.cpu else statistics.median)(found) for who, found in taken.items()}
 
 
 def memory(name: str, who: str, rows: int, options: argparse.Namespace) -> float | None:
@@ -127,6 +158,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--images", type=int, default=4, help="images an identity")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="CPU time, where others use the same cores")
     parser.add_argument(
         "--memory-limit", type=float, default=16.0, help="GiB of a process that measures memory"
     )
@@ -136,13 +168,15 @@ def main() -> None:
         f"D = {DIM}, K = {options.images}"
     )
     print(
-        f"{'loss':17} {'B':>6} {'ms: facemetric':>15} {'pml':>9} {'ratio':>6} {'MiB: facemetric':>16} {'pml':>7}"
+        f"{'loss':17} {'B':>6} {'ms: facemetric':>15} {'pml':>9} {'ratio':>6} {'products':>9} {'MiB: facemetric':>16} "
+        f"{'pml':>7}"
     )
     for name in options.losses:
         for rows in options.sizes:
             found = times(name, rows, options) if options.measure != "memory" else {}
-            cells = [f"{found[who] * 1e3:.1f}" if who in found else "-" for who in ("facemetric", "pml")]
-            ratio = f"{found['pml'] / found['facemetric']:.1f}" if len(found) == 2 else "-"
+            who_first = ("facemetric", "pml", "products")
+            cells = [f"{found[who] * 1e3:.1f}" if who in found else "-" for who in who_first]
+            ratio = f"{found['pml'] / found['facemetric']:.1f}" if len(found) == 3 else "-"
             peaks = ["-", "-"]
             if options.measure != "time":
                 peak = {who: memory(name, who, rows, options) for who in options.contenders}
@@ -151,7 +185,8 @@ def main() -> None:
                     for who in ("facemetric", "pml")
                 ]
             print(
-                f"{name:17} {rows:6} {cells[0]:>15} {cells[1]:>9} {ratio:>6} {peaks[0]:>16} {peaks[1]:>7}",
+                f"{name:17} {rows:6} {cells[0]:>15} {cells[1]:>9} {ratio:>6} {cells[2]:>9} {peaks[0]:>16} "
+                f"{peaks[1]:>7}",
                 flush=True,
             )
 

@@ -48,6 +48,7 @@ from facemetric.mining import MINERS
 from facemetric.mining.kernels import choice
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Clock = Callable[[], float]
 MARGIN = 0.2
 MORE_CALLS = {0.01: 9, 0.2: 3}  # seconds of a first call below which so many more are made and count
 
@@ -150,20 +151,20 @@ def chosen(miner: str, options: argparse.Namespace) -> dict[str, Loss]:
 # --- measuring
 
 
-def once(loss: Loss, embeddings: Tensor, labels: Tensor) -> float:
+def once(loss: Loss, embeddings: Tensor, labels: Tensor, clock: Clock = time.perf_counter) -> float:
     rows = embeddings.clone().requires_grad_()
     wait(rows)
-    start = time.perf_counter()
+    start = clock()
     loss(rows, labels).backward()
     wait(rows)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def turn(loss: Loss, embeddings: Tensor, labels: Tensor) -> list[float]:
+def turn(loss: Loss, embeddings: Tensor, labels: Tensor, clock: Clock = time.perf_counter) -> list[float]:
     """Seconds of one call, or of warm ones after it where it is short."""
-    first = once(loss, embeddings, labels)
+    first = once(loss, embeddings, labels, clock)
     more = next((count for limit, count in MORE_CALLS.items() if first < limit), 0)
-    return [once(loss, embeddings, labels) for _ in range(more)] or [first]
+    return [once(loss, embeddings, labels, clock) for _ in range(more)] or [first]
 
 
 def wait(rows: Tensor) -> None:

@@ -40,7 +40,8 @@ step() {  # name, seconds it may take, command
 tests=(python -m pytest -q -p no:cacheprovider tests/mining/kernels)
 if [ "$device" = cuda ]; then
     step machine 60 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    step tests-compiled 1800 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}/test_gpu.py"
+    step tests-compiled 1800 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}/test_gpu.py" \
+        tests/data/test_device_transforms.py
 else
     step machine 60 uname -mrs
 fi
@@ -51,12 +52,10 @@ if [ "$quick" ]; then
     mining=(--sizes 64 256 --rounds 2 --dim 32 --images 4 --measure time)
     losses=(--sizes 64 256 --rounds 1 --measure time)
     steps=(--arch lcnet_050 --size 64 --batch 16 --steps 3 --rounds 1 --workers 0)
-    epochs=1
 else
     mining=(--sizes 1024 4096 16384 65536 --dim 128 512 --images 4 32)
     losses=(--sizes 1024 4096 16384)
     steps=(--arch resnet50 --size 112 --batch 256 --workers "$(nproc)")
-    epochs=10
 fi
 step bench-mining 3600 python tools/bench_mining.py --device "$device" "${mining[@]}"
 if [ "$device" = cuda ]; then
@@ -66,7 +65,10 @@ if [ "$device" = cuda ]; then
     done
 fi
 step bench-losses 1800 python tools/bench_losses.py --device "$device" "${losses[@]}"
-step training 1800 python tools/check_training.py "$out/training" --device "$device" --epochs "$epochs"
-step loader-to-device 1200 python tools/bench_steps.py "$out/training/faces" --device "$device" "${steps[@]}"
+step training 1800 python tools/check_training.py "$out/training" --device "$device"
+for where in cpu device; do
+    step "loader-to-device-varied-on-$where" 1200 python tools/bench_steps.py "$out/training/faces" --device "$device" \
+        --augment-on "$where" "${steps[@]}"
+done
 cat "$table"
 exit $((failed > 0))

@@ -8,7 +8,7 @@ processes of this machine. A shard whose part is there is not embedded again, so
 `--parts` leaves the parts as they are: pandas, DuckDB and Spark read a folder of them, and billions of rows fit no
 memory. facemetric and the weights must be on every machine; Ray is not a dependency: `pip install 'ray[data]'`.
 
-Run with ray 2.60.0 on one machine: see facemetric/training/many_machines.md for what was compared.
+Run with Ray 2.60.0 on one machine: facemetric/training/many_machines.md says what was compared.
 """
 
 from __future__ import annotations

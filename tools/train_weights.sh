@@ -3,7 +3,8 @@
 # ones, whose mean with it goes to stage two; and from there one that follows a teacher's embeddings, also of people
 # without a name, with labels and without. Start it again after a stop, it goes on.
 #   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
-#   go to every stage: with --epochs 1 it is a rehearsal
+#   go to every stage: with --epochs 1 it is a rehearsal, of minutes where DATA is a cut (tars and teacher's tables of the
+#   same names with some of the people, the validation people among them; the lists may name others)
 set -euo pipefail
 data=$1 runs=$2
 shift 2

@@ -23,7 +23,7 @@ from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.finder import face_finder
 from facemetric.machine import pick_workers, progress_shown, say
 from facemetric.model.embedder import Embedder
-from facemetric.model.onnx.colour_check import CROPS, colours_suspected
+from facemetric.model.onnx.colour_check import CROPS
 from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
 from facemetric.model.weights.opened_weights import Weights, open_weights
 from facemetric.training.run.run_folder import BAD_IMAGES
@@ -49,14 +49,13 @@ def open_images(sources: Sequence[str] | str, *, loose: bool = False) -> ImageIn
     return index
 
 
-def colours_in(model: OnnxEmbedder | None, index: ImageIndex) -> str:
-    """A warning where anybody's model seems to take the colours of the images the wrong way round, else ""."""
+def suspicions_in(model: OnnxEmbedder | None, index: ImageIndex) -> list[str]:
+    """Warnings where anybody's model seems to take the images in another range, or colours the wrong way round."""
     if model is None or model.metadata:
-        return ""
+        return []
     rows = np.unique(np.linspace(0, len(index) - 1, min(CROPS, len(index))).astype(int))
     (batch,) = load_batches(index, [rows], eval_transform(model.preprocess))
-    suspicion = colours_suspected(model.embed_pixels, batch.images.numpy())
-    return f"warning: {model.colour_note(suspicion)}" if suspicion else ""
+    return [f"warning: {suspicion}" for suspicion in model.suspicions(batch.images.numpy())]
 
 
 def check_config(config: DataConfig | EvalConfig) -> None:

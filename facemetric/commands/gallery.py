@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from facemetric.config import (
 from facemetric.errors import DataError, WeightsError, did_you_mean, given, plural
 from facemetric.files import write_text_whole
 from facemetric.gallery.folder import LIST, SKIPPED, GalleryFolder
+from facemetric.gallery.parts import known_quality
 from facemetric.machine import progress_bar, say
 
 if TYPE_CHECKING:
@@ -200,22 +202,40 @@ def run_list(config: GalleryListConfig) -> tuple[str, dict[str, Any]]:
             raise DataError(f"nobody called {name!r} is enrolled in {config.gallery}{hint}")
     if config.names:
         chosen = {name: photos[name] for name in config.names}
-        lines = [line for name in chosen for line in (name, *(f"  {photo}" for photo in chosen[name]))]
-        return "\n".join(lines), {"people": chosen}
-    counts = folder.counts()
+        lines = ["quality  photograph"]
+        for name, faces_of in chosen.items():
+            lines += [name, *(f"{quality_text(quality):>7}  {photo}" for photo, quality in faces_of)]
+        return "\n".join(lines), {
+            "people": {name: [photo for photo, _ in faces_of] for name, faces_of in chosen.items()},
+            "quality": {
+                name: [known_quality(quality) for _, quality in faces_of] for name, faces_of in chosen.items()
+            },
+        }
+    counts, qualities = folder.counts(), folder.qualities()
     faces = plural(sum(counts.values()), "face")
-    lines = [f"{count:6,}  {name}" for name, count in counts.items()]
+    lines = [f"{'faces':>6}  {'quality':9}  person"] if counts else []
+    lines += [f"{count:6,}  {quality_text(*qualities[name]):9}  {name}" for name, count in counts.items()]
     lines.append(
         f"{plural(len(counts), 'person', 'people')}, {faces} in {config.gallery}; weights {folder.list.weights_name} "
         f"(sha256 {folder.list.weights[:12]}...)"
     )
     record = {
         "people": counts,
+        "quality": {
+            name: [known_quality(low), known_quality(high)] for name, (low, high) in qualities.items()
+        },
         "weights": folder.list.weights_name,
         "weights_sha256": folder.list.weights,
         "embedding_size": folder.list.embedding_size,
     }
     return "\n".join(lines), record
+
+
+def quality_text(low: float, high: float | None = None) -> str:
+    """The quality of a face, or the range of several's; `-` where it is not known."""
+    if math.isnan(low):
+        return "-"
+    return f"{low:.2f}" if high is None or low == high else f"{low:.2f}-{high:.2f}"
 
 
 def run_remove(config: GalleryRemoveConfig) -> str:

@@ -120,7 +120,15 @@ def check_step(step: Step, made: Collection[str]) -> None:
         for text in getattr(step.config, option, ()):
             if not Path(parse_source(text).path).exists():
                 raise DataError(f"[{step.stage}] {option}: {text}: no such file or folder")
-    for option in ("embeddings", "pairs", "val_identities", "leave_out", "leave_out_images", "merge"):
+    for option in (
+        "embeddings",
+        "pairs",
+        "val_identities",
+        "leave_out",
+        "leave_out_images",
+        "merge",
+        "families",
+    ):
         path = getattr(step.config, option, None)
         if path is not None and not path.exists():
             raise DataError(f"[{step.stage}] {option}: {path}: no such file")

@@ -33,6 +33,11 @@ def check_stage(config: StageConfig) -> None:
         "--compile and --checkpoint-activations do not go together: a compiled network counts its batches where "
         "activations are computed again; leave out one of the two",
     )
+    require(
+        config.augment_on == "cpu" or not config.auto_augment,
+        f"--auto-augment is for single pictures of the CPU, and --augment-on is {config.augment_on}; leave out one of "
+        "the two",
+    )
     check_teacher(config)
     if isinstance(config, PretrainConfig):
         check_shards(config)
@@ -114,6 +119,10 @@ def check_batch(config: FinetuneConfig) -> None:
     require(
         config.alike == 0 or config.freeze == ("backbone",),
         "--alike finds who looks alike from cached features, which need --freeze backbone; leave out one of the two",
+    )
+    require(
+        config.families is None or config.alike > 0,
+        "--families says who comes in one group, and --alike is 0: give the groups' size, such as --alike 8",
     )
     require(
         config.projection_init in ("identity", "refit") or config.embedding_size > 0,

@@ -28,6 +28,7 @@ from facemetric.config.fields import (
 )
 
 Amp = Literal["auto", "bfloat16", "float16", "off"]
+AugmentOn = Literal["cpu", "device"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
 Init = Literal["identity", "refit", "pca", "lda", "random"]
@@ -108,6 +109,8 @@ class StageConfig:
     """Chance of a picture scaled down and up again, 0..1."""
     auto_augment: Annotated[str, AUGMENTATION] = ""
     """A policy of timm, such as rand-m5-mstd0.5; empty for none."""
+    augment_on: Annotated[AugmentOn, AUGMENTATION] = "cpu"
+    """Where pictures are varied: as they are read (cpu), or whole batches on a GPU (device), by the same numbers."""
 
     seed: Annotated[int, RUN, SEED] = 0
     """Seed of everything random; the same seed gives the same numbers on one machine."""
@@ -221,6 +224,8 @@ class FinetuneConfig(StageConfig):
     """Images of each identity in a batch."""
     alike: Annotated[int, OPTIMISATION, AT_LEAST_0] = 0
     """Identities of a batch come in groups of so many that look alike, found again each epoch; 0 draws them all."""
+    families: Annotated[Path | None, OPTIMISATION] = None
+    """Text or csv file of identities that are relatives, `a,b[,c...]` a line: with --alike they come in one group."""
     views: Annotated[int, AUGMENTATION, AT_LEAST_1] = 1
     """Cached copies of each image with --freeze backbone: the plain and views - 1 augmented; 3 of --unlabelled ones."""
     cache: Annotated[Path | None, RUN] = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,15 +18,24 @@ Step = Callable[[Image.Image], Image.Image]
 Pixels = Callable[[Image.Image], np.ndarray]
 
 
+class Plan(NamedTuple):
+    """What is to be done to a picture, with its random numbers drawn: now, and `later` (numbers) on the device."""
+
+    make: Pixels
+    later: tuple[float, ...] = ()
+
+
 class Transform:
     """PIL RGB -> uint8 (H, W, 3). `enough` is the shorter side that `decode` needs to keep.
 
-    Calling it is `draw(image)(image)`: first everything random, then the pixels. The first part takes from the
+    Calling it is `draw(image).make(image)`: first everything random, then the pixels. The first part takes from the
     global generators, so one thread at a time may do it; the second takes nearly all the time and no random
-    numbers, but where `draws_late` says so; nothing at all is random where `draws` is False."""
+    numbers, but where `draws_late` says so; nothing at all is random where `draws` is False. `later` numbers of
+    each picture are left for the device."""
 
     draws = False
     draws_late = False
+    later = 0
 
     def __init__(self, pre: Preprocess) -> None:
         self.crop = pre.crop
@@ -36,19 +46,17 @@ class Transform:
         self.enough = int(2 * max(self.width / (1 - left - right), self.height / (1 - top - bottom))) + 1
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        return self.draw(image)(image)
+        return self.draw(image).make(image)
 
-    def draw(self, image: Image.Image) -> Pixels:
+    def draw(self, image: Image.Image) -> Plan:
         """What is to be done to the image, with its random numbers drawn."""
-        return partial(self.make, self.region(image), (), False)
+        return Plan(partial(self.make, self.region(image), ()))
 
-    def make(self, box: Box, steps: Sequence[Step], flip: bool, image: Image.Image) -> np.ndarray:
-        """The pixels of the box, after the steps and the flip."""
+    def make(self, box: Box, steps: Sequence[Step], image: Image.Image) -> np.ndarray:
+        """The pixels of the box, after the steps."""
         image = self.cut(image, box)
         for step in steps:
             image = step(image)
-        if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
 
     def region(self, image: Image.Image) -> Box:

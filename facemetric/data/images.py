@@ -120,6 +120,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
     """
     if not data:
         raise BadImage("zero bytes")
+    if kind := other_kind(data):
+        raise BadImage(kind)
     try:
         if data.startswith(JPEG_START):
             image = _jpeg(data, max_pixels, enough)
@@ -136,6 +138,19 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, enough: int = 0) -> Ima
         raise BadImage("needs more memory than there is") from None
     except Exception as error:  # PIL's readers raise what they meet: OSError, SyntaxError, struct.error ...
         raise BadImage(_reason(error)) from None
+
+
+def other_kind(data: bytes) -> str:
+    """What a file is that people take for a photograph, and what to do, from its first 12 bytes; "" for any other."""
+    if data[:5] == b"%PDF-":
+        return "a PDF document; save its page as a picture"
+    if (
+        (data[4:8] == b"ftyp" and data[4:12] not in PHONES)
+        or data[:4] == b"\x1aE\xdf\xa3"
+        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
+    ):
+        return "a video; save a frame of it as a picture"
+    return ""
 
 
 def _jpeg(data: bytes, max_pixels: int, enough: int) -> Image.Image:

@@ -129,6 +129,21 @@ def merge_identities(
     return Merged(joined, len(aliases), tuple(missing), largest_group(index, roots, pairs))
 
 
+def read_families(index: ImageIndex, path: Path) -> tuple[np.ndarray, str]:
+    """(C,) the number of each identity's family in a list in the form of `read_merges`, and a note of what it has.
+
+    An identity that is not listed is a family of its own; those that share a line, or a chain of lines, are of one.
+    The number is that of the family's first identity."""
+    merged = merge_identities(index, read_merges(path), skip_unknown=True)
+    number = {name: i for i, name in enumerate(index.identities)}
+    first = [merged.joined.aliases.get(name, name) for name in index.identities]
+    family_C = np.array([number[name] for name in first], dtype=np.int64)
+    sizes = np.bincount(family_C)
+    related, families = int(sizes[sizes > 1].sum()), int((sizes > 1).sum())
+    who = f"{plural(related, 'identity', 'identities')} of {plural(families, 'family', 'families')}"
+    return family_C, f"{who} of two and more{unknown_note(merged.unknown, path)}"
+
+
 def largest_group(
     index: ImageIndex, roots: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]
 ) -> Largest:

@@ -34,16 +34,18 @@ MASK = (1 << 64) - 1
 class Batch(NamedTuple):
     """images uint8 (B, H, W, 3), labels and rows int64 (B,); `bad` are the rows left out, with the reason.
 
-    B is smaller than asked for where images are bad, at worst 0.
+    B is smaller than asked for where images are bad, at worst 0. `later` float32 (B, n) is what the transform
+    leaves for the device: see device_transforms.py.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     bad: list[tuple[int, str]]
+    later: torch.Tensor | None = None
 
 
-Found = np.ndarray | BadImage
+Found = tuple[np.ndarray, tuple[float, ...]] | BadImage
 
 
 def load_batches(
@@ -93,31 +95,35 @@ class _Batches(Dataset[Batch]):
         pixels = torch.empty((len(rows), self.transform.height, self.transform.width, 3), dtype=torch.uint8)
         filled = pixels.numpy()
         good: list[int] = []
+        left: list[tuple[float, ...]] = []
         bad: list[tuple[int, str]] = []
         for row, found in zip(rows.tolist(), mapped(partial(self.image, step), rows.tolist()), strict=True):
             if isinstance(found, BadImage):
                 bad.append((row, found.reason))
                 continue
-            filled[len(good)] = found
+            filled[len(good)], numbers = found
             good.append(row)
+            left.append(numbers)
         kept = np.array(good, np.int64)
         labels = torch.from_numpy(self.labels[kept].astype(np.int64))
-        return Batch(pixels[: len(good)], labels, torch.from_numpy(kept), bad)
+        count = self.transform.later
+        later = torch.tensor(left).reshape(len(good), count) if count else None
+        return Batch(pixels[: len(good)], labels, torch.from_numpy(kept), bad, later)
 
     def image(self, step: int, row: int) -> Found:
-        """The pixels of a row, or why there are none."""
+        """The pixels of a row and what is left for the device, or why there are none."""
         try:
             image = self._decode(row)
         except BadImage as error:
             return error
         if not self.transform.draws:
-            return self.transform(image)
+            return self.transform(image), ()
         with DRAWING:
             seed_everything(sample_seed(*self.stream, step, row))
-            pixels = self.transform.draw(image)
+            plan = self.transform.draw(image)
             if self.transform.draws_late:
-                return pixels(image)
-        return pixels(image)
+                return plan.make(image), plan.later
+        return plan.make(image), plan.later
 
     def _decode(self, row: int) -> Any:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from facemetric.data.images import MAX_PIXELS, PHONES, BadImage, decode
+from facemetric.data.images import MAX_PIXELS, decode
 
 DRAFT_PIXELS = 178_000_000  # JPEGs up to here are decoded smaller: Pillow refuses to open larger ones
 DRAFT_SIDE = 2048  # their shorter side is not decoded below this
@@ -24,22 +24,7 @@ def open_photograph(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
     data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    if kind := _other_kind(data):
-        raise BadImage(kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         jpeg = data[:2] == b"\xff\xd8"
         return decode(data, max_pixels=DRAFT_PIXELS if jpeg else MAX_PIXELS, enough=DRAFT_SIDE)
-
-
-def _other_kind(data: bytes) -> str:
-    """What a file is that people take for a photograph; empty where nothing is known of it."""
-    if data[:5] == b"%PDF-":
-        return "a PDF document; save its page as a picture"
-    if (
-        (data[4:8] == b"ftyp" and data[4:12] not in PHONES)
-        or data[:4] == b"\x1aE\xdf\xa3"
-        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
-    ):
-        return "a video; save a frame of it as a picture"
-    return ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from facemetric.errors import plural
 from facemetric.gallery.look import SeenFace
+from facemetric.gallery.parts import known_quality
 from facemetric.gallery.search import Match
 from facemetric.gallery.threshold import FpirThreshold
 
@@ -35,7 +36,7 @@ class FaceAnswer:
         return {
             "name": self.name or None,
             "box": [round(edge, 1) for edge in self.face.box],
-            "quality": round(self.face.quality, 3),
+            "quality": known_quality(self.face.quality),
             "small": self.face.is_small,
             "matches": [
                 {"name": match.name, "score": match.score, "photo": photo}

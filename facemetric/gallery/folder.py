@@ -144,12 +144,25 @@ class GalleryFolder:
             count.update(dict(zip(part.names, faces, strict=True)))
         return dict(sorted(count.items()))
 
-    def photos_by_name(self) -> dict[str, list[str]]:
-        """The enrolled people, sorted, and their photographs."""
-        found: dict[str, list[str]] = {name: [] for name in self.counts()}
+    def qualities(self) -> dict[str, tuple[float, float]]:
+        """The enrolled people, sorted, and the lowest and highest quality of their faces, 0..1; NaN where it is not
+        known."""
+        found: dict[str, tuple[float, float]] = {}
         for part in self.parts:
-            for row in range(len(part)):
-                found[part.name(row)].append(part.photo(row))
+            low, high = (np.full(len(part.names), np.nan, np.float32) for _ in range(2))
+            np.fmin.at(low, part.person, part.quality)
+            np.fmax.at(high, part.person, part.quality)
+            for name, *both in zip(part.names, low.tolist(), high.tolist(), strict=True):
+                before = found.get(name, (np.nan, np.nan))
+                found[name] = float(np.fmin(before[0], both[0])), float(np.fmax(before[1], both[1]))
+        return dict(sorted(found.items()))
+
+    def photos_by_name(self) -> dict[str, list[tuple[str, float]]]:
+        """The enrolled people, sorted, and their photographs, each with the quality of the face (NaN: not known)."""
+        found: dict[str, list[tuple[str, float]]] = {name: [] for name in self.counts()}
+        for part in self.parts:
+            for row, quality in enumerate(part.quality.tolist()):
+                found[part.name(row)].append((part.photo(row), quality))
         return found
 
     def refresh(self) -> bool:

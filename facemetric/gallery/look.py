@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 64  # photographs that are in memory at once
 CROP_QUALITY = 90  # of the JPEGs that are kept: 4 kB a face
-WHOLE = Quality(1.0, 1.0, 0.0, 0.0, 0.0)  # of a picture that is taken as it is: nothing is known of it
+WHOLE = Quality(math.nan, 1.0, 0.0, 0.0, 0.0)  # of a picture that is taken as it is: nothing is known of it
 SMALL = 10.0  # pixels between the eyes, of a face 20 pixels wide: README.md says what a smaller one costs
 
 
@@ -38,7 +39,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SeenFace:
-    """A face in a photograph. `box` (left, top, right, bottom) in pixels of the upright photograph, `quality` 0..1 (1
+    """A face in a photograph. `box` (left, top, right, bottom) in pixels of the upright photograph, `quality` 0..1 (NaN
     where no face was looked for), `eye_distance` in pixels (0 there), `embedding` float32 (D,), unit length."""
 
     crop: Image.Image

@@ -9,6 +9,7 @@ Shapes: N rows, D embedding, P identities of a part.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,7 @@ class Rows:
 
     `embeddings` float32 (N, D), unit length; `names` of the people and `photos` (the photographs' paths or names):
     N texts each; `photo_hash` uint8 (N, 32), SHA-256 of the photographs' bytes; `quality` float32 (N,), 0..1, of the
-    faces; `crops` N JPEGs, b"" where the picture is not kept."""
+    faces, NaN where it is not known; `crops` N JPEGs, b"" where the picture is not kept."""
 
     embeddings: npt.NDArray[np.float32]
     names: Sequence[str]
@@ -58,6 +59,11 @@ class Rows:
             self.quality[rows],
             [self.crops[i] for i in chosen],
         )
+
+
+def known_quality(quality: float) -> float | None:
+    """The quality of a face in three digits; None where it is not known."""
+    return None if math.isnan(quality) else round(quality, 3)
 
 
 def joined(some: Sequence[Rows]) -> Rows:

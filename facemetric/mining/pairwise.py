@@ -89,8 +89,8 @@ def multi_similarity(
     """The mean over anchors of log(1 + sum e^(-alpha (s - base))) / alpha + log(1 + sum e^(beta (s - base))) / beta.
 
     The first sum is over the positives with a cosine s below the anchor's highest negative + epsilon, the second over
-    the negatives above its lowest positive - epsilon; epsilon 2 or more keeps all. alpha, beta above 0 to 300, base
-    -1 to 1. Other arguments and errors as in `supcon`.
+    the negatives above its lowest positive - epsilon; a tie is neither; epsilon 2 or more keeps all. alpha, beta above
+    0 to 300, base -1 to 1. Other arguments and errors as in `supcon`.
     Source: Wang et al. 2019, arXiv:1904.06627, equations 11 to 16.
     """
     within("alpha", alpha, 0.01, 300)
@@ -107,11 +107,14 @@ def _multi_similarity(cos: Cosines, *, alpha: float, beta: float, base: float, e
     anchors = max(len(x_MD), 1)
     lowest_M, highest_M = x_MD.new_full((len(x_MD),), torch.inf), x_MD.new_full((len(x_MD),), -torch.inf)
     limit_M = x_MD.new_full((len(x_MD),), -1.0)
+    # two products of equal rows differ in their last digits: what is nearer to a limit than these is a tie, not above
+    tie = float(slack(x_MD.new_ones(1), x_MD.new_ones(1), x_MD.shape[1]))
+    tie += 4 * torch.finfo(x_MD.dtype).eps / beta
     if mined:
         for block in cos.genuine():
             lowest_M[block.rows] = block.cosine_nw.masked_fill(~block.genuine_nw, torch.inf).amin(1)
         # on the exponentials, which keep the order
-        limit_M = ((lowest_M - epsilon - base) * beta).exp_()
+        limit_M = ((lowest_M - epsilon + tie - base) * beta).exp_()
     total_M = x_MD.new_zeros(len(x_MD), dtype=torch.float64)
     for tile in walk:
         _without_genuine(cos, tile)
@@ -133,7 +136,7 @@ def _multi_similarity(cos: Cosines, *, alpha: float, beta: float, base: float, e
     highest_M = highest_M / beta + base if mined else lowest_M
     pull_M = x_MD.new_zeros(len(x_MD), dtype=torch.float64)
     for block in cos.genuine():
-        kept_nw = block.genuine_nw & (block.cosine_nw < highest_M[block.rows, None] + epsilon)
+        kept_nw = block.genuine_nw & (block.cosine_nw < highest_M[block.rows, None] + (epsilon - tie))
         power_nw = ((block.cosine_nw - base) * -alpha).exp_().masked_fill_(~kept_nw, 0)
         pull_M[block.rows] = power_nw.sum(1, dtype=torch.float64)
         share_n = (-1 / anchors / (1 + pull_M[block.rows])).to(x_MD.dtype)
@@ -261,9 +264,12 @@ def _contrastive(cos: Cosines, *, margin: float) -> Sums:
         same = cos.runs.same(tile.rows, tile.cols)
         if same is not None:
             squared_RC.masked_fill_(same, 9.0)
+        nearest = float(squared_RC.amin())
+        if nearest >= margin * margin:
+            continue
         found = int((squared_RC < margin * margin).count_nonzero())
         alone = found <= FEW * squared_RC.numel()
-        some = Some(cos, tile, margin * margin if alone else near) if found else None
+        some = Some(cos, tile, margin * margin if alone else near) if alone or nearest < near else None
         times, factor = (2, 2.0) if walk.both(tile) else (1, 2.0 if whole else 1.0)  # (i, j) and (j, i)
         if some is not None:
             hinge_P = (margin - some.distance_P).relu_()
@@ -288,9 +294,11 @@ def _contrastive(cos: Cosines, *, margin: float) -> Sums:
 
 def _exponentials(cos: Cosines, tile: Tile) -> None:
     """e^values, 0 where an anchor meets itself."""
-    own = cos.runs.itself(tile.rows, tile.cols)
     tile.values.exp_()
-    if own is not None:
+    if cos.runs.whole:
+        if tile.rows == tile.cols:
+            tile.values.fill_diagonal_(0)
+    elif (own := cos.runs.itself(tile.rows, tile.cols)) is not None:
         tile.values.masked_fill_(own, 0)
 
 

@@ -174,11 +174,25 @@ class Embedder(nn.Module):
 
 
 def in_pieces(work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """work(images) without gradients, by PIECE images where they lie on the CPU: twice as fast as 256 at once."""
+    """work(images) without gradients, by PIECE images where they lie on the CPU: twice as fast as 256 at once.
+
+    By half as many, and half of these, where the memory of the device does not hold them. Raises ConfigError where it
+    does not hold one."""
+    size = PIECE if images.device.type == "cpu" else max(1, len(images))
     with torch.inference_mode():
-        if images.device.type != "cpu" or len(images) <= PIECE:
-            return work(images)
-        return torch.cat([work(piece) for piece in images.split(PIECE)])
+        while True:
+            try:
+                made = [work(piece) for piece in images.split(size)]
+                return made[0] if len(made) == 1 else torch.cat(made)
+            except torch.OutOfMemoryError as error:
+                size = min(size, len(images))
+                if size == 1:
+                    height, width = images.shape[2:]
+                    raise ConfigError(
+                        f"{images.device} ran out of memory with one picture of {width} x {height} pixels; free some "
+                        "of it, or set --device cpu"
+                    ) from error
+                size //= 2
 
 
 def embed_batch(embedder: Embedder, images: Tensor, *, flip: bool = False) -> Tensor:

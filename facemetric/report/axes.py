@@ -58,19 +58,24 @@ def errors_of(figure: Figure) -> tuple[float, float, float]:
 
 
 def error_axis(figures: Sequence[Figure]) -> tuple[Axis, list[Whisker | None]]:
-    """Whole decades from the lowest error that is there to 1; no errors at all lie at the left edge."""
+    """Whole decades from the lowest error that is there to 1. Where one has no errors at all, the axis goes on to the
+    left by a decade, whose end is called 0: there it lies."""
     shares = [None if f.interval is None or f.value is None else errors_of(f) for f in figures]
     positive = [share for shown in shares if shown for share in shown if share > LEAST]
     first = min(math.floor(math.log10(min(positive, default=0.1)) + 1e-9), -1)
+    without = any(share <= LEAST for shown in shares if shown for share in shown)
+    first -= without
+    step = -(-(1 - first) // 5)  # five texts fit beside each other
+    first = first // step * step  # so that both ends have theirs
 
     def place(share: float) -> float:
         return 100 * (1 - math.log10(max(min(share, 1), 10.0**first)) / first)
 
     decades = range(first, 1)
-    step = -(-len(decades) // 5)  # five texts fit beside each other
-    ticks = tuple(
-        Tick(place(10.0**d), f"{100 * 10.0**d:.6g} %" if (d - first) % step == 0 else "") for d in decades
-    )
+    texts = [f"{100 * 10.0**d:.6g} %" if (d - first) % step == 0 else "" for d in decades]
+    if without:
+        texts[0] = "0"
+    ticks = tuple(Tick(place(10.0**d), text) for d, text in zip(decades, texts, strict=True))
     whiskers = [
         None if share is None else Whisker(place(share[0]), place(share[1]), place(share[2]))
         for share in shares

@@ -13,6 +13,7 @@ from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.retrieval import Queries
 from facemetric.evaluation.table import unit_rows
 from facemetric.evaluation.verification import HardPairs
+from facemetric.faces.finder import FaceFinder
 from facemetric.report.figures import grids, large, percent
 from facemetric.report.map import choose_images, lay_out, most_of_one
 from facemetric.report.models import short_names, told_apart
@@ -41,19 +42,32 @@ CELL = 64  # pixels of a picture in the map's sprite: 800 of them are 1.1 MB of 
 
 
 def write_report(
-    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+    found: Evaluation,
+    name: str,
+    origin: Origin,
+    *,
+    seed: int = 0,
+    probability: Probability | None = None,
+    finder: FaceFinder | None = None,
 ) -> Path:
-    """report.html in the evaluation's folder. `name`: what was evaluated; `probability`: what its weights hold."""
-    page = page_of(found, name, origin, seed=seed, probability=probability)
+    """report.html in the evaluation's folder. `name`: what was evaluated; `probability`: what its weights hold;
+    `finder`: who looks at the hardest pairs for their quality, where they are of faces."""
+    page = page_of(found, name, origin, seed=seed, probability=probability, finder=finder)
     return write_page(found.out / REPORT, page)
 
 
 def page_of(
-    found: Evaluation, name: str, origin: Origin, *, seed: int = 0, probability: Probability | None = None
+    found: Evaluation,
+    name: str,
+    origin: Origin,
+    *,
+    seed: int = 0,
+    probability: Probability | None = None,
+    finder: FaceFinder | None = None,
 ) -> Page:
     """The page of an evaluation; what it does not hold is not on it."""
     pooled = found.templates
-    pictures = Pictures(found.table, found.images, pooled.first if pooled is not None else None)
+    pictures = Pictures(found.table, found.images, pooled.first if pooled is not None else None, finder)
     verification = found.verification
     notes = list(found.notes)
     if found.images is None:
@@ -205,10 +219,14 @@ def mistakes(found: Evaluation, pictures: Pictures) -> tuple[Gallery, ...]:
 def pair_cases(found: Evaluation, pictures: Pictures, pairs: HardPairs) -> tuple[Case, ...]:
     """A case for each pair; the name of one person is given once."""
     cases = []
+    quality = pictures.qualities([*pairs.rows_a.tolist(), *pairs.rows_b.tolist()])
     for a, b, score in zip(pairs.rows_a.tolist(), pairs.rows_b.tolist(), pairs.score.tolist(), strict=True):
         one, other = (str(found.table.identities[row]) for row in (a, b))
         labels = ("", "") if one == other else (one, other)
-        both = (shown(found, pictures, row, label) for row, label in zip((a, b), labels, strict=True))
+        both = (
+            shown(found, pictures, row, label, quality.get(row, ""))
+            for row, label in zip((a, b), labels, strict=True)
+        )
         cases.append(Case(tuple(both), score, one if one == other else ""))
     return tuple(cases)
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.finder import FaceFinder
 from facemetric.files import write_whole
 from facemetric.machine import progress_bar
 
@@ -32,12 +33,17 @@ MARK = (213, 94, 0)  # around another identity's picture: Okabe and Ito's vermil
 class Pictures:
     """Pictures of the rows of a table, read from `index` by their names; no index, no pictures.
 
-    `shown`: of rows that are no images, such as templates, the image to show for each name."""
+    `shown`: of rows that are no images, such as templates, the image to show for each name. `finder` looks at the
+    images as crops where they are of faces, for their quality."""
 
     def __init__(
-        self, table: EmbeddingTable, index: ImageIndex | None, shown: Mapping[str, str] | None = None
+        self,
+        table: EmbeddingTable,
+        index: ImageIndex | None,
+        shown: Mapping[str, str] | None = None,
+        finder: FaceFinder | None = None,
     ) -> None:
-        self.table, self.index, self.shown = table, index, shown or {}
+        self.table, self.index, self.shown, self.finder = table, index, shown or {}, finder
         self._made: dict[int, str] = {}
 
     def image(self, row: int, side: int) -> Image.Image | None:
@@ -59,6 +65,17 @@ class Pictures:
                 image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             self._made[row] = "" if image is None else jpeg_uri(image, QUALITY)
         return self._made[row]
+
+    def qualities(self, rows: Sequence[int]) -> dict[int, str]:
+        """For rows whose images were looked at, what their captions say: `quality 0.87`, or that there is no face."""
+        if self.finder is None:
+            return {}
+        images = {row: image for row in dict.fromkeys(rows) if (image := self.image(row, 0)) is not None}
+        found = self.finder(images.values())
+        return {
+            row: "no face seen" if one.missing else f"quality {one.faces[0].quality.figure:.2f}"
+            for row, one in zip(images, found, strict=True)
+        }
 
     def squares(self, rows: Sequence[int], cell: int) -> Iterator[Image.Image | None]:
         """The pictures of rows, each in a square of `cell` pixels; None for one that is not there."""

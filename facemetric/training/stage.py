@@ -247,6 +247,7 @@ def augment_of(config: StageConfig) -> Augment:
         grayscale=config.grayscale,
         blur=config.blur,
         low_resolution=config.low_resolution,
+        on_device=config.augment_on == "device",
     )
 
 

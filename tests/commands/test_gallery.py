@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from child_processes import in_processes
 from photographs import HOPPER, pair
@@ -18,8 +19,9 @@ from PIL import Image
 
 from facemetric import cli, identify
 from facemetric.errors import ConfigError, DataError
-from facemetric.gallery.folder import SKIPPED
+from facemetric.gallery.folder import SKIPPED, GalleryFolder, GalleryList
 from facemetric.gallery.gallery import Gallery
+from facemetric.gallery.parts import Rows
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -60,11 +62,15 @@ def test_add_list_remove(command: Command, g: Path, faces: Path) -> None:
     names = sorted(folder.name for folder in faces.iterdir())
     status, out, _ = command("gallery", "list", g)
     lines = out.splitlines()
-    assert (status, lines[:-1]) == (0, [f"     6  {name}" for name in names])
+    assert (status, lines[0]) == (0, " faces  quality    person")
+    assert lines[1:-1] == [f"     6  -          {name}" for name in names]  # no face was looked for
     assert lines[-1].startswith(f"16 people, 96 faces in {g}; weights ")
     assert json.loads(command("gallery", "list", g, "--json")[1])["people"] == dict.fromkeys(names, 6)
     photos = sorted(map(str, (faces / names[0]).iterdir()))
-    assert command("gallery", "list", g, names[0])[1] == "\n  ".join([names[0], *photos]) + "\n"
+    assert (
+        command("gallery", "list", g, names[0])[1]
+        == "\n      -  ".join([f"quality  photograph\n{names[0]}", *photos]) + "\n"
+    )
     assert "did you mean 'drawn_0001'" in fault(command("gallery", "list", g, "drown_0001"))
     assert "96 photographs enrolled before" in command("gallery", "add", g, faces)[1]
     assert "did you mean 'drawn_0001'" in fault(command("gallery", "remove", g, "drown_0001"))
@@ -72,6 +78,24 @@ def test_add_list_remove(command: Command, g: Path, faces: Path) -> None:
     assert (status, out) == (0, f"2 faces removed from {g}; 16 people, 94 faces left\n")
     assert command("gallery", "remove", g, *names[:2])[1].startswith("10 faces removed")
     assert f"'{photos[0]}'" in fault(command("gallery", "remove", g, "--photos", photos[0]))
+
+
+def test_list_shows_the_quality_of_faces(command: Command, tmp_path: Path) -> None:
+    folder = GalleryFolder.create(tmp_path / "g", GalleryList("0" * 64, "weights", 2))
+    quality = np.array([0.5, np.nan, 0.25, 0.75, np.nan], np.float32)
+    names, photos = ["ada", "ada", "ada", "grace", "mary"], ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
+    hashes = np.arange(5 * 32, dtype=np.uint8).reshape(5, 32)
+    rows = Rows(np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0]], names, photos, hashes, quality, [b""] * 5)
+    folder.append(rows.take(np.arange(2)))
+    folder.append(rows.take(np.arange(2, 5)))
+    lines = command("gallery", "list", tmp_path / "g")[1].splitlines()
+    assert lines[1:4] == ["     3  0.25-0.50  ada", "     1  0.75       grace", "     1  -          mary"]
+    record = json.loads(command("gallery", "list", tmp_path / "g", "--json")[1])
+    assert record["quality"] == {"ada": [0.25, 0.5], "grace": [0.75, 0.75], "mary": [None, None]}
+    lines = command("gallery", "list", tmp_path / "g", "ada")[1].splitlines()
+    assert lines[1:] == ["ada", "   0.50  1.jpg", "      -  2.jpg", "   0.25  3.jpg"]
+    record = json.loads(command("gallery", "list", tmp_path / "g", "ada", "--json")[1])
+    assert record == {"people": {"ada": photos[:3]}, "quality": {"ada": [0.5, None, 0.25]}}
 
 
 def test_identify_says_who_and_what_the_threshold_means(

@@ -130,6 +130,11 @@ def test_values_are_toml_or_words() -> None:
         (("", ""), ("eval.data=nowhere",), r"\[eval\] data: nowhere: no such file or folder"),
         (("", ""), ("eval.pairs=nowhere",), r"\[eval\] pairs: nowhere: no such file"),
         (("", ""), ("eval.embeddings=nowhere.npz",), r"\[eval\] embeddings: nowhere.npz: no such file"),
+        (
+            ("", ""),
+            ("finetune.alike=2", "finetune.families=nowhere"),
+            r"\[finetune\] families: nowhere: no such file",
+        ),
         (("", ""), ("eval.compare=nowhere",), "no weights at 'nowhere'"),
         (
             ("", ""),

@@ -154,6 +154,8 @@ def test_what_is_no_image() -> None:
     assert reason(b"") == "zero bytes"
     assert reason(b"hello, world" * 50) == "no image of a known kind"
     assert reason(b"\xff\xd8\xff" + bytes(100))
+    assert reason(b"%PDF-1.7 ...") == "a PDF document; save its page as a picture"
+    assert reason(b"\0\0\0\x18ftypmp42" + bytes(99)) == "a video; save a frame of it as a picture"
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "no image of a known kind"
 
 

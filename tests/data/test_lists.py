@@ -14,6 +14,7 @@ from facemetric.data.lists import (
     check_identities,
     list_line,
     merge_identities,
+    read_families,
     read_identity_list,
     read_merges,
     with_at_least,
@@ -109,6 +110,18 @@ def test_merge(tmp_path: Path) -> None:
     skipped = merge_identities(index, [("anna", "bop", "carl")], skip_unknown=True)
     assert skipped.unknown == ("bop",)
     assert skipped.joined.identities == ("anna", "bob", "dora", "emil")
+
+
+def test_families(tmp_path: Path) -> None:
+    """Chains of lines are one family; identities that no line names are each their own."""
+    index = folder(tmp_path / "d", **dict.fromkeys("abcdefg", 2))
+    (tmp_path / "families.csv").write_text("# two\nf,b\nc,e,unknown\ng,b\n")
+    family_C, note = read_families(index, tmp_path / "families.csv")
+    assert family_C.tolist() == [0, 1, 2, 3, 2, 1, 1]
+    assert note.startswith("5 identities of 2 families of two and more (1 name of ")
+    assert "'unknown'" in note
+    merged = merge_identities(index, [("b", "g"), ("a", "c")]).joined  # a b d e f: other names go on counting
+    assert read_families(merged, tmp_path / "families.csv")[0].tolist() == [0, 1, 2, 0, 1]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -21,10 +21,11 @@ from PIL import Image
 
 from facemetric.data import loader
 from facemetric.data.batches import ShuffledBatches, chunks
+from facemetric.data.eval_transform import Plan
 from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.loader import Batch, load_batches, sample_seed, seed_everything
-from facemetric.data.transforms import Augment, Pixels, eval_transform, train_transform
+from facemetric.data.transforms import Augment, eval_transform, train_transform
 from facemetric.errors import DataError
 
 PRE = Preprocess(size=(12, 16))
@@ -247,13 +248,13 @@ class Dies:
 
     height, width, enough, draws, draws_late = 12, 16, 0, True, False
 
-    def draw(self, image: Image.Image) -> Pixels:
+    def draw(self, image: Image.Image) -> Plan:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
 class Stumbles(Dies):
-    def draw(self, image: Image.Image) -> Pixels:
+    def draw(self, image: Image.Image) -> Plan:
         raise ZeroDivisionError("a bug of ours")
 
 

@@ -107,6 +107,26 @@ def test_pieces_give_what_the_whole_gives() -> None:
     assert in_pieces(work, images[:0]).shape == (0, 8)
 
 
+def test_a_device_out_of_memory_takes_fewer_at_a_time() -> None:
+    """Half as many, until they fit; of one that does not, what to do is told."""
+    most, seen = 5, []
+
+    def work(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return images.mean((1, 2, 3))
+
+    images = torch.randn(11, 3, 8, 6)
+    torch.testing.assert_close(in_pieces(work, images), images.mean((1, 2, 3)))
+    assert seen == [11, 5, 5, 1]
+    most = 0
+    with pytest.raises(
+        ConfigError, match="one picture of 6 x 8 pixels; free some of it, or set --device cpu"
+    ):
+        in_pieces(work, images)
+
+
 def test_a_misspelt_architecture_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'mobilenetv4_conv_smal'.*did you mean 'mobilenetv4_conv_small"):
         build_embedder("mobilenetv4_conv_smal", preprocess=PRE)

@@ -40,10 +40,29 @@ def test_errors_lie_on_whole_decades_and_fewer_are_further_left() -> None:
 
 
 def test_no_errors_at_all_lie_at_the_left_edge() -> None:
-    axis, (perfect,) = drawn([figure(1.0, 1.0, 1.0)])
+    axis, (perfect, good) = drawn([figure(1.0, 0.99, 1.0), figure(0.9, 0.9, 0.9)])
     assert axis is not None
     assert perfect is not None
-    assert (perfect.value, perfect.low, perfect.high) == (0, 0, 0)
+    assert good is not None
+    assert [tick.text for tick in axis.ticks] == [
+        "0",
+        "1 %",
+        "10 %",
+        "100 %",
+    ]  # a decade more, so that 1 % is not 0
+    assert (perfect.value, perfect.low, perfect.high) == pytest.approx((0, 0, 100 / 3))
+    assert good.value == pytest.approx(200 / 3)
+
+
+def test_both_ends_have_a_text_however_many_decades_there_are() -> None:
+    for power in range(1, 8):
+        for high in (1.0, 1 - 10.0**-power):
+            axis, _ = drawn([figure(0.9, 0.5, high)])
+            assert axis is not None
+            assert [axis.ticks[0].at, axis.ticks[-1].at] == [0, 100]
+            assert axis.ticks[0].text
+            assert axis.ticks[-1].text == "100 %"
+            assert sum(bool(tick.text) for tick in axis.ticks) <= 5
 
 
 def test_differences_lie_around_0_and_say_whether_they_leave_it_out() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from PIL import Image
 
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.evaluation.table import EmbeddingTable
+from facemetric.faces.crops import Face, FacesFound, NoFace
+from facemetric.faces.finder import FaceFinder
+from facemetric.faces.photographs import Picture
+from facemetric.faces.quality import Quality
 from facemetric.report.pictures import Pictures, make_sprite
 
 
@@ -48,6 +53,27 @@ def test_what_cannot_be_shown_is_empty(tmp_path: Path) -> None:
     pictures = colours(tmp_path)
     assert pictures.uri(2) == pictures.uri(3) == ""
     assert Pictures(pictures.table, None).uri(0) == ""
+
+
+def test_qualities_are_of_what_the_finder_saw(tmp_path: Path) -> None:
+    class Finder(FaceFinder):
+        def __init__(self) -> None: ...
+
+        def __call__(self, pictures: Iterable[Picture]) -> Iterator[FacesFound]:
+            for picture in pictures:
+                assert isinstance(picture, Image.Image)
+                face = Face(picture, np.zeros(4), np.zeros((5, 2)), 1.0, Quality(0.874, 1, 1, 1, 0))
+                wide = picture.width > picture.height
+                yield (
+                    FacesFound((face,), picture.size)
+                    if wide
+                    else FacesFound((), picture.size, NoFace("none"))
+                )
+
+    pictures = colours(tmp_path)
+    assert pictures.qualities([0, 1]) == {}  # nobody looks
+    pictures.finder = Finder()
+    assert pictures.qualities([1, 0, 1, 2, 3]) == {0: "quality 0.87", 1: "no face seen"}
 
 
 def test_a_sprite_has_every_picture_in_its_place(tmp_path: Path) -> None:

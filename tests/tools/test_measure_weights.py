@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import measure_weights
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from untrained_weights import own_weights, untrained
 
 from facemetric import load_embedder
 from facemetric.data.index import read_index
+from facemetric.errors import DataError
 from facemetric.evaluation.answers import stored_answers
 from facemetric.evaluation.audit.seen import (
     FILE,
@@ -19,7 +21,7 @@ from facemetric.evaluation.audit.seen import (
     read_training_images,
     training_images_seen,
 )
-from facemetric.model.weights.weights_folder import MODEL, amend_config, read_config
+from facemetric.model.weights.weights_folder import MODEL, amend_config, find_weights, read_config
 
 __all__ = ["own_weights", "untrained"]
 
@@ -92,3 +94,43 @@ def test_shipped_weights_expect_faces_and_hold_what_verify_answers_by(
     assert again is not None
     assert again.flip
     assert again.lower != answers.lower
+
+
+def test_the_speed_measured_alone_leaves_the_other_figures(
+    own_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_config(find_weights("faces-96"))["facemetric"]["metrics"]
+    assert before["flip"]
+    amend_config(own_weights, metrics=before)
+    monkeypatch.setattr(measure_weights, "images_per_second", lambda embedder, flip: 5.0 if flip else 10.0)
+    monkeypatch.setattr("sys.argv", ["measure_weights.py", str(own_weights), "--data", "data", "--speed"])
+    measure_weights.main()
+    after = read_config(own_weights)["facemetric"]["metrics"]
+    assert after == before | {"images_per_second": 10.0, "images_per_second_flip": 5.0}
+
+
+def test_a_card_outlives_a_measurement_that_fails(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "name"
+    target.mkdir()
+    (target / "README.md").write_text("a card")
+    monkeypatch.setattr(measure_weights, "images_per_second", lambda embedder, flip: 1.0)
+    options = ["measure_weights.py", str(trained), "--data", str(tmp_path / "none"), "--ship", str(target)]
+    monkeypatch.setattr("sys.argv", options)
+    with pytest.raises(DataError):
+        measure_weights.main()
+    assert (target / "README.md").read_text() == "a card"
+    assert (target / MODEL).is_file()
+
+
+def test_a_card_says_where_impostors_are_too_few() -> None:
+    figures = dict(read_config(find_weights("faces-96"))["facemetric"]["metrics"])
+    whole = measure_weights.card_table(figures)
+    assert "| 0.712 [0.590, 0.760] |" in whole
+    assert "| 0.720, 0.366, 0.157; 0.063 |" in whole
+    for name in ("lfw_tar_at_far_0.001", "val_tar_at_far_0.0001"):
+        del figures[name]
+    few = measure_weights.card_table(figures)
+    assert "read the interval) | too few impostors |" in few
+    assert "| 0.720, 0.366, too few impostors; 0.063 |" in few

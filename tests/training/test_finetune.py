@@ -351,6 +351,10 @@ def test_proxies_begin_at_the_mean_embeddings(stage_one: Trained, faces: Path, t
         ({"alike": 1}, "alike is 1, and a batch has 8 identities: choose 2..8, or 0"),
         ({"alike": 9}, "alike is 9, and a batch has 8 identities"),
         ({"alike": 4, "freeze": "none"}, "alike= finds who looks alike from cached features"),
+        (
+            {"families": Path("f.csv")},
+            "families= says who comes in one group, and alike is 0: give the groups' size",
+        ),
         ({"loss_lr": 0.0}, "loss_lr is 0.0; it must be above 0"),
     ],
 )

@@ -79,7 +79,13 @@ def test_everything_random_follows_the_seed(faces: Path, small: dict[str, Any], 
 def test_a_run_stopped_in_an_epoch_goes_on_with_the_same_bits(
     faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = small | {"epochs": 2, "ema": 0.9, "head": "arcface", "random_erasing": 0.5}
+    options = small | {
+        "epochs": 2,
+        "ema": 0.9,
+        "head": "arcface",
+        "random_erasing": 0.5,
+        "augment_on": "device",
+    }
     whole = pretrain(str(faces), **options, out=tmp_path / "whole")
     count = stop_in_step(monkeypatch, Classification, 7)
     with pytest.raises(TrainingError, match="after step 2 of epoch 2"):

@@ -26,6 +26,7 @@ from facemetric.config import (
 )
 from facemetric.config.calls import takes_options
 from facemetric.evaluation.answers import answers_in
+from facemetric.faces.finder import face_finder
 from facemetric.files import file_hash, write_text_whole
 from facemetric.model.weights.opened_weights import Weights
 from facemetric.model.weights.weights_folder import provenance
@@ -171,7 +172,14 @@ def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -
     # A probability is of embeddings with the mirror image averaged in, or without.
     answers = answers_in(weights.config, weights.folder) if weights is not None else None
     probability = answers.probability if answers is not None and answers.flip == config.flip else None
-    return write_report(evaluation, inputs.name, origin, seed=config.seed, probability=probability)
+    finder = None
+    if weights is not None:
+        finder = face_finder(
+            "crops" if weights.pictures else "off", pictures=weights.pictures, size=weights.crop_side
+        )
+    return write_report(
+        evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder
+    )
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:

@@ -14,12 +14,12 @@ from facemetric.commands.embedding import (
     COHORT,
     GALLERY,
     SECOND,
-    colours_in,
     embed_images,
     is_stored,
     open_images,
     remove_lists,
     seen_in_training,
+    suspicions_in,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
 from facemetric.commands.evaluating.templates import Templates, open_templates
@@ -252,15 +252,15 @@ def open_others(
 
 
 def warnings_of(images: ImageIndex | None, *models: Weights | None) -> tuple[str, ...]:
-    """What to know of some weights: that they were trained on the images, or seem to take their colours wrongly, and
+    """What to know of some weights: that they were trained on the images, or seem to take them wrongly, and
     what was guessed of an ONNX file."""
     guessed = [note for each in models if each is not None and each.onnx for note in each.onnx.notes]
     if images is None:
         return tuple(guessed)
     found = [(each.name, seen_in_training(each, images)) for each in models if each is not None]
-    colours = [colours_in(each.onnx, images) for each in models if each is not None]
+    suspected = [text for each in models if each is not None for text in suspicions_in(each.onnx, images)]
     trained = [seen.text(name) for name, seen in found if seen is not None]
-    return tuple(filter(None, [*trained, *colours, *guessed]))
+    return tuple(filter(None, [*trained, *suspected, *guessed]))
 
 
 def read_images(config: EvalConfig, pairs: Pairs | None) -> ImageIndex | None:

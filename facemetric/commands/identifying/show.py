@@ -13,15 +13,19 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from facemetric.files import write_text_whole, write_whole
 from facemetric.gallery.answers import FaceAnswer, PhotoAnswer
+from facemetric.gallery.parts import known_quality
 from facemetric.report.pictures import PAD, fitting, jpeg_uri
 
 CELL, GAP, TEXT = 112, 8, 420  # pixels: of a face, between, and of the text beside
 QUALITY = 88
 STYLE = (
-    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color:#222}"
-    "figure{display:flex;gap:1em;align-items:center;margin:0 0 1em;padding:1em;border:1px solid #ddd;border-radius:6px}"
+    ":root{color-scheme:light dark}"
+    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:60em;padding:0 1em;color:#222;background:#fff}"
+    "figure{display:flex;flex-wrap:wrap;gap:1em;align-items:center;margin:0 0 1em;padding:1em;border:1px solid #8886;"
+    "border-radius:6px}figcaption{flex:1 1 16em}"
     "figure img{width:112px;height:112px;object-fit:cover;border-radius:4px;background:#888}"
     "b{font-size:1.15em}small{color:#555;overflow-wrap:anywhere}"
+    "@media (prefers-color-scheme:dark){body{color:#e8e8e5;background:#131416}small{color:#a0a4ac}}"
 )
 
 
@@ -94,8 +98,10 @@ def words(answer: PhotoAnswer, face: FaceAnswer) -> tuple[str, list[str]]:
     best = face.matches[0]
     first = f"{face.name}, score {best.score:.4f}" if face.name else "Nobody known"
     left, top, right, bottom = face.face.box
+    quality = known_quality(face.face.quality)
     rest = [
-        f"{answer.photo}, {right - left:.0f} x {bottom - top:.0f} pixels at {left:.0f},{top:.0f}",
+        f"{answer.photo}, {right - left:.0f} x {bottom - top:.0f} pixels at {left:.0f},{top:.0f}"
+        + ("" if quality is None else f", quality {quality:.2f}"),
         f"most similar: {best.name} {best.score:.4f}, threshold {answer.threshold.cosine:.4f}",
         f"enrolled from {face.photos[0]}" if face.photos and face.photos[0] else "",
     ]

@@ -26,7 +26,7 @@ from facemetric.evaluation.embed import evaluating
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.files import write_text_whole
 from facemetric.machine import progress_bar, say
-from facemetric.model.onnx.colour_check import CROPS, colours_suspected
+from facemetric.model.onnx.colour_check import CROPS
 from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
 from facemetric.model.weights.opened_weights import Weights, open_model
 
@@ -155,7 +155,7 @@ def embed_parts(
         for rows in chunks(len(parts.rows(number)), config.batch_size)
     ]
     found = batches_in(index, [rows for _, rows in plan], config, network.preprocess, weights.pictures)
-    colours = ColourSample(network)
+    crops = FirstCrops(network)
     building, at = PartBuilder(), -1
     with (
         progress_bar(total=len(plan) * config.batch_size, desc="embedding", unit="image") as bar,
@@ -167,15 +167,15 @@ def embed_parts(
                 building = PartBuilder()
             at = number
             building.add(batch, network.embed_pixels(batch.pixels, flip=config.flip))
-            colours.add(batch)
+            crops.add(batch)
             bar.update(len(rows))
     if at >= 0:
         parts.save(at, building)
-    return (*getattr(network, "notes", ()), *colours.notes())
+    return (*getattr(network, "notes", ()), *crops.notes())
 
 
-class ColourSample:
-    """The first crops of a job by anybody's ONNX file, to see whether its colours are the right way round."""
+class FirstCrops:
+    """The first crops of a job by anybody's ONNX file, to see whether it takes them rightly."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -187,11 +187,10 @@ class ColourSample:
         self.pixels += list(batch.pixels[: max(0, self.wanted - len(self.pixels))])
 
     def notes(self) -> tuple[str, ...]:
-        """The suspicion, where there is one."""
+        """What they let suspect."""
         if not self.pixels or not isinstance(self.network, OnnxEmbedder):
             return ()
-        suspected = colours_suspected(self.network.embed_pixels, np.stack(self.pixels))
-        return (self.network.colour_note(suspected),) if suspected else ()
+        return self.network.suspicions(np.stack(self.pixels))
 
 
 def finish(config: EmbedConfig, table: Table, runtime: str, notes: Sequence[str]) -> EmbeddedFile:

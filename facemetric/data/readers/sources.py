@@ -9,6 +9,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
+from facemetric.data.images import other_kind
 from facemetric.data.readers import READERS
 from facemetric.data.readers.folder import FolderReader, entries, is_folder
 from facemetric.data.readers.reader import Reader
@@ -120,7 +121,18 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
         raise DataError(
             f"{path}: is one image; give {needed}, such as the one that it lies in, or a file ({known})"
         )
+    if kind := _other_kind_of(path):
+        raise DataError(f"{path}: is {kind}, and give {needed}")
     raise DataError(f"{path}: unknown kind of data; give {needed}, or a file ({known})")
+
+
+def _other_kind_of(path: str) -> str:
+    """What `other_kind` says of a file; "" where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return other_kind(file.read(12))
+    except OSError:
+        return ""
 
 
 def is_pattern(path: str) -> bool:

@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from facemetric.evaluation.curves import Floats, Ints, Roc
 from facemetric.evaluation.intervals.draws import WATCHED_FAR, person_weights
-from facemetric.evaluation.intervals.records import Band, Bounds, figure_intervals, quantiles, widened
+from facemetric.evaluation.intervals.records import (
+    Band,
+    Bounds,
+    effective_people,
+    figure_intervals,
+    quantiles,
+    widened,
+)
 
 CELLS = 12_000_000  # identities x thresholds of listed pairs: a table of 96 MB
 MOST_THRESHOLDS = 200
@@ -93,7 +100,8 @@ class CountedFigures:
         low, high = quantiles(draws_BF[:, len(values) :])
         found = figure_intervals(values, draws_BF[:, : len(values)])
         pairs = round(self.rates.n_genuine_W.sum()), round(self.rates.impostor_pairs)
-        return widened(found, Band(band_far, band_tar, low, high), *pairs)
+        people = effective_people(self.rates.n_genuine_W)
+        return widened(found, Band(band_far, band_tar, low, high), *pairs, people)
 
 
 class DrawnRates:

@@ -42,6 +42,7 @@ from facemetric.evaluation.intervals.records import (
     Band,
     Bounds,
     Interval,
+    effective_people,
     figure_intervals,
     quantiles,
     widened,
@@ -68,14 +69,15 @@ def verification_intervals(
     seen once three times its variance; s is chosen so that the variance of the FAR is the one robust to
     shared people (Aronow, Samii and Assenova 2015). A FAR that the pairs do not support has no interval.
     With `fold` (P,) also `accuracy`, the mean over folds, whose thresholds each draw chooses again.
-    Figures with few errors, or none, have an interval no narrower than that of as many independent pairs
-    (`records.widened`).
+    Figures with few errors, or none, have an interval no narrower than that of as many independent pairs as know the
+    same (`records.widened`).
     """
     figures = _Figures(score, same, fars)
+    both, number = numbered_identities(identities, figures.same)
     if len(figures.same) > MANY_PAIRS:
-        drawn = _count(figures, identities, fold, draws, seed)
+        drawn = _count(figures, both, fold, draws, seed)
     else:
-        drawn = _weigh(figures, identities, fold, draws, seed)
+        drawn = _weigh(figures, both, fold, draws, seed)
     values = figures.values()
     low, high = quantiles(drawn.figures_BF[:, len(values) :])
     found = figure_intervals(values, drawn.figures_BF[:, : len(values)])
@@ -84,7 +86,8 @@ def verification_intervals(
         around_B1 = centred(drawn.accuracy_B1, accuracy).clip(0, 1)
         found = figure_intervals({"accuracy": accuracy}, around_B1) | found
     band = Band(figures.band_fars, figures.band_tar(), low, high)
-    return widened(found, band, figures.genuine.total, figures.impostor.total)
+    people = effective_people(np.bincount(both[0][figures.same], minlength=number))
+    return widened(found, band, figures.genuine.total, figures.impostor.total, people)
 
 
 def paired_differences(

@@ -47,7 +47,7 @@ class Bounds(NamedTuple):
     band: Band
 
 
-def wilson(successes: float, total: int) -> Interval:
+def wilson(successes: float, total: float) -> Interval:
     """A share of independent trials. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
     if not 0 <= successes <= total or not total:
         raise DataError(f"{successes} successes of {total} trials; needed 0 to {total}, of at least one")
@@ -58,13 +58,37 @@ def wilson(successes: float, total: int) -> Interval:
     return Interval(share, low, 1.0 if successes == total else middle + half)
 
 
-def at_least_wilson(interval: Interval, total: int) -> Interval:
+def effective_people(pairs_W: npt.ArrayLike) -> float:
+    """How many people with equally many pairs would know as much as people with so many (W,): (sum n)^2 / sum n^2.
+    Source: Kish 1965, Survey Sampling, section 11.7."""
+    count_W = np.asarray(pairs_W, dtype=np.float64)
+    squares = float((count_W**2).sum())
+    return float(count_W.sum()) ** 2 / squares if squares else 0.0
+
+
+def effective_pairs(drawn: Interval, total: int, people: float) -> float:
+    """How many independent pairs would know a share as well as `total` pairs of so many (effective) people do: at most
+    `total`. `drawn` is the interval of draws, from whose width the variance comes; a variance of few people is itself
+    uncertain, as Student's t says. Source: Korn and Graubard 1998, Survey Methodology 24, 193-201."""
+    value, deviation = drawn.value, (drawn.high - drawn.low) / (2 * Z)
+    if deviation <= 0 or not 0 < value < 1:
+        return total
+    from scipy.special import stdtrit  # as in auc_alone
+
+    freedom = max(people - 1, 1.0)
+    wider = Z / float(stdtrit(freedom, 0.5 + LEVEL / 2)) if math.isfinite(freedom) else 1.0
+    return min(total, max(1.0, value * (1 - value) * (wider / deviation) ** 2))
+
+
+def at_least_wilson(interval: Interval, total: int, people: float = math.inf) -> Interval:
     """The interval of a share of `total` pairs, no narrower than Wilson's where errors (or successes) are fewer than
-    LEAST_ERRORS: of three wrong pairs the draws cannot tell how many others would bring, and of none they say never."""
+    LEAST_ERRORS: of three wrong pairs the draws cannot tell how many others would bring, and of none they say never.
+    Wilson's is that of the `effective_pairs`: pairs of one person err together, and so do all at one threshold."""
     value = interval.value
     if min(value, 1 - value) * total >= LEAST_ERRORS:
         return interval
-    alone = wilson(value * total, total)
+    count = effective_pairs(interval, total, people)
+    alone = wilson(value * count, count)
     return interval._replace(low=min(interval.low, alone.low), high=max(interval.high, alone.high))
 
 
@@ -85,14 +109,16 @@ def auc_alone(auc: float, genuine: int, impostor: int) -> Interval:
     return Interval(auc, low, high)
 
 
-def widened(found: Mapping[str, Interval], band: Band, genuine: int, impostor: int) -> Bounds:
-    """Intervals of verification, no narrower than those of as many independent pairs where errors are fewer than
-    LEAST_ERRORS. Shares of pairs get Wilson's; the AUC gets `auc_alone`, and Wilson's of the rarer kind where it is 1
-    (or 0)."""
+def widened(
+    found: Mapping[str, Interval], band: Band, genuine: int, impostor: int, people: float = math.inf
+) -> Bounds:
+    """Intervals of verification, no narrower than those of independent pairs where errors are fewer than LEAST_ERRORS.
+    Shares of pairs get Wilson's (`at_least_wilson`), with the `effective_people` behind the genuine pairs; the AUC gets
+    `auc_alone`, and Wilson's of the rarer kind where it is 1 (or 0)."""
     rarer = min(genuine, impostor)
     totals = {"accuracy": genuine + impostor, "eer": rarer}
     wide = {
-        name: at_least_wilson(interval, totals.get(name, genuine))
+        name: at_least_wilson(interval, totals.get(name, genuine), people)
         for name, interval in found.items()
         if name != "auc"
     }
@@ -104,7 +130,7 @@ def widened(found: Mapping[str, Interval], band: Band, genuine: int, impostor: i
         auc = auc._replace(low=min(auc.low, alone.low), high=max(auc.high, alone.high))
     wide["auc"] = auc
     at = [
-        at_least_wilson(Interval(*row), genuine)
+        at_least_wilson(Interval(*row), genuine, people)
         for row in zip(band.tar.tolist(), band.low.tolist(), band.high.tolist(), strict=True)
     ]
     low, high = (np.array([getattr(interval, side) for interval in at]) for side in ("low", "high"))

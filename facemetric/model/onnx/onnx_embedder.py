@@ -10,16 +10,20 @@ A file that facemetric exported says in its metadata what it takes. Of anybody's
     pictures = "faces"         # what it is for: faces cut to the template, or "" for other pictures
     crop = [0.0, 0.0, 0.0, 0.0]  # share cut off at left, top, right, bottom before
     interpolation = "bilinear"
+    output = "embedding"       # which output is the vector, where several could be; guessed: the first
+
+A network that takes pixels of 0..255 as they are has mean 0 and std 0.00392156862745098, which is 1 / 255.
 
 Shapes: B batch, H height, W width, D embedding.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +35,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError, did_you_mean
 from facemetric.faces.finder import FaceFinder, Faces, face_finder
 from facemetric.files import file_hash
+from facemetric.model.onnx.colour_check import colours_suspected, range_suspected
 from facemetric.model.pictures import ImageTransform, batches_of, crop_side
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ OUTPUT = "embeddings"  # the output's name in files of ours
 PIECE = 8  # images in the network at once: what they need fits into the cache
 GUESSED_SIDE = 112  # of an input whose size the file leaves open
 TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
-KEYS_BESIDE = ("size", "color", "mean", "std", "crop", "interpolation", "pictures")
+KEYS_BESIDE = ("size", "color", "mean", "std", "crop", "interpolation", "pictures", "output")
 
 
 def required(name: str) -> Any:
@@ -69,8 +74,9 @@ class OnnxEmbedder:
 
     `metadata` is what an export of ours wrote, {} for a file from elsewhere; `preprocess` is what a picture goes
     through; `notes` say what was guessed. `pictures` and `fingerprint` as in `Embedder`; the fingerprint of a file
-    from elsewhere is its own SHA-256. `threads`: 0 takes OMP_NUM_THREADS, or every core. Raises ConfigError for a file
-    that is no ONNX model, or none that turns pictures into vectors."""
+    from elsewhere is the SHA-256 of it and of how it is used, since other colours give other vectors. `threads`: 0
+    takes OMP_NUM_THREADS, or every core. Raises ConfigError for a file that is no ONNX model, or none that turns
+    pictures into vectors."""
 
     def __init__(self, file: Path | str, *, threads: int = 0) -> None:
         runtime = required("onnxruntime")
@@ -89,11 +95,22 @@ class OnnxEmbedder:
             ) from error
         self.input = input_of(self.session, self.file)
         self.metadata = metadata_of(self.session, self.file)
-        self.notes: tuple[str, ...] = ()
+        self.guessed: list[str] = []
         self.pictures = str(self.metadata.get("pictures", "faces"))
+        self.stated_output = ""
         self.preprocess = self._preprocess()
-        self.fingerprint = str(self.metadata.get("weights_sha256") or "") or file_hash(self.file)
         self.output, self.embedding_size = self._find_output()
+        self.fingerprint = str(self.metadata.get("weights_sha256") or "") or self._own_fingerprint()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed of a file from elsewhere; empty where nothing was."""
+        if not self.guessed:
+            return ()
+        beside = self.file.with_suffix(".toml").name
+        return (
+            f"{self.file}: guessed that it {', and that it '.join(self.guessed)}; {beside} beside it may say otherwise",
+        )
 
     @property
     def side(self) -> int:
@@ -144,13 +161,24 @@ class OnnxEmbedder:
             emb_BD = _unit(emb_BD + self._unit_rows(pixels_BHWC[:, :, ::-1]), self.file)
         return emb_BD
 
-    def colour_note(self, suspicion: str) -> str:
-        """A suspicion of colour_check, and what to change."""
-        beside, order = (
-            self.file.with_suffix(".toml").name,
-            "rgb" if self.preprocess.color == "bgr" else "bgr",
-        )
-        return f'{self.file}: {suspicion}; write color = "{order}" into {beside} beside it, if its author says so'
+    def suspicions(self, pixels_BHWC: npt.NDArray[np.uint8]) -> tuple[str, ...]:
+        """What some crops (`transform.pixels`) let suspect of a file from elsewhere, and what to change: pixels of
+        another range, or else colours the wrong way round. Empty for files of ours."""
+        if self.metadata:
+            return ()
+        beside = f"{self.file.with_suffix('.toml').name} beside it"
+        alike = range_suspected(self.embed_pixels, pixels_BHWC)
+        if alike:
+            return (f"{self.file}: {alike}; write mean and std into {beside}, as its author says",)
+        colours = colours_suspected(self.embed_pixels, pixels_BHWC)
+        if not colours:
+            return ()
+        order = "rgb" if self.preprocess.color == "bgr" else "bgr"
+        return (f'{self.file}: {colours}; write color = "{order}" into {beside}, if its author says so',)
+
+    def _own_fingerprint(self) -> str:
+        used = json.dumps([file_hash(self.file), self.preprocess.to_dict(), self.output])
+        return hashlib.sha256(used.encode()).hexdigest()
 
     def _unit_rows(self, pixels_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if not len(pixels_BHWC):
@@ -203,7 +231,15 @@ class OnnxEmbedder:
                 f"{self.file} gives {shapes} for {count} pictures; needed is one vector for each: it is no model that "
                 "embeds pictures"
             )
-        name = OUTPUT if OUTPUT in fits else next(iter(fits))
+        if self.stated_output and self.stated_output not in fits:
+            beside = self.file.with_suffix(".toml")
+            raise ConfigError(
+                f"{beside}: output is {self.stated_output!r}, but the vectors of {self.file} are {_listed(fits)}"
+            )
+        name = self.stated_output or (OUTPUT if OUTPUT in fits else next(iter(fits)))
+        if len(fits) > 1 and not (self.stated_output or self.metadata):
+            others = _listed({other: size for other, size in fits.items() if other != name})
+            self.guessed.append(f"gives the embedding as {name!r} of {fits[name]} numbers (not as {others})")
         return name, fits[name]
 
     def _preprocess(self) -> Preprocess:
@@ -217,6 +253,7 @@ class OnnxEmbedder:
         beside = self.file.with_suffix(".toml")
         stated = read_beside(beside)
         self.pictures = str(stated.pop("pictures", self.pictures))
+        self.stated_output = str(stated.pop("output", ""))
         pre = replace(Preprocess(size=size), **stated) if stated else Preprocess(size=size)
         if (taken.height, taken.width) != (0, 0) and pre.size != size:
             raise ConfigError(f"{beside}: size is {list(pre.size)}, but {self.file} takes {list(size)}")
@@ -225,9 +262,7 @@ class OnnxEmbedder:
         if taken.dtype is not np.uint8 and not {"mean", "std"} <= set(stated):
             guessed.append(f"pixels of 0..1 less {pre.mean[0]:g}, divided by {pre.std[0]:g}")
         if guessed:
-            self.notes = (
-                f"{self.file}: guessed that it takes {', '.join(guessed)}; {beside.name} beside it may say otherwise",
-            )
+            self.guessed.append(f"takes {', '.join(guessed)}")
         return pre
 
 
@@ -282,6 +317,11 @@ def read_beside(file: Path) -> dict[str, Any]:
     if stated.get("pictures", "faces") not in ("", "faces"):
         raise ConfigError(f'{file}: pictures is {stated["pictures"]!r}; "faces", or "" for other pictures')
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
+
+
+def _listed(vectors: Mapping[str, int]) -> str:
+    """Names of outputs with their lengths, in words."""
+    return ", ".join(f"{name!r} of {size}" for name, size in vectors.items())
 
 
 def is_embedding(values: Any, count: int) -> bool:

@@ -17,6 +17,7 @@ from facemetric import distributed
 from facemetric.config import PretrainConfig, require
 from facemetric.data.bad_images import BadImageLog, note_bad
 from facemetric.data.batches import ShuffledBatches
+from facemetric.data.device_transforms import pixels_on
 from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
@@ -203,7 +204,8 @@ class Classification:
         note_bad(self.bad_images, self.index, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images = normalise(batch.images, self.model.embedder.preprocess, self.device)
+        pre = self.model.embedder.preprocess
+        images = normalise(pixels_on(batch, pre, self.device), pre, self.device)
         return self.erase(images) if self.erase else images
 
     def step(self, batch: Batch, progress: float, backward: Backward) -> dict[str, Figure]:

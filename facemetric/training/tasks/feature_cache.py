@@ -19,6 +19,7 @@ from torch import nn
 
 from facemetric import distributed
 from facemetric.data.batches import chunks
+from facemetric.data.device_transforms import pixels_on
 from facemetric.data.images import normalise
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import load_batches
@@ -147,7 +148,7 @@ def fill(
             for step, batch in enumerate(batches):
                 bad |= dict(batch.bad)
                 if len(batch.rows):
-                    images = normalise(batch.images, pre, embedder.device)
+                    images = normalise(pixels_on(batch, pre, embedder.device), pre, embedder.device)
                     features = in_pieces(embedder.features, images).float().cpu().numpy()
                     found.append((batch.rows.numpy(), features))
                 if (step + 1) % count == 0 or step + 1 == len(own):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,9 @@ from torch.nn import functional
 from facemetric import distributed
 from facemetric.data.bad_images import note_bad
 from facemetric.data.images import upload
+from facemetric.data.lists import read_families
 from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.table import unit_rows
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import sample_for, start_projection
 from facemetric.training.step.readings import Figure
@@ -33,11 +36,16 @@ class OnFeatures(StageTwo):
 
     `prepare` runs the backbone over all images, or reads what an earlier run kept, and sets what depends on it."""
 
+    family_C: np.ndarray | None = None  # of each training identity, with --families
+
     def prepare(self) -> None:
         """The features of all images, the projection that starts from them, and the batches of images that can be
         read."""
         config, split = self.config, self.split
         teacher_NT = self.read_teacher()  # first: what it lacks is told before the backbone runs
+        if config.families is not None:
+            self.family_C, note = read_families(split.train, config.families)
+            distributed.say(note)
         features = self.cached(split.train, config.views)
         note_bad(self.bad_images, split.train, features.bad)
         rows = np.flatnonzero(features.valid)
@@ -146,9 +154,26 @@ class OnFeatures(StageTwo):
             return None
         if start == 0 or self.who_is_alike is None:
             means_CD = self.identity_means()[torch.unique(self.labels)].numpy()
-            known = most_alike(means_CD, self.config.alike) if distributed.rank() == 0 else None
+            known = None
+            if distributed.rank() == 0:
+                known = most_alike(means_CD, self.config.alike, self.families())
             self.who_is_alike = distributed.from_first(known)
         return self.who_is_alike
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the run began; once prepared, with which families."""
+        if self.family_C is None:
+            return super().origin
+        return super().origin | {"families": hashlib.sha256(self.family_C.tobytes()).hexdigest()}
+
+    def families(self) -> np.ndarray | None:
+        """(C,) the family of each label that there is, in order; a stranger is his own. None without --families."""
+        if self.family_C is None:
+            return None
+        of_label = np.arange(self.identities)
+        of_label[: len(self.family_C)] = self.family_C
+        return of_label[torch.unique(self.labels).numpy()]
 
     def extra_state(self) -> dict[str, Any]:
         """What stage two keeps, and who was alike as the epoch began."""
@@ -231,11 +256,23 @@ class OnFeatures(StageTwo):
         return self.val_embeddings(embedder.folded_projection())
 
 
-def most_alike(means_CD: np.ndarray, group: int) -> np.ndarray:
+def most_alike(means_CD: np.ndarray, group: int, family_C: np.ndarray | None = None) -> np.ndarray:
     """(C, k) int64: the other identities nearest to each by the cosine of their means (C, D), nearest first, k twice
-    what a group of `group` identities has beside the first, and at most C - 1."""
+    what a group of `group` identities has beside the first, and at most C - 1. Those of its family, where the number
+    of each one's is given, come before all others."""
     k = min(CANDIDATES * (group - 1), len(means_CD) - 1)
     rows_CK = nearest(means_CD, means_CD, k + 1).rows
     own = rows_CK == np.arange(len(means_CD))[:, None]
     own[~own.any(1), -1] = True  # a copy of it may have come first: drop the last
-    return rows_CK[~own].reshape(len(means_CD), k)
+    found_CK = rows_CK[~own].reshape(len(means_CD), k)
+    if family_C is None:
+        return found_CK
+    unit_CD = unit_rows(means_CD)
+    order = np.argsort(family_C, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(family_C[order])) + 1):
+        for member in members if len(members) > 1 else ():
+            relatives = members[members != member]
+            relatives = relatives[np.argsort(-(unit_CD[relatives] @ unit_CD[member]), kind="stable")]
+            others = found_CK[member][~np.isin(found_CK[member], relatives)]
+            found_CK[member] = np.concatenate([relatives, others])[:k]
+    return found_CK

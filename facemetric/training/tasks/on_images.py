@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from facemetric.config import FinetuneConfig
 from facemetric.data.bad_images import note_bad
+from facemetric.data.device_transforms import pixels_on
 from facemetric.data.images import normalise, upload
 from facemetric.data.loader import Batch, load_batches
 from facemetric.errors import DataError
@@ -136,7 +137,8 @@ class OnImages(StageTwo):
         note_bad(self.bad_images, self.split.train, batch.bad)
         if len(batch.rows) < 2:
             raise DataError(f"a batch has {len(batch.rows)} readable images; see {self.bad_images.path}")
-        images, labels = (upload(part, self.device) for part in (batch.images, batch.labels))
+        images = pixels_on(batch, self.embedder.preprocess, self.device)
+        labels = upload(batch.labels, self.device)
         figures: dict[str, Figure] = {}
 
         def embed(chunk: Tensor) -> Tensor:

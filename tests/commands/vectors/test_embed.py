@@ -378,7 +378,9 @@ def test_a_slip_is_one_line(
 
 def test_a_video_as_data_is_refused(untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
-    with pytest.raises(DataError, match=r"film.mp4: unknown kind of data; give a folder"):
+    with pytest.raises(
+        DataError, match=r"film.mp4: is a video; save a frame of it as a picture, and give a folder"
+    ):
         embed(tmp_path / "film.mp4", weights=untrained, out=tmp_path / "E.npz", **PLAIN)
 
 

@@ -49,6 +49,24 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "unknown kind of data" in message(tmp_path / "text.txt")
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "kind"),
+    [
+        (
+            "doc.pdf",
+            b"%PDF-1.4\n",
+            "is a PDF document; save its page as a picture, and give a folder of images",
+        ),
+        ("film.mp4", b"\0\0\0\x18ftypmp42", "is a video; save a frame of it as a picture, and give a folder"),
+        ("film.mkv", b"\x1aE\xdf\xa3", "is a video; save a frame of it as a picture, and give a folder"),
+    ],
+)
+def test_what_people_take_for_photographs(tmp_path: Path, name: str, start: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(start)
+    with pytest.raises(DataError, match=f"{name}: {kind}"):
+        read_index([tmp_path / name], loose=True)
+
+
 def test_folder_tar_and_csv_are_one_index(tmp_path: Path) -> None:
     root = fill(tmp_path / "images", PEOPLE)
     tar = pack_people(tmp_path / "images.tar", dict(reversed(PEOPLE.items())))

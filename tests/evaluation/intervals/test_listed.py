@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import reference_metrics as slow
@@ -14,6 +16,8 @@ from facemetric.evaluation.intervals.records import (
     Interval,
     at_least_wilson,
     auc_alone,
+    effective_pairs,
+    effective_people,
     mean_intervals,
     newcombe,
     widened,
@@ -258,7 +262,53 @@ def test_where_errors_are_many_the_draws_decide():
     assert at_least_wilson(interval, 101) is interval  # over ten errors
     wide = at_least_wilson(interval, 50)
     assert (wide.low, wide.high) == pytest.approx((wilson(45, 50).low, wilson(45, 50).high))
-    assert at_least_wilson(Interval(0.9, 0.5, 0.99), 50) == (0.9, 0.5, 0.99, 0.95)
+    assert at_least_wilson(Interval(0.9, 0.4, 0.999), 50) == (0.9, 0.4, 0.999, 0.95)
+
+
+def test_pairs_that_err_together_count_as_fewer():
+    """By hand: 95 of 100 right, draws between 0.87 and 0.99, pairs of people who are worth 22 equal ones."""
+    drawn = Interval(0.95, 0.87, 0.99)
+    variance = (0.12 / 2 / 1.959964) ** 2
+    student = 2.079614  # of 21 degrees of freedom, 97.5 %, from a printed table
+    count = 0.95 * 0.05 / variance * (1.959964 / student) ** 2
+    assert count < 50
+    assert effective_pairs(drawn, 100, 22) == pytest.approx(count, rel=1e-5)
+    assert effective_pairs(drawn, 100, math.inf) == pytest.approx(0.95 * 0.05 / variance, rel=1e-5)
+    found, alone = at_least_wilson(drawn, 100, 22), wilson(0.95 * count, count)
+    assert found.low == pytest.approx(alone.low, abs=1e-6)
+    assert found.low < wilson(95, 100).low < 0.87 + 0.02
+    assert found.high == 0.99  # of the draws, which reach farther there
+    # Never more than there are, and all of them where the draws say nothing.
+    assert effective_pairs(Interval(0.95, 0.949, 0.951), 100, 22) == 100
+    assert effective_pairs(Interval(1.0, 1.0, 1.0), 100, 22) == 100
+    assert effective_pairs(Interval(0.5, 0.0, 1.0), 100, 1) == 1
+
+
+def test_people_with_unequal_numbers_of_pairs_count_as_fewer():
+    assert effective_people([3, 3, 3]) == 3
+    assert effective_people([1, 3, 6, 0]) == pytest.approx(100 / 46)
+    assert effective_people([0, 0]) == 0
+
+
+def test_the_tar_of_few_people_takes_their_number_into_account():
+    """The same pairs: of 20 people with five genuine pairs each, and of 100 with one each."""
+    rng = np.random.default_rng(3)
+    same = np.arange(200) < 100
+    few, many = np.arange(100) // 5, np.arange(100)
+    score = rng.normal(0.3, 0.1, 200) + 0.5 * same
+    score[:4] = -0.5  # one person's: all errors are hers
+    found = [
+        verification_intervals(
+            score, same, (np.append(who, who), np.append(who, (who + 1) % (who.max() + 1))), fars=(0.1,)
+        )
+        for who in (few, many)
+    ]
+    one, other = (each.figures["tar_at_far_0.1"] for each in found)
+    assert one.value == other.value == 0.96
+    assert other.low == pytest.approx(wilson(96, 100).low, abs=0.02)
+    assert one.low < other.low - 0.06
+    at = np.abs(found[0].band.far - 0.1).argmin()
+    assert found[0].band.low[at] < found[1].band.low[at] - 0.06
 
 
 @pytest.mark.parametrize(("genuine", "impostor"), [(40, 60), (60, 40), (1000, 3)])

@@ -1,4 +1,4 @@
-"""A model that gets red and blue exchanged is suspected; one that does not, is not."""
+"""A model that gets red and blue exchanged, or pixels of another range, is suspected; one that does not, is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from facemetric import load_embedder
 from facemetric.data.images import decode
 from facemetric.data.index import read_index
-from facemetric.model.onnx.colour_check import BETTER, LEAST, apart, colours_suspected
+from facemetric.model.onnx.colour_check import ALIKE, BETTER, LEAST, apart, colours_suspected, range_suspected
 
 
 def toy(order: slice) -> object:
@@ -39,6 +39,26 @@ def test_the_wrong_order_is_suspected() -> None:
     assert colours_suspected(right, crops) == ""  # type: ignore[arg-type]
     assert "may be the wrong way round: on 32 of these pictures" in colours_suspected(wrong, crops)  # type: ignore[arg-type]
     assert colours_suspected(wrong, crops[: LEAST - 1]) == ""  # type: ignore[arg-type]
+
+
+def test_vectors_that_are_nearly_the_same_are_suspected() -> None:
+    """Cosines by numpy on both sides of the bound; few pictures say nothing."""
+    own = np.random.default_rng(0).normal(size=(LEAST, 40))
+
+    def embed(common: float) -> object:
+        rows = np.column_stack([own, np.full(LEAST, common)])
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return lambda pixels: rows[: len(pixels)].astype(np.float32)
+
+    crops = pictures(LEAST)
+    for common in (0.0, 38.0, 50.0, 500.0):
+        rows = embed(common)(crops)  # type: ignore[operator]
+        mean = (rows @ rows.T)[~np.eye(LEAST, dtype=bool)].mean()
+        text = range_suspected(embed(common), crops)  # type: ignore[arg-type]
+        assert bool(text) == (mean > ALIKE), (common, mean)
+        if text:
+            assert f"the cosine of two of {LEAST} is {mean:.4f} on average" in text
+    assert range_suspected(embed(500.0), crops[1:]) == ""  # type: ignore[arg-type]
 
 
 @pytest.mark.real_data

@@ -29,12 +29,13 @@ def model(
     outputs: tuple[str, ...] = ("vector",),
     metadata: str = "",
 ) -> Path:
-    """A file that takes pictures (B, 3, SIDE, SIDE) and gives all their numbers as one vector, as it sees them; the
-    output `scores` has one number a picture."""
+    """A file that takes pictures (B, 3, SIDE, SIDE) and gives all their numbers as one vector, as it sees them;
+    `double` twice; the output `scores` has one number a picture."""
     shape = shape if shape is not None else ["batch", 3, SIDE, SIDE]
     nodes = [
         helper.make_node("Cast", ["pictures"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["numbers"], ["vector"], axis=1),
+        helper.make_node("Concat", ["vector", "vector"], ["double"], axis=1),
         helper.make_node("ReduceMax", ["numbers", "axes"], ["scores"], keepdims=0),
         helper.make_node("Unsqueeze", ["scores", "last"], ["column"]),
     ]
@@ -99,6 +100,65 @@ def test_a_fixed_batch_is_filled(tmp_path: Path, batch: Any) -> None:
 def test_the_vector_is_found_among_the_outputs(tmp_path: Path) -> None:
     file = model(tmp_path / "m.onnx", outputs=("scores", "column", "vector"))
     assert OnnxEmbedder(file).output == "vector"
+
+
+def test_several_vectors_are_said_and_one_is_named(tmp_path: Path) -> None:
+    """A network of faces and ages gives a vector for both; the first that fits is a guess."""
+    file = model(tmp_path / "m.onnx", outputs=("scores", "double", "vector"))
+    embedder = OnnxEmbedder(file)
+    assert embedder.output == "double"
+    (note,) = embedder.notes
+    assert (
+        "and that it gives the embedding as 'double' of 384 numbers (not as 'vector' of 192); m.toml beside"
+        in note
+    )
+    (tmp_path / "m.toml").write_text('output = "vector"\ncolor = "rgb"\nmean = [0, 0, 0]\nstd = [1, 1, 1]')
+    embedder = OnnxEmbedder(file)
+    assert (embedder.output, embedder.embedding_size, embedder.notes) == ("vector", 192, ())
+    (tmp_path / "m.toml").write_text('output = "scores"')
+    with pytest.raises(
+        ConfigError,
+        match=r"m.toml: output is 'scores', but the vectors .* are 'double' of 384, 'vector' of 192",
+    ):
+        OnnxEmbedder(file)
+
+
+def test_pixels_of_another_range_and_wrong_colours_are_suspected(tmp_path: Path) -> None:
+    """A file that wants 0..255 less much gives one vector for all where pixels come as they were guessed."""
+    file = model(tmp_path / "m.onnx")
+    crops = np.random.default_rng(0).integers(0, 256, (40, SIDE, SIDE, 3)).astype(np.uint8)
+    assert OnnxEmbedder(file).suspicions(crops) == ()
+    (tmp_path / "m.toml").write_text("mean = [-9.0, -9.0, -9.0]")
+    (text,) = OnnxEmbedder(file).suspicions(crops)
+    assert "it hardly tells pictures apart, the cosine of two of 40 is 0.99" in text
+    assert text.endswith("write mean and std into m.toml beside it, as its author says")
+    # The mirror image has the same red, and is like no other by its blue.
+    crops[..., 1:] = 0
+    crops[..., 0] = np.linspace(0, 255, 40).astype(np.uint8)[:, None, None]
+    crops[:, :, : SIDE // 2, 2] = crops[::-1, :, : SIDE // 2, 0]
+    (tmp_path / "m.toml").write_text("std = [1000.0, 1.0, 0.1]")
+    (text,) = OnnxEmbedder(file).suspicions(crops)
+    assert "its colours may be the wrong way round" in text
+    assert text.endswith('write color = "bgr" into m.toml beside it, if its author says so')
+    ours = model(
+        tmp_path / "o.onnx", metadata=json.dumps({"preprocess": {"mean": [-9.0] * 3, "size": [SIDE, SIDE]}})
+    )
+    assert OnnxEmbedder(ours).suspicions(crops) == ()
+
+
+def test_the_fingerprint_changes_with_what_is_said_beside(tmp_path: Path) -> None:
+    """Vectors made with other colours are others: a table is not gone on with, a threshold not used."""
+    file = model(tmp_path / "m.onnx", outputs=("double", "vector"))
+    guessed = OnnxEmbedder(file).fingerprint
+    found = {guessed}
+    for text in ('color = "bgr"', 'output = "vector"', "mean = [0, 0, 0]", "crop = [0.1, 0, 0, 0]"):
+        (tmp_path / "m.toml").write_text(text)
+        found.add(OnnxEmbedder(file).fingerprint)
+    assert len(found) == 5
+    (tmp_path / "m.toml").write_text('color = "rgb"')  # what was guessed
+    assert OnnxEmbedder(file).fingerprint == guessed
+    other = model(tmp_path / "n.onnx", outputs=("vector",))
+    assert OnnxEmbedder(other).fingerprint != guessed
 
 
 def test_an_open_size_comes_from_the_file_beside(tmp_path: Path) -> None:

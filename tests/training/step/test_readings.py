@@ -30,12 +30,13 @@ from facemetric.training.tasks.on_images import OnImages
 EVERY = 3  # steps
 SHARED = {"image_size": 16, "workers": 0, "val_fraction": 0.0, "amp": "off", "epochs": 1, "lr": 0.01}
 PRETRAIN = SHARED | {"arch": "test_resnet", "batch_size": 16, "closed_set_fraction": 0.0}
+VARIED = {"augment_on": "device", "blur": 0.3, "low_resolution": 0.3}
 FINETUNE = SHARED | {"batch_size": 16, "images_per_identity": 2}
 KINDS: dict[str, dict[str, Any]] = {
-    "softmax": PRETRAIN | {"random_erasing": 0.5},
+    "softmax": PRETRAIN | VARIED | {"random_erasing": 0.5},
     "adaface": PRETRAIN | {"head": "adaface"},
     "features": FINETUNE | {"miner": "hard"},
-    "images": FINETUNE | {"miner": "hard", "freeze": ("none",), "microbatch": 8},
+    "images": FINETUNE | VARIED | {"miner": "hard", "freeze": ("none",), "microbatch": 8},
 }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_view_0_is_what_the_backbone_says_of_the_plain_images(
     spread = float(expected.std(0).mean())
     np.testing.assert_allclose(found.values[0], expected, atol=1e-3 * spread)
     assert np.abs(found.values[1] - found.values[0]).mean() > 0.1 * spread
+
+
+def test_views_that_are_varied_on_the_device(
+    features_of: Callable[..., Features], embedder: Embedder
+) -> None:
+    """Kept apart from the CPU's, and the same but for rounding."""
+    here = features_of(embedder, views=2, augment=AUGMENT)
+    there = features_of(embedder, views=2, augment=replace(AUGMENT, on_device=True))
+    assert not there.reused
+    apart = np.abs(there.values[1] - here.values[1]).mean()
+    assert apart < 0.02 * np.abs(here.values[1] - here.values[0]).mean()
 
 
 def test_the_second_time_they_are_read(features_of: Callable[..., Features], embedder: Embedder) -> None:

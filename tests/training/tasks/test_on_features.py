@@ -241,3 +241,37 @@ def test_who_is_alike_copies_and_two_identities() -> None:
     assert found.shape == (7, 2)
     assert not (found == np.arange(7)[:, None]).any()
     assert most_alike(means[:3], 8).tolist() == [[1, 2], [0, 2], [0, 1]]
+
+
+def test_relatives_come_before_all_who_look_alike() -> None:
+    """Against a plain sort: family first, then all others, each by cosine; a family larger than k is cut."""
+    rng = np.random.default_rng(2)
+    means = rng.normal(size=(30, 5)).astype(np.float32)
+    family = rng.integers(0, 12, 30)
+    family[:9] = 3  # more relatives than the six candidates
+    found = most_alike(means, 4, family)
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    score = unit @ unit.T + 3 * (family[:, None] == family)
+    np.fill_diagonal(score, -2)
+    assert np.array_equal(found, (-score).argsort(1)[:, :6])
+    assert not np.array_equal(found, most_alike(means, 4))
+    assert np.array_equal(most_alike(means, 4, np.arange(30)), most_alike(means, 4))
+
+
+def test_a_family_comes_in_one_group(stage_one: Trained, faces: Path, tmp_path: Path) -> None:
+    names = [folder.name for folder in sorted(faces.iterdir())]
+    lines = [",".join(names[start::4]) for start in range(4)]
+    (tmp_path / "families.csv").write_text("\n".join(lines))
+    options = {"alike": len(names) // 4, "families": tmp_path / "families.csv", "val_fraction": 0.0}
+    task = task_of(faces, stage_one, tmp_path / "run", **options, batch_size=len(names) // 4 * 4)
+    labels = task.labels.numpy()
+    alike = task.alike_in(0)
+    assert alike is not None
+    for step in list(task.sampler.epoch(0, alike, task.config.alike))[:4]:
+        who = {task.split.train.identities[label] for label in labels[step].tolist()}
+        assert len({names.index(name) % 4 for name in who}) == 1
+    task.load_extra_state(task.extra_state())
+    (tmp_path / "families.csv").write_text("\n".join(lines[1:]))
+    other = task_of(faces, stage_one, tmp_path / "other", **options, batch_size=len(names) // 4 * 4)
+    with pytest.raises(ConfigError, match="the families of this run changed since it began"):
+        other.load_extra_state(task.extra_state())
