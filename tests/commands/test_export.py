@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnx
 import pytest
+import torch
+from torch import nn
 
 from facemetric.commands import export
 from facemetric.config import ExportConfig
+from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.model.weights.weights_folder import amend_config, read_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """torch traces each network of this file once: the same module, weights and size give a copy of the same graph."""
+    trace, traced = torch.onnx.export, {}
+
+    def once(model: nn.Module, example: tuple[torch.Tensor, ...], **options: Any) -> Any:
+        numbers = [value.detach().numpy().tobytes() for value in (*model.parameters(), *model.buffers())]
+        plain = [
+            f"{name} {value}"
+            for part in model.modules()
+            for name, value in vars(part).items()
+            if isinstance(value, bool | int | str | Preprocess)
+        ]
+        key = (repr(model), tuple(plain), example[0].shape, tuple(numbers))
+        if key not in traced:
+            traced[key] = trace(model, example, **options).model_proto.SerializeToString()
+        return SimpleNamespace(model_proto=onnx.load_from_string(traced[key]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.onnx.export", once)
+        yield
 
 
 def test_a_file_its_record_and_its_accuracy(
