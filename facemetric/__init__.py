@@ -42,7 +42,7 @@ HOMES = {
     # models
     "Embedder": "facemetric.model.embedder",
     "Gallery": "facemetric.gallery.gallery",
-    "OnnxEmbedder": "facemetric.model.onnx.onnx_embedder",
+    "OnnxEmbedder": "facemetric.model.onnx.embedder",
     "Verifier": "facemetric.commands.verify",
     "load_embedder": "facemetric.model.weights.save_load",
     "similarity": "facemetric.model.similarity",

@@ -43,7 +43,7 @@ from facemetric.evaluation.table import EmbeddingTable as EmbeddingTable
 from facemetric.gallery.gallery import Gallery as Gallery
 from facemetric.machine import show_progress as show_progress
 from facemetric.model.embedder import Embedder as Embedder
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder as OnnxEmbedder
+from facemetric.model.onnx.embedder import OnnxEmbedder as OnnxEmbedder
 from facemetric.model.similarity import similarity as similarity
 from facemetric.model.weights.save_load import load_embedder as load_embedder
 from facemetric.report.record import Evaluation as Evaluation

@@ -32,8 +32,8 @@ from facemetric.config.checks import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError
 from facemetric.machine import import_timm
-from facemetric.model.weights.weights_folder import find_onnx, find_weights, is_onnx
-from facemetric.training.run.run_folder import check_run_folder
+from facemetric.model.weights.folder import find_onnx, find_weights, is_onnx
+from facemetric.training.run.folder import check_run_folder
 
 # Where the words go of a command that takes fewer without a name.
 WORD_ORDER = {

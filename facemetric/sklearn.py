@@ -80,8 +80,8 @@ class FaceEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _open(self) -> Embedder:
         """The network, loaded once for these parameters."""
         from facemetric.machine import pick_device
+        from facemetric.model.weights.folder import find_weights, read_config
         from facemetric.model.weights.save_load import load_embedder
-        from facemetric.model.weights.weights_folder import find_weights, read_config
 
         folder = find_weights(self.weights)
         key = (str(folder), read_config(folder).get("sha256"), self.device)

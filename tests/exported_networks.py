@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from facemetric.data.images import Preprocess
+from facemetric.model.onnx.embedder import METADATA
 from facemetric.model.onnx.fast_path import NETWORK, TAKES
-from facemetric.model.onnx.onnx_embedder import METADATA
-from facemetric.model.weights.weights_folder import find_weights, read_config
+from facemetric.model.weights.folder import find_weights, read_config
 
 SIDE = 8
 SHA256 = "ab" * 32

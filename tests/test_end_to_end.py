@@ -21,8 +21,8 @@ from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
+from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import save_weights
-from facemetric.model.weights.weights_folder import find_weights
 
 PEOPLE, UNSEEN, IMAGES = 44, 48, 8
 

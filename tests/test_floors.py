@@ -31,7 +31,7 @@ MOVING = {  # what renames: files appear whole by files.write_whole, and by no o
     "facemetric/files.py",
     "facemetric/training/run/checkpoint.py",  # keeps the one before, and reads the new one back
     "facemetric/training/tasks/feature_cache.py",  # filled in place, hours long, under a lock
-    "facemetric/model/weights/weights_folder.py",  # a folder
+    "facemetric/model/weights/folder.py",  # a folder
     "facemetric/commands/demo.py",  # folders
     "tools/import_dataset.py",  # a folder
     "tools/fuzz_readers.py",  # a file that it made itself

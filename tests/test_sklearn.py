@@ -24,7 +24,7 @@ from untrained_weights import own_weights, untrained
 
 from facemetric import load_embedder
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.model.weights.weights_folder import amend_config
+from facemetric.model.weights.folder import amend_config
 from facemetric.sklearn import FaceEmbedder, TripletProjection
 from facemetric.training.finetune import finetune
 from facemetric.training.run.run import Trained

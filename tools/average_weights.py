@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from facemetric.evaluation.audit.seen import join_training_images, read_training_images, write_training_images
+from facemetric.model.weights.folder import find_weights, read_config
 from facemetric.model.weights.save_load import load_embedder, save_weights
-from facemetric.model.weights.weights_folder import find_weights, read_config
 
 
 def main() -> None:

@@ -36,12 +36,12 @@ from PIL import Image
 from facemetric.config import EmbedConfig
 from facemetric.faces.crops import faces_in, open_or_reason
 from facemetric.faces.finder import face_finder
-from facemetric.model.weights.opened_weights import open_model
+from facemetric.model.weights.opened import open_model
 
 DIFFERENT = 300
 START = """
 import sys, time
-from facemetric.model.weights.opened_weights import open_model
+from facemetric.model.weights.opened import open_model
 network = open_model(sys.argv[1]).network("cpu", sys.argv[2])
 network.embed([sys.argv[3]], faces="off")
 print(time.process_time())
@@ -49,7 +49,7 @@ print(time.process_time())
 LIGHT = """
 import sys, time
 from facemetric.model.onnx.fast_path import open_network
-from facemetric.model.weights.weights_folder import find_weights, read_config
+from facemetric.model.weights.folder import find_weights, read_config
 folder = find_weights(sys.argv[1])
 open_network(folder, read_config(folder)).embed([sys.argv[3]], faces="off")
 print(time.process_time())

@@ -43,8 +43,8 @@ from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, FacemetricError
 from facemetric.files import write_text_whole
 from facemetric.model.onnx.export import CropEmbedder, OnnxEmbedder, export_onnx, quantize_onnx
+from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import find_weights
 
 WAYS = ("torch", "torch.compile", "onnx", "onnx int8", "openvino", "browser")
 MOST = 64  # images between two looks at the clock

@@ -33,7 +33,7 @@ from facemetric.gallery.parts import Rows
 from facemetric.gallery.search import Enrolled, find_people
 from facemetric.gallery.threshold import StoredCurve, best_of_others, choose_threshold
 from facemetric.machine import resident_peak
-from facemetric.model.weights.weights_folder import find_weights, read_config
+from facemetric.model.weights.folder import find_weights, read_config
 
 SIZE = 128
 SETTINGS = (

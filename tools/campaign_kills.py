@@ -34,7 +34,7 @@ from tqdm import tqdm
 from facemetric import cli
 from facemetric.data.drawn.draw import draw_faces
 from facemetric.training import finetune, pretrain  # noqa: F401 (before the forks, that each starts at once)
-from facemetric.training.run.run_folder import read_log
+from facemetric.training.run.folder import read_log
 
 SHARED = ["--batch-size", "16", "--device", "cpu", "--checkpoint-minutes", "0.002"]
 ONE = ["pretrain", "FACES", "--arch", "test_resnet", "--image-size", "32", "--epochs", "4", *SHARED]

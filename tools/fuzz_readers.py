@@ -49,10 +49,10 @@ from facemetric.errors import FacemetricError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.model.embedder import build_embedder
+from facemetric.model.weights.folder import CONFIG, MODEL, read_config
 from facemetric.model.weights.save_load import load_embedder, read_tensors, save_weights
-from facemetric.model.weights.weights_folder import CONFIG, MODEL, read_config
 from facemetric.training.run.checkpoint import load_checkpoint, save_checkpoint
-from facemetric.training.run.run_folder import LOG, read_log
+from facemetric.training.run.folder import LOG, read_log
 from facemetric.training.tasks.feature_cache import read_cache
 
 GIB = 1 << 30

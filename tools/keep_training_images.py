@@ -19,8 +19,8 @@ from facemetric.data.lists import with_at_least
 from facemetric.errors import FacemetricError
 from facemetric.evaluation.audit.seen import FILE, keep_training_images, read_training_images
 from facemetric.machine import pick_workers
-from facemetric.model.weights.weights_folder import find_weights
-from facemetric.training.run.run_folder import CONFIG
+from facemetric.model.weights.folder import find_weights
+from facemetric.training.run.folder import CONFIG
 from facemetric.training.split import read_split
 from facemetric.training.tasks.teacher_rows import Joined
 

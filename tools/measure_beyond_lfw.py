@@ -31,8 +31,8 @@ from facemetric.evaluation.thresholds import stored_threshold
 from facemetric.evaluation.verification import Verification, pair_scores, verify_pairs
 from facemetric.faces.quality import turn_of
 from facemetric.model.embedder import Embedder
+from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import find_weights
 
 HELD = re.compile(r"test_(?P<age>[^_]+)_(?P<origin>\D+)_\d+\.")
 OLD = re.compile(r"than_70_")  # of "more than 70", which the names write as more_than_70

@@ -28,8 +28,8 @@ from facemetric.faces.crop_look import crop_looks
 from facemetric.faces.crops import Face, find_faces
 from facemetric.faces.quality import quality_of
 from facemetric.faces.template import SIDE, TEMPLATE, apply_map, invert, to_crop
+from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import find_weights
 
 CANVAS = 400  # side of the made photographs, pixels
 GREY = (127, 127, 127)

@@ -45,8 +45,8 @@ from facemetric.evaluation.thresholds import KEY, Stored, choose_thresholds, sto
 from facemetric.evaluation.verification import pair_scores, verify_pairs
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, in_pieces
+from facemetric.model.weights.folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.model.weights.save_load import load_embedder, save_weights
-from facemetric.model.weights.weights_folder import CONFIG, FACES, find_weights, read_config, without_folders
 from facemetric.training.split import read_split
 from facemetric.training.validation import CHOSEN_ON, FARS
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from facemetric.model.weights.folder import find_weights, read_config
 from facemetric.model.weights.save_load import load_embedder, save_weights
-from facemetric.model.weights.weights_folder import find_weights, read_config
-from facemetric.training.run.run_folder import CHECKPOINT
+from facemetric.training.run.folder import CHECKPOINT
 
 PART = "embedder."  # of the names in a checkpoint of stage one
 

@@ -20,8 +20,7 @@ from facemetric.evaluation.embed import usual_size
 from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.thresholds import CalibratedThreshold, Stored, choose_thresholds, store_thresholds
 from facemetric.machine import say
-from facemetric.model.weights.opened_weights import open_weights
-from facemetric.model.weights.weights_folder import (
+from facemetric.model.weights.folder import (
     check_copy,
     copy_weights,
     find_weights,
@@ -29,6 +28,7 @@ from facemetric.model.weights.weights_folder import (
     name_of_copy,
     read_config,
 )
+from facemetric.model.weights.opened import open_weights
 from facemetric.training.validation import CHOSEN_ON
 
 TRAINED_ON = "the data that the weights were trained on: on new people expect a higher FAR and a lower TAR"

@@ -18,7 +18,7 @@ from facemetric.data.readers.sources import UNFINISHED
 from facemetric.errors import ConfigError, DataError, given, plural
 from facemetric.files import Lock, write_text_whole
 from facemetric.machine import MIB, progress_bar, say
-from facemetric.training.run.run_folder import BAD_IMAGES, LOCK
+from facemetric.training.run.folder import BAD_IMAGES, LOCK
 
 FINISHED = "converted.json"
 

@@ -25,7 +25,7 @@ from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
-from facemetric.training.run.run_folder import CHECKPOINT, has_checkpoint
+from facemetric.training.run.folder import CHECKPOINT, has_checkpoint
 
 SIZE = 64  # pixels: small enough for two cores, large enough to see brows
 TEST_SHARE = 0.2

@@ -24,9 +24,9 @@ from facemetric.faces.finder import face_finder
 from facemetric.machine import pick_workers, progress_shown, say
 from facemetric.model.embedder import Embedder
 from facemetric.model.onnx.colour_check import CROPS
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
-from facemetric.model.weights.opened_weights import Weights, open_weights
-from facemetric.training.run.run_folder import BAD_IMAGES
+from facemetric.model.onnx.embedder import OnnxEmbedder
+from facemetric.model.weights.opened import Weights, open_weights
+from facemetric.training.run.folder import BAD_IMAGES
 
 # Sets of images beside the first that a command reads: each has a list of bad images of its own.
 GALLERY, SECOND, TEST, TRAIN, VALIDATION = "gallery", "second", "test", "train", "validation"

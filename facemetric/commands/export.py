@@ -27,8 +27,8 @@ from facemetric.faces.template import POINTS, SIDE, TEMPLATE
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.onnx.export import OnnxEmbedder, export_onnx, quantize_onnx, required
+from facemetric.model.weights.folder import FACES, expected_pictures, find_weights, read_config
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import FACES, expected_pictures, find_weights, read_config
 
 PARITY_IMAGES = 200  # crops on which both are compared
 CALIBRATION_IMAGES = 512  # crops that give the ranges of int8

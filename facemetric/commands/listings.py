@@ -10,8 +10,8 @@ from facemetric.config import RunsConfig
 from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
-from facemetric.model.weights.weights_folder import MODEL, read_config, shipped_weights
-from facemetric.training.run.run_folder import (
+from facemetric.model.weights.folder import MODEL, read_config, shipped_weights
+from facemetric.training.run.folder import (
     CHECKPOINT,
     CONFIG,
     LOCK,

@@ -13,8 +13,7 @@ from facemetric.errors import ConfigError, WeightsError
 from facemetric.files import file_hash
 from facemetric.machine import say
 from facemetric.model.weights.card import card, with_front_matter, without_paths
-from facemetric.model.weights.hub import Remote, look_for, parse_name, same_content, send
-from facemetric.model.weights.weights_folder import (
+from facemetric.model.weights.folder import (
     CONFIG,
     HUB,
     MODEL,
@@ -22,6 +21,7 @@ from facemetric.model.weights.weights_folder import (
     read_config,
     without_folders,
 )
+from facemetric.model.weights.hub import Remote, look_for, parse_name, same_content, send
 
 CARD = "README.md"
 

@@ -35,13 +35,13 @@ from facemetric.distributed import say
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
 from facemetric.machine import Measured, measuring
-from facemetric.model.weights.weights_folder import find_weights
+from facemetric.model.weights.folder import find_weights
 from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
 from facemetric.training.finetune import finetune
 from facemetric.training.pretrain import pretrain
+from facemetric.training.run.folder import CHECKPOINT, LOG, OF_WEIGHTS, has_checkpoint, read_log
 from facemetric.training.run.run import Trained
-from facemetric.training.run.run_folder import CHECKPOINT, LOG, OF_WEIGHTS, has_checkpoint, read_log
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.teacher_rows import TABLES, named
 

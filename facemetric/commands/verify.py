@@ -23,8 +23,8 @@ from facemetric.faces.crops import Face, FacesFound, rivals
 from facemetric.faces.finder import FaceFinder, Faces
 from facemetric.model.pictures import Picture, faces_of, picture_size, read_picture
 from facemetric.model.similarity import similarity
-from facemetric.model.weights.opened_weights import Runtime, open_model
-from facemetric.model.weights.weights_folder import CONFIG
+from facemetric.model.weights.folder import CONFIG
+from facemetric.model.weights.opened import Runtime, open_model
 
 Answer = Literal["same person", "different people", "cannot tell"]
 

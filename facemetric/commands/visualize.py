@@ -28,7 +28,7 @@ from facemetric.data.index import ImageIndex
 from facemetric.errors import ConfigError, plural
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import say
-from facemetric.model.weights.opened_weights import Weights, open_weights
+from facemetric.model.weights.opened import Weights, open_weights
 from facemetric.report.map import cell_size, choose_images, joined, lay_out, write_projector
 from facemetric.report.pictures import Pictures, make_sprite
 from facemetric.report.plots import draw_map

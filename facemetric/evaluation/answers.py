@@ -29,7 +29,7 @@ from facemetric.evaluation.intervals.counts import DrawnRates
 from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.verification import Verification
-from facemetric.model.weights.weights_folder import CONFIG, amend_config, read_config
+from facemetric.model.weights.folder import CONFIG, amend_config, read_config
 
 FRRS = (0.05, 0.01)  # of the thresholds that are kept
 PRIOR = 0.5  # probability of one person before the pictures are seen

@@ -21,7 +21,7 @@ from facemetric.errors import DataError, plural
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import progress_bar
 from facemetric.model.embedder import Embedder, in_pieces
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
+from facemetric.model.onnx.embedder import OnnxEmbedder
 
 
 class Embedded(NamedTuple):

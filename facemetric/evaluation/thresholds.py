@@ -21,7 +21,7 @@ from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.records import Interval, percentiles
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import SCORE, Verification
-from facemetric.model.weights.weights_folder import CONFIG, amend_config, read_config
+from facemetric.model.weights.folder import CONFIG, amend_config, read_config
 
 DEEP = 16  # up to so many times the wanted FAR the draws are followed; with two people they may leave it
 LEVELS = 160  # thresholds that are watched, in equal steps of log FAR: some 10 % each

@@ -37,11 +37,11 @@ from facemetric.gallery.threshold import (
     best_of_others,
     choose_threshold,
 )
-from facemetric.model.weights.opened_weights import Runtime, Weights, open_model
-from facemetric.model.weights.weights_folder import MODEL, is_shipped
+from facemetric.model.weights.folder import MODEL, is_shipped
+from facemetric.model.weights.opened import Runtime, Weights, open_model
 
 if TYPE_CHECKING:
-    from facemetric.model.weights.opened_weights import Network
+    from facemetric.model.weights.opened import Network
 
 CHECKED = 20_000  # rows that `check` compares with all
 OTHERS = "best_of_others.npz"  # kept between two questions: it takes seconds with a million faces

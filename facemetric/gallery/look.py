@@ -21,7 +21,7 @@ from facemetric.faces.photographs import Picture
 from facemetric.faces.quality import Quality
 
 if TYPE_CHECKING:
-    from facemetric.model.weights.opened_weights import Network
+    from facemetric.model.weights.opened import Network
 
 TOGETHER = 64  # photographs that are in memory at once
 CROP_QUALITY = 90  # of the JPEGs that are kept: 4 kB a face

@@ -24,8 +24,8 @@ from facemetric.model.embedder import Embedder
 from facemetric.model.faster import check_compiler
 from facemetric.training import peers
 from facemetric.training.loop import fit
+from facemetric.training.run.folder import check_run_folder, figures_line
 from facemetric.training.run.run import Run, Trained
-from facemetric.training.run.run_folder import check_run_folder, figures_line
 from facemetric.training.split import Split, split_for
 from facemetric.training.stage import Setup, check_training, keep_hashes, load_start, warn_of_seen
 from facemetric.training.step.optim import make_optimizer, make_scheduler

@@ -24,8 +24,8 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.machine import keep_freed_memory, progress_bar
 from facemetric.training.peers import writing
 from facemetric.training.run.checkpoint import load_checkpoint, save_checkpoint, set_aside
+from facemetric.training.run.folder import CHECKPOINT, Meter, Pace, figures_line, in_words
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import CHECKPOINT, Meter, Pace, figures_line, in_words
 from facemetric.training.shards import drawn_columns, shards_of
 from facemetric.training.step.gradients import Gradients
 from facemetric.training.step.optim import Amp

@@ -12,8 +12,8 @@ from facemetric.machine import pick_device
 from facemetric.model.faster import check_compiler
 from facemetric.training import peers
 from facemetric.training.loop import fit
+from facemetric.training.run.folder import check_run_folder
 from facemetric.training.run.run import Run, Trained
-from facemetric.training.run.run_folder import check_run_folder
 from facemetric.training.split import split_for
 from facemetric.training.stage import check_training, keep_hashes
 from facemetric.training.step.optim import make_optimizer, make_scheduler

@@ -20,7 +20,7 @@ from facemetric.config.checks import check_batch
 from facemetric.data.batches import IdentityBatches
 from facemetric.errors import DataError, TrainingError
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss
-from facemetric.training.run.run_folder import judged_by
+from facemetric.training.run.folder import judged_by
 from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.validation import open_set_figures
 

@@ -20,7 +20,7 @@ from facemetric.errors import DataError, FacemetricError, plural
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.template import SIDE
 from facemetric.model.pictures import crop_side
-from facemetric.model.weights.weights_folder import find_weights, read_config
+from facemetric.model.weights.folder import find_weights, read_config
 
 # What read_split reads: with these of a training's options its images can be split again.
 SPLIT_OPTIONS = (

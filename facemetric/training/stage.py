@@ -28,8 +28,8 @@ from facemetric.model.embedder import Embedder, build_embedder, check_arch, chec
 from facemetric.model.faster import checkpoint_activations, compile_backbone
 from facemetric.model.heads import check_head
 from facemetric.model.sharded_head import check_by_columns
+from facemetric.model.weights.folder import FACES, find_weights, provenance
 from facemetric.model.weights.save_load import load_embedder, save_weights
-from facemetric.model.weights.weights_folder import FACES, find_weights, provenance
 from facemetric.training.run.run import Run
 from facemetric.training.shards import check_rows_apart
 from facemetric.training.split import SPLIT_OPTIONS, Split

@@ -179,7 +179,7 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(own_weights, tmp_path / "shipped" / "faces-9")
-    monkeypatch.setattr("facemetric.model.weights.weights_folder.SHIPPED", (tmp_path / "shipped",))
+    monkeypatch.setattr("facemetric.model.weights.folder.SHIPPED", (tmp_path / "shipped",))
     before = (tmp_path / "shipped" / "faces-9" / "config.json").read_bytes()
     options: dict[str, Any] = {"weights": "faces-9", "out": tmp_path / "out"} | FAST
     found = calibrate(str(faces), far=0.1, **options)
@@ -215,7 +215,7 @@ def test_shipped_weights_stay_as_they_are_by_any_path(
     shipped = tmp_path / "shipped" / "faces-9"
     shutil.copytree(own_weights, shipped)
     (tmp_path / "link").symlink_to(shipped)
-    monkeypatch.setattr("facemetric.model.weights.weights_folder.SHIPPED", (tmp_path / "shipped",))
+    monkeypatch.setattr("facemetric.model.weights.folder.SHIPPED", (tmp_path / "shipped",))
     monkeypatch.chdir(tmp_path / inside)
     before = (shipped / "config.json").read_bytes()
     weights = str(shipped) if name == "path" else name

@@ -18,7 +18,7 @@ from facemetric.commands import export
 from facemetric.config import ExportConfig
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
-from facemetric.model.weights.weights_folder import amend_config, read_config
+from facemetric.model.weights.folder import amend_config, read_config
 
 
 @pytest.fixture(scope="module", autouse=True)

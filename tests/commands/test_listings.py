@@ -15,10 +15,10 @@ from facemetric.config import RunsConfig
 from facemetric.data.images import Preprocess
 from facemetric.errors import DataError
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights import weights_folder as weights_folder
+from facemetric.model.weights import folder as weights_folder
 from facemetric.model.weights.save_load import save_weights
+from facemetric.training.run.folder import SCORE
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import SCORE
 
 
 def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bool = True) -> Path:

@@ -13,7 +13,7 @@ from fake_hub import TOKEN, FakeHub, files_of, hub
 import facemetric as fm
 from facemetric.errors import ConfigError, WeightsError
 from facemetric.model.weights.card import card, without_paths
-from facemetric.model.weights.weights_folder import amend_config, find_weights, read_config
+from facemetric.model.weights.folder import amend_config, find_weights, read_config
 
 __all__ = ["hub"]
 SENT = ("config.json", "model.safetensors", "README.md")

@@ -16,7 +16,7 @@ from facemetric.commands import run as recipe
 from facemetric.config import RunConfig, check_stage, plan
 from facemetric.config.recipe import parse_values
 from facemetric.errors import ConfigError, FacemetricError, TrainingError
-from facemetric.training.run.run_folder import LOG
+from facemetric.training.run.folder import LOG
 from facemetric.training.stage import check_training, start_embedder
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -20,7 +20,7 @@ from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.answers import Probability
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.faces.finder import FaceFinder
-from facemetric.model.weights.weights_folder import amend_config
+from facemetric.model.weights.folder import amend_config
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
@@ -139,7 +139,8 @@ def test_scores_do_not_depend_on_the_order(calibrated: Path, faces: Path) -> Non
 
 
 def test_the_weights_are_looked_up_once(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from facemetric.model.weights import opened_weights, weights_folder
+    from facemetric.model.weights import folder as weights_folder
+    from facemetric.model.weights import opened
     from facemetric.model.weights import save_load as weights
 
     found: list[object] = []
@@ -148,7 +149,7 @@ def test_the_weights_are_looked_up_once(calibrated: Path, monkeypatch: pytest.Mo
         found.append(name)
         return weights_folder.find_weights(name, fetch=fetch)
 
-    for module in (opened_weights, weights):
+    for module in (opened, weights):
         monkeypatch.setattr(module, "find_weights", counted)
     Verifier(calibrated, far=0.2, device="cpu")
     assert found == [calibrated]
@@ -158,7 +159,7 @@ def test_a_verifier_takes_pictures_in_every_form_and_loads_once(
     calibrated: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = Verifier(calibrated, far=0.2, device="cpu")
-    monkeypatch.setattr("facemetric.model.weights.opened_weights.Weights.load", None)  # not called any more
+    monkeypatch.setattr("facemetric.model.weights.opened.Weights.load", None)  # not called any more
     one, two = images_in(faces)[3], images_in(faces)[40]
     image = Image.open(two).convert("RGB")
     expected = verifier(str(one), str(two))
@@ -210,7 +211,7 @@ def test_the_remedy_names_the_weights_as_the_user_does(
     own_weights: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(own_weights, tmp_path / "shipped" / "faces-9")
-    monkeypatch.setattr("facemetric.model.weights.weights_folder.SHIPPED", (tmp_path / "shipped",))
+    monkeypatch.setattr("facemetric.model.weights.folder.SHIPPED", (tmp_path / "shipped",))
     one = images_in(faces)[0]
     wanted = r"^faces-9 holds no threshold for FAR 0\.2; make one with `facemetric calibrate DATA --weights faces-9 "
     with pytest.raises(WeightsError, match=wanted):

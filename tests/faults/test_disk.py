@@ -18,7 +18,7 @@ from facemetric import finetune, pretrain
 from facemetric.errors import DataError
 from facemetric.files import Lock, write_whole
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.training.run.run_folder import read_log
+from facemetric.training.run.folder import read_log
 from facemetric.training.tasks import feature_cache as room
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.tasks.feature_cache import cached_features

@@ -25,8 +25,8 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.weights.save_load import save_weights
 from facemetric.training import loop
 from facemetric.training.loop import fit
+from facemetric.training.run.folder import read_log
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import read_log
 from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.task import Settings
 from facemetric.training.tasks.classification import Classification

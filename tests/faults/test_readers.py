@@ -22,8 +22,8 @@ from facemetric.data.lists import read_merges
 from facemetric.data.pairs import read_pairs
 from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.model.weights.weights_folder import read_config
-from facemetric.training.run.run_folder import read_log
+from facemetric.model.weights.folder import read_config
+from facemetric.training.run.folder import read_log
 from facemetric.training.stage import parse_arguments
 from facemetric.training.tasks.feature_cache import read_cache
 

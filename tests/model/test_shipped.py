@@ -9,8 +9,8 @@ import timm
 import torch
 from torch.nn import functional
 
+from facemetric.model.weights.folder import SHIPPED, read_config, shipped_weights
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import SHIPPED, read_config, shipped_weights
 
 # As a wheel has them without their checkout, an installed package has these too.
 FOLDERS = shipped_weights()

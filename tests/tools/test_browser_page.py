@@ -25,8 +25,8 @@ from facemetric.commands.export import describe, drawn_crops
 from facemetric.config import ExportConfig
 from facemetric.errors import ConfigError
 from facemetric.model.onnx.export import OnnxEmbedder, export_onnx
+from facemetric.model.weights.folder import amend_config
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import amend_config
 
 __all__ = ["browser", "untrained"]
 METADATA = "facemetric"

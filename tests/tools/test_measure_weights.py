@@ -21,7 +21,7 @@ from facemetric.evaluation.audit.seen import (
     read_training_images,
     training_images_seen,
 )
-from facemetric.model.weights.weights_folder import MODEL, amend_config, find_weights, read_config
+from facemetric.model.weights.folder import MODEL, amend_config, find_weights, read_config
 
 __all__ = ["own_weights", "untrained"]
 

@@ -22,9 +22,9 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.mining.losses import RESERVED
-from facemetric.model.weights.weights_folder import amend_config
+from facemetric.model.weights.folder import amend_config
+from facemetric.training.run.folder import SCORE
 from facemetric.training.run.run import Run, Trained
-from facemetric.training.run.run_folder import SCORE
 from facemetric.training.split import read_split
 from facemetric.training.tasks import triplets as stage_two
 from facemetric.training.tasks.on_features import OnFeatures

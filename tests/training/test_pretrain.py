@@ -24,8 +24,8 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.embed import embed_index
 from facemetric.model import faster
 from facemetric.model.heads import HEADS, MarginHead
+from facemetric.training.run.folder import LOG, read_log
 from facemetric.training.run.run import Run, Trained
-from facemetric.training.run.run_folder import LOG, read_log
 from facemetric.training.split import read_split
 from facemetric.training.tasks.classification import Classification
 from facemetric.training.validation import open_set_figures

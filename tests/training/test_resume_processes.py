@@ -17,7 +17,7 @@ import watched_steps as room
 from child_processes import in_a_child, in_processes
 
 from facemetric import distributed, finetune, pretrain
-from facemetric.training.run.run_folder import read_log
+from facemetric.training.run.folder import read_log
 
 OPTIONS = {"epochs": 2, "device": "cpu", "workers": 0, "lr": 0.01}
 TUNE = OPTIONS | {"batch_size": 32, "checkpoint_minutes": 0.0}

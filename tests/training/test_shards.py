@@ -22,8 +22,8 @@ from facemetric.errors import ConfigError, TrainingError
 from facemetric.model.sharded_head import ShardedHead
 from facemetric.training import shards
 from facemetric.training.loop import fit
+from facemetric.training.run.folder import read_log
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import read_log
 from facemetric.training.shards import check_rows_apart, drawn_columns
 from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.task import Settings

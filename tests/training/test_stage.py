@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facemetric.training.run.run_folder import judged_by
+from facemetric.training.run.folder import judged_by
 from facemetric.training.validation import keep_thresholds, open_set_figures
 
 

@@ -43,8 +43,8 @@ from facemetric.evaluation.audit.people import alike_across, alike_identities
 from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers, say
+from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import load_embedder
-from facemetric.model.weights.weights_folder import find_weights
 
 SAME_PHOTOGRAPH = (
     0.05  # of the images are less like their own mirror image than the cosine asked of a duplicate

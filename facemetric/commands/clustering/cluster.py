@@ -26,7 +26,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_threshold
 from facemetric.files import write_text_whole, write_whole
 from facemetric.machine import progress_bar, say
-from facemetric.model.weights.weights_folder import find_weights
+from facemetric.model.weights.folder import find_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from facemetric.config.calls import takes_options
 from facemetric.evaluation.answers import answers_in
 from facemetric.faces.finder import face_finder
 from facemetric.files import file_hash, write_text_whole
-from facemetric.model.weights.opened_weights import Weights
-from facemetric.model.weights.weights_folder import provenance
+from facemetric.model.weights.folder import provenance
+from facemetric.model.weights.opened import Weights
 from facemetric.report.page import Origin
 from facemetric.report.page_sections import write_report
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv

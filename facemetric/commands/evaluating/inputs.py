@@ -36,7 +36,7 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.templates import Pooled
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.machine import say
-from facemetric.model.weights.opened_weights import Weights, open_model
+from facemetric.model.weights.opened import Weights, open_model
 
 
 class ListedPairs(NamedTuple):

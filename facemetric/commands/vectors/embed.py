@@ -27,8 +27,8 @@ from facemetric.evaluation.table import EmbeddingTable
 from facemetric.files import write_text_whole
 from facemetric.machine import progress_bar, say
 from facemetric.model.onnx.colour_check import CROPS
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
-from facemetric.model.weights.opened_weights import Weights, open_model
+from facemetric.model.onnx.embedder import OnnxEmbedder
+from facemetric.model.weights.opened import Weights, open_model
 
 if TYPE_CHECKING:
     import pandas as pd

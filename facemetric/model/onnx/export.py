@@ -30,7 +30,7 @@ from facemetric.data.transforms import eval_transform
 from facemetric.errors import ConfigError
 from facemetric.files import write_bytes_whole, write_whole
 from facemetric.model.embedder import Embedder
-from facemetric.model.onnx.onnx_embedder import METADATA, OUTPUT, OnnxEmbedder, required
+from facemetric.model.onnx.embedder import METADATA, OUTPUT, OnnxEmbedder, required
 
 __all__ = ["CropEmbedder", "OnnxEmbedder", "export_onnx", "quantize_onnx", "required"]
 

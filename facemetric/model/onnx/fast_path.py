@@ -19,7 +19,7 @@ import numpy as np
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.files import write_whole
-from facemetric.model.onnx.onnx_embedder import METADATA, OnnxEmbedder
+from facemetric.model.onnx.embedder import METADATA, OnnxEmbedder
 
 if TYPE_CHECKING:
     from facemetric.model.embedder import Embedder
@@ -71,7 +71,7 @@ def make_network(embedder: Embedder, file: Path) -> float:
     import torch
 
     from facemetric.model.onnx.export import PixelEmbedder, onnx_model
-    from facemetric.model.onnx.onnx_graph import fold_affine
+    from facemetric.model.onnx.graph import fold_affine
 
     pre = embedder.preprocess
     known = {

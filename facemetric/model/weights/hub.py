@@ -16,7 +16,7 @@ from pathlib import Path
 
 from facemetric.errors import ConfigError, WeightsError, first_few
 from facemetric.machine import progress_shown, say
-from facemetric.model.weights.weights_folder import CONFIG, HUB, MODEL, read_config
+from facemetric.model.weights.folder import CONFIG, HUB, MODEL, read_config
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REVISION = re.compile(r"[\w./-]+")

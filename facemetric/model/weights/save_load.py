@@ -23,7 +23,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, WeightsError, writing
 from facemetric.files import file_hash, sync
 from facemetric.model.embedder import Embedder, build_backbone
-from facemetric.model.weights.weights_folder import (
+from facemetric.model.weights.folder import (
     CONFIG,
     FORMAT,
     MODEL,

@@ -17,8 +17,8 @@ from facemetric import distributed
 from facemetric.distributed import say
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_bytes_whole
-from facemetric.model.weights.weights_folder import BEST, mend_folder
-from facemetric.training.run.run_folder import (
+from facemetric.model.weights.folder import BEST, mend_folder
+from facemetric.training.run.folder import (
     BAD_IMAGES,
     CHECKPOINT,
     CONFIG,

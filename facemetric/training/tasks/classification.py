@@ -27,8 +27,8 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.sharded_head import ShardedHead
+from facemetric.training.run.folder import judged_by
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import judged_by
 from facemetric.training.split import Split, hold_back
 from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
 from facemetric.training.step.readings import Figure

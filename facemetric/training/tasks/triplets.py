@@ -20,8 +20,8 @@ from facemetric.data.index import ImageIndex
 from facemetric.distributed import say
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder
+from facemetric.training.run.folder import judged_by
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import judged_by
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup, same_origin, save_best
 from facemetric.training.tasks.feature_cache import Features, cached_features, state_hash

@@ -28,7 +28,7 @@ from facemetric.data.index import ImageIndex, read_index
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.audit import hashes as duplicates
 from facemetric.evaluation.audit.hashes import Pairs
-from facemetric.model.weights.weights_folder import amend_config
+from facemetric.model.weights.folder import amend_config
 from facemetric.training.split import read_split
 
 

@@ -21,7 +21,7 @@ from facemetric.errors import ConfigError, DataError, WeightsError
 from facemetric.evaluation.clustering.agreement import agreement
 from facemetric.evaluation.clustering.clusters import find_clusters
 from facemetric.evaluation.table import EmbeddingTable
-from facemetric.model.weights.weights_folder import amend_config
+from facemetric.model.weights.folder import amend_config
 from facemetric.report.pictures import CELL, GAP, LINE, MARK, Pictures, draw_sheet, fitting, rows_shown
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}

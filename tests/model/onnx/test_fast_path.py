@@ -21,9 +21,9 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
 from facemetric.model.onnx import fast_path
-from facemetric.model.onnx.onnx_graph import fold_affine
-from facemetric.model.weights import opened_weights as door
-from facemetric.model.weights.opened_weights import open_model
+from facemetric.model.onnx.graph import fold_affine
+from facemetric.model.weights import opened as door
+from facemetric.model.weights.opened import open_model
 from facemetric.model.weights.save_load import save_weights
 
 CUT = Preprocess(

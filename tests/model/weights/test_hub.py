@@ -19,8 +19,8 @@ from untrained_weights import own_weights, untrained
 import facemetric as fm
 from facemetric.errors import WeightsError
 from facemetric.model.weights import hub as hub_module
+from facemetric.model.weights.folder import find_weights, name_of_copy
 from facemetric.model.weights.hub import parse_name
-from facemetric.model.weights.weights_folder import find_weights, name_of_copy
 
 __all__ = ["hub", "own_weights", "untrained"]
 NAME = "hf-hub:some/faces"

@@ -14,9 +14,9 @@ from torch.nn import functional
 from facemetric.data.images import Preprocess
 from facemetric.errors import WeightsError
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.weights import weights_folder as weights_folder
+from facemetric.model.weights import folder as weights_folder
+from facemetric.model.weights.folder import find_weights, mend_folder, shipped_weights
 from facemetric.model.weights.save_load import load_embedder, save_weights
-from facemetric.model.weights.weights_folder import find_weights, mend_folder, shipped_weights
 
 PRE = Preprocess(size=(32, 32), crop=(0.1, 0.2, 0.1, 0.0))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from facemetric.errors import ConfigError
-from facemetric.model.weights.weights_folder import provenance
+from facemetric.model.weights.folder import provenance
 from facemetric.training.run.run import Run
 
 

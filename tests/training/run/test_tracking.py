@@ -14,8 +14,8 @@ import pytest
 from facemetric import finetune, pretrain
 from facemetric.errors import ConfigError
 from facemetric.training.run import tracking
+from facemetric.training.run.folder import read_log
 from facemetric.training.run.run import Run
-from facemetric.training.run.run_folder import read_log
 
 # Packages that write what they are told into told.jsonl of the working folder.
 TELL = """

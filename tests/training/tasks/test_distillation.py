@@ -19,7 +19,7 @@ from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
-from facemetric.model.weights.weights_folder import read_config
+from facemetric.model.weights.folder import read_config
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training

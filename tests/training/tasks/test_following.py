@@ -18,8 +18,8 @@ from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
 from facemetric.training.finetune import task_of as task_of_config
+from facemetric.training.run.folder import read_log
 from facemetric.training.run.run import Run, Trained
-from facemetric.training.run.run_folder import read_log
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
 from facemetric.training.tasks.following import Following

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from facemetric.training.run.run_folder import COLUMNS, figures_line
+from facemetric.training.run.folder import COLUMNS, figures_line
 
 FIGURES = {
     "val_tar_at_far_0.01": 0.30361,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
 from facemetric.machine import cuda_possible, import_timm, pick_device, say
+from facemetric.model.onnx.embedder import OnnxEmbedder, required
 from facemetric.model.onnx.fast_path import cached_file, can_make, can_run, make_network, open_network
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder, required
 from facemetric.model.pictures import crop_side
-from facemetric.model.weights.weights_folder import (
+from facemetric.model.weights.folder import (
     expected_pictures,
     find_onnx,
     find_weights,

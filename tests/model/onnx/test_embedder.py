@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from facemetric.errors import ConfigError, DataError, WeightsError
-from facemetric.model.onnx.onnx_embedder import OnnxEmbedder
-from facemetric.model.weights.weights_folder import find_weights
+from facemetric.model.onnx.embedder import OnnxEmbedder
+from facemetric.model.weights.folder import find_weights
 
 SIDE = 8
 
@@ -234,7 +234,7 @@ def test_it_works_without_torch(tmp_path: Path) -> None:
     file = model(tmp_path / "m.onnx")
     Image.fromarray(pictures(1)[0]).save(tmp_path / "p.png")
     code = (
-        "import sys\nfrom facemetric.model.onnx.onnx_embedder import OnnxEmbedder\n"
+        "import sys\nfrom facemetric.model.onnx.embedder import OnnxEmbedder\n"
         "print(OnnxEmbedder(sys.argv[1]).embed(sys.argv[2], faces='off').shape)\n"
         "print({'torch', 'timm', 'scipy', 'pandas'} & set(sys.modules) or 'light')"
     )
