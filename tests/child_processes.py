@@ -15,6 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+# autograd looks for devices at its first backward: where an export to ONNX came before it finds one more, starts a thread
+# for it, and refuses every backward of a fork.
+torch.zeros(1, requires_grad=True).sum().backward()
+
 
 def in_a_child(work: Callable[[], object]) -> int:
     """Run `work` in a forked process; the signal that ended it, 0 where it came to its end."""

@@ -166,7 +166,7 @@ def test_a_value_that_can_be_any_text_is_marked_as_one() -> None:
             hint = str(HINTS.get(name.replace("-", "_"), "command line"))
             known = any(kind.__name__ in hint for kind in numeric) or "Literal" in hint
             allowed = (
-                known or hint == "command line" or where.startswith(("model/card", "commands/calibrate"))
+                known or hint == "command line" or where.startswith(("model/weights/card", "commands/calibrate"))
             )
             allowed = allowed or where.startswith(("commands/push", "cli_words"))  # printed, no error
             assert allowed, f"{where}: --{name} {{...}}; write given('--{name}', value)"
@@ -184,7 +184,7 @@ def test_options_that_messages_name_exist() -> None:
 def test_commands_in_errors_stand_in_backticks() -> None:
     """So that Python leaves them as they are."""
     for where, text in messages():
-        if where.startswith(("cli", "model/card", "commands/calibrate", "commands/demo")):
+        if where.startswith(("cli", "model/weights/card", "commands/calibrate", "commands/demo")):
             continue  # the terminal's own, texts to copy
         loose = re.search(r"facemetric (?:data |gallery )?[a-z]+ (?:[A-Z]|\{|--)", prose(text))
         assert not loose, f"{where}: {text!r}"
