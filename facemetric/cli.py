@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -302,11 +303,14 @@ def main(tokens: Sequence[str] | None = None) -> None:
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens), app)
         app(rest, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except cyclopts.CycloptsError as error:
         fail(message_of(error, app))
     except FacemetricError as error:
         fail(one_line(on_terminal(str(error))))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None  # as other programs end before `| head`
         if error.filename is None and error.errno is None:
             raise  # not the file system's: a bug keeps its traceback
         where = f" ({error.filename})" if error.filename else ""
@@ -327,6 +331,17 @@ def print_once(text: str) -> None:
     """Print a result; of several processes under torchrun the first does."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
+
+
+def nobody_reads() -> bool:
+    """Whether the program that stdout goes to has ended; what is left to print goes nowhere then."""
+    stdout = 1
+    pipe = select.poll()
+    pipe.register(stdout, 0)
+    ended = any(events & select.POLLERR for _, events in pipe.poll(0))
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return ended
 
 
 def add_cwd_to_path() -> None:

@@ -165,3 +165,14 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(
     assert command(*words, "--resume").status == 0
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["event"] == "validation"] == list(range(1, 7))
+
+
+@pytest.mark.parametrize(("words", "status"), [("--help", 1), ("weights", 128 + signal.SIGPIPE)])
+def test_a_reader_that_has_enough_ends_a_command_quietly(words: str, status: int) -> None:
+    """As before `| head`: no traceback, and nothing of a path to mend."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    line = [sys.executable, "-m", "facemetric", words]
+    done = subprocess.run(line, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (status, "")
