@@ -45,14 +45,15 @@ class Gradients:
         shards = [name for name, each in passed_on.named_parameters() if distributed.is_shard(each)]
         # a process's own rows of a head have their whole gradient already
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(passed_on, shards)
-        self.summed = DistributedDataParallel(
-            passed_on,
-            process_group=self.group,
-            init_sync=False,  # `same_weights` did it; running statistics are each process's own
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        with silent():
+            self.summed = DistributedDataParallel(
+                passed_on,
+                process_group=self.group,
+                init_sync=False,  # `same_weights` did it; running statistics are each process's own
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )
         # torch looks at a hook's annotations, which are text here: a lambda has none
         hook = lambda group, bucket: add_up(group, bucket)  # noqa: E731
         self.summed.register_comm_hook(self.group, hook)  # type: ignore[no-untyped-call]
@@ -87,7 +88,9 @@ def add_up(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.F
 
 @contextlib.contextmanager
 def silent() -> Iterator[Any]:
-    """Without torch's advice not to look for unused weights, where a batch used all."""
+    """Without torch's advice not to look for unused weights, where a batch used all, and on the new name of
+    `broadcast_buffers`, which does not yet do what the old one does."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         yield
