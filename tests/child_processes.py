@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-# autograd looks for devices at its first backward: where an export to ONNX came before it finds one more, starts a thread
-# for it, and refuses every backward of a fork.
+# autograd looks for devices at its first backward: where an export to ONNX came before it finds one more, starts a
+# thread for it, and refuses every backward of a fork.
 torch.zeros(1, requires_grad=True).sum().backward()
 
 

@@ -166,7 +166,9 @@ def test_a_value_that_can_be_any_text_is_marked_as_one() -> None:
             hint = str(HINTS.get(name.replace("-", "_"), "command line"))
             known = any(kind.__name__ in hint for kind in numeric) or "Literal" in hint
             allowed = (
-                known or hint == "command line" or where.startswith(("model/weights/card", "commands/calibrate"))
+                known
+                or hint == "command line"
+                or where.startswith(("model/weights/card", "commands/calibrate"))
             )
             allowed = allowed or where.startswith(("commands/push", "cli_words"))  # printed, no error
             assert allowed, f"{where}: --{name} {{...}}; write given('--{name}', value)"
