@@ -10,10 +10,15 @@ from facemetric.config.fields import (
     AT_LEAST_0,
     AT_LEAST_1,
     AT_LEAST_2,
+    COMMON,
+    DATA,
+    FIGURES,
     FOLDER,
     POSITIVE_SHARE,
+    RUN,
     SEED,
     SHARE,
+    TEMPLATES,
     WORKERS,
     Range,
 )
@@ -29,58 +34,58 @@ Calibration = Literal["off", "people", "stored"]
 class EvalConfig:
     """Verification of listed or of all pairs, nearest neighbours, identification; of one model or several."""
 
-    weights: str = ""
+    weights: Annotated[str, COMMON] = ""
     """What to evaluate: a weights folder, a run folder, a shipped name, or anybody's model as an .onnx file."""
     _: KW_ONLY
-    pairs: Path | None = None
+    pairs: Annotated[Path | None, COMMON] = None
     """Pairs: csv (image1_path,image2_path,label), LFW pairs.txt, the two-line CPLFW form, or InsightFace .bin."""
-    all_pairs: bool = False
+    all_pairs: Annotated[bool, COMMON] = False
     """Verification of every pair of the images of `data`, in place of listed pairs."""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], COMMON] = ()
     """Images that the pairs name, as for pretrain; also scored by nearest neighbours."""
-    gallery: tuple[str, ...] = ()
+    gallery: Annotated[tuple[str, ...], COMMON] = ()
     """Images of known people, as `data`, among whom the images of `data` are looked for; or one .npz of theirs."""
-    embeddings: Path | None = None
+    embeddings: Annotated[Path | None, COMMON] = None
     """Embeddings in place of weights: .npz or .parquet with embeddings, identities and paths."""
-    compare: tuple[str, ...] = ()
+    compare: Annotated[tuple[str, ...], COMMON] = ()
     """Other models on the same images, in one table: weights, .onnx files, or embeddings as .npz or .parquet."""
-    fars: Annotated[tuple[float, ...], POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    fars: Annotated[tuple[float, ...], FIGURES, POSITIVE_SHARE] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
     """False accept rates at which the true accept rate is given; those that need more pairs are named."""
-    align: bool = False
+    align: Annotated[bool, DATA] = False
     """Find the faces of photographs of DATA and --gallery first, into `faces` in `out`; crops stay where they are."""
-    svm: bool = False
+    svm: Annotated[bool, FIGURES] = False
     """Also a linear SVM, in folds or learned from --gallery; 200 people with 30 images each are drawn at most."""
-    out: Annotated[Path, FOLDER] = Path("runs/eval")
+    out: Annotated[Path, COMMON, FOLDER] = Path("runs/eval")
     """Folder for metrics.json, report.html, embeddings.npz, the curve and its pictures."""
-    report: bool = True
+    report: Annotated[bool, FIGURES] = True
     """Write report.html: figures, curves and mistakes in one file, the pictures of the images inside."""
-    flip: bool = False
+    flip: Annotated[bool, RUN] = False
     """Average each image's embedding with its mirror image's: better by a little, at twice the cost."""
-    folds: Annotated[int, AT_LEAST_2] = 10
+    folds: Annotated[int, FIGURES, AT_LEAST_2] = 10
     """Folds of the accuracy where the pairs do not name theirs."""
-    max_bad: Annotated[float, SHARE] = 0.0
+    max_bad: Annotated[float, DATA, SHARE] = 0.0
     """Share of unreadable images above which the job stops, 0..1, of `data` and of `gallery`; a pair's always does."""
-    batch_size: Annotated[int, AT_LEAST_1] = 256
+    batch_size: Annotated[int, RUN, AT_LEAST_1] = 256
     """Images embedded at once."""
-    runtime: NetworkRuntime = "torch"
+    runtime: Annotated[NetworkRuntime, RUN] = "torch"
     """What computes embeddings: torch, ONNX Runtime, or auto as for embed; figures move in their last digits."""
-    templates: tuple[str, ...] = ()
+    templates: Annotated[tuple[str, ...], TEMPLATES] = ()
     """Lists of images that stand for one person together: csv, IJB's, TinyFace's .mat; `column`: DATA's own."""
-    gallery_templates: tuple[str, ...] = ()
+    gallery_templates: Annotated[tuple[str, ...], TEMPLATES] = ()
     """Lists, as `templates`, of the templates among which those are looked for; in place of --gallery."""
-    pool: Pool = "media"
+    pool: Annotated[Pool, TEMPLATES] = "media"
     """How the images of a template become one: by media as IJB does, their mean, or weighted by their quality."""
-    cohort: tuple[str, ...] = ()
+    cohort: Annotated[tuple[str, ...], FIGURES] = ()
     """Images of other people, as `data`, or one .npz of theirs: the scores of --pairs are normalized by them too."""
-    cohort_top: Annotated[int, AT_LEAST_2] = 300
+    cohort_top: Annotated[int, FIGURES, AT_LEAST_2] = 300
     """Highest scores with the cohort, of each image, that normalize its scores (adaptive s-norm)."""
-    calibration: Calibration = "off"
+    calibration: Annotated[Calibration, FIGURES] = "off"
     """Cllr and DCF of --pairs: by curves fitted across `people` of the pairs, or by that `stored` with the weights."""
-    seed: Annotated[int, SEED] = 0
+    seed: Annotated[int, FIGURES, SEED] = 0
     """Seed of what is drawn: intervals, the people of open-set identification, folds that are not named."""
-    device: str = "auto"
+    device: Annotated[str, RUN] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: Annotated[int, WORKERS] = -1
+    workers: Annotated[int, RUN, WORKERS] = -1
     """Processes that read images; 0 reads in the main process, -1 takes half the cores (none of two), up to 8."""
 
     def __post_init__(self) -> None:

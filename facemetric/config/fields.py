@@ -85,10 +85,13 @@ class Folder:
 
 FOLDER = Folder()
 
-COMMON, DATA, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
+COMMON, DATA, FIGURES, TEMPLATES, MODEL, OPTIMISATION, AUGMENTATION, VALIDATION, RUN, FACES = (
     Parameter(group=Group(name, sort_key=number))
     for number, name in enumerate(
-        ("Common", "Data", "Model", "Optimisation", "Augmentation", "Validation", "Run", "Faces")
+        (
+            *("Common", "Data", "Figures", "Templates", "Model", "Optimisation"),
+            *("Augmentation", "Validation", "Run", "Faces"),
+        )
     )
 )
 
