@@ -16,8 +16,9 @@ import torch
 from tqdm import tqdm
 
 # autograd looks for devices at its first backward: where an export to ONNX came before it finds one more, starts a
-# thread for it, and refuses every backward of a fork.
-torch.zeros(1, requires_grad=True).sum().backward()
+# thread for it, and refuses every backward of a fork. Where a pretended device is to be found, it is not done.
+if "FACEMETRIC_COUNTING" not in os.environ:
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def in_a_child(work: Callable[[], object]) -> int:
