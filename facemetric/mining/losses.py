@@ -1,4 +1,4 @@
-"""What stage two can minimise: a loss is a function of embeddings and labels, and a line in LOSSES.
+"""What stage two can minimise: losses of embeddings and labels, made by a factory of LOSSES or named by their module.
 
     loss = resolve_loss("my_losses:centre_loss")            # or "triplet", with LossOptions
     found = loss(embeddings, labels)
