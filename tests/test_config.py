@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shlex
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,6 +17,7 @@ import pytest
 
 import facemetric
 from facemetric import cli
+from facemetric import config as options
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -165,6 +168,16 @@ def test_the_command_of_a_config_makes_it_again(name: str, caught: Callable[[str
     run(*command[1:])
     assert found == [config]
     assert config_command(name, kind()) == f"facemetric {name}"
+
+
+def test_the_text_of_an_option_is_one_line() -> None:
+    """`--help` would keep the break and the indent."""
+    for path in sorted(Path(options.__path__[0]).glob("*.py")):
+        for kind in ast.parse(path.read_text()).body:
+            body = kind.body if isinstance(kind, ast.ClassDef) else []
+            for option, text in pairwise(body):
+                if isinstance(option, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    assert "\n" not in ast.literal_eval(text.value), f"{path.name}:{text.lineno}"
 
 
 @pytest.mark.parametrize("command", KINDS)

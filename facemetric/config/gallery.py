@@ -50,8 +50,7 @@ class GalleryListConfig:
     gallery: str = ""
     """Folder of the gallery."""
     names: tuple[str, ...] = ()
-    """People whose photographs are listed; where none is named, all people with the number and quality of their
-    faces."""
+    """People whose photographs are listed; where none is named, all people with number and quality of their faces."""
     _: KW_ONLY
     json: bool = False
     """Print one JSON object."""

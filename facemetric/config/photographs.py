@@ -21,8 +21,7 @@ class FacesConfig:
 
     _: KW_ONLY
     faces: Annotated[Faces, FACES] = "auto"
-    """crops of faces, photographs with faces, or auto: which of the two each is; off embeds pictures as they are,
-    as auto does with weights that know no faces."""
+    """crops, photographs, or auto: which each is; off embeds pictures as they are, as auto does with other weights."""
     detector: Annotated[str, FACES] = ""
     """Another detector, as package.module:function; facemetric/faces/README.md says what it takes and gives."""
     min_quality: Annotated[float, FACES, SHARE] = 0.0

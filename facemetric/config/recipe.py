@@ -42,13 +42,11 @@ class RunConfig:
     """TOML file with the tables [pretrain], [finetune], [eval], [visualize]; their keys are the commands' options."""
     _: KW_ONLY
     set: tuple[str, ...] = ()
-    """Options in place of the recipe's, as TABLE.KEY=VALUE; of several values, A,B,C, a run for each. A text that
-    has commas itself is one value in quotes: 'pretrain.arch_args="a = 1, b = 2"'."""
+    """Options in place of the recipe's, as TABLE.KEY=VALUE; of A,B,C a run for each; a text with commas in quotes."""
     out: Annotated[Path | None, FOLDER] = None
     """Folder of the run, with a folder for each stage; runs/NAME for NAME.toml where none is named."""
     dry: bool = False
-    """Try the recipe with 20 steps of each training, in a folder that is gone at the end: does all of it run, how much
-    memory does it take, and how long would it take."""
+    """Try 20 steps of each training in a folder that is gone at the end: does it run, in what time and memory."""
     resume: bool = False
     """Go on where the run in the folder stopped; stages that are done are not run again."""
 

@@ -206,8 +206,7 @@ class FinetuneConfig(StageConfig):
     refit_penalty: Annotated[float, MODEL, POSITIVE] = 0.1
     """Ridge penalty of --projection-init refit, in units of the features' mean variance."""
     loss: Annotated[str, COMMON] = "triplet"
-    """triplet (with --miner, --margin, --distance), contrastive, supcon, multi-similarity, circle, proxy-anchor, a
-    pml:NAME of pytorch-metric-learning, or a function or class of your own as package.module:name."""
+    """triplet, contrastive, supcon, multi-similarity, circle, proxy-anchor, pml:NAME, or your package.module:name."""
     loss_args: Annotated[str, OPTIMISATION] = ""
     """Arguments of a loss that is not triplet, as TOML: `temperature = 0.07`, or `margin = 0.4, gamma = 80`."""
     loss_lr: Annotated[float, OPTIMISATION, RATE] = 0.1

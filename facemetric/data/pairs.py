@@ -74,6 +74,8 @@ def opened_text(path: Path, needed: str, *, newline: str | None = None) -> Itera
             yield text
     except FileNotFoundError:
         raise DataError(f"{path}: no such pairs file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; needed is {needed}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); needed {needed}") from None
 

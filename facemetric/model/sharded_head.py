@@ -166,7 +166,7 @@ class ShardedHead(nn.Module):
 def check_by_columns(kind: str) -> None:
     """Raise ConfigError for a head whose margin was not written for some of the columns."""
     owner = next(c for c in HEADS[kind].__mro__ if "with_margin" in vars(c)) if kind in HEADS else None
-    if owner is not None and "by_columns" not in vars(owner):
+    if owner is not None and not vars(owner).get("by_columns"):
         raise ConfigError(
             f"{given('--head', kind)} sees all logits of an image at once, so it cannot be shared out over "
             "processes; leave out --head-shards, or see `by_columns` in model/heads.py "

@@ -202,9 +202,14 @@ def test_centres_to_start_from_go_to_their_owners() -> None:
     assert not made("softmax").has_centres
 
 
-def test_a_head_that_needs_every_logit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("says", [{}, {"by_columns": False}])
+def test_a_head_that_needs_every_logit_is_refused(
+    says: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Own(MarginHead):
         """Of somebody else."""
+
+        vars().update(says)
 
         def with_margin(self, *arguments: Any, **options: Any) -> Tensor:
             raise AssertionError

@@ -87,7 +87,10 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
 
         return hub_folder(str(name), cached=not fetch)
     if not str(name):
-        raise WeightsError("no weights were given; name a weights folder, a run folder or a shipped name")
+        names = ", ".join(folder.name for folder in shipped_weights())
+        raise WeightsError(
+            f"no weights were given; name a weights folder, a run folder or a shipped name ({names})"
+        )
     path = Path(name)
     shipped = {folder.name: folder for folder in shipped_weights()}
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
@@ -101,6 +104,10 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
         raise WeightsError(f"{path} is a gallery, not weights; name the weights that it was made with")
     if path.is_dir():
         raise WeightsError(f"{path} holds no {CONFIG} and no {BEST}/{CONFIG}; name a weights or run folder")
+    if path.is_file():
+        raise WeightsError(
+            f"{path} is a file; name the folder that it lies in, with its {CONFIG}: {path.parent}"
+        )
     hint = did_you_mean(str(name), shipped) if shipped else ""
     raise WeightsError(f"no weights at {str(name)!r}, and none are shipped under that name{hint}")
 
