@@ -187,7 +187,7 @@ def test_parquet_rows_of_any_list_and_one_that_is_missing(tmp_path, kind):
     np.testing.assert_array_equal(
         EmbeddingTable.load(tmp_path / "good.parquet").embeddings, [[5, 6], [1, 2], [3, 4]]
     )
-    with pytest.raises(DataError, match=r"short.parquet: embeddings of differing length, or none"):
+    with pytest.raises(DataError, match=r"short.parquet: (embeddings of differing length|not a readable)"):
         EmbeddingTable.load(tmp_path / "short.parquet")
 
 

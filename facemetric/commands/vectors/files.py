@@ -165,11 +165,15 @@ def write_parquet(table: Table, file: Path) -> None:
     import pyarrow.parquet as pq
 
     def lists(values: npt.NDArray[np.float32]) -> Any:
-        mask = np.isnan(values[:, 0])
-        flat = pa.array(values.ravel())
-        return pa.FixedSizeListArray.from_arrays(
-            flat, values.shape[1], mask=pa.array(mask) if mask.any() else None
-        )
+        """Of the same length in every row."""
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+    def lists_or_none(values: npt.NDArray[np.float32]) -> Any:
+        """None where a row is nan. Many versions of pyarrow cannot read None among lists of one length."""
+        there = ~np.isnan(values[:, 0])
+        ends = np.append(0, np.cumsum(there * values.shape[1])).astype(np.int32)
+        offsets = pa.array(ends, mask=np.append(~there, False))
+        return pa.ListArray.from_arrays(offsets, pa.array(values[there].ravel()))
 
     def of_part(part: dict[str, npt.NDArray[Any]]) -> Any:
         rows = part["rows"]
@@ -182,8 +186,8 @@ def write_parquet(table: Table, file: Path) -> None:
             "face": pa.array(part["face"]),
             "face_score": pa.array(part["score"], from_pandas=True),
             "quality": pa.array(part["quality"], from_pandas=True),
-            "box": lists(part["box"]),
-            "landmarks": lists(part["landmarks"]),
+            "box": lists_or_none(part["box"]),
+            "landmarks": lists_or_none(part["landmarks"]),
             "embedding": lists(part["embeddings"]),
         }
         columns |= (
