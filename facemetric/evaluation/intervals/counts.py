@@ -51,8 +51,9 @@ class PersonCounts(NamedTuple):
 
 def band_fars(n_impostor: int) -> Floats:
     """Eight FARs a decade, rising, from the lowest that so many impostor pairs support up to 1."""
-    steps = np.arange(math.ceil(-8 * math.log10(n_impostor)), 0)
-    return np.unique([1 / n_impostor, *10 ** (steps / 8), 1.0])
+    lowest = 1 / n_impostor
+    fars = 10 ** (np.arange(math.ceil(-8 * math.log10(n_impostor)), 0) / 8)
+    return np.unique([lowest, *fars[fars > lowest * (1 + 1e-9)], 1.0])  # a power may round to just below
 
 
 def watched_fars(curve: Roc, n_impostor: int) -> Floats:

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.folds import draw_folds, fold_accuracy
 from facemetric.evaluation.intervals import listed as listed_module
+from facemetric.evaluation.intervals.counts import band_fars
 from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import (
     Band,
@@ -384,3 +385,11 @@ def test_counts_of_each_person_say_what_weights_of_every_pair_say(shape, monkeyp
     np.testing.assert_array_equal(weighed.band.tar, counted.band.tar)
     assert (counted.band.low <= counted.band.tar + 1e-12).all()
     assert (counted.band.tar <= counted.band.high + 1e-12).all()
+
+
+def test_the_fars_of_the_band_begin_at_the_lowest_that_is_supported():
+    for pairs in (*range(1, 1000), 10**4, 10**6):
+        fars = band_fars(pairs)
+        assert fars[0] == 1 / pairs
+        assert fars[-1] == 1
+        assert (np.diff(fars) > 1e-9 * fars[:-1]).all()
