@@ -215,7 +215,7 @@ def _read_mat(path: Path, images: Names) -> TemplateList:
 
     try:
         stored: Mapping[str, Any] = loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+    except (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError) as error:
         raise DataError(f"{path}: no readable .mat ({str(error).splitlines()[0]})") from None
     sets = [name for name in stored if name.endswith("_set")]
     ids = [name.removesuffix("_set") + "_ids" for name in sets]
