@@ -71,22 +71,26 @@ def draw_people(index: ImageIndex, options: argparse.Namespace) -> tuple[np.ndar
     return np.sort(np.concatenate(rows)), np.flatnonzero(others)
 
 
+def wrong_labels(label_N: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Labels (N,) from 0 up, of which a share is another of the people's, drawn at random."""
+    rng = np.random.default_rng([seed, 1])
+    moved = rng.permutation(len(label_N))[: round(share * len(label_N))]
+    people, planted_N = int(label_N.max()) + 1, label_N.copy()
+    planted_N[moved] = (label_N[moved] + rng.integers(1, people, len(moved))) % people
+    return planted_N
+
+
 def plant(index: ImageIndex, rows: np.ndarray, share: float, folder: Path, seed: int) -> Planted:
     """Write the images as a folder of identities; a share of them goes to somebody else's."""
-    rng = np.random.default_rng([seed, 1])
-    label_N = index.identity[rows].astype(np.int64)
-    people = np.unique(label_N)
-    own_N = np.searchsorted(people, label_N)
-    moved = rng.permutation(len(rows))[: round(share * len(rows))]
-    given_N = own_N.copy()
-    given_N[moved] = (own_N[moved] + rng.integers(1, len(people), len(moved))) % len(people)
+    own_N = np.unique(index.identity[rows].astype(np.int64), return_inverse=True)[1]
+    given_N = wrong_labels(own_N, share, seed)
     names = [f"p{given:05d}/{row:07d}.jpg" for given, row in zip(given_N, rows, strict=True)]
     for row, name in zip(rows.tolist(), names, strict=True):
         path = folder / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(index.read(row))
-    return Planted(folder, frozenset(names[i] for i in moved))
+    return Planted(folder, frozenset(names[i] for i in np.flatnonzero(given_N != own_N)))
 
 
 def train(head: str, planted: Planted, run: Path, options: argparse.Namespace) -> float:

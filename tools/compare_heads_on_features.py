@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from compare_heads import Planted, agreement, shown
+from compare_heads import Planted, agreement, shown, wrong_labels
 from compare_losses import SIZE, Measured, Part, measured, part_of, parts_of
 from torch.nn import functional
 
@@ -45,15 +45,6 @@ class Tried(NamedTuple):
     weight: torch.Tensor
     head: Head
     margin: float
-
-
-def plant(label_N: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Labels (N,) of which a share is another of the people's, drawn at random."""
-    rng = np.random.default_rng([seed, 1])
-    moved = rng.permutation(len(label_N))[: round(share * len(label_N))]
-    people, planted_N = int(label_N.max()) + 1, label_N.copy()
-    planted_N[moved] = (label_N[moved] + rng.integers(1, people, len(moved))) % people
-    return planted_N
 
 
 def train(part: Part, start: torch.Tensor, kind: str, margin: float, options: argparse.Namespace) -> Tried:
@@ -144,7 +135,7 @@ def main() -> None:
     print(line("start (PCA)", at_start, at_start, report.labels, options), flush=True)
     for share in options.noise:
         print(f"\n{share:.0%} of the labels are wrong", flush=True)
-        noisy = learn._replace(labels=plant(learn.labels, share, options.seed))
+        noisy = learn._replace(labels=wrong_labels(learn.labels, share, options.seed))
         softmax: Measured | None = None
         for kind in dict.fromkeys(["softmax", *options.heads]):
             began = time.process_time()

@@ -25,13 +25,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from compare_heads import shown
 from torch.nn import functional
 
 from facemetric.data.batches import IdentityBatches
 from facemetric.data.lists import read_identity_list, read_merges
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.all_pairs import all_pairs_differences
-from facemetric.evaluation.intervals.records import Interval, mean_intervals
+from facemetric.evaluation.intervals.records import mean_intervals
 from facemetric.evaluation.retrieval import Queries, leave_one_out
 from facemetric.evaluation.verification import Verification
 from facemetric.mining import LossOptions, resolve_loss
@@ -169,8 +170,8 @@ def gains(part: Part, before: Measured, after: Measured, seed: int) -> str:
     above = {"gain": recalls[1] - recalls[0]}
     of_recall = mean_intervals(above, part.labels[after.queries.rows], seed=seed)["gain"]
     return (
-        f"TAR {after.found.points[0].true_rate:.4f} {shown(of_tar)}, "
-        f"recall at 1 {recalls[1].mean():.4f} {shown(of_recall)}"
+        f"TAR {after.found.points[0].true_rate:.4f} {shown(of_tar, '+')}, "
+        f"recall at 1 {recalls[1].mean():.4f} {shown(of_recall, '+')}"
     )
 
 
@@ -224,10 +225,6 @@ def main() -> None:
                 f"{name:17} alike {alike:2}: {found}, {seconds:.1f} s of CPU a run; {arguments}",
                 flush=True,
             )
-
-
-def shown(gain: Interval) -> str:
-    return f"[{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 if __name__ == "__main__":

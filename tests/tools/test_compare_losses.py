@@ -9,7 +9,7 @@ import compare_heads_on_features
 import compare_losses
 import numpy as np
 import pytest
-from compare_heads_on_features import plant
+from compare_heads import wrong_labels
 from compare_losses import parts_of
 
 
@@ -45,9 +45,9 @@ def test_a_family_is_in_one_part(tmp_path: Path) -> None:
 
 def test_planted_labels() -> None:
     label_N = np.repeat(np.arange(10), 8)
-    wrong = plant(label_N, 0.25, 0) != label_N
+    wrong = wrong_labels(label_N, 0.25, 0) != label_N
     assert wrong.sum() == 20
-    assert np.array_equal(plant(label_N, 0.0, 0), label_N)
+    assert np.array_equal(wrong_labels(label_N, 0.0, 0), label_N)
 
 
 def test_the_tables(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
