@@ -86,13 +86,12 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
         from facemetric.model.weights.hub import hub_folder
 
         return hub_folder(str(name), cached=not fetch)
+    shipped = {folder.name: folder for folder in shipped_weights()}
     if not str(name):
-        names = ", ".join(folder.name for folder in shipped_weights())
         raise WeightsError(
-            f"no weights were given; name a weights folder, a run folder or a shipped name ({names})"
+            f"no weights were given; name a weights folder, a run folder or a shipped name ({', '.join(shipped)})"
         )
     path = Path(name)
-    shipped = {folder.name: folder for folder in shipped_weights()}
     for folder in (path, path / BEST, path / (BEST + OLD), shipped.get(str(name), path)):
         if (folder / CONFIG).is_file():
             return folder
