@@ -65,11 +65,6 @@ def bars(threshold: Floats, genuine: Ints, impostor: Ints) -> tuple[Floats, Ints
     return edge, -np.diff(genuine[place], append=0), -np.diff(impostor[place], append=0)
 
 
-def curve_of(name: str, found: Verification, band: Band | None) -> Curve:
-    """The curve of a verification."""
-    return roc_curve(name, found.roc, band)
-
-
 def roc_curve(name: str, roc: Roc, band: Band | None) -> Curve:
     """The highest TAR at each FAR from one impostor pair up, thinned evenly over log FAR."""
     far, first = np.unique(roc.far[::-1], return_index=True)

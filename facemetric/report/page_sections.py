@@ -28,7 +28,7 @@ from facemetric.report.page import (
     write_page,
 )
 from facemetric.report.page_clusters import groups_of
-from facemetric.report.page_curves import curve_of, roc_curve, thresholds_of
+from facemetric.report.page_curves import roc_curve, thresholds_of
 from facemetric.report.pictures import SPRITE_QUALITY, Pictures, jpeg_uri, make_sprite
 from facemetric.report.record import Evaluation
 from facemetric.report.reliability import reliability_section
@@ -177,10 +177,12 @@ def curves(found: Evaluation, name: str) -> tuple[Curve, ...]:
     others = [(other.name, other.verified) for other in found.comparisons]
     if found.normalized is not None:
         others.append((found.normalized.name, found.normalized.verified))
-    drawn = [curve_of(name, found.verification, found.band)]
+    drawn = [roc_curve(name, found.verification.roc, found.band)]
     for other, verified in others:
         if verified is not None:
-            drawn.append(curve_of(other, verified.verification, verified.band if len(others) == 1 else None))
+            drawn.append(
+                roc_curve(other, verified.verification.roc, verified.band if len(others) == 1 else None)
+            )
     labels = short_names([curve.name for curve in drawn])
     return tuple(replace(curve, name=label) for curve, label in zip(drawn, labels, strict=True))
 

@@ -8,7 +8,7 @@ import pytest
 from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.intervals.listed import verification_intervals
 from facemetric.evaluation.verification import Verification, verify_pairs
-from facemetric.report.page_curves import curve_of, thresholds_of
+from facemetric.report.page_curves import roc_curve, thresholds_of
 
 CURVE_RNG = np.random.default_rng(0)
 
@@ -97,7 +97,7 @@ def test_the_curve_is_the_roc() -> None:
     people = np.arange(4000)
     persons = people, np.where(SAME, people, people + 4000)
     band = verification_intervals(SCORE, SAME, persons).band
-    curve = curve_of("model", found, band)
+    curve = roc_curve("model", found.roc, band)
     assert curve.far[0] == 1 / 2000
     assert (curve.far[-1], curve.tar[-1]) == (1, 1)
     assert len(curve.far) <= 400
@@ -108,4 +108,4 @@ def test_the_curve_is_the_roc() -> None:
     middle = np.interp(band.far, curve.far, curve.tar)
     assert np.all(np.array(curve.band_low) <= middle + 0.02)
     assert np.all(np.array(curve.band_high) >= middle - 0.02)
-    assert curve_of("model", found, None).band_far == ()
+    assert roc_curve("model", found.roc, None).band_far == ()
