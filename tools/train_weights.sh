@@ -58,12 +58,19 @@ stage finetune "$runs/followed" "$last" --config "$configs/shipped_teacher_tripl
 faces[-1]=$runs/leave_out_images.txt
 stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
 stage pretrain "$runs/more" "$last" --config "$configs/shipped_more.toml" --weights "$runs/joint" "${taught[@]}"
-for name in faces-112 faces-96; do
-    picture=()  # as the weights see it; smaller and cut closer for the fast ones
-    [ $name = faces-96 ] && picture=(--image-size 96 --crop 0.14 0.19 0.14 0.07)
-    stage finetune "$runs/$name-triplets" "$last" --config "$configs/shipped_more_triplets.toml" \
-        --weights "$runs/more" "${picture[@]}"
+
+settle() {  # name, run, options of the picture: the triplets, and the layer of least squares
+    local name=$1 run=$2
+    shift 2
+    stage finetune "$runs/$name-triplets" "$last" --config "$configs/shipped_more_triplets.toml" --weights "$runs/$run" "$@"
     stage finetune "$runs/$name" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$name-triplets"
+}
+
+settle settled more
+stage pretrain "$runs/long" "$last" --config "$configs/shipped_long.toml" --weights "$runs/settled" "${taught[@]}"
+settle faces-112 long
+settle faces-96 long --image-size 96 --crop 0.14 0.19 0.14 0.07  # smaller and cut closer, for the fast ones
+for name in faces-112 faces-96; do
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
