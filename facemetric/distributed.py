@@ -23,27 +23,57 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemetric import machine
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, TrainingError, plural
 
 T = TypeVar("T")
 
+JOIN = timedelta(minutes=5)  # from one process's start to that of the last: torchrun begins them together
 TIMEOUT = timedelta(hours=24)  # others wait while process 0 caches features or validates: that can take hours
 
 
 def start(device: str) -> str:
-    """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`)."""
+    """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`).
+
+    Raises ConfigError where the machine has no GPU for it, TrainingError where the others do not come (JOIN)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
+        device = own_gpu()
     if not dist.is_initialized():
         # gloo for what lies on the CPU, such as embeddings that are evaluated
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        join("cpu:gloo,cuda:nccl" if cuda else "gloo")
     if rank() > 0:  # process 0 speaks for all
         machine.show_progress(False)
     return device
+
+
+def own_gpu() -> str:
+    """The GPU of this process: each on a machine has one of its own."""
+    number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if 0 < gpus <= number:
+        raise ConfigError(
+            f"there are more processes than GPUs on this machine, which has {plural(gpus, 'GPU')}; lower "
+            f"--nproc-per-node to {gpus}, or choose --device cpu"
+        )
+    device = machine.pick_device(f"cuda:{number}")
+    torch.cuda.set_device(device)
+    return str(device)
+
+
+def join(backend: str) -> None:
+    """Wait for the other processes, JOIN at most, and connect with them; in later sums they may take TIMEOUT."""
+    try:
+        dist.init_process_group(backend, timeout=JOIN)
+    except (RuntimeError, ValueError) as error:
+        who = f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
+        raise TrainingError(
+            f"{who} cannot join the others ({str(error).splitlines()[0]}); see what these said, and start all with "
+            "torchrun"
+        ) from error
+    # torch 2.14 renamed it
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(TIMEOUT)
 
 
 def together() -> bool:
@@ -175,10 +205,11 @@ def check_alike(facts: Mapping[str, str]) -> None:
     `check_alike({"the data": fingerprint})`."""
     first, *others = from_all(dict(facts))
     for number, other in enumerate(others, 1):
-        for name, value in first.items():
-            if other.get(name) != value:
+        for name in first | other:
+            theirs, ours = other.get(name, "none"), first.get(name, "none")
+            if theirs != ours:
                 raise ConfigError(
-                    f"process {number} has another value of {name} than process 0 ({other.get(name)}, not {value}); "
+                    f"process {number} has another value of {name} than process 0 ({theirs}, not {ours}); "
                     "start all processes with the same options, files and versions"
                 )
 
