@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -64,8 +65,10 @@ def own_gpu() -> str:
 def join(backend: str) -> None:
     """Wait for the other processes, JOIN at most, and connect with them; in later sums they may take TIMEOUT."""
     try:
-        dist.init_process_group(backend, timeout=JOIN)
-    except (RuntimeError, ValueError) as error:
+        store, number, world = next(dist.rendezvous("env://", timeout=JOIN))
+        own = met(store, number, world)
+        dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=JOIN)
+    except (RuntimeError, ValueError, TimeoutError) as error:
         who = f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
         raise TrainingError(
             f"{who} cannot join the others ({str(error).splitlines()[0]}); see what these said, and start all with "
@@ -74,6 +77,26 @@ def join(backend: str) -> None:
     # torch 2.14 renamed it
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     set_timeout(TIMEOUT)
+
+
+def met(store: dist.Store, number: int, world: int) -> dist.Store:
+    """A part of torchrun's store for these processes alone, once all are there: after a restart the store still has
+    what those before wrote, addresses too.
+
+    Process 0 makes up a name for it, and lists whom it met there: who read a name of before is not on its list."""
+    own, until = os.urandom(8).hex(), time.monotonic() + JOIN.total_seconds()
+    if number == 0:
+        store.set("facemetric", own)
+        others = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/met", " ".join(others))
+        return dist.PrefixStore(own, store)
+    while time.monotonic() < until:
+        name = store.get("facemetric").decode()
+        store.set(f"{name}/{number}", own)
+        if store.check([f"{name}/met"]) and own in store.get(f"{name}/met").decode().split():
+            return dist.PrefixStore(name, store)
+        time.sleep(0.05)
+    raise TimeoutError(f"process 0 did not come within {JOIN}")
 
 
 def together() -> bool:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from child_processes import fork, in_processes
 
 from facemetric import distributed, finetune, pretrain
@@ -203,3 +204,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="machine, which has 1 GPU; lower --nproc-per-node to 1, or choose"):
         distributed.start("cuda")
+
+
+def test_a_store_with_what_those_before_wrote(tmp_path: Path) -> None:
+    """As after a restart by torchrun: the store goes on, and has addresses of processes that are gone."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def join_and_add(rank: int, round_: int) -> None:
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
+        time.sleep(2 * round_ * (rank == 0))  # process 1 first finds what those before wrote
+        distributed.start("cpu")
+        assert distributed.total(torch.ones(1)) == 2
+        os._exit(0)  # as one that is killed: nothing is tidied up
+
+    for round_ in (0, 1):
+        ended = in_processes(2, lambda rank: join_and_add(rank, round_), tmp_path / "said")  # noqa: B023
+        assert ended == [0, 0], (tmp_path / "said").read_text()
