@@ -317,6 +317,13 @@ def main(tokens: Sequence[str] | None = None) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some of the disk" if full else "mend the path, or name another --out"
         fail(f"{error.strerror or error}{where}; {remedy}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which may not be imported yet
+            raise
+        fail(
+            f"the GPU ran out of memory ({str(error).splitlines()[0]}); free some of it, lower --batch-size, or choose "
+            "--device cpu"
+        )
     except KeyboardInterrupt:
         fail("interrupted; a training goes on from its last checkpoint with --resume")
     finally:
