@@ -54,8 +54,8 @@ def own_gpu() -> str:
     number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if 0 < gpus <= number:
         raise ConfigError(
-            f"there are more processes than GPUs on this machine, which has {plural(gpus, 'GPU')}; lower "
-            f"--nproc-per-node to {gpus}, or choose --device cpu"
+            f"there are more processes than GPUs on this machine, which has {plural(gpus, 'GPU')}; start no more than "
+            "that, or choose --device cpu"
         )
     device = machine.pick_device(f"cuda:{number}")
     torch.cuda.set_device(device)

@@ -202,7 +202,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="finds no CUDA; use cpu"):
         distributed.start("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="machine, which has 1 GPU; lower --nproc-per-node to 1, or choose"):
+    with pytest.raises(ConfigError, match="machine, which has 1 GPU; start no more than that, or choose"):
         distributed.start("cuda")
 
 
