@@ -154,10 +154,10 @@ def main() -> None:
     )
     medians = {name: statistics.median(times) for name, times in found["seconds"].items()}
     first = next(iter(medians.values()))
-    for name, median in medians.items():
-        print(f"{name:>8}  {median:7.2f} s a step  x {median / first:.2f}  loss {found['losses'][name]:.3f}")
     if len(medians) == 1:
         print(f"peak of each process: {', '.join(f'{peak:,.0f} MiB' for peak in found['peaks'])}")
+    for name, median in medians.items():
+        print(f"{name:>8}  {median:7.2f} s a step  x {median / first:.2f}  loss {found['losses'][name]:.3f}")
 
 
 if __name__ == "__main__":
