@@ -67,16 +67,13 @@ def join(backend: str) -> None:
     try:
         store, number, world = next(dist.rendezvous("env://", timeout=JOIN))
         own = met(store, number, world)
-        dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=JOIN)
+        dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=TIMEOUT)
     except (RuntimeError, ValueError, TimeoutError) as error:
         who = f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
         raise TrainingError(
             f"{who} cannot join the others ({str(error).splitlines()[0]}); see what these said, and start all with "
             "torchrun"
         ) from error
-    # torch 2.14 renamed it
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    set_timeout(TIMEOUT)
 
 
 def met(store: dist.Store, number: int, world: int) -> dist.Store:
