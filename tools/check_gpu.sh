@@ -104,7 +104,7 @@ print("missing: " + ", ".join(lost) if lost else "every package is there; GPU: "
 sys.exit(bool(lost) or (sys.argv[-1] == "triton" and gpu == "none"))'
 tests=("$python" -m pytest -q -p no:cacheprovider --durations 5)
 # The tests of one GPU by several processes, where pytest-xdist is installed: compiling is what takes long.
-[ "$device" = cuda ] && "$python" -c 'import xdist' 2>/dev/null && tests+=(-n 8)
+[ "$device" = cuda ] && "$python" -c 'import xdist' >/dev/null 2>&1 && tests+=(-n 8)
 if [ "$quick" ]; then
     mining=(--sizes 64 256 --rounds 2) sizes="32" images="4"
     losses=(--sizes 64 256 --rounds 1 --measure time)
