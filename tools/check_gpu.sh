@@ -124,7 +124,8 @@ step packages 120 "$python" -c "$look" "${packages[@]}"
 if [ "$device" = cuda ]; then
     step machine 60 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     step tests-compiled 540 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}" tests/mining/kernels/test_gpu.py
-    step tests-varied-on-device 300 env CUDA_VISIBLE_DEVICES=0 "${tests[@]}" tests/data/test_device_transforms.py
+    step tests-on-device 300 env CUDA_VISIBLE_DEVICES=0 "${tests[@]}" tests/data/test_device_transforms.py \
+        tests/evaluation/test_all_pairs.py
 fi
 for dim in $sizes; do
     for many in $images; do
