@@ -41,14 +41,17 @@ def figures(folder: Path, faces: Path, device: str, epochs: int) -> dict[str, fl
     shutil.rmtree(folder, ignore_errors=True)  # runs of a check that was cut
     one, two = folder / "one", folder / "two"
     nothing = ["--lr", "1e-9", "--max-steps", "1"]
-    run("pretrain", str(faces), *network, *nothing, "--out", str(folder / "start"))
-    run("pretrain", str(faces), *network, "--epochs", str(epochs), "--out", str(one))
-    run("finetune", str(faces), "--weights", str(one), *on, "--epochs", "5", "--out", str(two))
-    return {
-        "untrained": validated(folder / "start"),
-        "stage one": validated(one),
-        "stage two": validated(two),
+    steps = {
+        "untrained": (folder / "start", ["pretrain", str(faces), *network, *nothing]),
+        "stage one": (one, ["pretrain", str(faces), *network, "--epochs", str(epochs)]),
+        "stage two": (two, ["finetune", str(faces), "--weights", str(one), *on, "--epochs", "5"]),
     }
+    found = {}
+    for name, (out, words) in steps.items():
+        run(*words, "--out", str(out))
+        found[name] = validated(out)
+        print(f"{device}, {name}: AUC {found[name]:.3f}", flush=True)
+    return found
 
 
 def validated(out: Path) -> float:
