@@ -130,7 +130,7 @@ fi
 for dim in $sizes; do
     for many in $images; do
         for miner in semihard hard all; do
-            step "mining-$miner-$dim-$many" 300 "${bench[@]}" --miners $miner --dim "$dim" --images "$many" --measure time
+            step "mining-$miner-$dim-$many" 420 "${bench[@]}" --miners $miner --dim "$dim" --images "$many" --measure time
         done
     done
 done
