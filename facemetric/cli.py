@@ -19,7 +19,14 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from facemetric.cli_words import check_words, message_of, one_line, shown_default, with_config_file
+from facemetric.cli_words import (
+    check_processes,
+    check_words,
+    message_of,
+    one_line,
+    shown_default,
+    with_config_file,
+)
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -302,6 +309,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens), app)
+        check_processes(rest)
         app(rest, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:
@@ -317,6 +325,13 @@ def main(tokens: Sequence[str] | None = None) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some of the disk" if full else "mend the path, or name another --out"
         fail(f"{error.strerror or error}{where}; {remedy}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own, which may not be imported yet
+            raise
+        fail(
+            f"the GPU ran out of memory ({str(error).splitlines()[0]}); free some of it, lower --batch-size, or choose "
+            "--device cpu"
+        )
     except KeyboardInterrupt:
         fail("interrupted; a training goes on from its last checkpoint with --resume")
     finally:

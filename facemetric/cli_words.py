@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ WORD_ORDER = {
     "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
     "demo": "one folder to write into: facemetric demo --out FOLDER",
 }
+
+
+# Commands that write, whose processes would each do all of the work and write over each other. `run` says more itself.
+OF_ONE_PROCESS = ("align", "calibrate", "cluster", "data", "demo", "export", "gallery", "push", "visualize")
 
 
 def shown_default(value: Any) -> str:
@@ -106,6 +111,15 @@ def with_config_file(tokens: list[str], app: cyclopts.App) -> list[str]:
     options["gallery"] = dict.fromkeys(app["gallery"], options["gallery"])
     app.config = (cyclopts.config.Dict(options, source=str(file)),)  # type: ignore[assignment]
     return rest
+
+
+def check_processes(tokens: Sequence[str]) -> None:
+    """Raise ConfigError where torchrun started several processes of a command that is for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and tokens and tokens[0] in OF_ONE_PROCESS:
+        raise ConfigError(
+            f"facemetric {tokens[0]} is for one process; start it without torchrun, which shares out pretrain, "
+            "finetune, eval, embed and identify"
+        )
 
 
 def check_words(config: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -23,27 +24,76 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemetric import machine
-from facemetric.errors import ConfigError
+from facemetric.errors import ConfigError, TrainingError, plural
 
 T = TypeVar("T")
 
+JOIN = timedelta(minutes=5)  # from one process's start to that of the last: torchrun begins them together
 TIMEOUT = timedelta(hours=24)  # others wait while process 0 caches features or validates: that can take hours
 
 
 def start(device: str) -> str:
-    """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`)."""
+    """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`).
+
+    Raises ConfigError where the machine has no GPU for it, TrainingError where the others do not come (JOIN)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
+        device = own_gpu()
     if not dist.is_initialized():
         # gloo for what lies on the CPU, such as embeddings that are evaluated
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        join("cpu:gloo,cuda:nccl" if cuda else "gloo")
     if rank() > 0:  # process 0 speaks for all
         machine.show_progress(False)
     return device
+
+
+def own_gpu() -> str:
+    """The GPU of this process: each on a machine has one of its own."""
+    number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if 0 < gpus <= number:
+        raise ConfigError(
+            f"there are more processes than GPUs on this machine, which has {plural(gpus, 'GPU')}; start no more than "
+            "that, or choose --device cpu"
+        )
+    device = machine.pick_device(f"cuda:{number}")
+    torch.cuda.set_device(device)
+    return str(device)
+
+
+def join(backend: str) -> None:
+    """Wait for the other processes, JOIN at most, and connect with them; in later sums they may take TIMEOUT."""
+    try:
+        store, number, world = next(dist.rendezvous("env://", timeout=JOIN))
+        own = met(store, number, world)
+        dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        who = f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
+        raise TrainingError(
+            f"{who} cannot join the others ({str(error).splitlines()[0]}); see what these said, and start all with "
+            "torchrun"
+        ) from error
+
+
+def met(store: dist.Store, number: int, world: int) -> dist.Store:
+    """A part of torchrun's store for these processes alone, once all are there: after a restart the store still has
+    what those before wrote, addresses too.
+
+    Process 0 makes up a name for it, and lists whom it met there: who read a name of before is not on its list."""
+    own, until = os.urandom(8).hex(), time.monotonic() + JOIN.total_seconds()
+    if number == 0:
+        store.set("facemetric", own)
+        others = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/met", " ".join(others))
+        return dist.PrefixStore(own, store)
+    while time.monotonic() < until:
+        name = store.get("facemetric").decode()
+        store.set(f"{name}/{number}", own)
+        if store.check([f"{name}/met"]) and own in store.get(f"{name}/met").decode().split():
+            return dist.PrefixStore(name, store)
+        time.sleep(0.05)
+    raise TimeoutError(f"process 0 did not come within {JOIN}")
 
 
 def together() -> bool:
@@ -175,10 +225,11 @@ def check_alike(facts: Mapping[str, str]) -> None:
     `check_alike({"the data": fingerprint})`."""
     first, *others = from_all(dict(facts))
     for number, other in enumerate(others, 1):
-        for name, value in first.items():
-            if other.get(name) != value:
+        for name in first | other:
+            theirs, ours = other.get(name, "none"), first.get(name, "none")
+            if theirs != ours:
                 raise ConfigError(
-                    f"process {number} has another value of {name} than process 0 ({other.get(name)}, not {value}); "
+                    f"process {number} has another value of {name} than process 0 ({theirs}, not {ours}); "
                     "start all processes with the same options, files and versions"
                 )
 

@@ -232,8 +232,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def own_cores() -> int:
+    """Cores for this process: those of the machine, shared out over the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def pick_workers(workers: int) -> int:
-    """The number of reading processes: as asked for, or half the cores, 1 to 8; none where two cores train.
+    """The number of reading processes: as asked for, or half its cores, 1 to 8; none where two train.
 
     There a second process takes from the training what it gives: measured on two cores, reading in place
     adds 10 % to a step of lcnet_050, a worker 0 to 5 % and a process more (tools/bench_loader.py --wall)."""
@@ -241,7 +246,7 @@ def pick_workers(workers: int) -> int:
         return workers
     import torch
 
-    cores = os.cpu_count() or 1
+    cores = own_cores()
     if cores <= 2 and not torch.cuda.is_available():
         return 0
     return max(1, min(8, cores // 2))

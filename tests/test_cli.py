@@ -162,3 +162,12 @@ def test_a_config_file_with_a_fault(
 def test_a_config_file_that_is_no_text(command: Callable[..., Ran], faces: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
     assert "is not TOML" in command("pretrain", faces, "--config", tmp_path / "c.toml").fault
+
+
+@pytest.mark.parametrize("line", ["data convert x", "gallery add g x", "calibrate x"])
+def test_what_is_for_one_process_is_refused_under_torchrun(
+    command: Callable[..., Ran], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fault = command(*line.split()).fault
+    assert f"facemetric {line.split()[0]} is for one process" in fault

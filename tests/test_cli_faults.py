@@ -97,6 +97,23 @@ def test_a_bug_keeps_its_traceback(faces: Path, monkeypatch: pytest.MonkeyPatch)
             cli.main(["pretrain", str(faces)])
 
 
+def test_a_gpu_without_memory_left_is_told(
+    command: Callable[..., Ran], faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from facemetric.training import pretrain as room
+
+    def fail(config: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has more to say"
+        )
+
+    monkeypatch.setattr(room, "pretrain", fail)
+    fault = command("pretrain", faces).fault
+    assert "the GPU ran out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.); free some" in fault
+
+
 def test_a_full_disk_in_a_thread_is_left_to_the_main_one(
     command: Callable[..., Ran], faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,9 @@ def test_reading_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert pick_workers(-1) == 1
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # each process of torchrun has a share of the cores
+    assert pick_workers(-1) == 4
 
 
 CODE = """

@@ -73,25 +73,27 @@ def faces(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return emb / np.linalg.norm(emb, axis=1, keepdims=True), person
 
 
-def matmul_floor(emb: np.ndarray) -> None:
-    for _ in product_tiles(torch.from_numpy(emb), triangle=True):
+def matmul_floor(emb: np.ndarray, device: torch.device | None) -> None:
+    for _ in product_tiles(torch.from_numpy(emb).to(device or "cpu"), triangle=True):
         pass
+    if device is not None:
+        torch.cuda.synchronize()
 
 
-def bench_all_pairs(images: int, clock: Clock) -> None:
-    """Figures, then their intervals, against the product that both must form."""
+def bench_all_pairs(images: int, device: torch.device | None, clock: Clock) -> None:
+    """Figures, on a device where one is given, then their intervals, against the product that both must form."""
     emb, person = faces(images)
-    found = verify_all_pairs(emb[:500], person[:500])
+    found = verify_all_pairs(emb[:500], person[:500], device=device)
     all_pairs_intervals(emb[:500], person[:500], found, draws=100)
     before = peak_mib()
     took, floor = in_turn(
-        lambda: verify_all_pairs(emb, person),
-        lambda: matmul_floor(emb),
+        lambda: verify_all_pairs(emb, person, device=device),
+        lambda: matmul_floor(emb, device),
         clock,
         3 if images <= 30_000 else 1,
     )
     memory = peak_mib() - before
-    found = verify_all_pairs(emb, person)
+    found = verify_all_pairs(emb, person, device=device)
     intervals = seconds(lambda: all_pairs_intervals(emb, person, found), clock)
     figures = (
         f"{took:.2f} s, {took / floor:.2f} x the matrix product of {floor:.2f} s, {memory:.0f} MiB; "
@@ -101,7 +103,7 @@ def bench_all_pairs(images: int, clock: Clock) -> None:
     targets = [(f"<= {most_mib} MiB", memory <= most_mib)] if most_mib else []
     if most_times is not None:
         targets.append((f"<= {most_times} x the product", took <= most_times * floor))
-    tell(f"all pairs of {images:,} x {D}", figures, *targets)
+    tell(f"all pairs of {images:,} x {D} on {device or 'the CPU'}", figures, *targets)
 
 
 def bench_scikit_learn(images: int, clock: Clock) -> None:
@@ -230,6 +232,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=list(LIMITS), help="sizes of all pairs")
     parser.add_argument("--cpu", action="store_true", help="CPU time, where others use the same cores")
     parser.add_argument(
+        "--device", default="cpu", help="of the tiles of all pairs; their intervals are the CPU's"
+    )
+    parser.add_argument(
         "--share", nargs="+", metavar="ARG", help="WEIGHTS PAIRS DATA: where eval's time goes"
     )
     parser.add_argument(
@@ -237,12 +242,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     clock = time.process_time if options.cpu else time.perf_counter
+    device = None if options.device == "cpu" else torch.device(options.device)
     parts: dict[str, list[Callable[[], None]]] = {
         "list": [partial(bench_scikit_learn, 10_000, clock)],
         "nearest": [partial(bench_neighbours, clock)],
         "pairs": [partial(bench_listed, clock)],
         "templates": [partial(bench_templates, 20_000, 5, clock)],
-        "all": [partial(bench_all_pairs, images, clock) for images in options.images],
+        "all": [partial(bench_all_pairs, images, device, clock) for images in options.images],
         "share": [],
     }
     if options.share:

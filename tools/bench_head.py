@@ -3,11 +3,12 @@
     python tools/bench_head.py                                             # 100,000 identities, times side by side
     python tools/bench_head.py --identities 1000000 --heads sampled        # what one of them needs
     python tools/bench_head.py --identities 1000000 --heads sampled --processes 1
+    python tools/bench_head.py --identities 1000000 --heads sampled --processes 1 --device cuda
 
 A step is forward, backward, the sum of gradients over processes, the norm of all and SGD with momentum, for `--batch`
 random embeddings of all processes. Where several heads are named they take turns in the same processes, so that a busy
 machine slows all alike: read the ratios of the medians. Memory is the peak of what each process held, in MiB (torch and
-Python alone: some 300); it is told where one head alone is named.
+Python alone: some 300), on a GPU what was allocated there; it is told where one head alone is named.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[torch.Tensor, t
     else:
         sample = options.sample if name == "sampled" else 1.0
         net = Net(ShardedHead("arcface", size, identities, scale=SCALE, margin=MARGIN, sample=sample))
+    net.to(options.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
     def step(emb_BD: torch.Tensor, label_B: torch.Tensor) -> float:
@@ -78,7 +80,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[torch.Tensor, t
 
 def work(options: argparse.Namespace) -> None:
     """What each process does; process 0 prints what was measured."""
-    distributed.start("cpu")
+    device = distributed.start(options.device)
     torch.set_num_threads(1)
     steps = {name: step_of(name, options) for name in options.heads}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -86,17 +88,25 @@ def work(options: argparse.Namespace) -> None:
     share = options.batch // distributed.world_size()
     for number in range(options.steps + 1):
         generator = torch.Generator().manual_seed(number * 1000 + distributed.rank())
-        emb = torch.randn(share, options.dim, generator=generator)
-        label = torch.randint(options.identities, (share,), generator=generator)
+        emb = torch.randn(share, options.dim, generator=generator).to(device)
+        label = torch.randint(options.identities, (share,), generator=generator).to(device)
         for name, step in steps.items():
-            distributed.barrier()
+            wait(device)
             began = time.perf_counter()
-            losses[name] = step(emb, label)
+            losses[name] = step(emb, label)  # a number: the device has come to its end
             if number:  # the first one makes the optimizer's numbers
                 seconds[name].append(time.perf_counter() - began)
-    peaks = distributed.from_all((resident_peak() or 0) / MIB)
+    on_gpu = device != "cpu"
+    peaks = distributed.from_all((torch.cuda.max_memory_allocated() if on_gpu else resident_peak()) / MIB)
     if distributed.rank() == 0:
         print(json.dumps({"seconds": seconds, "losses": losses, "peaks": peaks}), flush=True)
+
+
+def wait(device: str) -> None:
+    """Until all processes are here, and their devices have nothing left to do."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    distributed.barrier()
 
 
 def launch(options: argparse.Namespace) -> dict:
@@ -109,7 +119,7 @@ def launch(options: argparse.Namespace) -> dict:
     children = [
         subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--work"],
-            env=environment | {"RANK": str(rank)},
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -129,6 +139,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--batch", type=int, default=128, help="images of all processes")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--sample", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
@@ -143,10 +154,10 @@ def main() -> None:
     )
     medians = {name: statistics.median(times) for name, times in found["seconds"].items()}
     first = next(iter(medians.values()))
-    for name, median in medians.items():
-        print(f"{name:>8}  {median:7.2f} s a step  x {median / first:.2f}  loss {found['losses'][name]:.3f}")
     if len(medians) == 1:
         print(f"peak of each process: {', '.join(f'{peak:,.0f} MiB' for peak in found['peaks'])}")
+    for name, median in medians.items():
+        print(f"{name:>8}  {median:7.2f} s a step  x {median / first:.2f}  loss {found['losses'][name]:.3f}")
 
 
 if __name__ == "__main__":

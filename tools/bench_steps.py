@@ -10,6 +10,7 @@ process alone (with --workers 0).
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from facemetric.data.images import Preprocess, normalise
 from facemetric.data.index import read_index
 from facemetric.data.loader import load_batches
 from facemetric.data.transforms import Augment, train_transform
+
+WARM = 3  # steps before the clock starts
 
 
 def main() -> None:
@@ -61,18 +64,17 @@ def main() -> None:
         optimizer.zero_grad()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        epoch = 0
-        while True:
-            loaded = load_batches(
-                index, sampler.epoch(epoch), transform, epoch=epoch, workers=options.workers
-            )
-            for batch in loaded:
-                labels = (batch.labels % 1000).to(options.device, non_blocking=True)
-                yield normalise(pixels_on(batch, pre, device), pre, device), labels
-            epoch += 1
+        needed = options.rounds * (options.steps + WARM)
+        # Of a small set many epochs, as one: a large set does not start its reading processes every few steps.
+        epochs = [sampler.epoch(epoch) for epoch in range(-(-needed // sampler.steps))]
+        steps = list(itertools.chain.from_iterable(epochs))[:needed]
+        pin = device.type == "cuda"
+        for batch in load_batches(index, steps, transform, workers=options.workers, pin=pin):
+            labels = (batch.labels % 1000).to(options.device, non_blocking=True)
+            yield normalise(pixels_on(batch, pre, device), pre, device), labels
 
     def seconds(source: Iterator[tuple[Tensor, Tensor]] | None) -> float:
-        for i in range(-3, options.steps):
+        for i in range(-WARM, options.steps):
             if i == 0:
                 wait(options.device)
                 began = clock()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from facemetric.data.drawn.draw import draw_faces
 
 FAR_OFF = 0.1  # of an AUC on some hundred genuine pairs
 LEARNED = 0.25  # more AUC than a network that has learned nothing; seen on a CPU: 0.52, then 0.89
+PEOPLE, IMAGES = 96, 10
 SHARED = ["--val-fraction", "0.25", "--seed", "1"]
 
 
@@ -35,16 +38,20 @@ def figures(folder: Path, faces: Path, device: str, epochs: int) -> dict[str, fl
     """AUC on the people that were not trained on: of the start, and after both stages."""
     on = ["--device", device, "--augment-on", "cpu" if device == "cpu" else "device", *SHARED]
     network = ["--arch", "lcnet_050", "--image-size", "48", "--batch-size", "32", *on]
+    shutil.rmtree(folder, ignore_errors=True)  # runs of a check that was cut
     one, two = folder / "one", folder / "two"
     nothing = ["--lr", "1e-9", "--max-steps", "1"]
-    run("pretrain", str(faces), *network, *nothing, "--out", str(folder / "start"))
-    run("pretrain", str(faces), *network, "--epochs", str(epochs), "--out", str(one))
-    run("finetune", str(faces), "--weights", str(one), *on, "--epochs", "5", "--out", str(two))
-    return {
-        "untrained": validated(folder / "start"),
-        "stage one": validated(one),
-        "stage two": validated(two),
+    steps = {
+        "untrained": (folder / "start", ["pretrain", str(faces), *network, *nothing]),
+        "stage one": (one, ["pretrain", str(faces), *network, "--epochs", str(epochs)]),
+        "stage two": (two, ["finetune", str(faces), "--weights", str(one), *on, "--epochs", "5"]),
     }
+    found = {}
+    for name, (out, words) in steps.items():
+        run(*words, "--out", str(out))
+        found[name] = validated(out)
+        print(f"{device}, {name}: AUC {found[name]:.3f}", flush=True)
+    return found
 
 
 def validated(out: Path) -> float:
@@ -74,8 +81,10 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=20, help="of stage one")
     options = parser.parse_args()
     faces = options.folder / "faces"
-    if not faces.exists():
-        draw_faces(faces, identities=96, images=10, size=112, seed=3, workers=2, progress=False)
+    if len(list(faces.glob("*/*"))) != PEOPLE * IMAGES:  # none, or a drawing that was cut
+        shutil.rmtree(faces, ignore_errors=True)
+        size = {"identities": PEOPLE, "images": IMAGES, "size": 112}
+        draw_faces(faces, **size, seed=3, workers=os.cpu_count() or 1, progress=False)
     both = {
         device: figures(options.folder / device.replace(":", ""), faces, device, options.epochs)
         for device in dict.fromkeys((options.device, "cpu"))

@@ -44,15 +44,20 @@ def finetune(config: FinetuneConfig) -> Trained:
     `finetune("faces", weights="runs/pretrain", freeze="backbone")` is
     `facemetric finetune faces --weights runs/pretrain --freeze backbone`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    with peers.joined(config.device) as name:
+        return finetune_on(pick_device(name), config)
+
+
+def finetune_on(device: torch.device, config: FinetuneConfig) -> Trained:
+    """finetune, on a device."""
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
-    device = pick_device(distributed.start(config.device))
     peers.same_program(config)
     if config.compile:
         check_compiler(device)
     embedder = load_start(config, device)
     toml = config_toml(config)
-    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
+    with Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = with_pairs(split_for(config), run)
         warn_of_seen(config.weights, split.train if split.val is None else split.val, config.workers)

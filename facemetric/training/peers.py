@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 import facemetric
 from facemetric import distributed
-from facemetric.config import StageConfig, config_dict
+from facemetric.config import config_dict
 from facemetric.errors import FacemetricError, TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
@@ -34,7 +35,7 @@ OF_A_MACHINE = ("out", "cache", "device", "workers", "weights", "teacher", "data
 writing = threading.Lock()  # held while a file is written: no process ends itself meanwhile
 
 
-def same_program(config: StageConfig) -> None:
+def same_program(config: Any) -> None:
     """Raise ConfigError, on all processes, where one runs other versions, or was given other options."""
     versions = {f"the version of {name}": metadata.version(name) for name in PACKAGES}
     distributed.check_alike(versions | {"facemetric's code": code_hash()[:12]})
@@ -63,18 +64,20 @@ def code_hash() -> str:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[None]:
-    """Within it the processes look after each other. Alone nothing happens.
+def joined(device: str) -> Iterator[str]:
+    """Join the processes of torchrun; the device of this one. Within it they look after each other. Alone nothing
+    happens.
 
     An error is told to the others. Where one of them died, this process ends in a TrainingError that names it and
     its reason, or, where it is stuck in a sum, by itself with that line and exit status 2."""
+    device = distributed.start(device)
     if not distributed.together():
-        yield
+        yield device
         return
     watch = _Watch()
     watch.thread.start()
     try:
-        yield
+        yield device
     except BaseException as error:
         reason = watch.reason_of(error)
         watch.leave("" if reason else told(error))
@@ -155,4 +158,6 @@ class _Watch:
             elif reason:
                 self.store.set(self.key("reason", self.rank), reason)
                 self.store.add(self.key("failed", self.rank), 1)
+                if self.rank == 0:  # it may keep the store, where the others read why
+                    time.sleep(2 * BEAT)
         self.thread.join(2 * BEAT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from facemetric import distributed
 from facemetric.config import PretrainConfig, config_toml
 from facemetric.config.calls import takes_options
 from facemetric.distributed import say
@@ -28,14 +27,19 @@ def pretrain(config: PretrainConfig) -> Trained:
 
     `pretrain("faces", arch="lcnet_050", epochs=20)` is `facemetric pretrain faces --arch lcnet_050 --epochs 20`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
+    with peers.joined(config.device) as name:
+        return pretrain_on(pick_device(name), config)
+
+
+def pretrain_on(device: torch.device, config: PretrainConfig) -> Trained:
+    """pretrain, on a device."""
     check_run_folder(config.out, config.resume)
     setup = check_training(config)
-    device = pick_device(distributed.start(config.device))
     peers.same_program(config)
     if config.compile:
         check_compiler(device)
     toml = config_toml(config)
-    with peers.watching(), Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
+    with Run(config.out, config_toml=toml, resume=config.resume, track=config.track) as run:
         torch.manual_seed(config.seed)
         split = split_for(config)
         task = stage_one(setup, split, run, device)

@@ -278,7 +278,8 @@ def test_lists_need_no_torch(g: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_several_processes_share_the_photographs(g: Path, faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_share_the_photographs(world: int, g: Path, faces: Path, tmp_path: Path) -> None:
     """Every process has the answers of all, in their order; the first one draws."""
     photos = [str(path) for path in sorted(faces.rglob("*.*"))[:7]]
     options = {"gallery": str(g), "threshold": 0.999, "device": "cpu"}
@@ -303,11 +304,28 @@ def test_several_processes_share_the_photographs(g: Path, faces: Path, tmp_path:
         found = answers(tmp_path / f"shown {rank}.html")
         (tmp_path / f"{rank}.json").write_text(json.dumps([found, seen]))
 
-    ended = in_processes(2, process, tmp_path / "said")
-    assert ended == [0, 0], (tmp_path / "said").read_text()
+    ended = in_processes(world, process, tmp_path / "said")
+    assert ended == [0] * world, (tmp_path / "said").read_text()
     expected = json.loads(json.dumps(answers()))
-    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [found for found, _ in parts] == [expected, expected]
-    assert [len(seen) for _, seen in parts] == [4, 3]
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
+    assert [found for found, _ in parts] == [expected] * world
+    assert [len(seen) for _, seen in parts] == ([4, 3] if world == 2 else [3, 2, 2])
     assert (tmp_path / "shown 0.html").exists()
     assert not (tmp_path / "shown 1.html").exists()
+
+
+def test_processes_with_other_galleries_are_refused(g: Path, faces: Path, tmp_path: Path) -> None:
+    """Each under one path of its own machine."""
+    photo = str(next(faces.rglob("*.*")))
+    for rank in (0, 1):
+        shutil.copytree(g, tmp_path / str(rank) / "g")
+    other = Gallery(tmp_path / "1" / "g", device="cpu")
+    other.remove(sorted(other.people)[0])
+
+    def process(rank: int) -> None:
+        os.chdir(tmp_path / str(rank))
+        with pytest.raises(ConfigError, match="process 1 has another value of the gallery than process 0"):
+            identify(photo, gallery="g", device="cpu")
+
+    ended = in_processes(2, process, tmp_path / "said")
+    assert ended == [0, 0], (tmp_path / "said").read_text()

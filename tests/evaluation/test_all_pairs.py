@@ -228,3 +228,20 @@ def test_tiles_that_are_counted_on_their_device(keep):
     for one, other in zip(found.hardest, usual.hardest, strict=True):
         for name in one._fields:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_gpu_counts_what_the_cpu_counts():
+    """Rows of four halves: their products are exact on any device. Where there is a GPU, tools/check_gpu.sh shows it to
+    this test."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rng = np.random.default_rng(5)
+    emb = np.zeros((3000, 16), np.float32)
+    at = rng.random(emb.shape).argsort(1)[:, :4]
+    np.put_along_axis(emb, at, rng.choice([0.5, -0.5], size=at.shape).astype(np.float32), 1)
+    labels = rng.integers(400, size=3000)
+    for keep in (1000, 1 << 23):
+        usual = verify_all_pairs(emb, labels, fars=FARS, keep=keep)
+        found = verify_all_pairs(emb, labels, fars=FARS, keep=keep, device=device)
+        assert found.to_dict() == usual.to_dict()
+        np.testing.assert_array_equal(found.roc.far, usual.roc.far)
+        np.testing.assert_array_equal(found.roc.tar, usual.roc.tar)

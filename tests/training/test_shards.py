@@ -19,6 +19,7 @@ from facemetric import distributed, pretrain
 from facemetric.config import PretrainConfig
 from facemetric.config.checks import check_shards
 from facemetric.errors import ConfigError, TrainingError
+from facemetric.model.heads import HEADS
 from facemetric.model.sharded_head import ShardedHead
 from facemetric.training import shards
 from facemetric.training.loop import fit
@@ -34,11 +35,11 @@ C, D, STEPS = 13, 4, 3
 class Model(nn.Module):
     """A linear embedding and a shared out head."""
 
-    def __init__(self, sample: float) -> None:
+    def __init__(self, sample: float, kind: str) -> None:
         super().__init__()
         torch.manual_seed(2)
         self.embedder = nn.Linear(5, D)
-        self.head = ShardedHead("arcface", D, C, scale=8.0, margin=0.2, sample=sample, seed=1)
+        self.head = ShardedHead(kind, D, C, scale=8.0, margin=0.2, sample=sample, seed=1)
 
 
 class Small:
@@ -47,8 +48,8 @@ class Small:
     judged_by = staticmethod(lambda figures: "score")
     steps_per_epoch = STEPS
 
-    def __init__(self, sample: float = 1.0, *, double: bool = True) -> None:
-        self.model = Model(sample).double() if double else Model(sample)
+    def __init__(self, sample: float = 1.0, *, kind: str = "arcface", smoothing: float = 0.0) -> None:
+        self.model, self.smoothing = Model(sample, kind).double(), smoothing
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(start, STEPS):
@@ -64,7 +65,8 @@ class Small:
     def step(
         self, batch: tuple[Tensor, Tensor], progress: float, backward: Callable[[Tensor], None]
     ) -> dict[str, float]:
-        loss = self.model.head.cross_entropy(self.model.embedder(batch[0]), batch[1]).loss / 12
+        emb_BD = self.model.embedder(batch[0])
+        loss = self.model.head.cross_entropy(emb_BD, batch[1], smoothing=self.smoothing).loss / 12
         backward(loss)
         return {"loss": float(distributed.total(loss))}
 
@@ -85,12 +87,19 @@ class Small:
 
 
 def train(
-    folder: Path, *, resume: bool = False, steps: int = 0, sample: float = 1.0, optimizer: str = "adamw"
+    folder: Path,
+    *,
+    resume: bool = False,
+    steps: int = 0,
+    sample: float = 1.0,
+    optimizer: str = "adamw",
+    kind: str = "arcface",
+    smoothing: float = 0.0,
 ) -> Small:
     """Two epochs with a moving average, ended early after some `steps`, with a checkpoint after each."""
     distributed.start("cpu")
     config = PretrainConfig(epochs=2, lr=0.05, optimizer=optimizer, weight_decay=0.01)
-    task = Small(sample)
+    task = Small(sample, kind=kind, smoothing=smoothing)
     with Run(folder, config_toml="epochs = 2\n", resume=resume) as run:
         made = make_optimizer(config, [(task.model, config.lr)])
         settings = Settings(2, 0.5, 0.9, "off", 0, 0.0, max_steps=steps)
@@ -108,7 +117,7 @@ def in_worlds(world: int, folder: Path, **options: Any) -> None:
 def head_of(folder: Path) -> dict[str, Tensor]:
     """All rows that the files of the newest checkpoint have, by name."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert not any("columns" in name for name in state["model"])
+    assert not {"head.columns.weight", "head.columns.bias"} & set(state["model"])
     parts = [torch.load(folder / "shards" / name, weights_only=True) for name in state["shards"]["files"]]
     return {name: torch.cat([part["rows"][name] for part in parts]) for name in parts[0]["rows"]}
 
@@ -137,6 +146,33 @@ def test_a_run_goes_on_with_any_number_of_processes(sample: float, tmp_path: Pat
     assert same(head_of(tmp_path / "two"), head_of(tmp_path / "never stopped"))
     log = [line for line in read_log(tmp_path / "parts" / "log.jsonl") if line["event"] == "train"]
     assert log[-1]["step"] == 2 * STEPS
+
+
+def test_every_head_goes_on_with_other_processes(tmp_path: Path) -> None:
+    """With label smoothing: two processes, then three, as one that is never stopped."""
+
+    def train_all(name: str, **options: Any) -> None:
+        for kind in HEADS:
+            train(tmp_path / name / kind, kind=kind, smoothing=0.1, **options)
+
+    for name, world, options in (
+        ("whole", 1, {}),
+        ("parts", 2, {"steps": 2}),
+        ("parts", 3, {"resume": True}),
+    ):
+        said = tmp_path / f"said {world}"
+        ended = in_processes(world, lambda rank: train_all(name, **options), said)  # noqa: B023
+        assert ended == [0] * world, said.read_text()
+    for kind in HEADS:
+        expected, found = head_of(tmp_path / "whole" / kind), head_of(tmp_path / "parts" / kind)
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10, msg=f"{kind} {name}")
+        states = [torch.load(tmp_path / name / kind / "checkpoint.pt") for name in ("whole", "parts")]
+        whole, parts = (state["model"] for state in states)
+        assert {"embedder.weight", "head.steps"} < set(whole)
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, rtol=1e-8, atol=1e-10, msg=f"{kind} {name}")
 
 
 def test_what_was_not_drawn_neither_moves_nor_decays() -> None:

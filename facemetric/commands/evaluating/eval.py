@@ -50,11 +50,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
 def run_evaluate(config: EvalConfig) -> Evaluation:
     """evaluate, from a config: what was found, after metrics.json, the curves and the report were written."""
     check_options(config)
-    here = replace(config, device=distributed.start(config.device))
-    distributed.check_alike(stored_inputs(config))
-    with peers.watching(), distributed.work_shared(), own_out(here) as mine:
-        inputs = open_inputs(mine)
-        found = score(mine, inputs)
+    with peers.joined(config.device) as device:
+        peers.same_program(config)
+        distributed.check_alike(stored_inputs(config))
+        with distributed.work_shared(), own_out(replace(config, device=device)) as mine:
+            inputs = open_inputs(mine)
+            found = score(mine, inputs)
     if distributed.rank() > 0:
         return found
     write_files(config, inputs, found)
@@ -72,13 +73,11 @@ def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
 
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
-    """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
+    """Hashes of the files of embeddings and pairs, which all processes must have alike."""
     files = [("--embeddings", str(config.embeddings or "")), ("--pairs", str(config.pairs or ""))]
     for option in ("compare", "gallery", "cohort", "templates", "gallery_templates"):
         files += [(f"--{option.replace('_', '-')} {name}", name) for name in getattr(config, option)]
-    return {"the options": str(config)} | {
-        name: file_hash(Path(file)) for name, file in files if file and Path(file).is_file()
-    }
+    return {name: file_hash(Path(file)) for name, file in files if file and Path(file).is_file()}
 
 
 def check_options(config: EvalConfig) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from facemetric import distributed
 from facemetric.commands.embedding import (
     COHORT,
     GALLERY,
@@ -182,6 +183,8 @@ def find_inputs(config: EvalConfig) -> Found:
     pairs = read_pairs(config.pairs) if config.pairs and not config.templates else None
     weights = open_model(config.weights) if config.weights else None
     others = {name: None if is_stored(name) else open_model(name) for name in dict.fromkeys(config.compare)}
+    opened = [each for each in (weights, *others.values()) if each is not None]
+    distributed.check_alike({f"the weights {each.name}": each.fingerprint for each in opened})
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
     config.out.mkdir(parents=True, exist_ok=True)

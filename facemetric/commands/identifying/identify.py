@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,16 @@ def shared_answers(
         reads = (read() for read in bar)
         return list(gallery.answer(reads, fpir=config.fpir, threshold=config.threshold, top=config.top))
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # without torch, where ONNX Runtime computes
+    if alone():
         return tuple(answers(photos))
     from facemetric import distributed
 
-    distributed.start(config.device)
+    distributed.check_alike(
+        {
+            "the gallery": sha256(gallery.folder.list.to_text().encode()).hexdigest(),
+            "the number of photographs": str(len(photos)),
+        }
+    )
     with distributed.work_shared():
         parts = distributed.from_all(answers(distributed.own_share(photos)))
     return tuple(parts[i % len(parts)][i // len(parts)] for i in range(len(photos)))
@@ -92,10 +98,26 @@ def shared_answers(
 def run_identify(config: IdentifyConfig) -> Identified:
     """identify, from a config."""
     check_identify(config)
+    if alone():
+        return identify_on(config.device, config)
+    from facemetric.training import peers
+
+    with peers.joined(config.device) as device:
+        peers.same_program(config)
+        return identify_on(device, config)
+
+
+def alone() -> bool:
+    """Whether there is one process: then torch is not imported, where ONNX Runtime computes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def identify_on(device: str, config: IdentifyConfig) -> Identified:
+    """run_identify, on a device."""
     gallery = Gallery(
         config.gallery,
         weights=config.weights,
-        device=config.device,
+        device=device,
         runtime=config.runtime,
         faces=config.faces,
         detector=config.detector,

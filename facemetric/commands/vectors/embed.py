@@ -29,6 +29,7 @@ from facemetric.machine import progress_bar, say
 from facemetric.model.onnx.colour_check import CROPS
 from facemetric.model.onnx.embedder import OnnxEmbedder
 from facemetric.model.weights.opened import Weights, open_model
+from facemetric.training import peers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,13 +91,20 @@ def run_embed(config: EmbedConfig) -> EmbeddedFile:
     check_ranges(config)
     require(bool(config.data), "embed needs pictures: `facemetric embed PHOTOS --weights W --out E.parquet`")
     check_suffix(config.out)
-    device = distributed.start(config.device)
+    with peers.joined(config.device) as device:
+        peers.same_program(config)
+        return embed_on(device, config)
+
+
+def embed_on(device: str, config: EmbedConfig) -> EmbeddedFile:
+    """run_embed, on a device."""
     first = distributed.rank() == 0
     if (done := distributed.from_first(finished_before(config.out) if first else None)) is not None:
         return done
     if first:
         check_free(config.out)
     weights = open_model(config.weights)
+    distributed.check_alike({"the weights": weights.fingerprint})
     finder_of(
         config, weights.preprocess, weights.pictures
     )  # a misspelt one is an error before the first picture

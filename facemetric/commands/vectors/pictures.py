@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ from facemetric.data.loader import MAX_BYTES, load_batches
 from facemetric.errors import DataError
 from facemetric.faces.crops import Face, FacesFound
 from facemetric.faces.finder import FaceFinder, face_finder
-from facemetric.machine import pick_workers
+from facemetric.machine import own_cores, pick_workers
 from facemetric.model.pictures import crop_side
 
 NO_FACE, UNREADABLE = "no face", "unreadable"
@@ -170,8 +169,7 @@ def batches_in(
 
 def workers_for(workers: int) -> int:
     """Processes: as asked for, or every core, of which each process of torchrun takes its share."""
-    sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return workers if workers >= 0 else max(1, (os.cpu_count() or 1) // sharing)
+    return workers if workers >= 0 else own_cores()
 
 
 def as_they_are(

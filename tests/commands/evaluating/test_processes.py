@@ -87,7 +87,7 @@ def test_processes_with_other_data_or_options_are_refused(table: Path, tmp_path:
         os.chdir(tmp_path / str(rank if not seed else 0))
         evaluate(embeddings="t.npz", all_pairs=True, out="out", device="cpu", seed=rank * seed)
 
-    for seed, name in ((0, "embeddings="), (1, "the options")):
+    for seed, name in ((0, "embeddings="), (1, "seed=")):
         said = tmp_path / f"said {seed}"
         in_processes(2, lambda rank: process(rank, seed), said)  # noqa: B023
         text = said.read_text()

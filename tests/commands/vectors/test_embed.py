@@ -28,7 +28,7 @@ from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.model.embedder import build_embedder
-from facemetric.model.weights.save_load import save_weights
+from facemetric.model.weights.save_load import load_embedder, save_weights
 
 README = Path(fm.__file__).parent / "commands" / "vectors" / "README.md"
 PLAIN: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 8, "runtime": "torch"}
@@ -317,23 +317,51 @@ def test_a_full_disk_is_said_and_the_job_goes_on_later(
         assert again.file.read_bytes() == whole.file.read_bytes()
 
 
-def test_two_processes_leave_the_table_of_one(
-    untrained: Path, faces: Path, tmp_path: Path, small_parts: None
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_leave_the_table_of_one(
+    world: int, untrained: Path, faces: Path, tmp_path: Path, small_parts: None
 ) -> None:
     job: dict[str, Any] = {"weights": untrained, **PLAIN}
     whole = embed(faces, out=tmp_path / "one.npz", **job)
-    results = tmp_path / "results"
+    results, out = tmp_path / "results", tmp_path / "several.npz"
 
     def begin(rank: int) -> None:
-        found = embed(faces, out=tmp_path / "two.npz", **job)
+        found = embed(faces, out=out, **job)
         (tmp_path / f"{rank}.json").write_text(json.dumps([found.rows, str(found.file)]))
 
-    assert in_processes(2, begin, results) == [0, 0], results.read_text()
-    assert (tmp_path / "two.npz").read_bytes() == whole.file.read_bytes()
-    assert json.loads((tmp_path / "1.json").read_text()) == [96, str(tmp_path / "two.npz")]
+    assert in_processes(world, begin, results) == [0] * world, results.read_text()
+    assert out.read_bytes() == whole.file.read_bytes()
+    assert json.loads((tmp_path / "1.json").read_text()) == [96, str(out)]
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("what", ["the weights", "the images", "batch_size="])
+def test_processes_with_other_inputs_are_refused(
+    what: str, untrained: Path, faces: Path, tmp_path: Path
+) -> None:
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        shutil.copytree(untrained, tmp_path / str(rank) / "weights")
+        shutil.copytree(faces, tmp_path / str(rank) / "faces")
+    if what == "the weights":
+        embedder = load_embedder(untrained)
+        with torch.no_grad():
+            next(embedder.parameters()).mul_(2)
+        shutil.rmtree(tmp_path / "1" / "weights")
+        save_weights(tmp_path / "1" / "weights", embedder, provenance={}, metrics={})
+    if what == "the images":
+        next((tmp_path / "1" / "faces").rglob("*.jpg")).unlink()
+
+    def begin(rank: int) -> None:
+        os.chdir(tmp_path / str(rank))
+        options = PLAIN | {"batch_size": 8 + rank * (what == "batch_size=")}
+        with pytest.raises(ConfigError, match=f"process 1 has another value of {what} than process 0"):
+            embed("faces", out=tmp_path / "E.npz", weights="weights", **options)
+
+    assert in_processes(2, begin, tmp_path / "said") == [0, 0], (tmp_path / "said").read_text()
+    assert not (tmp_path / "E.npz").exists()
 
 
 @pytest.mark.parametrize(
