@@ -9,6 +9,7 @@ from typing import Any
 
 import cyclopts
 
+from facemetric.commands.out_folder import COMMANDS, check_out
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -115,6 +116,8 @@ def check_words(config: Any) -> None:
         check_stage(config)
     if isinstance(config, (PretrainConfig, FinetuneConfig)):
         check_run_folder(config.out, config.resume)
+    if type(config) in COMMANDS:
+        check_out(config)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):

@@ -16,6 +16,7 @@ from facemetric import distributed
 from facemetric.commands.embedding import check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
+from facemetric.commands.out_folder import file_hashes, results_come
 from facemetric.config import (
     EvalConfig,
     check_least,
@@ -73,12 +74,7 @@ def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
     """The options, and hashes of the files of embeddings and pairs: what all processes must have alike."""
-    files = [("--embeddings", str(config.embeddings or "")), ("--pairs", str(config.pairs or ""))]
-    for option in ("compare", "gallery", "cohort", "templates", "gallery_templates"):
-        files += [(f"--{option.replace('_', '-')} {name}", name) for name in getattr(config, option)]
-    return {"the options": str(config)} | {
-        name: file_hash(Path(file)) for name, file in files if file and Path(file).is_file()
-    }
+    return {"the options": str(config)} | file_hashes(config)
 
 
 def check_options(config: EvalConfig) -> None:
@@ -129,6 +125,7 @@ def check_templates(config: EvalConfig) -> None:
 
 def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json, and the curves of both models as csv and pictures."""
+    results_come(config)
     write_metrics(config, inputs, evaluation)
     found, searched = evaluation.verification, evaluation.identification
     if searched is not None and searched.det is not None:
