@@ -19,7 +19,14 @@ from typing import Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from facemetric.cli_words import check_words, message_of, one_line, shown_default, with_config_file
+from facemetric.cli_words import (
+    check_flags,
+    check_words,
+    message_of,
+    one_line,
+    shown_default,
+    with_config_file,
+)
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -302,6 +309,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     terminate = signal.signal(signal.SIGTERM, sigterm_handler(os.getpid())) if with_signal else None
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens), app)
+        check_flags(rest, app)
         app(rest, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:

@@ -15,7 +15,7 @@ from facemetric.data.readers.folder import FolderReader, entries, is_folder
 from facemetric.data.readers.reader import Reader
 from facemetric.data.readers.skips import why_skip_file, why_skip_folder
 from facemetric.data.store import Rows
-from facemetric.errors import DataError, first_few, plural
+from facemetric.errors import DataError, first_few, nearest_beside, plural
 
 BRACES = re.compile(r"\{([^{}]*)\}")  # {000000..000123} or {train,test} of a pattern of shards
 MOST_SHARDS = 1_000_000  # of a pattern
@@ -108,7 +108,8 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
     if is_pattern(path):
         return _pattern(path)
     if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file or folder; give a folder of identities, or a file ({known})")
+        what = nearest_beside(Path(path)) or f"; give a folder of identities, or a file ({known})"
+        raise DataError(f"{path}: no such file or folder{what}")
     ending = _ending(path)
     if ending in READERS:
         return [READERS[ending](path)]
