@@ -31,8 +31,8 @@ from facemetric.faces.finder import face_finder
 from facemetric.files import file_hash, write_text_whole
 from facemetric.model.weights.folder import provenance
 from facemetric.model.weights.opened import Weights
-from facemetric.report.page import Origin
-from facemetric.report.page_sections import write_report
+from facemetric.report.page import Origin, write_page
+from facemetric.report.page_sections import REPORT, page_of
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.record import Evaluation
 from facemetric.training import peers
@@ -59,7 +59,7 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     if distributed.rank() > 0:
         return found
     write_files(config, inputs, found)
-    return replace(found, report=write_page(config, inputs, found)) if config.report else found
+    return replace(found, report=write_report(config, inputs, found)) if config.report else found
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def weights_record(weights: Weights) -> dict[str, Any]:
     return {"architecture": weights.config["architecture"], "sha256": weights.config.get("sha256")}
 
 
-def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
+def write_report(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
     """report.html, with the command and the weights it came from."""
     origin, weights = origin_of(config, inputs, evaluation), inputs.weights
     # A probability is of embeddings with the mirror image averaged in, or without.
@@ -174,9 +174,8 @@ def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -
         finder = face_finder(
             "crops" if weights.pictures else "off", pictures=weights.pictures, size=weights.crop_side
         )
-    return write_report(
-        evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder
-    )
+    page = page_of(evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder)
+    return write_page(config.out / REPORT, page)
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:
