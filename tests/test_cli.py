@@ -119,11 +119,6 @@ from commands_typed import FAST, Ran, images_in
         ),
         ("eval --weights RUN --data FACES --out roc.png", "--out names a file (roc.png); needed is a folder"),
         ("pretrain FACES --out IMAGE", "--out names a file"),
-        (
-            "cluster IMAGE --weights RUN --threshold 0.5",
-            "is one image; give a folder of images, such as the one",
-        ),
-        ("align IMAGE", "is one image; give a folder of images, such as the one that it lies in"),
         ("pretrain IMAGE", "is one image; give a folder of identities (identity/image.jpg), such as"),
     ],
 )

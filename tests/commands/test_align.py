@@ -303,3 +303,12 @@ def test_an_own_detector_is_found_in_the_folder_of_the_command(
         "60.0",
         "90.0",
     )
+
+
+def test_one_photograph_is_named_by_its_file(tmp_path: Path) -> None:
+    photo = tmp_path / "ada.png"
+    hopper().save(photo)
+    found = align(photo, out=tmp_path / "faces", workers=0)
+    assert (found.with_face, found.crops) == (1, 1)
+    assert (tmp_path / "faces" / "ada.png.jpg").is_file()
+    assert photo.is_file()

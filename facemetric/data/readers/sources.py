@@ -73,6 +73,11 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
     return [source.name + "/" for source in sources]
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a path is that of one image file."""
+    return path.is_file() and why_skip_file(path.name) is None
+
+
 def is_loose(identity: str) -> bool:
     """Whether an identity of the index means "no identity": an image read with `loose`, outside a folder."""
     return not identity or identity.endswith("/")
@@ -118,7 +123,7 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
             f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
         )
     needed = "a folder of images" if loose else "a folder of identities (identity/image.jpg)"
-    if why_skip_file(os.path.basename(path)) is None:
+    if is_picture(Path(path)):
         raise DataError(
             f"{path}: is one image; give {needed}, such as the one that it lies in, or a file ({known})"
         )

@@ -259,3 +259,18 @@ def test_nothing_outside_readers_knows_the_kinds() -> None:
             assert not re.search(
                 r"is_tar|walk_tar|readers\.(tar|folder)\b|\.(Tar|Folder|Csv|Bin)Reader", text
             ), file
+
+
+def test_pictures_by_name_are_nobodys_where_images_may_be_loose(tmp_path: Path) -> None:
+    people = fill(tmp_path / "people", PEOPLE)
+    places = (("a/1.png", b"1"), ("a/2.png", b"2"), ("b/1.png", b"3"))
+    files = [put(tmp_path / name, data) for name, data in places]
+    one = read_index(files[0], loose=True)
+    assert (names(one), one.identities, one.read(0)) == (["1.png"], ("",), b"1")
+    assert names(read_index(files[:2], loose=True)) == ["1.png", "2.png"]
+    three = read_index(files, loose=True)
+    assert tuple((name, three.read(i)) for i, name in enumerate(names(three))) == places
+    both = read_index([people, *files[:2]], loose=True)
+    assert {name for name in both.identities if is_loose(name)} == {"a/"}
+    assert {"a/1.png", "a/2.png"} <= set(names(both))
+    assert "is one image; give a folder of identities" in message(files[0])
