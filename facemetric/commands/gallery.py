@@ -102,6 +102,10 @@ def check_identify(config: IdentifyConfig) -> None:
             config.show.suffix.lower() in SHOWN,
             f"{given('--show', config.show)}: pictures are drawn as .html or .png; give the file one of these endings",
         )
+        require(
+            not config.show.exists(),
+            f"{given('--show', config.show)} is there already, and nothing is overwritten; name another file",
+        )
     for photo in config.photos:
         if not Path(photo).exists():
             raise DataError(
