@@ -12,7 +12,6 @@ from typing import Any
 
 import cyclopts
 
-from facemetric.commands.out_folder import COMMANDS, check_out
 from facemetric.config import (
     AlignConfig,
     CalibrateConfig,
@@ -155,8 +154,6 @@ def check_words(config: Any) -> None:
         check_stage(config)
     if isinstance(config, (PretrainConfig, FinetuneConfig)):
         check_run_folder(config.out, config.resume)
-    if type(config) in COMMANDS:
-        check_out(config)
     if isinstance(config, RunConfig):
         plan(config)
     if isinstance(config, VerifyConfig):

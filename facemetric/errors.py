@@ -80,8 +80,9 @@ def nearest_beside(path: Path, fits: Callable[[Path], object] = Path.exists) -> 
     """The end of a message for a path that is not there: `": did you mean 'runs/finetune'?"` where a path of like name
     beside it `fits`, else ""."""
     try:
-        names = [name for name in os.listdir(path.parent) if name != path.name and fits(path.with_name(name))]
+        beside = [path.with_name(name) for name in os.listdir(path.parent) if name != path.name]
+        stems = {each.stem: each for each in beside if fits(each)}
     except (OSError, ValueError):
         return ""
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f": did you mean {str(path.with_name(close[0]))!r}?" if close else ""
+    close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.6)
+    return f": did you mean {str(stems[close[0]])!r}?" if close else ""

@@ -47,15 +47,10 @@ class Fingerprinted(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def check_out(config: Any) -> None:
-    """Raise ConfigError where --out holds something else than what these options leave there."""
-    _check(config, {})
-
-
 def claim_out(config: Any, **of: Fingerprinted | None) -> None:
     """Take --out for results of these weights and images; what a start that had no results left is removed.
 
-    Raises ConfigError as `check_out`, and where something has another content under the same name."""
+    Raises ConfigError where it holds something else, which has other options, or other content under their names."""
     content = {
         f"sha256 of the {name}": "" if one is None else one.fingerprint[:12] for name, one in of.items()
     }
@@ -95,8 +90,8 @@ def _check(config: Any, content: dict[str, str]) -> dict[str, Any]:
     """The record of what --out holds, {} of nothing."""
     out, before, command = config.out, _made_by(config.out), COMMANDS[type(config)]
     if not before:
-        others = {entry.name for entry in os.scandir(out)} - {RUN_RECORD} if out.is_dir() else set()
-        if others:
+        there = os.listdir(out) if out.is_dir() else []
+        if others := [name for name in there if name != RUN_RECORD and not name.startswith(".")]:
             raise ConfigError(f"{given('--out', out)} holds other files ({min(others)}, ...); {REMEDY}")
         return {}
     onto = os.path.realpath(getattr(config, "onto", None) or "")
@@ -105,7 +100,7 @@ def _check(config: Any, content: dict[str, str]) -> dict[str, Any]:
     if before["command"] != command:
         raise ConfigError(f"{given('--out', out)} holds the results of {before['command']}; {REMEDY}")
     was, now = _options(type(config)()) | before["options"], _options(config)  # an option may be younger
-    if other := differences(was, now) or (content and differences(before["content"], content)):
+    if other := differences(was, now) or differences(before["content"], content):
         raise ConfigError(f"{given('--out', out)} holds another {command} ({other}); {REMEDY}")
     return before
 
