@@ -91,7 +91,7 @@ def check_flags(tokens: Sequence[str], app: cyclopts.App) -> None:
     """Raise ConfigError for a value after a flag, `--head-shards 2`, which would be taken for an image folder."""
     chain, apps, rest = app.parse_commands(tokens)
     names_follow = chain in (("gallery", "list"), ("gallery", "remove"))  # a person may be called 2
-    if names_follow or apps[-1].default_command is None:
+    if names_follow or not chain or chain[-1].startswith("-") or apps[-1].default_command is None:
         return
     switches = [argument.names for argument in arguments_of(app, chain) if argument.hint is bool]
     flags = {name: names for names in switches for name in names}
