@@ -81,7 +81,11 @@ class TorchNetworks:
             tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{weights} cannot be read ({error}); install facemetric again") from error
-        nets = {"proposal": ProposalNet(), "refinement": RefinementNet(), "output": OutputNet()}
+        nets: dict[str, nn.Module] = {
+            "proposal": ProposalNet(),
+            "refinement": RefinementNet(),
+            "output": OutputNet(),
+        }
         for name, net in nets.items():
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             net.load_state_dict(own)
