@@ -20,6 +20,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from facemetric.cli_words import (
+    check_flags,
     check_processes,
     check_words,
     message_of,
@@ -310,6 +311,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     try:
         rest = with_config_file(list(sys.argv[1:] if tokens is None else tokens), app)
         check_processes(rest)
+        check_flags(rest, app)
         app(rest, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:

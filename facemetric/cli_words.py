@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from facemetric.config import (
 from facemetric.config.build import SYNONYMS, read_toml
 from facemetric.config.checks import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
-from facemetric.errors import ConfigError, DataError
+from facemetric.errors import ConfigError, DataError, nearest_beside
 from facemetric.machine import import_timm
 from facemetric.model.weights.folder import find_onnx, find_weights, is_onnx
 from facemetric.training.run.folder import check_run_folder
@@ -44,8 +46,9 @@ WORD_ORDER = {
     "runs": "one folder, in which runs are found at any depth: facemetric runs FOLDER",
     "demo": "one folder to write into: facemetric demo --out FOLDER",
 }
-
-
+SWITCHES = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")  # that --flag=VALUE takes
+# What no image folder is called.
+VALUE = re.compile(rf"[-+]?[\d.]+|on|off|{'|'.join(SWITCHES)}", re.IGNORECASE)
 # Commands that write, whose processes would each do all of the work and write over each other. `run` says more itself.
 OF_ONE_PROCESS = ("align", "calibrate", "cluster", "data", "demo", "export", "gallery", "push", "visualize")
 
@@ -70,17 +73,49 @@ def message_of(error: cyclopts.CycloptsError, app: cyclopts.App) -> str:
         plain, guessed, _ = text.partition(" Did you mean")
         if meant and (not guessed or options_of(app, chain) & set(re.findall("--[a-z-]+", meant))):
             return f"{plain} Did you mean {meant}?"
-    elif isinstance(error, cyclopts.UnusedCliTokensError) and chain and chain[-1] in WORD_ORDER:
-        return f"{text} {WORD_ORDER[chain[-1]]}"
+    elif isinstance(error, cyclopts.UnusedCliTokensError):
+        command = " ".join(chain)
+        words = [
+            argument.name.lstrip("-").upper()
+            for argument in arguments_of(app, chain)
+            if argument.index is not None
+        ]
+        takes = (
+            f"takes {' and '.join(words)} without an option's name" if words else "takes none: leave it out"
+        )
+        way = WORD_ORDER.get(command, f"`facemetric {command}` {takes}")
+        return f"{shlex.join(error.unused_tokens or ())} is left over: {way}"
     return text
+
+
+def check_flags(tokens: Sequence[str], app: cyclopts.App) -> None:
+    """Raise ConfigError for a value after a flag, `--head-shards 2`, which would be taken for an image folder."""
+    chain, apps, rest = app.parse_commands(tokens)
+    names_follow = chain in (("gallery", "list"), ("gallery", "remove"))  # a person may be called 2
+    if names_follow or not chain or chain[-1].startswith("-") or apps[-1].default_command is None:
+        return
+    switches = [argument.names for argument in arguments_of(app, chain) if argument.hint is bool]
+    flags = {name: names for names in switches for name in names}
+    for token, after in itertools.pairwise([*rest, ""]):
+        flag, given, value = token.partition("=")
+        wrong = value if given else after if VALUE.fullmatch(after) and not os.path.exists(after) else ""
+        if flag in flags and wrong and not (given and value.lower() in SWITCHES):
+            raise ConfigError(
+                f"{flag} is a flag and takes no value, but {wrong} came: write {' or '.join(flags[flag])} alone"
+            )
 
 
 def options_of(app: cyclopts.App, chain: Sequence[str]) -> set[str]:
     """The flags of a command, such as `("data", "check")`."""
+    return {name for argument in arguments_of(app, chain) for name in argument.names}
+
+
+def arguments_of(app: cyclopts.App, chain: Sequence[str]) -> cyclopts.ArgumentCollection:
+    """The options of a command."""
     command = app
     for name in chain:
         command = command[name]
-    return {name for argument in command.assemble_argument_collection() for name in argument.names}
+    return command.assemble_argument_collection()
 
 
 def one_line(message: str) -> str:
@@ -158,4 +193,4 @@ def check_pictures(*images: str) -> None:
                 "`facemetric cluster` take folders"
             )
         if not image.is_file():
-            raise DataError(f"{image}: no such file; give an image")
+            raise DataError(f"{image}: no such file{nearest_beside(image) or '; give an image'}")

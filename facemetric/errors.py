@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -73,3 +74,15 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         return f": did you mean {close[0]!r}?"
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f": choose from {shown}"
+
+
+def nearest_beside(path: Path, fits: Callable[[Path], object] = Path.exists) -> str:
+    """The end of a message for a path that is not there: `": did you mean 'runs/finetune'?"` where a path of like name
+    beside it `fits`, else ""."""
+    try:
+        beside = [path.with_name(name) for name in os.listdir(path.parent) if name != path.name]
+        stems = {each.stem: each for each in beside if fits(each)}
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.6)
+    return f": did you mean {str(stems[close[0]])!r}?" if close else ""

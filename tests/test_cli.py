@@ -96,6 +96,21 @@ from commands_typed import FAST, Ran, images_in
         ("eval FACES --weights RUN", "images go to --data, pairs to --pairs: facemetric eval --weights W"),
         ("verify RUN A.jpg B.jpg", "the weights go to --weights: facemetric verify A.jpg B.jpg --weights W"),
         ("verify FACES A.jpg --weights RUN", "is a folder; verify compares two image files"),
+        (
+            "pretrain FACES --head-shards 2",
+            "--head-shards is a flag and takes no value, but 2 came: write --head",
+        ),
+        ("pretrain FACES --no-resume=3", "no value, but 3 came: write --resume or --no-resume alone"),
+        ("data check FACES --flip false", "--flip is a flag and takes no value, but false came"),
+        ("eval --weights RUN --svm on --data FACES", "--svm is a flag and takes no value, but on came"),
+        ("heads arcface", "arcface is left over: `facemetric heads` takes none: leave it out"),
+        ("weights faces-112", "faces-112 is left over: `facemetric weights` takes none: leave it out"),
+        (
+            "export faces-112 f.onnx",
+            "f.onnx is left over: `facemetric export` takes WEIGHTS without an option's",
+        ),
+        ("gallery check a b", "b is left over: `facemetric gallery check` takes GALLERY without an option's"),
+        ("runs a b", "b is left over: one folder, in which runs are found at any depth"),
         ("demo --identities 3", "--identities is 3; it must be at least 20"),
         ("demo --out FACES", "is not empty; name another --out"),
         (
@@ -104,11 +119,6 @@ from commands_typed import FAST, Ran, images_in
         ),
         ("eval --weights RUN --data FACES --out roc.png", "--out names a file (roc.png); needed is a folder"),
         ("pretrain FACES --out IMAGE", "--out names a file"),
-        (
-            "cluster IMAGE --weights RUN --threshold 0.5",
-            "is one image; give a folder of images, such as the one",
-        ),
-        ("align IMAGE", "is one image; give a folder of images, such as the one that it lies in"),
         ("pretrain IMAGE", "is one image; give a folder of identities (identity/image.jpg), such as"),
     ],
 )
@@ -117,7 +127,8 @@ def test_what_is_misspelt_or_missing(
 ) -> None:
     names = {"FACES": faces, "RUN": weights, "IMAGE": images_in(faces)[0]}
     words = [names.get(word, word) for word in line.split()]
-    if words[0] not in ("pretrian", "data", "demo", "verify") and "--out" not in words:
+    no_out = ("pretrian", "data", "demo", "verify", "heads", "weights", "runs", "gallery")
+    if words[0] not in no_out and "--out" not in words:
         words[1:1] = ["--out", tmp_path / "out"]
     if words[:2] == ["data", "check"]:
         words += ["--out", tmp_path / "out"]
@@ -171,3 +182,31 @@ def test_what_is_for_one_process_is_refused_under_torchrun(
     monkeypatch.setenv("WORLD_SIZE", "2")
     fault = command(*line.split()).fault
     assert f"facemetric {line.split()[0]} is for one process" in fault
+
+
+def test_a_path_of_like_name_is_named(
+    command: Callable[..., Ran], faces: Path, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "staff").mkdir()
+    (tmp_path / "staff" / "gallery.json").write_text("{}")
+    (tmp_path / "stuff.txt").write_text("no gallery")
+    misspelt = tmp_path / "stuff"
+    assert (
+        f"{misspelt} is no gallery: did you mean '{tmp_path / 'staff'}'?"
+        in command("gallery", "list", misspelt).fault
+    )
+    near = f"did you mean '{weights}'?"
+    assert (
+        near
+        in command("finetune", faces, "--weights", weights.with_name("rum"), "--out", tmp_path / "out").fault
+    )
+    photo = images_in(faces)[0]
+    wrong = photo.with_name(f"{photo.name}g")
+    assert f": did you mean '{photo}'?" in command("verify", wrong, photo, "--weights", weights).fault
+    assert f": did you mean '{photo}'?" in command("identify", wrong, "--gallery", tmp_path / "staff").fault
+    folder = photo.parent.with_name(f"{photo.parent.name}x")
+    assert "no such file or folder: did you mean '" in command("data", "check", folder).fault
+
+
+def test_a_person_may_be_called_2(command: Callable[..., Ran], tmp_path: Path) -> None:
+    assert "is no gallery" in command("gallery", "list", tmp_path / "g", "--json", "2").fault

@@ -210,7 +210,7 @@ def bench_share(weights: str, pairs: str, data: list[str], clock: Clock) -> None
     timed(Embedder, "forward", "network")
     timed(door, "embed_index", "network, reading and decoding")
     timed(scores, "score_neighbours", "neighbours")
-    timed(command, "write_page", "report.html")
+    timed(command, "write_report", "report.html")
     with tempfile.TemporaryDirectory() as out:
         config = make_config(EvalConfig, weights, pairs=pairs, data=data, out=out, workers=0)
         whole = seconds(lambda: command.run_evaluate(config), clock)

@@ -46,7 +46,7 @@ class Peer:
         good = [] if boxes is None else [i for i, score in enumerate(scores) if score >= 0.9]
         if not good:
             return None
-        points = self._look_again(image, np.float64(landmarks[good[0]]))
+        points = self._look_again(image, np.asarray(landmarks[good[0]], np.float64))
         crop = cut_out(image, to_crop(points), SIDE)
         return Face(crop, boxes[good[0]], points, float(scores[good[0]]), quality_of(crop, points, 1.0))
 

@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def bench_features(folder: Path, images: int, batch_size: int, rounds: int) -> N
     """Table 1."""
     index = make_index(folder, images, 20)
     embedder = build_embedder("resnet10t", preprocess=Preprocess(size=(32, 32)))
-    tasks = {}
+    tasks: dict[str, tuple[Any, Any, list[float]]] = {}
     for miner in ("all", "semihard", "hard"):
         config = FinetuneConfig(
             data=("x",), batch_size=batch_size, miner=miner, out=folder / miner, embedding_size=128,

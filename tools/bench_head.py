@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -38,6 +39,8 @@ SCALE, MARGIN = 64.0, 0.5
 
 class Net(torch.nn.Module):
     """A head in the place that a training's model has it."""
+
+    head: Any
 
     def __init__(self, head: torch.nn.Module) -> None:
         super().__init__()
@@ -69,6 +72,7 @@ def step_of(name: str, options: argparse.Namespace) -> Callable[[torch.Tensor, t
         with drawn_columns(net, optimizer) as parameters:
             for parameter in parameters:
                 if not distributed.is_shard(parameter):
+                    assert parameter.grad is not None
                     parameter.grad = distributed.total(parameter.grad)
             norm = distributed.gradient_norm(parameters)
             torch.nn.utils.clip_grads_with_norm_(parameters, 5.0, norm)

@@ -51,7 +51,7 @@ def main() -> None:
     augment = Augment(color_jitter=0.2, grayscale=0.1, on_device=options.augment_on == "device")
     transform = train_transform(pre, augment)
     layout = torch.channels_last
-    model = timm.create_model(options.arch, num_classes=1000).to(options.device, memory_format=layout)
+    model = timm.create_model(options.arch, num_classes=1000).to(options.device).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
     random = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
     random_labels = torch.randint(1000, (options.batch,), device=options.device)

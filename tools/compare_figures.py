@@ -45,7 +45,7 @@ def drawn_table(people: int = 300, images: int = 6, seed: int = 0) -> EmbeddingT
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(people), images)
     emb = rng.normal(size=(people, 64))[who] + 1.2 * rng.normal(size=(len(who), 64))
-    return EmbeddingTable(emb, who.astype(str), np.arange(len(who)).astype(str))
+    return EmbeddingTable(emb.astype(np.float32), who.astype(str), np.arange(len(who)).astype(str))
 
 
 def verification_lines(table: EmbeddingTable, unit_ND: Rows) -> Iterator[Line]:

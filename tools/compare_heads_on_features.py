@@ -130,7 +130,7 @@ def main() -> None:
     centred_NF = learn.features - learn.features.mean(0)
     start = torch.linalg.svd(centred_NF, full_matrices=False).Vh[:SIZE].contiguous()
     sizes = [f"{len(part.labels)} images of {part.labels.max() + 1}" for part in (learn, choose, report)]
-    print("learn {}, choose {}, report {}; TAR at FAR {:g}".format(*sizes, options.far))
+    print(f"learn {sizes[0]}, choose {sizes[1]}, report {sizes[2]}; TAR at FAR {options.far:g}")
     at_start = measured(report, start, options)
     print(line("start (PCA)", at_start, at_start, report.labels, options), flush=True)
     for share in options.noise:

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,9 +121,10 @@ def train(
     loss = resolve_loss(name, arguments)
     loss.prepare(people, SIZE)
     groups = [{"params": [weight], "lr": 1e-3}]
-    if loss.weights is not None:
-        loss.weights.start_from(torch.from_numpy(means(part, weight)))
-        groups.append({"params": list(loss.weights.parameters()), "lr": 0.1})
+    learned: Any = loss.weights
+    if learned is not None:
+        learned.start_from(torch.from_numpy(means(part, weight)))
+        groups.append({"params": list(learned.parameters()), "lr": 0.1})
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     batches = IdentityBatches(part.labels, min(options.identities, people), options.images, options.seed)

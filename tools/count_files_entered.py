@@ -116,7 +116,7 @@ def prepare(scratch: Path) -> dict[str, Callable[[], Any]]:
     index = read([str(faces)])
     pairs = faces.parent / "pairs.csv"
     write(pairs, name_pairs_of(make, name, index))
-    common = {"device": "cpu", "workers": 0, "seed": 0}
+    common: dict[str, Any] = {"device": "cpu", "workers": 0, "seed": 0}
     first, second = scratch / "pretrain", scratch / "finetune"
     images = sorted(faces.glob("*/*"))[:2]
     return {

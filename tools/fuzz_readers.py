@@ -29,8 +29,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def readers() -> dict[str, Reader]:
     embedder = build_embedder("test_resnet", preprocess=Preprocess(size=(32, 32)), embedding_size=8)
     save_weights(start / "w", embedder, provenance={}, metrics={"val_eer": 0.1})
     config = json.loads((start / "w" / CONFIG).read_text())
-    point = {"wanted_far": 0.1} | dict.fromkeys(("threshold", "far", "tar"), 0.3)
+    point: dict[str, Any] = {"wanted_far": 0.1} | dict.fromkeys(("threshold", "far", "tar"), 0.3)
     point |= {f"{name}_interval_95": [0.2, 0.4] for name in ("threshold", "far", "tar")}
     point |= dict.fromkeys(("genuine_pairs", "impostor_pairs", "images", "identities"), 100)
     point |= {"flip": False, "chosen_on": "x", "data_fingerprint": "y", "image_size": [32, 32]}
@@ -248,7 +249,7 @@ def large_sets(beside: Callable[[Path, str, str, bytes], Path]) -> dict[str, Rea
     values = {f"{picture.identity}/{picture.name}".encode(): picture.data for picture in pictures}
     table = [whole_of(lambda path: write_parquet(path, pictures, group=3), "a.parquet")]
     shards = [
-        whole_of(lambda path, label=label: write_webdataset(path, pictures, label=label), "a.tar")
+        whole_of(partial(write_webdataset, images=pictures, label=label), "a.tar")
         for label in ("cls", "label")
     ]
     return {

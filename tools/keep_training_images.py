@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 from facemetric.config import FinetuneConfig, PretrainConfig
 from facemetric.config.build import make_config, read_toml
@@ -49,7 +50,8 @@ def main() -> None:
         parser.error(str(error))
     before = None
     for index in indices:
-        keep_training_images(folder, index, before=before, workers=pick_workers(options.workers))
+        whole = cast(ImageIndex, index)  # a Joined is read as an index is
+        keep_training_images(folder, whole, before=before, workers=pick_workers(options.workers))
         before = read_training_images(folder)
     assert before is not None
     path = folder / FILE

@@ -18,6 +18,7 @@ import facemetric
 from facemetric.config.calls import accepted_type
 
 STUB = Path(facemetric.__file__).with_name("__init__.pyi")
+HOMES: dict[str, str] = vars(facemetric)["HOMES"]
 COMMANDS = {
     "align": "AlignConfig",
     "calibrate": "CalibrateConfig",
@@ -45,7 +46,7 @@ from typing import Literal, overload
 
 def stub() -> str:
     """The text of the stub."""
-    homes = {name: home for name, home in facemetric.HOMES.items() if name not in COMMANDS}
+    homes = {name: home for name, home in HOMES.items() if name not in COMMANDS}
     results = {name: returned(name) for name in COMMANDS}
     needed = {*((home, name) for name, home in homes.items()), *outside(results)}
     imports = [(home.startswith("facemetric"), imported(home, name)) for home, name in sorted(needed)]
@@ -60,7 +61,7 @@ def stub() -> str:
 def imported(home: str, name: str) -> str:
     """The import of a type; a public name is imported `as` itself, which makes it public to type checkers."""
     module, _, own_name = home.partition(":")
-    public = f" as {name}" if name in facemetric.HOMES and not own_name else ""
+    public = f" as {name}" if name in HOMES and not own_name else ""
     return f"from {module} import {own_name or name}{public}\n"
 
 
@@ -75,7 +76,7 @@ def returned(name: str) -> tuple[str, str]:
 def outside(results: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Types that commands return and that are no public names, so that they need an import."""
     for home, name in results.values():
-        if name not in facemetric.HOMES and name != "Path":
+        if name not in HOMES and name != "Path":
             yield home, name
 
 

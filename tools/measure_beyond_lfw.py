@@ -116,8 +116,8 @@ def by_group(embedder: Embedder, data: Path, flip: bool, threshold: float) -> st
     index = read_index([str(data / "fairface112.tar")], loose=True)
     held = [i for i in range(len(index)) if "/test_" in index.name(i)]
     table = embed_index(embedder, index.select(np.array(held)), flip=flip, progress="FairFace").table
-    found = [HELD.search(OLD.sub("70_", path.replace("more_", "more"))) for path in table.paths.tolist()]
-    found = [match for match in found if match]
+    names = [OLD.sub("70_", path.replace("more_", "more")) for path in table.paths.tolist()]
+    found = [match for match in map(HELD.search, names) if match]
     if len(found) != len(table):
         raise SystemExit(f"{len(table) - len(found)} names of FairFace's test part were not understood")
     ages = np.array([age_group(match["age"]) for match in found])

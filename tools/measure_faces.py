@@ -42,7 +42,7 @@ def crops_of(data: Path, name: str, count: int) -> list[Image.Image]:
     return [decode(index.read(row)) for row in sorted(rows.tolist())]
 
 
-def turned(degrees: float, scale: float, to: Sequence[float]) -> np.ndarray:
+def turned(degrees: float, scale: float, to: Sequence[float] | np.ndarray) -> np.ndarray:
     """(2, 3): a crop, turned and scaled about its middle, that lies at a place of the photograph."""
     c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
     turn = np.array([[c, -s], [s, c]])
@@ -171,7 +171,7 @@ def show_photographs(data: Path, count: int) -> None:
             for each, there in zip(found, maps, strict=True)
         ]
         right = np.array(errors) < 10
-        taken = np.mean([face.was_crop for each in found for face in each.faces] or [0])
+        taken = np.mean([face.was_crop for each in found for face in each.faces] or [False])
         any_face = np.mean([bool(each.faces) for each in found])
         median = f"{np.median(np.array(errors)[right]):.2f}" if right.any() else "-"
         turn = f"{low}..{high}"

@@ -228,7 +228,9 @@ def card_table(figures: dict[str, Any]) -> str:
     return f"| measured | |\n|---|---|\n{lines}"
 
 
-def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | None = None) -> None:
+def ship(
+    source: Path, target: Path, *, size: int = 0, crop: tuple[float, float, float, float] | None = None
+) -> None:
     """Write weights in float16 in the place of `target`, with the hashes of their training images; no paths of this
     machine go along, and thresholds stay behind. `size` and `crop` change the picture that the network sees."""
     ours = read_config(source)["facemetric"]
@@ -236,7 +238,7 @@ def ship(source: Path, target: Path, *, size: int = 0, crop: Sequence[float] | N
     embedder = load_embedder(source)
     pre = embedder.preprocess
     side = size or pre.size[0]
-    embedder.preprocess = replace(pre, size=(side, side), crop=tuple(crop or pre.crop))
+    embedder.preprocess = replace(pre, size=(side, side), crop=crop or pre.crop)
     embedder.pictures = FACES  # also of a run that began without weights
     save_weights(
         target,
@@ -278,7 +280,7 @@ def main() -> None:
         if not (options.size or options.crop):
             # float16 moves a cosine by less than their intervals.
             thresholds = read_config(folder)["facemetric"].get("thresholds", {})
-        ship(folder, options.ship, size=options.size, crop=options.crop)
+        ship(folder, options.ship, size=options.size, crop=options.crop and tuple(options.crop))
         if text:
             write_text_whole(card, text)  # should measuring fail
         folder = options.ship

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from facemetric.config import AlignConfig, check_ranges, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
+from facemetric.data.readers.sources import is_picture
 from facemetric.errors import DataError, given, plural
 from facemetric.faces.align import AlignOptions, align_images, crop_name
 from facemetric.faces.detector import load_detector
@@ -77,11 +78,18 @@ def run_align(config: AlignConfig) -> Aligned:
         **{name: value for name, value in decides.items() if name != "crops"},
         given="auto" if config.crops else "photographs",
     )
+    decides["photos"] = places_of(config)  # names alone do not tell photographs of two folders apart
     record = align_images(index, config.out, options, decides=decides, workers=config.workers)
     counts = record.counts
     return Aligned(
         counts["yes"], counts["several"], counts["no"], counts["bad"], counts["crops"], record.path
     )
+
+
+def places_of(config: AlignConfig) -> list[str]:
+    """The folders and archives that the photographs are named from; of photographs named one by one, their folders."""
+    paths = [parse_source(text).path for text in config.photos]
+    return sorted({os.path.realpath(path.parent if is_picture(path) else path) for path in paths})
 
 
 def check_targets(index: ImageIndex, config: AlignConfig) -> None:

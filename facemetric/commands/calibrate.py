@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from facemetric.commands.embedding import announced, check_config, embed_data, seen_in_training
+from facemetric.commands.out_folder import claim_out, results_come
 from facemetric.config import CalibrateConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
@@ -101,6 +102,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         index = index.split_identities(read_identity_list(config.identities)).picked
     check_identities(index, allow_case_twins=config.case_twins)
     seen = seen_in_training(weights, index)
+    claim_out(config, weights=weights, images=index)
     table = embed_data(config, index, weights)
     thresholds = choose_thresholds(table.embeddings, table.identities, config.far, seed=config.seed)
     chosen_on = kinship(config, index, folder)
@@ -108,6 +110,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     if seen is not None and warning and chosen_on != TRAINED_ON:
         chosen_on += f"; but {seen.found} of {seen.looked_at} images looked at are training images of theirs, or copies"
     size = usual_size(index)
+    results_come(config)
     if keep_in != folder:
         copy_weights(folder, keep_in)
         whose = "shipped weights" if is_shipped(folder) else "weights of the Hub"

@@ -86,12 +86,6 @@ def bad_images_of(out: Path, of: str = "") -> Path:
     return out / (f"{of}_{BAD_IMAGES}" if of else BAD_IMAGES)
 
 
-def remove_lists(out: Path) -> None:
-    """Remove the lists of bad images of an earlier run."""
-    for of in ("", GALLERY, SECOND, TEST, TRAIN, VALIDATION, COHORT):
-        bad_images_of(out, of).unlink(missing_ok=True)
-
-
 def list_bad(
     index: ImageIndex, bad: list[tuple[int, str]], path: Path, *, max_bad: float, outcome: str, of: str = ""
 ) -> None:
@@ -165,7 +159,6 @@ def embed_images(
 
 def embed_data(config: DataConfig, index: ImageIndex, weights: Weights | None = None) -> EmbeddingTable:
     """The table of DATA, which goes into the out folder, as does the list of bad images."""
-    config.out.mkdir(parents=True, exist_ok=True)
     weights = weights or open_weights(config.weights)
     table = embed_images(config, weights.load(config.device), index).table
     table.save(config.out / "embeddings.npz")

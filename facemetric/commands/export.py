@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from facemetric.commands.evaluating.inputs import ListedPairs, list_pairs
+from facemetric.commands.out_folder import claim_out, results_come
 from facemetric.config import ExportConfig, check_ranges, require
 from facemetric.config.calls import takes_options
 from facemetric.data.drawn.draw import draw_face, face_identity, face_nuisance
@@ -88,8 +89,8 @@ def run_export(config: ExportConfig) -> Exported:
     folder = find_weights(config.weights)
     embedder = load_embedder(folder)
     pairs = read_pairs(config.pairs) if config.pairs else None
-    config.out.mkdir(parents=True, exist_ok=True)
     index = read_index(list(config.data)) if config.data else None
+    claim_out(config, weights=embedder, images=index)
     listed = list_pairs(pairs, index, config.out) if pairs is not None and index is not None else None
     sample = (
         drawn_crops(PARITY_IMAGES, config.side)
@@ -98,6 +99,7 @@ def run_export(config: ExportConfig) -> Exported:
     )
     source = " ".join(config.data) or "drawn faces"
     models: dict[Path, Embed] = {}
+    results_come(config)
     onnx_file = config.out / "model.onnx"
     export_onnx(onnx_file, embedder, side=config.side, flip=config.flip, metadata=describe(folder, config))
     models[onnx_file] = OnnxEmbedder(onnx_file).embed

@@ -23,7 +23,7 @@ from facemetric.config import (
     check_ranges,
     require,
 )
-from facemetric.errors import DataError, WeightsError, did_you_mean, given, plural
+from facemetric.errors import DataError, WeightsError, did_you_mean, given, nearest_beside, plural
 from facemetric.files import write_text_whole
 from facemetric.gallery.folder import LIST, SKIPPED, GalleryFolder
 from facemetric.gallery.parts import known_quality
@@ -102,9 +102,15 @@ def check_identify(config: IdentifyConfig) -> None:
             config.show.suffix.lower() in SHOWN,
             f"{given('--show', config.show)}: pictures are drawn as .html or .png; give the file one of these endings",
         )
+        require(
+            not config.show.exists(),
+            f"{given('--show', config.show)} is there already, and nothing is overwritten; name another file",
+        )
     for photo in config.photos:
         if not Path(photo).exists():
-            raise DataError(f"{photo}: no such file or folder; give photographs")
+            raise DataError(
+                f"{photo}: no such file or folder{nearest_beside(Path(photo)) or '; give photographs'}"
+            )
 
 
 def photos_of(config: GalleryAddConfig) -> list[tuple[str, Any]]:
@@ -161,7 +167,8 @@ def loose_photos(source: str) -> Iterator[tuple[str, Any]]:
             label = f"{source.rstrip('/')}{':' if archive else '/'}{index.name(row)}"
             yield label, reader(index, row, label)
     elif not os.path.exists(source):
-        raise DataError(f"{source}: no such file or folder; give photographs")
+        what = nearest_beside(Path(source)) or "; give photographs"
+        raise DataError(f"{source}: no such file or folder{what}")
     else:
         yield source, lambda: read_photo(source)
 

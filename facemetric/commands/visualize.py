@@ -14,8 +14,8 @@ from facemetric.commands.embedding import (
     check_config,
     embed_images,
     open_images,
-    remove_lists,
 )
+from facemetric.commands.out_folder import claim_out, results_come
 from facemetric.config import (
     StageConfig,
     VisualizeConfig,
@@ -56,9 +56,8 @@ def visualize(config: VisualizeConfig) -> Path:
 def run_visualize(config: VisualizeConfig) -> Path:
     """visualize, from a config."""
     check_visualize(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    remove_lists(config.out)
     parts = [given(config)] if config.embeddings else embed(config)
+    results_come(config)
     show_in_projector(config, parts)
     for part in parts:
         draw_part(config, part)
@@ -77,6 +76,7 @@ def given(config: VisualizeConfig) -> Part:
     """Embeddings from a file, with the images of `data` where there are some."""
     assert config.embeddings is not None
     table = EmbeddingTable.load(config.embeddings)
+    claim_out(config)
     rows = choose_images(table.identities, config.images, config.seed)
     say_share(len(rows), len(table), config.seed)
     table = EmbeddingTable(table.embeddings[rows], table.identities[rows], table.paths[rows])
@@ -86,7 +86,9 @@ def given(config: VisualizeConfig) -> Part:
 def embed(config: VisualizeConfig) -> list[Part]:
     """Embed the images that are shown of each part, and only those."""
     weights = open_weights(config.weights)  # before images are read
-    indexes = dict(read_parts(config, weights))
+    named = open_images(config.data) if config.data else None
+    claim_out(config, weights=weights, images=named)
+    indexes = {ALL: named} if named is not None else dict(parts_of_training(config, weights))
     embedder = weights.load(config.device)
     parts = []
     for name, index in indexes.items():
@@ -99,11 +101,8 @@ def embed(config: VisualizeConfig) -> list[Part]:
     return parts
 
 
-def read_parts(config: VisualizeConfig, weights: Weights) -> Iterator[tuple[str, ImageIndex]]:
-    """The images of DATA; without DATA those that the weights were trained on, and their validation images."""
-    if config.data:
-        yield ALL, open_images(config.data)
-        return
+def parts_of_training(config: VisualizeConfig, weights: Weights) -> Iterator[tuple[str, ImageIndex]]:
+    """The images that the weights were trained on, and their validation images."""
     origin = weights.config["facemetric"].get("provenance") or {}
     options = {k: v for k, v in (origin.get("options") or {}).items() if k in SPLIT_OPTIONS}
     if not options.get("data"):

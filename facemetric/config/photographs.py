@@ -33,7 +33,7 @@ class AlignConfig:
     """Photographs to aligned faces, and a csv of what was found."""
 
     photos: tuple[str, ...] = ()
-    """Photographs: a folder of identities or of loose photographs, a csv (path,identity) or .tar files."""
+    """Photographs: files, a folder of identities or of loose ones, a csv (path,identity) or .tar files."""
     _: KW_ONLY
     out: Annotated[Path, FOLDER] = Path("faces")
     """Folder for the crops, named as their photographs, and aligned.csv; the same command again goes on there."""
@@ -68,7 +68,7 @@ class PicturesOfPeople:
     """Pictures, by position."""
 
     data: tuple[str, ...] = ()
-    """Pictures: a folder of identities or of loose photographs, a csv (path,identity) or .tar files."""
+    """Pictures: files, a folder of identities or of loose ones, a csv (path,identity) or .tar files."""
 
 
 @dataclass(frozen=True)

@@ -256,5 +256,15 @@ def make_step(
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The options that differ between two records, as `lr 0.1 -> 0.2`."""
+
+    def shown(value: Any) -> str:
+        return (
+            "none"
+            if value in (None, "", [])
+            else " ".join(map(str, value if isinstance(value, list) else [value]))
+        )
+
     changed = [key for key in (*one, *other) if one.get(key) != other.get(key)]
-    return ", ".join(f"{key} {one.get(key)} -> {other.get(key)}" for key in dict.fromkeys(changed))
+    return ", ".join(
+        f"{key} {shown(one.get(key))} -> {shown(other.get(key))}" for key in dict.fromkeys(changed)
+    )

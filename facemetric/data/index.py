@@ -22,7 +22,7 @@ import numpy as np
 
 from facemetric.data.readers import skips as kinds
 from facemetric.data.readers.csv import FileList
-from facemetric.data.readers.sources import Source, parse_source, prefixes, scan
+from facemetric.data.readers.sources import Source, is_picture, parse_source, prefixes, scan
 from facemetric.data.store import MOST_VALUES, Location, Rows, Store, composed
 from facemetric.errors import DataError, did_you_mean, plural
 
@@ -248,17 +248,27 @@ class ImageIndex:
 def read_index(data: str | Path | Sequence[str | Path], *, loose: bool = False) -> ImageIndex:
     """Reads one or several sources (see the top of the module) into one index.
 
-    With `loose`, images that belong to no identity are taken too: see `sources.is_loose`. What is skipped (files that
+    With `loose`, images that belong to no identity are taken too (see `sources.is_loose`), and image files as sources:
+    together they are one, named from the folder that holds them all. What is skipped (files that
     are no images, thumbnails, broken links: readers/skips.py) is counted in `ignored` and told in `notes`. DataError
     where a source is missing, empty, damaged, or one image is listed for two identities.
     """
     texts = [data] if isinstance(data, str | Path) else list(data)
     if not texts:
         raise DataError("no data; give a folder of identities, a csv (path,identity) or a .tar")
-    sources = [parse_source(text) for text in texts]
+    found = [parse_source(text) for text in texts]
+    alone = [source for source in found if loose and not source.named and is_picture(source.path)]
+    sources = [source for source in found if source not in alone]
     rows = Rows()
+    if alone:
+        root = os.path.commonpath([os.path.abspath(source.path.parent) for source in alone])
+        sources.append(Source(os.path.basename(root), Path(root), False))
     for source, prefix in zip(sources, prefixes(sources), strict=True):
-        scan(rows, source, prefix, loose=loose)
+        if alone and source is sources[-1]:
+            listed = [os.path.relpath(os.path.abspath(picture.path), root) for picture in alone]
+            rows.add_source(FileList(root, listed), prefix, loose=True)
+        else:
+            scan(rows, source, prefix, loose=loose)
     return _in_order(rows)
 
 

@@ -122,9 +122,11 @@ def supported_fars(labels: npt.ArrayLike, fars: Sequence[float]) -> list[float]:
 def check_supported(point: OperatingPoint, n_impostor: int) -> None:
     """Raise DataError where so many impostor pairs cannot give the FAR."""
     if not point.supported:
+        digit = 10.0 ** (math.floor(math.log10(1 / n_impostor)) - 1)  # the second: what is said is rounded up
+        lowest = math.ceil(1 / n_impostor / digit) * digit
         raise DataError(
             f"FAR {point.wanted:g} needs {math.ceil(1 / point.wanted):,} impostor pairs, these images have "
-            f"{n_impostor:,}: they support {1 / n_impostor:.2g} and above; choose such a FAR, or add people"
+            f"{n_impostor:,}: they support {lowest:.2g} and above; choose such a FAR, or add people"
         )
     if not math.isfinite(point.threshold):
         raise DataError(

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facemetric.errors import ConfigError, writing
+from facemetric.errors import ConfigError, first_few, writing
 from facemetric.faces.template import POINTS
 from facemetric.files import write_text_whole
 
@@ -77,10 +77,15 @@ class Record:
     def _check_options(self, path: Path, options: dict[str, Any]) -> None:
         if path.exists() and self.path.exists():
             before = json.loads(path.read_text())
+            before.setdefault("photos", options.get("photos"))  # a folder of before they were noted
             # An option that is younger than the folder and not used is no other.
             changed = [
                 name for name, value in options.items() if (before.get(name) or None) != (value or None)
             ]
+            if "photos" in changed:
+                raise ConfigError(
+                    f"{path.parent} holds crops of photographs in {first_few(before['photos'])}; name another --out"
+                )
             other = [f"--{name.replace('_', '-')} {before.get(name)}" for name in changed]
             if other:
                 raise ConfigError(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facemetric.errors import ConfigError, DataError, WeightsError
+from facemetric.errors import ConfigError, DataError, WeightsError, nearest_beside
 from facemetric.files import Lock, write_text_whole
 from facemetric.gallery.parts import MOST_ROWS, Part, PartRecord, Rows, damaged, geometric, joined, write_part
 
@@ -182,10 +182,9 @@ class GalleryFolder:
                 ]
             except FileNotFoundError as error:
                 if not file.exists():
-                    raise DataError(
-                        f"{self.path} is no gallery: it has no {LIST}; `facemetric gallery add {self.path} PEOPLE "
-                        "--weights W` makes one"
-                    ) from error
+                    nearest = nearest_beside(self.path, lambda path: (path / LIST).is_file())
+                    makes = f": it has no {LIST}; `facemetric gallery add {self.path} PEOPLE --weights W` makes one"
+                    raise DataError(f"{self.path} is no gallery{nearest or makes}") from error
                 if not tries_left or GalleryList.from_file(file) == newest:  # no one wrote meanwhile
                     raise DataError(damaged(Path(error.filename or file))) from error
                 continue

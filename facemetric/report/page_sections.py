@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from facemetric.report.page import (
     Origin,
     Page,
     Picture,
-    write_page,
 )
 from facemetric.report.page_clusters import groups_of
 from facemetric.report.page_curves import roc_curve, thresholds_of
@@ -41,21 +39,6 @@ MAP_IMAGES = 800  # t-SNE of so many takes less than a second of one core
 CELL = 64  # pixels of a picture in the map's sprite: 800 of them are 1.1 MB of text
 
 
-def write_report(
-    found: Evaluation,
-    name: str,
-    origin: Origin,
-    *,
-    seed: int = 0,
-    probability: Probability | None = None,
-    finder: FaceFinder | None = None,
-) -> Path:
-    """report.html in the evaluation's folder. `name`: what was evaluated; `probability`: what its weights hold;
-    `finder`: who looks at the hardest pairs for their quality, where they are of faces."""
-    page = page_of(found, name, origin, seed=seed, probability=probability, finder=finder)
-    return write_page(found.out / REPORT, page)
-
-
 def page_of(
     found: Evaluation,
     name: str,
@@ -65,7 +48,8 @@ def page_of(
     probability: Probability | None = None,
     finder: FaceFinder | None = None,
 ) -> Page:
-    """The page of an evaluation; what it does not hold is not on it."""
+    """The page of an evaluation; what it does not hold is not on it. `name`: what was evaluated; `probability`: what
+    its weights hold; `finder`: who looks at the hardest pairs for their quality, where they are of faces."""
     pooled = found.templates
     pictures = Pictures(found.table, found.images, pooled.first if pooled is not None else None, finder)
     verification = found.verification

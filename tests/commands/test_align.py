@@ -303,3 +303,27 @@ def test_an_own_detector_is_found_in_the_folder_of_the_command(
         "60.0",
         "90.0",
     )
+
+
+def test_one_photograph_is_named_by_its_file(tmp_path: Path) -> None:
+    photo = tmp_path / "ada.png"
+    hopper().save(photo)
+    found = align(photo, out=tmp_path / "faces", workers=0)
+    assert (found.with_face, found.crops) == (1, 1)
+    assert (tmp_path / "faces" / "ada.png.jpg").is_file()
+    assert photo.is_file()
+
+
+def test_photographs_of_like_names_in_another_folder_are_others(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        hopper().save(tmp_path / folder / "1.png")
+    out, options = tmp_path / "faces", {"workers": 0}
+    align(tmp_path / "a" / "1.png", out=out, **options)
+    crop = (out / "1.png.jpg").read_bytes()
+    for other in (tmp_path / "b", tmp_path / "b" / "1.png"):
+        with pytest.raises(ConfigError, match=r"holds crops of photographs in .*/a; name another out=$"):
+            align(other, out=out, **options)
+    assert (out / "1.png.jpg").read_bytes() == crop
+    hopper().save(tmp_path / "a" / "2.png")
+    assert align(tmp_path / "a", out=out, **options).crops == 2  # more of the folder goes on

@@ -60,15 +60,16 @@ def test_the_threshold_is_that_of_the_embeddings_and_goes_into_the_weights(
 def test_only_the_listed_identities(own_weights: Path, faces: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in faces.iterdir())[:5]
     (tmp_path / "some.txt").write_text("\n".join(names))
-    options = {"weights": own_weights, "identities": tmp_path / "some.txt", "out": tmp_path / "out"}
-    found = calibrate(str(faces), far=0.1, **options, **FAST)
+    options = {"weights": own_weights, "identities": tmp_path / "some.txt"}
+    found = calibrate(str(faces), far=0.1, out=tmp_path / "out", **options, **FAST)
     assert (found.thresholds[0].identities, found.thresholds[0].images) == (5, 30)
     (tmp_path / "one.csv").write_text(f"{names[0]},{names[1]}\nnobody,{names[2]}\n")
-    found = calibrate(str(faces), far=0.1, merge=tmp_path / "one.csv", **options, **FAST)
+    merged = {"merge": tmp_path / "one.csv", "out": tmp_path / "merged"}
+    found = calibrate(str(faces), far=0.1, **merged, **options, **FAST)
     assert (found.thresholds[0].identities, found.thresholds[0].images) == (4, 30)
     (tmp_path / "some.txt").write_text("nobody\n")
     with pytest.raises(DataError, match="1 listed identity not in the data"):
-        calibrate(str(faces), far=0.1, **options, **FAST)
+        calibrate(str(faces), far=0.1, out=tmp_path / "none", **options, **FAST)
 
 
 def test_a_merge_says_what_it_did_and_whom_it_did_not_find(
@@ -141,6 +142,7 @@ def test_training_data_are_called_so(trained: Path, faces: Path, tmp_path: Path)
     shutil.copytree(trained / "best", tmp_path / "w")
 
     def chosen_on(data: Path | str, **options: Any) -> str:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         return calibrate(
             str(data), weights=tmp_path / "w", far=0.2, out=tmp_path / "out", **options, **FAST
         ).chosen_on
@@ -256,7 +258,7 @@ def test_thresholds_of_training_images_come_with_a_warning(
     assert kept["chosen_on"].endswith(told)
     for name in sorted(path.name for path in faces.iterdir())[8:]:
         shutil.copytree(faces / name, tmp_path / "new" / name)
-    unseen = calibrate(str(tmp_path / "new"), weights=own_weights, far=0.1, out=tmp_path / "out", **FAST)
+    unseen = calibrate(str(tmp_path / "new"), weights=own_weights, far=0.1, out=tmp_path / "unseen", **FAST)
     assert unseen.notes == ()
     assert "warning" not in unseen.text()
     assert "images looked at" not in unseen.chosen_on

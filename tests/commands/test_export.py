@@ -130,7 +130,11 @@ def test_a_file_says_what_it_takes_and_only_thresholds_that_hold(own_weights: Pa
 def test_without_data_drawn_faces_compare(untrained: Path, tmp_path: Path) -> None:
     found = export.run_export(ExportConfig(str(untrained), out=tmp_path / "out", side=32))
     assert (found.source, found.images) == ("drawn faces", export.PARITY_IMAGES)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.onnx"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "export.json",
+        "made_by.json",
+        "model.onnx",
+    ]
 
 
 def test_a_file_that_does_not_agree_is_an_error(

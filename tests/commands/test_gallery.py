@@ -185,6 +185,8 @@ def test_one_person_and_photographs_named_as_their_person(
 def test_slips(command: Command, g: Path, faces: Path, untrained: Path, tmp_path: Path) -> None:
     photo = sorted(faces.rglob("*.jpg"))[0]
     new = tmp_path / "new"
+    kept = tmp_path / "kept.png"
+    kept.write_bytes(b"a photograph")
     for words, message in (
         (["gallery", "add"], "no gallery was named"),
         (["gallery", "add", new], "nobody to enroll"),
@@ -204,11 +206,16 @@ def test_slips(command: Command, g: Path, faces: Path, untrained: Path, tmp_path
         (["identify", photo], "no gallery: `facemetric identify PHOTO"),
         (["identify", tmp_path / "no.jpg", "--gallery", g], "no.jpg: no such file or folder"),
         (["identify", photo, "--gallery", g, "--show", "x.gif"], "drawn as .html or .png"),
+        (
+            ["identify", photo, "--gallery", g, "--show", kept],
+            "kept.png is there already, and nothing is overwr",
+        ),
         (["identify", photo, "--gallery", g, "--fpir", 2], "--fpir is 2.0; it is a share"),
         (["identify", photo, "--gallery", g, "--fpir", 1], "a share above 0 and below 1"),
         (["identify", photo, "--gallery", g, "--detector", "x:y"], "--detector is given, but"),
     ):
         assert message in fault(command(*words)), words
+    assert kept.read_bytes() == b"a photograph"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -99,7 +99,7 @@ def test_the_images_of_the_run_are_split_as_it_split_them(
         assert shown == {index.name(row) for row in range(len(index))}
     (note,) = split.train.notes
     capsys.readouterr()
-    visualize(str(data), weights=run.weights, out=tmp_path / "out", **OPTIONS)
+    visualize(str(data), weights=run.weights, out=tmp_path / "all", **OPTIONS)
     assert note in capsys.readouterr().out
 
 
@@ -109,7 +109,13 @@ def test_two_numbers_are_a_scatter(tmp_path: Path) -> None:
     table = EmbeddingTable(np.stack([np.cos(angle), np.sin(angle)], 1), names, np.arange(50).astype(str))
     out = visualize(embeddings=table.save(tmp_path / "e.npz"), out=tmp_path / "out")
     names_of = sorted(path.name for path in out.iterdir())
-    assert names_of == ["metadata.tsv", "projector_config.pbtxt", "scatter.png", "tensors.tsv"]
+    assert names_of == [
+        "made_by.json",
+        "metadata.tsv",
+        "projector_config.pbtxt",
+        "scatter.png",
+        "tensors.tsv",
+    ]
 
 
 def test_a_single_image(tmp_path: Path) -> None:

@@ -126,6 +126,9 @@ def test_what_the_pairs_cannot_support_is_refused():
         choose_thresholds(emb, label, (0.1, 0.001))
     assert supported_fars(label, (0.1, 0.01, 1 / 180, 0.0055, 0.001)) == [0.1, 0.01, 1 / 180]
     assert supported_fars([0, 0], (1.0,)) == []
+    few = flat(people(6, 8, 0))  # 960 pairs: 1 / 960 is 0.00104, which is not to be called 0.001
+    with pytest.raises(DataError, match=r"these images have 960: they support 0\.0011 and above"):
+        choose_thresholds(*few, (0.001,))
     copies = np.repeat(np.eye(4)[:1], 20, axis=0)
     with pytest.raises(DataError, match=r"no threshold gives FAR 0\.1: more impostor pairs tie"):
         choose_thresholds(copies, label, (0.1,))

@@ -14,6 +14,9 @@ import pytest
 
 from facemetric.report.axes import Axis, Tick, Whisker
 from facemetric.report.page import (
+    ASSETS,
+    REPORT,
+    SECTIONS,
     Case,
     Cell,
     Curve,
@@ -162,3 +165,8 @@ def test_no_number_that_json_does_not_have() -> None:
     curve = Curve("name", (0.1, float("nan")), (0.5, 1.0))
     with pytest.raises(ValueError, match="JSON"):
         render(replace(page_with("name"), curves=(curve,)))
+
+
+def test_the_navigation_is_in_the_order_of_the_sections() -> None:
+    template = (ASSETS / REPORT.template).read_text(encoding="utf-8")
+    assert re.findall('<section id="([a-z]+)"', template) == [key for key, _, _ in SECTIONS]

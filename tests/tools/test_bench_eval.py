@@ -22,7 +22,7 @@ def test_share_times_every_part(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = ((Embedder, "forward"), (embedding, "embed_index"), (scores, "score_neighbours"))
-    for holder, name in (*places, (command, "write_page")):
+    for holder, name in (*places, (command, "write_report")):
         monkeypatch.setattr(
             holder, name, getattr(holder, name)
         )  # so that what is timed is as before at the end

@@ -30,8 +30,8 @@ from facemetric.commands.embedding import (
     check_config,
     faces_of_data,
     list_bad,
-    remove_lists,
 )
+from facemetric.commands.out_folder import claim_out, results_come
 from facemetric.config import CheckConfig, check_least, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, read_index
@@ -43,7 +43,7 @@ from facemetric.evaluation.audit.people import alike_across, alike_identities
 from facemetric.evaluation.embed import embed_index, mirror_scores
 from facemetric.files import write_text_whole
 from facemetric.machine import pick_device, pick_workers, say
-from facemetric.model.weights.folder import find_weights
+from facemetric.model.weights.opened import open_weights
 from facemetric.model.weights.save_load import load_embedder
 
 SAME_PHOTOGRAPH = (
@@ -68,12 +68,13 @@ def run_check(config: CheckConfig) -> Checked:
         value = getattr(config, name)
         require(0 <= value <= 1, f"--{name} is {value}; choose 0..1")
     check_least(config, {"sheets": 0})
-    if config.weights:
-        find_weights(config.weights)  # before images are read
-    config.out.mkdir(parents=True, exist_ok=True)
-    remove_lists(config.out)
-    train = read_side(config, config.data)
-    test = read_side(config, config.against, TEST) if config.against else None
+    weights = open_weights(config.weights) if config.weights else None  # before images are read
+    index = announced(read_index(config.data))
+    against = announced(read_index(config.against), f"{TEST}: ") if config.against else None
+    claim_out(config, weights=weights, images=index, against=against)
+    index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
+    train = read_side(config, index)
+    test = None if against is None else read_side(config, against, TEST)
     mirror_cosine = np.inf
     if config.weights:
         train, test, mirror_cosine = embed_sides(config, train, test)
@@ -92,17 +93,15 @@ def run_check(config: CheckConfig) -> Checked:
     unsure = unsure_kinds(found, expected, identities)
     figures = CheckFigures(images, identities, copies, people, found, unsure)
     checked = Checked(findings, figures, config.out)
+    results_come(config)
     write(config, checked, train.images, None if test is None else test.images)
     return checked
 
 
-def read_side(config: CheckConfig, data: tuple[str, ...], of: str = "") -> Side:
-    """The hashes of a set, of DATA (`of` is empty) after the lists; unreadable images are listed and left out.
+def read_side(config: CheckConfig, index: ImageIndex, of: str = "") -> Side:
+    """The hashes of a set, of DATA (`of` is empty) or another; unreadable images are listed and left out.
 
     Raises DataError above --max-bad."""
-    index = announced(read_index(data), f"{of}: " if of else "")
-    if not of:
-        index = apply_lists(index, config.merge, config.leave_out, config.leave_out_images, say)
     quality: dict[str, float] = {}
     if config.weights:
         index, quality = faces_of_data(config, index, config.out / (f"{of}_faces" if of else "faces"))

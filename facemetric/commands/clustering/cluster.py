@@ -14,6 +14,7 @@ import numpy.typing as npt
 from facemetric.commands.clustering.groups import Groups, gone_note, group, look_up, read_given
 from facemetric.commands.clustering.page import write_page
 from facemetric.commands.embedding import announced, check_config, embed_data, faces_of_data
+from facemetric.commands.out_folder import claim_out, results_come
 from facemetric.config import ClusterConfig, config_dict, require
 from facemetric.config.calls import takes_options
 from facemetric.config.checks import check_cluster
@@ -27,6 +28,7 @@ from facemetric.evaluation.thresholds import Stored, check_same_weights, stored_
 from facemetric.files import write_text_whole, write_whole
 from facemetric.machine import progress_bar, say
 from facemetric.model.weights.folder import find_weights
+from facemetric.model.weights.opened import open_weights
 from facemetric.report.pictures import MOST, Pictures, draw_sheet, rows_shown
 
 if TYPE_CHECKING:
@@ -197,8 +199,10 @@ def run_cluster(config: ClusterConfig) -> Clustered:
         table = EmbeddingTable.load(config.embeddings)
         if stored is not None:
             check_same_weights(table, find_weights(config.weights))
+        claim_out(config)
     else:
         assert index is not None
+        claim_out(config, weights=open_weights(config.weights), images=index)
         index, quality = faces_of_data(config, index, config.out / "faces", every=True)
         flip = stored.flip if stored is not None else config.flip
         table = embed_data(replace(config, flip=flip), index)
@@ -211,7 +215,7 @@ def run_cluster(config: ClusterConfig) -> Clustered:
     labelled = np.array([config.labels and not is_loose(name) for name in table.identities.tolist()], bool)
     measured = measure(clusters, table, labelled, config.seed)
     found = Clustered(config.out, table, clusters, groups, labelled, measured, stored, quality)
-    config.out.mkdir(parents=True, exist_ok=True)
+    results_come(config)
     write_csv(found)
     record = found.to_dict() | {"options": config_dict(config)}
     text = json.dumps(record, indent=2) + "\n"

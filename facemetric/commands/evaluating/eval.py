@@ -16,6 +16,7 @@ from facemetric import distributed
 from facemetric.commands.embedding import check_config, is_stored
 from facemetric.commands.evaluating.inputs import EvalInputs, open_inputs
 from facemetric.commands.evaluating.scores import NEED_IMAGES, score
+from facemetric.commands.out_folder import file_hashes, results_come
 from facemetric.config import (
     EvalConfig,
     check_least,
@@ -30,8 +31,8 @@ from facemetric.faces.finder import face_finder
 from facemetric.files import file_hash, write_text_whole
 from facemetric.model.weights.folder import provenance
 from facemetric.model.weights.opened import Weights
-from facemetric.report.page import Origin
-from facemetric.report.page_sections import write_report
+from facemetric.report.page import Origin, write_page
+from facemetric.report.page_sections import REPORT, page_of
 from facemetric.report.plots import draw_det, draw_roc, draw_scores, write_roc_csv
 from facemetric.report.record import Evaluation
 from facemetric.training import peers
@@ -59,7 +60,7 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     if distributed.rank() > 0:
         return found
     write_files(config, inputs, found)
-    return replace(found, report=write_page(config, inputs, found)) if config.report else found
+    return replace(found, report=write_report(config, inputs, found)) if config.report else found
 
 
 @contextlib.contextmanager
@@ -74,10 +75,7 @@ def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
 
 def stored_inputs(config: EvalConfig) -> dict[str, str]:
     """Hashes of the files of embeddings and pairs, which all processes must have alike."""
-    files = [("--embeddings", str(config.embeddings or "")), ("--pairs", str(config.pairs or ""))]
-    for option in ("compare", "gallery", "cohort", "templates", "gallery_templates"):
-        files += [(f"--{option.replace('_', '-')} {name}", name) for name in getattr(config, option)]
-    return {name: file_hash(Path(file)) for name, file in files if file and Path(file).is_file()}
+    return file_hashes(config)
 
 
 def check_options(config: EvalConfig) -> None:
@@ -128,6 +126,7 @@ def check_templates(config: EvalConfig) -> None:
 
 def write_files(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> None:
     """metrics.json, and the curves of both models as csv and pictures."""
+    results_come(config)
     write_metrics(config, inputs, evaluation)
     found, searched = evaluation.verification, evaluation.identification
     if searched is not None and searched.det is not None:
@@ -165,7 +164,7 @@ def weights_record(weights: Weights) -> dict[str, Any]:
     return {"architecture": weights.config["architecture"], "sha256": weights.config.get("sha256")}
 
 
-def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
+def write_report(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -> Path:
     """report.html, with the command and the weights it came from."""
     origin, weights = origin_of(config, inputs, evaluation), inputs.weights
     # A probability is of embeddings with the mirror image averaged in, or without.
@@ -176,9 +175,8 @@ def write_page(config: EvalConfig, inputs: EvalInputs, evaluation: Evaluation) -
         finder = face_finder(
             "crops" if weights.pictures else "off", pictures=weights.pictures, size=weights.crop_side
         )
-    return write_report(
-        evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder
-    )
+    page = page_of(evaluation, inputs.name, origin, seed=config.seed, probability=probability, finder=finder)
+    return write_page(config.out / REPORT, page)
 
 
 def origin_of(config: EvalConfig, inputs: EvalInputs, found: Evaluation) -> Origin:

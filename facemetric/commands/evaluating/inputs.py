@@ -18,12 +18,12 @@ from facemetric.commands.embedding import (
     embed_images,
     is_stored,
     open_images,
-    remove_lists,
     seen_in_training,
     suspicions_in,
 )
 from facemetric.commands.evaluating.overlap import ImageSet, among_readable, find_overlap
 from facemetric.commands.evaluating.templates import Templates, open_templates
+from facemetric.commands.out_folder import claim_out
 from facemetric.config import EvalConfig, require
 from facemetric.data.index import ImageIndex, index_files
 from facemetric.data.pair_images import Names, distinct_pairs, resolve
@@ -187,9 +187,12 @@ def find_inputs(config: EvalConfig) -> Found:
     distributed.check_alike({f"the weights {each.name}": each.fingerprint for each in opened})
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
-    config.out.mkdir(parents=True, exist_ok=True)
-    remove_lists(config.out)
-    images = with_faces(config, read_images(config, pairs), weights)
+    images = read_images(config, pairs)
+    gallery = open_set_of(config, config.gallery, "--gallery")
+    cohort = open_set_of(config, config.cohort, "--cohort")
+    sets = {"images": images, "gallery": gallery.images, "cohort": cohort.images}
+    claim_out(config, weights=weights, **sets, **{f"weights {name}": each for name, each in others.items()})
+    images = with_faces(config, images, weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     names: Names | None = table if table is not None else images
     templates = open_templates(config, table, images)
@@ -202,8 +205,6 @@ def find_inputs(config: EvalConfig) -> Found:
     if pairs is not None:
         assert names is not None
         listed = list_pairs(pairs, names, config.out)
-    gallery = open_set_of(config, config.gallery, "--gallery")
-    cohort = open_set_of(config, config.cohort, "--cohort")
     gallery = gallery._replace(images=with_faces(config, gallery.images, weights, GALLERY))
     cohort = cohort._replace(images=with_faces(config, cohort.images, weights, COHORT))
     require(

@@ -71,7 +71,8 @@ class Table:
 
 
 class FileList(FileReader):
-    """Listed files below the folder `root`, the folder of each its identity; nothing is skipped."""
+    """Listed files below the folder `root`, the folder of each its identity, or with `loose` nobody's; nothing is
+    skipped."""
 
     identity_folders = False
 
@@ -80,7 +81,7 @@ class FileList(FileReader):
         self.names = names
 
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
-        listed = ((name, None, NO_GROUPS) for name in self.names)
+        listed = ((name, "" if loose else None, NO_GROUPS) for name in self.names)
         return _listed_rows(self.path, listed, source="the list")
 
 

@@ -15,7 +15,7 @@ from facemetric.data.readers.folder import FolderReader, entries, is_folder
 from facemetric.data.readers.reader import Reader
 from facemetric.data.readers.skips import why_skip_file, why_skip_folder
 from facemetric.data.store import Rows
-from facemetric.errors import DataError, first_few, plural
+from facemetric.errors import DataError, first_few, nearest_beside, plural
 
 BRACES = re.compile(r"\{([^{}]*)\}")  # {000000..000123} or {train,test} of a pattern of shards
 MOST_SHARDS = 1_000_000  # of a pattern
@@ -73,6 +73,11 @@ def prefixes(sources: Sequence[Source]) -> list[str]:
     return [source.name + "/" for source in sources]
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a path is that of one image file."""
+    return path.is_file() and why_skip_file(path.name) is None
+
+
 def is_loose(identity: str) -> bool:
     """Whether an identity of the index means "no identity": an image read with `loose`, outside a folder."""
     return not identity or identity.endswith("/")
@@ -108,7 +113,8 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
     if is_pattern(path):
         return _pattern(path)
     if not os.path.isfile(path):
-        raise DataError(f"{path}: no such file or folder; give a folder of identities, or a file ({known})")
+        what = nearest_beside(Path(path)) or f"; give a folder of identities, or a file ({known})"
+        raise DataError(f"{path}: no such file or folder{what}")
     ending = _ending(path)
     if ending in READERS:
         return [READERS[ending](path)]
@@ -117,7 +123,7 @@ def _readers_of(path: str, loose: bool) -> list[Reader]:
             f"{path}: is packed; images are read in place, so unpack it to a folder or a plain .tar"
         )
     needed = "a folder of images" if loose else "a folder of identities (identity/image.jpg)"
-    if why_skip_file(os.path.basename(path)) is None:
+    if is_picture(Path(path)):
         raise DataError(
             f"{path}: is one image; give {needed}, such as the one that it lies in, or a file ({known})"
         )

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from facemetric.errors import WeightsError, did_you_mean, writing
+from facemetric.errors import WeightsError, did_you_mean, nearest_beside, writing
 from facemetric.files import sync, write_text_whole
 
 FORMAT = 1
@@ -107,7 +107,8 @@ def find_weights(name: str | Path, *, fetch: bool = True) -> Path:
         raise WeightsError(
             f"{path} is a file; name the folder that it lies in, with its {CONFIG}: {path.parent}"
         )
-    hint = did_you_mean(str(name), shipped) if shipped else ""
+    hint = nearest_beside(path, lambda beside: any((beside / at / CONFIG).is_file() for at in ("", BEST)))
+    hint = hint or (did_you_mean(str(name), shipped) if shipped else "")
     raise WeightsError(f"no weights at {str(name)!r}, and none are shipped under that name{hint}")
 
 

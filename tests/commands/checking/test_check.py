@@ -142,9 +142,9 @@ def test_images_are_compared_without_weights(
     assert split.train.find("drawn_0001/copy.jpg") is None or split.train.find("drawn_0001/0001.jpg") is None
     # Nothing was deleted, and a check of what is left finds nothing.
     assert sum(1 for path in faulty.rglob("*.*") if path.is_file()) == 129
-    again = check_data(faulty, leave_out_images=out / "duplicates.txt", out=out, workers=0)
+    again = check_data(faulty, leave_out_images=out / "duplicates.txt", out=tmp_path / "again", workers=0)
     assert again.findings == []
-    assert not list(out.glob("sheet_*"))
+    assert not list((tmp_path / "again").glob("sheet_*"))
 
 
 def test_weights_find_people_and_labels(
@@ -273,8 +273,8 @@ def test_names_that_are_no_text_and_names_like_comments(
     kept = read_split(make_config(PretrainConfig, data, **options)).train
     assert kept.counts().tolist() == [5, 4, 5]
     shutil.copytree(data / "#tag", tmp_path / "test" / "#tag")
-    check_data(data, against=tmp_path / "test", out=out, workers=0)
-    options = {"leave_out": out / "leave_out.txt", "val_fraction": 0.0}
+    check_data(data, against=tmp_path / "test", out=tmp_path / "against", workers=0)
+    options = {"leave_out": tmp_path / "against" / "leave_out.txt", "val_fraction": 0.0}
     assert read_split(make_config(PretrainConfig, data, **options)).train.identities == (odd, "plain")
 
 

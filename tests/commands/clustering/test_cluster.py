@@ -124,16 +124,15 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
     assert json.loads((tmp_path / "out" / "clusters.json").read_text())["threshold"]["flip"] is True
     embeddings = tmp_path / "out" / "embeddings.npz"
     capsys.readouterr()
-    again = cluster(embeddings=embeddings, weights=own_weights, far=0.05, out=tmp_path / "out", **FAST)
+    again = cluster(embeddings=embeddings, weights=own_weights, far=0.05, out=tmp_path / "again", **FAST)
     np.testing.assert_array_equal(again.clusters.number, first.clusters.number)
     assert "\n" not in repr(again)
     assert repr(again.clusters).startswith(f"Clusters(96 images in {len(again.clusters.sizes())} cluster")
     frame = again.to_frame()
-    written = csv.DictReader((tmp_path / "out" / "clusters.csv").read_text().splitlines())
+    written = csv.DictReader((tmp_path / "again" / "clusters.csv").read_text().splitlines())
     rows = [(row["path"], int(row["cluster"])) for row in written]
     assert list(zip(frame["path"], frame["cluster"], strict=True)) == rows
     assert "no sheets: name the images" in capsys.readouterr().out
-    assert not (tmp_path / "out" / "sheets").exists()  # those of the run before are gone
     foreign = EmbeddingTable(
         first.table.embeddings, first.table.identities, first.table.paths, weights="5" * 64
     )
@@ -146,7 +145,7 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
         file = table.save(tmp_path / f"{name}.npz")
         with pytest.raises(DataError, match=message):
             cluster(embeddings=file, weights=own_weights, far=0.05, out=tmp_path / "no", **FAST)
-        cluster(embeddings=file, threshold=0.9, out=tmp_path / "own", **FAST)
+        cluster(embeddings=file, threshold=0.9, out=tmp_path / f"own_{name}", **FAST)
     file = unknown.save(tmp_path / "unknown.npz")
     by_size = cluster(embeddings=file, weights=own_weights, far=0.05, out=tmp_path / "by_size", **FAST)
     np.testing.assert_array_equal(by_size.clusters.number, first.clusters.number)
@@ -157,14 +156,16 @@ def test_the_stored_threshold_and_an_earlier_runs_embeddings(
 
 
 def test_only_sheets_of_a_run_before_are_removed(untrained: Path, faces: Path, tmp_path: Path) -> None:
-    table = cluster(str(faces), weights=untrained, threshold=0.99, out=tmp_path, sheets=3, **FAST).table
-    own = tmp_path / "sheets" / "music.pdf"
+    out = tmp_path / "out"
+    table = cluster(str(faces), weights=untrained, threshold=0.99, out=out, sheets=3, **FAST).table
+    own = out / "sheets" / "music.pdf"
     own.write_bytes(b"the user's")
     embeddings = table.save(tmp_path / "e.npz")
-    cluster(str(faces), embeddings=embeddings, threshold=0.99, out=tmp_path, sheets=1, **FAST)
-    assert {path.name for path in (tmp_path / "sheets").iterdir()} == {"cluster_00000.jpg", "music.pdf"}
-    cluster(embeddings=embeddings, threshold=0.99, out=tmp_path, **FAST)
-    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["music.pdf"]
+    options: dict[str, Any] = {"embeddings": embeddings, "threshold": 0.99, "onto": out, "out": out} | FAST
+    cluster(str(faces), sheets=1, **options)
+    assert {path.name for path in (out / "sheets").iterdir()} == {"cluster_00000.jpg", "music.pdf"}
+    cluster(**options)
+    assert [path.name for path in (out / "sheets").iterdir()] == ["music.pdf"]
 
 
 def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_faults_of_the_user(own_weights: Path, faces: Path, tmp_path: Path) -> N
         cluster(str(faces), weights=own_weights, threshold=0.5, sheets=-1, **options)
     with pytest.raises(DataError, match="no such file or folder"):
         cluster(str(tmp_path / "nowhere"), weights=own_weights, threshold=0.5, **options)
-    calibrate(str(faces), weights=own_weights, far=0.05, **options)
+    calibrate(str(faces), weights=own_weights, far=0.05, out=tmp_path / "calibrated", **FAST)
     with pytest.raises(ConfigError, match=r"FAR 0\.05 was chosen without flip=True: leave it out"):
         cluster(str(faces), weights=own_weights, far=0.05, flip=True, **options)
     shutil.copytree(faces, tmp_path / "faces")

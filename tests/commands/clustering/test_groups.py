@@ -143,7 +143,7 @@ def test_pairs_are_kept(first: Path, table: Path, tmp_path: Path) -> None:
         DataError, match=r"are two people by .*cannot\.csv line 2, and one by .*must\.csv line 1"
     ):
         cluster(
-            embeddings=table, threshold=THRESHOLD, must_link=must, cannot_link=cannot, out=tmp_path / "out"
+            embeddings=table, threshold=THRESHOLD, must_link=must, cannot_link=cannot, out=tmp_path / "two"
         )
 
 
@@ -174,7 +174,7 @@ def test_photographs_that_are_gone_are_named(
     with pytest.raises(
         DataError, match=r"none of the 91 images of .*clusters\.csv is there \(first .*; name the"
     ):
-        cluster(embeddings=file, threshold=THRESHOLD, onto=first, out=tmp_path / "out")
+        cluster(embeddings=file, threshold=THRESHOLD, onto=first, out=tmp_path / "none")
 
 
 def test_groups_by_name_alone_have_the_numbers_of_their_names() -> None:
@@ -210,6 +210,6 @@ def test_names_that_are_no_text_come_back(untrained: Path, faces: Path, tmp_path
     cluster(str(photos), weights=untrained, out=tmp_path / "out", **options)
     (name,) = [path for path in grouped(tmp_path / "out") if path.startswith("caf")]
     corrections = listed(tmp_path / "c.csv", ("path", "cluster", "name"), (name, 30, "Zoë"))
-    found = cluster(str(photos), weights=untrained, corrections=corrections, out=tmp_path / "out", **options)
+    found = cluster(str(photos), weights=untrained, corrections=corrections, out=tmp_path / "new", **options)
     assert found.groups.gone == ()
-    assert grouped(tmp_path / "out")[name]["name"] == "Zoë"
+    assert grouped(tmp_path / "new")[name]["name"] == "Zoë"

@@ -117,9 +117,9 @@ def test_two_weights_embed_the_same_images(untrained: Path, faces: Path, pairs: 
 def test_a_second_model_without_some_images(table: Path, untrained: Path, tmp_path: Path) -> None:
     some = EmbeddingTable.load(table).rows(np.arange(90)).save(tmp_path / "some.npz")
     with pytest.raises(DataError, match="6 of 96 images have no embedding of the second model"):
-        evaluate(embeddings=table, compare=some, out=tmp_path, report=False)
+        evaluate(embeddings=table, compare=some, out=tmp_path / "no", report=False)
     with pytest.raises(ConfigError, match="compare= with weights needs their images"):
-        evaluate(embeddings=table, compare=untrained, out=tmp_path, report=False)
+        evaluate(embeddings=table, compare=untrained, out=tmp_path / "no", report=False)
 
 
 def test_a_gallery(table: Path, tmp_path: Path) -> None:
@@ -331,15 +331,15 @@ def test_an_svm_learns_from_the_gallery(faces: Path, table: Path, tmp_path: Path
     t = EmbeddingTable.load(table)
     noise = 0.003 * np.random.default_rng(0).normal(size=t.embeddings.shape)
     again = EmbeddingTable(t.embeddings + noise, t.identities, t.paths).save(tmp_path / "again.npz")
-    options = {"embeddings": table, "gallery": str(again), "svm": True, "out": tmp_path}
+    options = {"embeddings": table, "gallery": str(again), "svm": True, "out": tmp_path / "a"}
     found = evaluate(**options)
     record = found.to_dict()["svm"]
     assert (record["people"], record["images"], record["folds"]) == (16, 96, 0)
-    folds = evaluate(embeddings=table, svm=True, out=tmp_path, report=False).svm
+    folds = evaluate(embeddings=table, svm=True, out=tmp_path / "b", report=False).svm
     assert record["accuracy"] > folds.mean
     assert "learned from the gallery" in text_of(found)
-    assert "16 people, learned from the gallery" in (tmp_path / "report.html").read_text()
-    itself = evaluate(embeddings=table, gallery=str(table), svm=True, out=tmp_path, report=False)
+    assert "16 people, learned from the gallery" in (tmp_path / "a" / "report.html").read_text()
+    itself = evaluate(embeddings=table, gallery=str(table), svm=True, out=tmp_path / "c", report=False)
     assert itself.svm is None
     assert itself.notes[-1] == "no linear SVM: every image is in the gallery that it learns from"
 

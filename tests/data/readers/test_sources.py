@@ -6,9 +6,10 @@ import csv
 import io
 import os
 import re
+import sqlite3
 import tarfile
-import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -186,25 +187,27 @@ def picture(n: int) -> bytes:
     return out.getvalue()
 
 
-class ZipReader(Reader):
-    """What a user would write for zips, whose packed members are no byte ranges of the file."""
+class SqliteReader(Reader):
+    """What a user would write for a database, whose pictures are no byte ranges of the file."""
 
     may_be_shard = True
 
     def scan(self, skips: Skips, *, loose: bool) -> Iterator[Row]:
-        with zipfile.ZipFile(self.path) as file:
-            members = [Member(info.filename, info.file_size) for info in file.infolist()]
+        with closing(sqlite3.connect(self.path)) as base:
+            found = base.execute("SELECT name, length(picture) FROM images").fetchall()
+        members = [Member(name, size) for name, size in found]
         return images_of(members, skips, loose=loose)
 
     def open(self, row: StoredRow) -> bytes:
-        with zipfile.ZipFile(self.path) as file:
-            return file.read(row.name)
+        with closing(sqlite3.connect(self.path)) as base:
+            wanted = "SELECT picture FROM images WHERE name = ?"
+            return base.execute(wanted, [row.name]).fetchone()[0]
 
 
-def zipped(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in files.items():
-            file.writestr(name, data)
+def stored(path: Path, files: dict[str, bytes]) -> Path:
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE images (name TEXT PRIMARY KEY, picture BLOB)")
+        base.executemany("INSERT INTO images VALUES (?, ?)", files.items())
     return path
 
 
@@ -212,9 +215,10 @@ def test_a_new_reader_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pyt
     """Everything that other sources do works with it: batches, workers, mixing, shards, caches, what is skipped."""
     files = {f"{who}/{n}.png": picture(n) for who in ("anna", "bob") for n in range(3)}
     skipped = {"anna/@eaDir/0.png": b"small", "anna/notes.txt": b"x", "top.png": b"x"}
-    path = zipped(tmp_path / "a.zip", files | skipped)
-    assert "is packed" in message(path)
-    monkeypatch.setitem(READERS, ".zip", ZipReader)
+    path = stored(tmp_path / "a.sqlite", files | skipped)
+    assert "unknown kind of data" in message(path)
+    assert "is packed" in message(put(tmp_path / "a.zip", b"PK"))
+    monkeypatch.setitem(READERS, ".sqlite", SqliteReader)
     index = read_index(path)
     assert {index.name(i): index.read(i) for i in range(len(index))} == files
     assert index.location(1) == (str(path), 0, len(files["anna/1.png"]))
@@ -230,20 +234,20 @@ def test_a_new_reader_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pyt
     before = index.state_key
     os.utime(path, ns=(5, 5))
     assert read_index(path).state_key != before
-    (tmp_path / "zips").mkdir()
-    path = path.rename(tmp_path / "zips" / "a.zip")
-    zipped(tmp_path / "zips" / "b.zip", {"carl/7.png": picture(7)})
+    (tmp_path / "bases").mkdir()
+    path = path.rename(tmp_path / "bases" / "a.sqlite")
+    stored(tmp_path / "bases" / "b.sqlite", {"carl/7.png": picture(7)})
     assert read_index(path.parent).identities == ("anna", "bob", "carl")
-    both = read_index([f"z={path}", f"t={tmp_path}/a.tar"])
-    assert both.identities == ("t/anna", "t/bob", "z/anna", "z/bob")
+    both = read_index([f"s={path}", f"t={tmp_path}/a.tar"])
+    assert both.identities == ("s/anna", "s/bob", "t/anna", "t/bob")
     assert names(read_index(path, loose=True))[0] == "top.png"
 
 
 def test_shards_of_two_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, ".zip", ZipReader)
-    zipped(tmp_path / "a.zip", {"anna/1.png": b"x"})
+    monkeypatch.setitem(READERS, ".sqlite", SqliteReader)
+    stored(tmp_path / "a.sqlite", {"anna/1.png": b"x"})
     pack(tmp_path / "b.tar", {"anna/2.png": b"x"})
-    assert "holds files of several kinds (.tar, .zip); put them apart" in message(tmp_path)
+    assert "holds files of several kinds (.sqlite, .tar); put them apart" in message(tmp_path)
 
 
 def test_nothing_outside_readers_knows_the_kinds() -> None:
@@ -255,3 +259,18 @@ def test_nothing_outside_readers_knows_the_kinds() -> None:
             assert not re.search(
                 r"is_tar|walk_tar|readers\.(tar|folder)\b|\.(Tar|Folder|Csv|Bin)Reader", text
             ), file
+
+
+def test_pictures_by_name_are_nobodys_where_images_may_be_loose(tmp_path: Path) -> None:
+    people = fill(tmp_path / "people", PEOPLE)
+    places = (("a/1.png", b"1"), ("a/2.png", b"2"), ("b/1.png", b"3"))
+    files = [put(tmp_path / name, data) for name, data in places]
+    one = read_index(files[0], loose=True)
+    assert (names(one), one.identities, one.read(0)) == (["1.png"], ("",), b"1")
+    assert names(read_index(files[:2], loose=True)) == ["1.png", "2.png"]
+    three = read_index(files, loose=True)
+    assert tuple((name, three.read(i)) for i, name in enumerate(names(three))) == places
+    both = read_index([people, *files[:2]], loose=True)
+    assert {name for name in both.identities if is_loose(name)} == {"a/"}
+    assert {"a/1.png", "a/2.png"} <= set(names(both))
+    assert "is one image; give a folder of identities" in message(files[0])

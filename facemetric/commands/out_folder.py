@@ -1,0 +1,128 @@
+"""One rule for --out of the commands that leave a folder of results: the very same command may write its files again,
+and whatever else is there is refused. It imports no torch.
+
+`made_by.json` says what the folder's results are of. Until there are results, those of any options may come."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from facemetric.config import (
+    CalibrateConfig,
+    CheckConfig,
+    ClusterConfig,
+    EvalConfig,
+    ExportConfig,
+    VisualizeConfig,
+    config_dict,
+    differences,
+)
+from facemetric.errors import ConfigError, given
+from facemetric.files import file_hash, write_text_whole
+from facemetric.training.run.folder import BAD_IMAGES
+
+MADE_BY, RUN_RECORD = "made_by.json", "run.json"  # the second is of `facemetric run`
+MISSING = "missing_images.txt"
+COMMANDS: dict[type, str] = {
+    EvalConfig: "eval",
+    ClusterConfig: "cluster",
+    CheckConfig: "data check",
+    CalibrateConfig: "calibrate",
+    ExportConfig: "export",
+    VisualizeConfig: "visualize",
+}
+REMEDY = "name another --out, or remove it"
+# Options that results do not depend on, or that choose how many of them are written.
+FREE = ("out", "workers", "device", "batch_size", "max_bad", "report", "page", "sheets")
+
+
+class Fingerprinted(Protocol):
+    """Weights, or an index of images."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def claim_out(config: Any, **of: Fingerprinted | None) -> None:
+    """Take --out for results of these weights and images; what a start that had no results left is removed.
+
+    Raises ConfigError where it holds something else, which has other options, or other content under their names."""
+    content = {
+        f"sha256 of the {name}": "" if one is None else one.fingerprint[:12] for name, one in of.items()
+    }
+    content |= {f"sha256 of {name}": found[:12] for name, found in file_hashes(config).items()}
+    out, before = config.out, _check(config, content)
+    if before:
+        named = {os.path.realpath(text) for _, texts in _texts(config) for text in texts}
+        left = [*out.glob(f"*{BAD_IMAGES}"), *out.glob(MISSING)]
+        for path in [*left, *([] if before["results"] else out.glob("embeddings*.npz"))]:
+            if os.path.realpath(path) not in named:
+                path.unlink()
+    results = bool(before) and before["results"]
+    note = {"command": COMMANDS[type(config)], "options": _options(config), "content": content}
+    write_text_whole(out / MADE_BY, json.dumps(note | {"results": results}, indent=2) + "\n")
+
+
+def results_come(config: Any) -> None:
+    """Note that results are written from here on, so that those of other options are refused."""
+    note = _made_by(config.out) | {"results": True}
+    write_text_whole(config.out / MADE_BY, json.dumps(note, indent=2) + "\n")
+
+
+def file_hashes(config: Any) -> dict[str, str]:
+    """SHA-256 of each file that an option names, by `--option`, or `--option FILE` of several; images and weights have
+    fingerprints."""
+    hashes = {}
+    for name, texts in _texts(config):
+        if name in ("data", "against", "weights"):
+            continue
+        for file in filter(os.path.isfile, texts):
+            option = f"--{name.replace('_', '-')}"
+            hashes[f"{option} {file}" if len(texts) > 1 else option] = file_hash(Path(file))
+    return hashes
+
+
+def _check(config: Any, content: dict[str, str]) -> dict[str, Any]:
+    """The record of what --out holds, {} of nothing."""
+    out, before, command = config.out, _made_by(config.out), COMMANDS[type(config)]
+    if not before:
+        there = os.listdir(out) if out.is_dir() else []
+        if others := [name for name in there if name != RUN_RECORD and not name.startswith(".")]:
+            raise ConfigError(f"{given('--out', out)} holds other files ({min(others)}, ...); {REMEDY}")
+        return {}
+    onto = os.path.realpath(getattr(config, "onto", None) or "")
+    if not before["results"] or onto in map(os.path.realpath, (out, out / "clusters.csv")):
+        return before  # --onto: the clustering that is there is gone on with
+    if before["command"] != command:
+        raise ConfigError(f"{given('--out', out)} holds the results of {before['command']}; {REMEDY}")
+    was, now = _options(type(config)()) | before["options"], _options(config)  # an option may be younger
+    if other := differences(was, now) or differences(before["content"], content):
+        raise ConfigError(f"{given('--out', out)} holds another {command} ({other}); {REMEDY}")
+    return before
+
+
+def _options(config: Any) -> dict[str, Any]:
+    free = (*FREE, *(["far"] if isinstance(config, CalibrateConfig) else []))  # each FAR adds its threshold
+    return {name: value for name, value in config_dict(config).items() if name not in free}
+
+
+def _texts(config: Any) -> Iterator[tuple[str, list[str]]]:
+    """The options by name, each with its texts: what may name a file."""
+    for name, value in _options(config).items():
+        yield (
+            name,
+            [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)],
+        )
+
+
+def _made_by(out: Path) -> dict[str, Any]:
+    try:
+        return json.loads((out / MADE_BY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise ConfigError(f"{out / MADE_BY} is damaged; {REMEDY}") from None
