@@ -198,9 +198,9 @@ class Handler(BaseHTTPRequestHandler):
             if line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
         mark = repo.commit(files)
-        self.reply(
-            {"success": True, "commitOid": mark, "commitUrl": f"{self.hub.address}/{name}/commit/{mark}"}
-        )
+        # At the address of the real hub: older huggingface_hub parses no other.
+        url = f"https://huggingface.co/{name}/commit/{mark}"
+        self.reply({"success": True, "commitOid": mark, "commitUrl": url})
         return None
 
     def fail(self, status: int, code: str = "", message: str = "") -> None:

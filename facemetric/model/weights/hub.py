@@ -53,9 +53,7 @@ def hub_folder(name: str, *, cached: bool = False) -> Path:
     Raises WeightsError where the Hub has no such name, cannot be reached, or refuses; where the repository holds no
     weights of facemetric, or holds them only as a pickle, which could run code."""
     asked = repo, revision = parse_name(name)
-    endpoint = (
-        os.environ.get("HF_ENDPOINT") or None
-    )  # of this moment: huggingface_hub keeps that of its import
+    endpoint = os.environ.get("HF_ENDPOINT") or None  # of now: huggingface_hub keeps that of its import
     if cached:
         folder = in_cache(repo, revision)
         if folder is None:
