@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_mining import cube, twin
 
+from facemetric.errors import DataError
 from facemetric.mining import MINERS, batch_all, batch_hard, batch_select, semihard
 from facemetric.mining.kernels import settle, small_batch
 
@@ -153,6 +154,20 @@ def test_collapse_and_extremes(kind, name, distance, dtype, budget_mib):
         if single and distance == "cosine" and name == "collapsed to 1e-05":
             tolerance = 0.2  # rows brought to unit length are rounded by 6e-8, a hundredth of their spread
         assert (grad - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", TRIO)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("budget_mib", [None, 0.002])
+def test_rows_too_long_are_right_or_refused(kind, distance, dtype, budget_mib):
+    for length in (1e18, 3e18, 1e19) if dtype == torch.float32 else (1e150, 3e150, 1e151):
+        emb, labels = batch(scaled(length), 0, dtype)
+        try:
+            mined, _, loss, _, _ = mined_and_twin(kind, emb, labels, 0.2, distance, budget_mib)
+        except DataError:
+            continue
+        assert mined.loss.item() == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", TRIO)
