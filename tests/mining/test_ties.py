@@ -252,7 +252,7 @@ def test_float32_and_float64_choose_alike():
 
 def test_a_filter_sees_equal_rows_at_equal_distances():
     emb, labels = batch(copies, 1, torch.float32)
-    for budget_mib in (None, 0.01):
+    for budget_mib in (None, 0.01, 0.002):
         mined = batch_select(
             emb, labels, select=lambda d_ap, d_an: d_an == d_ap, margin=0.5, budget_mib=budget_mib
         )
