@@ -61,7 +61,7 @@ def zeros(draw):
 
 EXACT_TIES = {"copies": copies, "whole": whole, "grid": grid}
 SPREAD = {f"collapsed to {s}": collapsed(s) for s in (1e-3, 5e-4, 1e-4, 1e-5)}
-SPREAD |= {f"two points, {s}": two_points(s) for s in (1e-2, 1e-3)}
+SPREAD |= {f"two points, {s}": two_points(s) for s in (1e-2, 1e-3, 1e-4)}
 SPREAD |= {f"length {s}": scaled(s) for s in (1e-20, 1e-7, 1e7, 1e15)} | {"off centre": off_centre}
 
 
@@ -154,6 +154,17 @@ def test_collapse_and_extremes(kind, name, distance, dtype, budget_mib):
         if single and distance == "cosine" and name == "collapsed to 1e-05":
             tolerance = 0.2  # rows brought to unit length are rounded by 6e-8, a hundredth of their spread
         assert (grad - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["two points, 0.001", "two points, 0.0001"])
+@pytest.mark.parametrize("budget_mib", [None, 0.01])
+def test_a_soft_margin_of_a_network_collapsed_to_two_points(name, budget_mib):
+    """Pairs of one point are nearer than a product tells; all of them weigh."""
+    for seed in range(3):
+        emb, labels = batch(SPREAD[name], seed, torch.float32)
+        mined, grad, loss, _, expected = mined_and_twin("all", emb, labels, "soft", "euclidean", budget_mib)
+        assert mined.loss.item() == pytest.approx(loss, rel=1e-6)
+        assert (grad - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
