@@ -164,6 +164,7 @@ def test_a_soft_margin_of_a_network_collapsed_to_two_points(name, budget_mib):
         emb, labels = batch(SPREAD[name], seed, torch.float32)
         mined, grad, loss, _, expected = mined_and_twin("all", emb, labels, "soft", "euclidean", budget_mib)
         assert mined.loss.item() == pytest.approx(loss, rel=1e-6)
+        assert (mined.anchor_losses.sum() / mined.weight).item() == pytest.approx(loss, rel=1e-6)
         assert (grad - expected).norm() <= 1e-3 * expected.norm()
 
 
