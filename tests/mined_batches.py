@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from facemetric.mining import MINERS, batch_select
+from facemetric.mining import MINERS, batch_select, distance_weighted
 from facemetric.mining.tiles import MIB
 
 DISTANCES = ("squared", "euclidean", "cosine")
@@ -64,3 +64,28 @@ def folded(grad, emb):
     return (
         torch.cat([grad[:1] + grad[1:2], grad[2:]]) if len(emb) > 1 and torch.equal(emb[0], emb[1]) else grad
     )
+
+
+def drawn_shares(distance, device="cpu", dtype=torch.float32):
+    """Of 3,000 draws of `distance_weighted` the shares of negatives at four distances, and what they may be: those of
+    the inverse density of distances on the sphere of 4 dimensions, held within d = 0.5 to sqrt(2), and 5 deviations."""
+    squares, copies, draws = (
+        torch.tensor([0.1, 1.0, 1.98, 3.9], dtype=dtype),
+        torch.tensor([1, 2, 4, 4]),
+        3000,
+    )
+    cosine = 1 - squares / 2
+    negative = torch.nn.functional.pad(torch.stack([cosine, (1 - cosine**2).sqrt()], 1), (0, 2))
+    anchor = torch.eye(4, dtype=dtype)[:1]
+    rows = torch.cat([anchor, anchor, negative.repeat_interleave(copies, 0)]).to(device)
+    labels = torch.tensor([0, 0, *range(1, 12)], device=device)
+    anchors = (anchor.repeat(draws, 1).to(device), torch.zeros(draws, dtype=torch.int64, device=device))
+    found = distance_weighted(rows, labels, seed=7, distance=distance, anchors=anchors)
+    counted = torch.bincount(found.triplets[:, 2].cpu(), minlength=len(rows)).double()
+    assert not counted[:2].any()
+    share = torch.zeros(4, dtype=torch.float64)
+    share.index_add_(0, torch.arange(4).repeat_interleave(copies), counted[2:] / counted.sum())
+    held = squares.double().clamp(0.25, 2.0)
+    weight = copies * held**-1.0 * (1 - held / 4) ** -0.5  # d^-(D - 2) (1 - d^2 / 4)^-((D - 3) / 2)
+    expected = weight / weight.sum()
+    return share, expected, 5 * (expected * (1 - expected) / counted.sum()).sqrt()

@@ -3,7 +3,7 @@
     python tools/fuzz_mining.py --cases 20000 --seed 0
 
 A batch is drawn (rows copied under one name and under others, whole numbers and grids where most distances are
-shared, networks that collapse to a point or two, rows of length 1e-20 to 1e18, of many lengths, far from the origin,
+shared, networks that collapse to a point or two, rows of length 1e-20 to 2.5e18, of many lengths, far from the origin,
 zero rows; labels of all kinds), in float64, float32, float16 or bfloat16, and mined with a drawn miner, margin,
 distance, budget and anchors. The twin holds every distance as a difference of rows in float64. Right is: its loss, its
 number of active triplets, and its gradient where no tie leaves it open; or a DataError where rows are longer than the
@@ -89,7 +89,7 @@ def draw_rows(generator: torch.Generator) -> tuple[str, Tensor, bool]:
         ends = unit(normal(2, side))[(normal(count) > 0).long()]
         rows = unit(ends + float(pick(SPREADS)) * normal(count, side))  # type: ignore[arg-type]
     elif kind == "length":
-        rows = rows * 10.0 ** int(pick((-20, -10, -7, -3, 3, 7, 10, 15, 17, 18)))  # type: ignore[call-overload]
+        rows = rows * 10.0 ** float(pick((-20, -10, -7, -3, 3, 7, 10, 15, 17, 18, 18.4)))  # type: ignore[arg-type]
     elif kind == "lengths":
         rows = rows * 10 ** (normal(count, 1) * float(pick((0.3, 2))))  # type: ignore[arg-type]
     elif kind == "far":

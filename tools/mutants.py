@@ -3,11 +3,14 @@
     pip install 'mutmut>=3.8'
     python tools/mutants.py --sample 400 --seed 0     # once more: goes on where it stopped
     python tools/mutants.py --sample 400 --seed 0 --again    # the survivors, after new tests
+    python tools/mutants.py --files facemetric/mining/tiles.py --sample 50    # of some files alone
     python tools/mutants.py --report                 # what is known, and the mutants that live
     python -m mutmut show NAME                        # one of them
 
-Which files and tests: [tool.mutmut] in pyproject.toml. The sample is stratified: the same share of every file, drawn
-without looking. A mutant that outlasts its time counts as killed. All mutants: `python -m mutmut run`.
+Which files and tests: [tool.mutmut] in pyproject.toml. The first run begins with all these tests, to learn which of
+them reach a mutant, and each BATCH with those of its mutants on sound code: some minutes. The sample is stratified: the
+same share of every file, drawn without looking. A mutant that outlasts its time counts as killed. All mutants:
+`python -m mutmut run`.
 """
 
 from __future__ import annotations
@@ -27,9 +30,12 @@ ALIVE = (0, 5, 33)  # mutmut's exit codes: survived, no tests
 BATCH = 150  # mutants for one mutmut process, which first runs their tests on sound code
 
 
-def files() -> list[Path]:
+def files(patterns: list[str]) -> list[Path]:
+    """Those that are mutated, of which `patterns` keep some."""
     config = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
-    return sorted(path for pattern in config["only_mutate"] for path in Path().glob(pattern))
+    found = sorted(path for pattern in config["only_mutate"] for path in Path().glob(pattern))
+    kept = [path for path in found if not patterns or any(path.match(pattern) for pattern in patterns)]
+    return kept or sys.exit(f"no file of [tool.mutmut] only_mutate is {' or '.join(patterns)}")
 
 
 def meta(path: Path) -> Path:
@@ -51,10 +57,10 @@ def results(path: Path) -> dict[str, int | None]:
     return json.loads(meta(path).read_text())["exit_code_by_key"] if meta(path).exists() else {}
 
 
-def draw(share: float, seed: int) -> dict[Path, list[str]]:
+def draw(paths: list[Path], share: float, seed: int) -> dict[Path, list[str]]:
     """The same share of the mutants of each file; a larger share holds the smaller one."""
     drawn = {}
-    for path in files():
+    for path in paths:
         all_names = names(path)
         random.Random(f"{seed} {path}").shuffle(all_names)
         drawn[path] = all_names[: round(share * len(all_names))]
@@ -69,17 +75,16 @@ def run(wanted: list[str], processes: int) -> None:
         )
 
 
-def report(drawn: dict[Path, list[str]] | None, living: bool) -> None:
+def report(paths: list[Path], drawn: dict[Path, list[str]] | None = None) -> None:
     total: Counter[str] = Counter()
-    for path in files():
+    for path in paths:
         known = {k: v for k, v in results(path).items() if v is not None}
         if drawn is not None:
             known = {k: v for k, v in known.items() if k in drawn[path]}
         alive = [k for k, v in known.items() if v in ALIVE]
         total += Counter(tried=len(known), killed=len(known) - len(alive))
         print(line(str(path), len(known) - len(alive), len(known)))
-        if living:
-            print("".join(f"    {name}\n" for name in alive), end="")
+        print("".join(f"    {name}\n" for name in alive), end="")
     print(line("in all", total["killed"], total["tried"]))
 
 
@@ -99,19 +104,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="try the survivors among them once more")
     parser.add_argument("--report", action="store_true", help="run nothing, count all that was tried")
+    parser.add_argument("--files", nargs="+", default=[], help="patterns of the files, in place of all")
     options = parser.parse_args()
+    paths = files(options.files)
     if options.report:
-        report(None, living=True)
+        report(paths)
         return
-    count = sum(len(names(path)) for path in files())
-    drawn = draw(min(options.sample / count, 1.0), options.seed)
+    count = sum(len(names(path)) for path in paths)
+    drawn = draw(paths, min(options.sample / count, 1.0), options.seed)
     wanted = []
     for path, mine in drawn.items():
         known = results(path)
         wanted += [n for n in mine if known.get(n) is None or (options.again and known[n] in ALIVE)]
     random.Random(options.seed).shuffle(wanted)  # so that a run that is cut short is a sample too
     run(wanted, options.processes)
-    report(drawn, living=True)
+    report(paths, drawn)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 CHUNK = 1 << 20  # scores looked up at once
 HISTOGRAM_BINS = 256
 MANY_PAIRS = 20_000  # listed pairs, beyond which a curve is thinned and draws weight counts, not pairs
+EER_STEP = 1000  # of that many scores one is looked at first
 CURVE_POINTS = 1000  # of a thinned curve, about a third of them
 
 
@@ -174,11 +175,12 @@ def eer(genuine: Scores, impostor: Scores) -> tuple[float, float]:
     one slanted line, so it is what breaking their ties at random gives on average.
     """
     start, _ = _exact_from(genuine, impostor)
-    low, high, edge = -np.inf, np.inf, genuine.edge
-    if len(edge):
-        far, tar = impostor.at_least(edge) / impostor.total, genuine.at_least(edge) / genuine.total
-        place = int(np.flatnonzero(far + tar >= 1)[-1])
-        low, high = float(edge[place]), float(edge[place + 1]) if place + 1 < len(edge) else np.inf
+    # Which of the edges, and of a few of the exact scores, it lies between: the rest are not looked at.
+    some = [s.kept[s.place(start) :: EER_STEP] for s in (genuine, impostor)]
+    coarse = np.unique(np.concatenate([genuine.edge, *some]))
+    far, tar = impostor.at_least(coarse) / impostor.total, genuine.at_least(coarse) / genuine.total
+    place = int(np.flatnonzero(far + tar >= 1)[-1])
+    low, high = float(coarse[place]), float(coarse[place + 1]) if place + 1 < len(coarse) else np.inf
     steps = [s.kept[s.place(low) : s.place(high)] for s in (genuine, impostor) if low >= start]
     threshold = np.unique(np.concatenate([[high], *steps, [low]]))[::-1]
     threshold = threshold[np.isfinite(threshold)]

@@ -108,23 +108,15 @@ def fold_accuracy(
         raise DataError(
             f"{plural(len(names), 'fold')}; the threshold is chosen on the other folds, so needed two or more"
         )
-    order = np.argsort(-score_P, kind="stable")
+    order = np.argsort(score_P)[::-1]
     falling_P, same_falling_P, fold_falling_P = score_P[order], same_P[order], fold_P[order]
     del order  # millions of pairs
     accuracies, thresholds = [], []
     for name in names:
         others = fold_falling_P != name
-        value = falling_P[others]
-        different = np.append(value[1:] != value[:-1], True)
-        # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
-        gain = np.cumsum(np.where(same_falling_P[others], np.int8(1), np.int8(-1)), dtype=np.int32)
-        gain = np.concatenate([np.zeros(1, np.int32), gain[different]])
-        best = np.flatnonzero(gain == gain.max())
-        cut = best[len(best) // 2]
-        threshold = np.inf if cut == 0 else below_each(value[different][cut - 1 : cut + 1])[0]
-        thresholds.append(float(threshold))
+        thresholds.append(_best_threshold(falling_P[others], same_falling_P[others]))
         test = fold_P == name
-        accuracies.append(float(((score_P[test] >= threshold) == same_P[test]).mean()))
+        accuracies.append(float(((score_P[test] >= thresholds[-1]) == same_P[test]).mean()))
     acc = np.array(accuracies)
     sample = float(acc.std(ddof=1))
     return FoldAccuracy(
@@ -137,3 +129,17 @@ def fold_accuracy(
         drawn,
         fold_P,
     )
+
+
+def _best_threshold(value_T: Floats, same_T: npt.NDArray[np.bool_]) -> float:
+    """The threshold of falling scores, of which several may be equal, that most answers are right at."""
+    different = np.append(value_T[1:] != value_T[:-1], True)
+    # Accepting raises the number of right answers by one for a genuine pair, lowers it for an impostor pair.
+    gain = np.cumsum(np.where(same_T, np.int8(1), np.int8(-1)), dtype=np.int32)[different]
+    most = max(int(gain.max()), 0)
+    best = np.flatnonzero(gain == most) + 1
+    if most == 0:  # none accepted is as good
+        best = np.append(0, best)
+    cut = int(best[len(best) // 2])
+    del gain, best  # millions of pairs
+    return float(below_each(value_T[different][cut - 1 : cut + 1])[0]) if cut else math.inf

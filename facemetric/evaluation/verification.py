@@ -235,15 +235,14 @@ def verify_pairs(
     Without `fold`, `folds` are drawn at random with `seed` (and the record says so). Raises DataError where scores
     are not finite, a kind is missing, or `fold` leaves a fold no threshold (`check_folds`).
     """
-    genuine, impostor = split_scores(score, same)
+    points = CURVE_POINTS if np.size(same) > MANY_PAIRS else None
+    found = figures_of_scores(*split_scores(score, same), fars, points)
     if fold is None:
-        least = min(genuine.total, impostor.total)
+        least = min(found.n_genuine, found.n_impostor)
         fold_P = draw_folds(same, max(2, min(folds, least)), seed)
     else:
         fold_P = np.asarray(fold)
         check_folds(same, fold_P)
-    points = CURVE_POINTS if genuine.total + impostor.total > MANY_PAIRS else None
-    found = figures_of_scores(genuine, impostor, fars, points)
     return replace(found, accuracy=fold_accuracy(score, same, fold_P, drawn=fold is None))
 
 

@@ -5,7 +5,6 @@ Shapes: B rows of a batch, M anchors, D embedding, T triplets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -63,6 +62,8 @@ DISTANCES = ("squared", "euclidean", "cosine")
 CPU_MINING_MIB = 12.0
 # On a GPU every panel costs calls: at 4096 rows one panel holds all of them.
 GPU_MINING_MIB = 2048.0
+# Of plain distances: with a larger one the square of d_ap + margin leaves float32.
+LARGEST_MARGIN = 1e18
 # On a GPU, where nothing has weight, 0 is divided by it: a float32 above 0.
 LEAST_WEIGHT = torch.finfo(torch.float32).tiny
 
@@ -88,8 +89,11 @@ def make_rule(margin: Margin, distance: str) -> Rule:
         raise ConfigError(
             f"margin is a {type(margin).__name__}, it must be a number or 'soft': 0.2 suits unit rows"
         ) from error
-    if not math.isfinite(number):
-        raise ConfigError(f"margin is {number}, it must be a finite number or 'soft': 0.2 suits unit rows")
+    most = LARGEST_MARGIN if distance == "euclidean" else LARGEST_MARGIN**2
+    if not abs(number) <= most:
+        raise ConfigError(
+            f"margin is {number}, it must be a number within {most:.0e} or 'soft': 0.2 suits unit rows"
+        )
     return Rule(number, False, distance == "euclidean")
 
 

@@ -192,6 +192,6 @@ def check_validation(val: ImageIndex) -> None:
     """Raise DataError unless there are genuine and impostor pairs to validate on."""
     if len(val.identities) < 2 or val.counts().max() < 2:
         raise DataError(
-            f"validation has {counted(val)}; at least two identities, one with two images, are needed: name others "
-            "with --val-identities, or set --val-fraction 0"
+            f"validation has {counted(val)}; at least two identities, one with two images, are needed: add images, "
+            "name others with --val-identities, or set --val-fraction 0"
         )

@@ -122,7 +122,7 @@ def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, label_N: np.ndar
 def spread_of(emb_ND: np.ndarray) -> float:
     """1 - |mean|^2 of embeddings brought to unit length: 0 where they are one point, near 1 all over the sphere."""
     length_N1 = np.maximum(np.linalg.norm(emb_ND, axis=1, keepdims=True), 1e-30)
-    return 1.0 - float(np.square((emb_ND / length_N1).mean(axis=0, dtype=np.float64)).sum())
+    return max(0.0, 1.0 - float(np.square((emb_ND / length_N1).mean(axis=0, dtype=np.float64)).sum()))
 
 
 def show_gain(

@@ -334,6 +334,20 @@ def test_pair_scores_take_little_memory():
     assert peak < 24 * 2**20
 
 
+def test_figures_of_listed_pairs_take_few_bytes_a_pair():
+    """Lists have millions: beside the scores there are an order, a copy, and what one fold looks at."""
+    rng = np.random.default_rng(0)
+    same = rng.random(200_000) < 0.01
+    score, fold = rng.normal(size=len(same)) + 3 * same, draw_folds(same)
+    tracemalloc.start()
+    try:
+        verify_pairs(score, same, fold=fold)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * len(same)
+
+
 def test_records_show_in_a_line():
     found = verify_pairs([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1], [1, 1, 1, 0, 0, 0, 0, 0])
     assert repr(found) == "Verification(3 genuine and 5 impostor pairs, AUC 1.0000, EER 0.0000)"

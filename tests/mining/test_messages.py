@@ -53,7 +53,12 @@ CONFIG_ERRORS = {
         TripletLoss(distance=abs)
     ),
     "margin is a NoneType, it must be a number or 'soft'": lambda: semihard(EMB, LABELS, margin=None),
-    "margin is nan, it must be a finite number or 'soft'": lambda: semihard(EMB, LABELS, margin=float("nan")),
+    "margin is nan, it must be a number within 1e+36 or 'soft'": lambda: semihard(
+        EMB, LABELS, margin=float("nan")
+    ),
+    "margin is 1e+19, it must be a number within 1e+18 or": lambda: semihard(
+        EMB, LABELS, margin=1e19, distance="euclidean"
+    ),
     "margin is 'hard', it must": lambda: TripletLoss(margin=np.str_("hard")),
     "unknown distance 'cosin': ": lambda: semihard(EMB, LABELS, distance=np.str_("cosin")),
     "unknown miner 'hrd': ": lambda: CrossBatchMemory(4, dim=3, miner=np.str_("hrd")),

@@ -1,6 +1,5 @@
 """The miners against slow twins, by property, against another library, and in the corners where NaN lives."""
 
-import math
 import sys
 import types
 
@@ -8,7 +7,18 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mined_batches import DISTANCES, OPTIONS, TRIO, apart_or_equal, batch, batches, folded, run, window
+from mined_batches import (
+    DISTANCES,
+    OPTIONS,
+    TRIO,
+    apart_or_equal,
+    batch,
+    batches,
+    drawn_shares,
+    folded,
+    run,
+    window,
+)
 from reference_mining import twin
 
 from facemetric.errors import ConfigError, DataError
@@ -174,26 +184,14 @@ def test_a_filter_that_returns_its_argument_or_ones_is_safe():
     assert itself.loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_distance_weighted_draws_by_inverse_density():
-    """Two negatives at chosen distances: the odds are q(far) / q(near), D = 32."""
-    anchor = torch.eye(32, dtype=torch.float64)[0]
+@pytest.mark.parametrize("distance", ["squared", "euclidean", "cosine"])
+def test_distance_weighted_draws_by_inverse_density(distance):
+    share, expected, room = drawn_shares(distance)
+    assert ((share - expected).abs() < room).all(), (share, expected)
 
-    def at(d):
-        cos = 1 - d * d / 2
-        return torch.tensor([cos, math.sqrt(1 - cos * cos), *[0.0] * 30], dtype=torch.float64)
 
-    near, far = 1.2, 1.35
-    emb, labels = torch.stack([anchor, anchor, at(near), at(far)]), torch.tensor([0, 0, 1, 2])
-    draws = 400
-    for distance, d_near in (("squared", near**2), ("euclidean", near), ("cosine", near**2 / 2)):
-        means = [
-            distance_weighted(emb, labels, seed=s, distance=distance, anchors=slice(0, 1)).d_an.item()
-            for s in range(draws)
-        ]
-        share = sum(abs(m - d_near) < 1e-9 for m in means) / draws
-        q = [d**30 * (1 - d * d / 4) ** 14.5 for d in (near, far)]
-        expected = q[1] / (q[0] + q[1])
-        assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / draws)
+def test_distance_weighted_draws_by_its_seed():
+    emb, labels = batch(14, 4, seed=10)
     first, second = (distance_weighted(emb, labels, seed=3) for _ in range(2))
     assert first.loss == second.loss
 

@@ -174,6 +174,13 @@ def test_triplets_and_the_loss_of_each_anchor(way, anchors, weighed, monkeypatch
     assert mined.triplets.dtype == torch.int64
 
 
+@pytest.mark.parametrize("kind", MINERS)
+def test_what_anchors_add_is_float64_of_float32_rows_too(kind):
+    emb, labels = batch()
+    mined = MINERS[kind](emb.float(), labels, **({"seed": 0} if kind == "distance-weighted" else {}))
+    assert mined.anchor_losses.dtype == mined.anchor_weights.dtype == torch.float64
+
+
 def test_a_batch_without_triplets_has_none():
     emb, _ = batch()
     for kind, miner in MINERS.items():

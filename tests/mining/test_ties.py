@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_mining import cube, twin
 
+from facemetric.errors import DataError
 from facemetric.mining import MINERS, batch_all, batch_hard, batch_select, semihard
 from facemetric.mining.kernels import settle, small_batch
 
@@ -60,7 +61,7 @@ def zeros(draw):
 
 EXACT_TIES = {"copies": copies, "whole": whole, "grid": grid}
 SPREAD = {f"collapsed to {s}": collapsed(s) for s in (1e-3, 5e-4, 1e-4, 1e-5)}
-SPREAD |= {f"two points, {s}": two_points(s) for s in (1e-2, 1e-3)}
+SPREAD |= {f"two points, {s}": two_points(s) for s in (1e-2, 1e-3, 1e-4)}
 SPREAD |= {f"length {s}": scaled(s) for s in (1e-20, 1e-7, 1e7, 1e15)} | {"off centre": off_centre}
 
 
@@ -155,6 +156,32 @@ def test_collapse_and_extremes(kind, name, distance, dtype, budget_mib):
         assert (grad - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.parametrize("name", ["two points, 0.001", "two points, 0.0001"])
+@pytest.mark.parametrize("budget_mib", [None, 0.01])
+def test_a_soft_margin_of_a_network_collapsed_to_two_points(name, budget_mib):
+    """Pairs of one point are nearer than a product tells; all of them weigh."""
+    for seed in range(3):
+        emb, labels = batch(SPREAD[name], seed, torch.float32)
+        mined, grad, loss, _, expected = mined_and_twin("all", emb, labels, "soft", "euclidean", budget_mib)
+        assert mined.loss.item() == pytest.approx(loss, rel=1e-6)
+        assert (mined.anchor_losses.sum() / mined.weight).item() == pytest.approx(loss, rel=1e-6)
+        assert (grad - expected).norm() <= 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", TRIO)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("budget_mib", [None, 0.002])
+def test_rows_too_long_are_right_or_refused(kind, distance, dtype, budget_mib):
+    for length in (1e18, 3e18, 1e19) if dtype == torch.float32 else (1e150, 3e150, 1e151):
+        emb, labels = batch(scaled(length), 0, dtype)
+        try:
+            mined, _, loss, _, _ = mined_and_twin(kind, emb, labels, 0.2, distance, budget_mib)
+        except DataError:
+            continue
+        assert mined.loss.item() == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", TRIO)
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -237,7 +264,7 @@ def test_float32_and_float64_choose_alike():
 
 def test_a_filter_sees_equal_rows_at_equal_distances():
     emb, labels = batch(copies, 1, torch.float32)
-    for budget_mib in (None, 0.01):
+    for budget_mib in (None, 0.01, 0.002):
         mined = batch_select(
             emb, labels, select=lambda d_ap, d_an: d_an == d_ap, margin=0.5, budget_mib=budget_mib
         )

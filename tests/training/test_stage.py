@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facemetric.training.run.folder import judged_by
-from facemetric.training.validation import keep_thresholds, open_set_figures
+from facemetric.training.validation import keep_thresholds, open_set_figures, spread_of
 
 
 def test_epochs_are_judged_by_auc_where_the_pairs_are_too_few() -> None:
@@ -28,3 +28,5 @@ def test_thresholds_of_collapsed_embeddings_blame_the_training(capsys: pytest.Ca
     keep_thresholds(None, SimpleNamespace(val=object()), emb_ND, label_N, 0)  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert "no threshold is stored: the embeddings have collapsed to nearly one point (spread 0.000)" in said
+    for size in range(2, 65):  # rounding makes some of these rows longer than 1
+        assert spread_of(np.full((80, size), 0.1, np.float32)) >= 0

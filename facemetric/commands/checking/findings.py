@@ -17,6 +17,7 @@ from facemetric.evaluation.audit.hashes import (
     EXPECTED,
     MIRROR,
     WIDEST,
+    WIDEST_WITHIN,
     Chance,
     Pairs,
     chance_of,
@@ -285,7 +286,7 @@ def find_images(
     count, sizes = len(signs), train.images.counts()
     within = int((sizes * (sizes - 1) // 2).sum())
     pairs = count * (count - 1) / 2
-    limits = chance.limit(within), chance.limit(pairs - within)
+    limits = min(chance.limit(within), WIDEST_WITHIN), chance.limit(pairs - within)
     agree = agreeing_cosine(train, chance, pairs, mirror_cosine)
     widest = WIDEST if np.isfinite(agree) else max(limits)
     close = close_of(

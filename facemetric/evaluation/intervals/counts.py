@@ -210,12 +210,19 @@ class ListedCells:
         genuine, impostor = (kind[:, ::-1].cumsum(1)[:, ::-1] for kind in self.counts_of(slice(None)))
         far_T = impostor[:, 1:].sum(0) / impostor[:, 0].sum()
         one, other = (column[~self.same] for column in self.both)
-        pair_I = np.minimum(one, other).astype(np.int64) * self.identities + np.maximum(one, other)
+        # a number for both: 4 bytes for each of millions of pairs where its square fits
+        number = np.int32 if self.identities <= 46_340 else np.int64
+        pair_I = np.minimum(one, other).astype(number)
+        pair_I *= self.identities
+        pair_I += np.maximum(one, other)
+        del one, other
         pairs, possible = np.unique(pair_I, return_counts=True)
         cell_I = self.cell_P[~self.same]
-        which_I = np.searchsorted(pairs, pair_I[cell_I > 0])
+        pair_I, cell_I = pair_I[cell_I > 0], cell_I[cell_I > 0]
+        which_I = np.searchsorted(pairs, pair_I)
+        del pair_I
         squares = float((possible.astype(np.float64) ** 2).sum())
-        alone_T = squared_errors(cell_I[cell_I > 0], which_I, possible.astype(np.float64), squares, far_T)
+        alone_T = squared_errors(cell_I, which_I, possible.astype(np.float64), squares, far_T)
         return PersonCounts(
             self.threshold_T,
             genuine[:, 1:],

@@ -125,6 +125,8 @@ def small_all(
         return None
     squared_KN = _squared_ap(rows_ND, near)
     bound_KN = rule.squared_bound(squared_KN)
+    if not float(bound_KN.amax()) < far_away * 0.1:  # the filling would be a negative; tiles name the row
+        return None
     if rows_ND.dtype == torch.float64:  # what is no nearer than rounding is a tie, and a tie is not active
         bound_KN -= pairwise.slack() + 4 * torch.finfo(bound_KN.dtype).eps * bound_KN.abs()
     if near.absent_KN is not None:
@@ -152,7 +154,7 @@ def small_all(
     )
     sum_ap, weight, sum_an = rows_3N.sum(1, dtype=torch.float64).unbind()
     loss = sum_ap + rule.margin * weight - sum_an
-    if not abs(float(loss)) < far_away * 0.1:
+    if not math.isfinite(loss):
         return None
     total = torch.stack([loss, weight if active is None else active, sum_ap, sum_an])
     pull_NN = rule.gradient_weight(weight_NN, dist_NN).neg_()

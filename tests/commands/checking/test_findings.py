@@ -16,6 +16,8 @@ from facemetric.commands.checking.findings import (
     TEST_NAME,
     Close,
     Finding,
+    Side,
+    find_images,
     image_findings,
     lists,
     name_findings,
@@ -91,6 +93,17 @@ def test_more_bits_need_an_embedding_that_agrees(index: ImageIndex) -> None:
         (DUPLICATE, 1, 2, 60, 35, "mirrored; cosine 0.990"),
     ]
     assert len(image_findings(close, index, None, (35, 41), np.inf)) == 2  # without weights
+
+
+def test_photographs_of_one_day_are_no_copies(index: ImageIndex) -> None:
+    """Of one identity 20 bits of 255 are a copy, 48 are not; of two identities chance says what is."""
+    rng = np.random.default_rng(0)
+    frequencies = rng.normal(size=(len(index), 255)).astype(np.float32)
+    for row, of, bits in ((1, 0, 48), (3, 2, 20), (7, 5, 48)):
+        frequencies[row] = frequencies[of] * np.where(rng.permutation(255) < bits, -1, 1)
+    found, figures = find_images(Side(index, frequencies), None, 0.9, 0)
+    assert [(f.kind, f.row_a, f.row_b) for f in found] == [(DUPLICATE, 2, 3), (ACROSS, 5, 7)]
+    assert figures.bits_within == 32
 
 
 def test_names_meet_without_prefix_and_case(index: ImageIndex, tmp_path: Path) -> None:

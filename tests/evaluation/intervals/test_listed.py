@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import binomtest
 from facemetric.errors import ConfigError, DataError
 from facemetric.evaluation.folds import draw_folds, fold_accuracy
 from facemetric.evaluation.intervals import listed as listed_module
-from facemetric.evaluation.intervals.counts import band_fars
+from facemetric.evaluation.intervals.counts import ListedCells, band_fars
 from facemetric.evaluation.intervals.listed import _Figures, paired_differences, verification_intervals
 from facemetric.evaluation.intervals.records import (
     Band,
@@ -385,6 +386,21 @@ def test_counts_of_each_person_say_what_weights_of_every_pair_say(shape, monkeyp
     np.testing.assert_array_equal(weighed.band.tar, counted.band.tar)
     assert (counted.band.low <= counted.band.tar + 1e-12).all()
     assert (counted.band.tar <= counted.band.high + 1e-12).all()
+
+
+def test_counts_of_people_take_few_bytes_a_pair():
+    rng = np.random.default_rng(0)
+    one = np.repeat(np.arange(100, dtype=np.int32), 4000)
+    other = np.tile(np.arange(4000, dtype=np.int32), 100)
+    score = rng.normal(size=len(one))
+    cells = ListedCells(score, one == other, (one, other), 4000, np.linspace(-3, 3, 16))
+    tracemalloc.start()
+    try:
+        cells.counts()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 65 * len(one)
 
 
 def test_the_fars_of_the_band_begin_at_the_lowest_that_is_supported():

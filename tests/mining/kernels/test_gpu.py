@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import reference_mining
 import torch
+from mined_batches import drawn_shares
 from torch.nn import functional
 
-from facemetric.mining import MINERS, batch_all, batch_hard, distance_weighted, semihard
+from facemetric.mining import MINERS, batch_all, batch_hard, semihard
 from facemetric.mining.kernels import choice, gpu
 from facemetric.mining.record import Mined
 
@@ -153,21 +154,8 @@ def test_half_precision_is_mined_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_draws_come_by_inverse_density() -> None:
-    """One anchor, its positive, and negatives at three distances."""
-    squares = torch.tensor([0.5, 1.0, 1.6])
-    cosine = 1 - squares / 2
-    rows = torch.zeros(7, 4)
-    rows[:2, 0] = 1
-    rows[2:5, 0], rows[2:5, 1] = cosine, (1 - cosine**2).sqrt()
-    rows[5:, 2] = -1
-    counted = torch.zeros(7)
-    anchors = (rows[:1].repeat(400, 1).to(DEVICE), torch.zeros(400, dtype=torch.int64, device=DEVICE))
-    labels = torch.tensor([0, 0, 1, 2, 3, 0, 0])
-    found = distance_weighted(rows.to(DEVICE), labels.to(DEVICE), seed=7, anchors=anchors)
-    counted.index_add_(0, found.triplets[:, 2].cpu(), torch.ones(len(found.triplets)))
-    assert not counted[[0, 1, 5, 6]].any()
-    weight = squares**-1.0 * (1 - squares / 4) ** -0.5  # d^-(D - 2) (1 - d^2 / 4)^-((D - 3) / 2)
-    torch.testing.assert_close(counted[2:5] / counted.sum(), weight / weight.sum(), atol=0.04, rtol=0)
+    share, expected, room = drawn_shares("cosine", DEVICE)
+    assert ((share - expected).abs() < room).all(), (share, expected)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
