@@ -59,17 +59,16 @@ faces[-1]=$runs/leave_out_images.txt
 stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
 stage pretrain "$runs/more" "$last" --config "$configs/shipped_more.toml" --weights "$runs/joint" "${taught[@]}"
 
-settle() {  # name, run, options of the picture: the triplets, and the layer of least squares
-    local name=$1 run=$2
-    shift 2
-    stage finetune "$runs/$name-triplets" "$last" --config "$configs/shipped_more_triplets.toml" --weights "$runs/$run" "$@"
-    stage finetune "$runs/$name" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$name-triplets"
+settle() {  # name, run: the triplets, and the layer of least squares
+    stage finetune "$runs/$1-triplets" "$last" --config "$configs/shipped_more_triplets.toml" --weights "$runs/$2"
+    stage finetune "$runs/$1" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$1-triplets"
 }
 
 settle settled more
 stage pretrain "$runs/long" "$last" --config "$configs/shipped_long.toml" --weights "$runs/settled" "${taught[@]}"
+stage pretrain "$runs/small" "$last" --config "$configs/shipped_small.toml" --weights "$runs/long" "${taught[@]}"
 settle faces-112 long
-settle faces-96 long --image-size 96 --crop 0.14 0.19 0.14 0.07  # smaller and cut closer, for the fast ones
+settle faces-96 small
 for name in faces-112 faces-96; do
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
