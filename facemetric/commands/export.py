@@ -125,7 +125,7 @@ def run_export(config: ExportConfig) -> Exported:
 
 
 def check_options(config: ExportConfig) -> None:
-    """Raise ConfigError where options do not go together."""
+    """Raise ConfigError where options do not go together, or a package is missing."""
     require(bool(config.weights), "no weights were given: `facemetric export WEIGHTS`, such as faces-112")
     check_ranges(config)
     require(
@@ -136,6 +136,8 @@ def check_options(config: ExportConfig) -> None:
         "--int8 needs crops to find its ranges: give their --data",
     )
     require(config.pairs is None or bool(config.data), "--pairs needs its images: give their --data")
+    for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if config.to == "openvino" else [])):
+        required(package)  # before --out is taken
 
 
 def describe(folder: Path, config: ExportConfig) -> dict[str, Any]:

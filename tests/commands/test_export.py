@@ -169,6 +169,7 @@ def test_openvino_where_it_is_installed(untrained: Path, tmp_path: Path) -> None
     if importlib.util.find_spec("openvino") is None:
         with pytest.raises(ConfigError, match="the package openvino is missing; pip install openvino"):
             export.run_export(ExportConfig(str(untrained), to="openvino", out=tmp_path / "out", side=32))
+        assert not (tmp_path / "out").exists()
         return
     found = export.run_export(ExportConfig(str(untrained), to="openvino", out=tmp_path / "out", side=32))
     assert found.files[0].largest_difference < 1e-4
