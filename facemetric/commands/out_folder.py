@@ -1,5 +1,5 @@
 """One rule for --out of the commands that leave a folder of results: the very same command may write its files again,
-and whatever else is there is refused. It imports no torch.
+and whatever else is there is refused.
 
 `made_by.json` says what the folder's results are of. Until there are results, those of any options may come."""
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from facemetric.commands.embedding import is_stored
 from facemetric.config import (
     CalibrateConfig,
     CheckConfig,
@@ -38,6 +39,8 @@ COMMANDS: dict[type, str] = {
 REMEDY = "name another --out, or remove it"
 # Options that results do not depend on, or that choose how many of them are written.
 FREE = ("out", "workers", "device", "batch_size", "max_bad", "report", "page", "sheets")
+# Options that name these, or embeddings of them.
+IMAGES_OR_WEIGHTS = ("data", "against", "gallery", "cohort", "weights", "compare")
 
 
 class Fingerprinted(Protocol):
@@ -75,12 +78,12 @@ def results_come(config: Any) -> None:
 
 def file_hashes(config: Any) -> dict[str, str]:
     """SHA-256 of each file that an option names, by `--option`, or `--option FILE` of several; images and weights have
-    fingerprints."""
+    fingerprints, and may be large."""
     hashes = {}
     for name, texts in _texts(config):
-        if name in ("data", "against", "weights"):
-            continue
         for file in filter(os.path.isfile, texts):
+            if name in IMAGES_OR_WEIGHTS and not is_stored(file):
+                continue
             option = f"--{name.replace('_', '-')}"
             hashes[f"{option} {file}" if len(texts) > 1 else option] = file_hash(Path(file))
     return hashes
@@ -94,8 +97,9 @@ def _check(config: Any, content: dict[str, str]) -> dict[str, Any]:
         if others := [name for name in there if name != RUN_RECORD and not name.startswith(".")]:
             raise ConfigError(f"{given('--out', out)} holds other files ({min(others)}, ...); {REMEDY}")
         return {}
-    onto = os.path.realpath(getattr(config, "onto", None) or "")
-    if not before["results"] or onto in map(os.path.realpath, (out, out / "clusters.csv")):
+    onto = config.onto if isinstance(config, ClusterConfig) else None
+    same = {os.path.realpath(path) for path in (out, out / "clusters.csv")}
+    if not before["results"] or (onto and os.path.realpath(onto) in same):
         return before  # --onto: the clustering that is there is gone on with
     if before["command"] != command:
         raise ConfigError(f"{given('--out', out)} holds the results of {before['command']}; {REMEDY}")
@@ -106,17 +110,22 @@ def _check(config: Any, content: dict[str, str]) -> dict[str, Any]:
 
 
 def _options(config: Any) -> dict[str, Any]:
+    """What results depend on; a path is the same however it is written."""
     free = (*FREE, *(["far"] if isinstance(config, CalibrateConfig) else []))  # each FAR adds its threshold
-    return {name: value for name, value in config_dict(config).items() if name not in free}
+    return {name: _placed(value) for name, value in config_dict(config).items() if name not in free}
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_placed(each) for each in value]
+    return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
 def _texts(config: Any) -> Iterator[tuple[str, list[str]]]:
     """The options by name, each with its texts: what may name a file."""
-    for name, value in _options(config).items():
-        yield (
-            name,
-            [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)],
-        )
+    for name, value in config_dict(config).items():
+        texts = value if isinstance(value, list) else [value]
+        yield name, [text for text in texts if isinstance(text, str)]
 
 
 def _made_by(out: Path) -> dict[str, Any]:

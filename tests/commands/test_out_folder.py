@@ -12,8 +12,8 @@ import pytest
 
 from facemetric import cluster, evaluate, export
 from facemetric.cli import main
-from facemetric.commands.out_folder import COMMANDS, claim_out, results_come
-from facemetric.config import CalibrateConfig, EvalConfig
+from facemetric.commands.out_folder import COMMANDS, claim_out, file_hashes, results_come
+from facemetric.config import CalibrateConfig, ClusterConfig, EvalConfig
 from facemetric.errors import ConfigError
 
 FAST: dict[str, Any] = {"workers": 0, "device": "cpu"}
@@ -66,6 +66,44 @@ def test_a_list_that_changed_is_another_and_a_far_is_added(tmp_path: Path) -> No
     names.write_text("Bea")
     with pytest.raises(ConfigError, match=r"\(sha256 of --identities [0-9a-f]{12} -> [0-9a-f]{12}\)"):
         claim_out(config)
+
+
+def test_a_path_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights", "faces", "others"):
+        Path(name).mkdir()
+    for kind in (EvalConfig, CalibrateConfig):
+        config = kind(weights="weights", data=("faces", "a=faces"), out=tmp_path / kind.__name__)
+        claim_out(config)
+        results_come(config)
+        claim_out(replace(config, weights=str(tmp_path / "weights"), data=("faces/", "a=faces")))
+        with pytest.raises(ConfigError, match=r"\(data \S+/faces a=faces -> \S+/others a=faces\)"):
+            claim_out(replace(config, data=("others", "a=faces")))
+
+
+def test_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ClusterConfig(threshold=0.5, out=Path("."))
+    claim_out(config)
+    results_come(config)
+    with pytest.raises(ConfigError, match=r"holds another cluster \(threshold 0\.5 -> 0\.6\)"):
+        claim_out(replace(config, threshold=0.6))
+
+
+def test_images_and_weights_are_not_read_for_their_hash(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("faces.tar", "model.onnx", "faces.npz", "pairs.csv")}
+    for file in files.values():
+        file.write_text("x")
+    images, weights, table, _ = map(str, files.values())
+    config = EvalConfig(
+        weights=weights,
+        data=(images,),
+        gallery=(images,),
+        cohort=(table,),
+        compare=(weights, table),
+        pairs=files["pairs.csv"],
+    )
+    assert list(file_hashes(config)) == ["--pairs", f"--compare {table}", "--cohort"]
 
 
 def test_what_a_start_without_results_left_is_removed(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def run_evaluate(config: EvalConfig) -> Evaluation:
     check_options(config)
     with peers.joined(config.device) as device:
         peers.same_program(config)
-        distributed.check_alike(stored_inputs(config))
+        if distributed.together():
+            distributed.check_alike(file_hashes(config))
         with distributed.work_shared(), own_out(replace(config, device=device)) as mine:
             inputs = open_inputs(mine)
             found = score(mine, inputs)
@@ -71,11 +72,6 @@ def own_out(config: EvalConfig) -> Iterator[EvalConfig]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield replace(config, out=Path(folder))
-
-
-def stored_inputs(config: EvalConfig) -> dict[str, str]:
-    """Hashes of the files of embeddings and pairs, which all processes must have alike."""
-    return file_hashes(config)
 
 
 def check_options(config: EvalConfig) -> None:

@@ -183,15 +183,17 @@ def find_inputs(config: EvalConfig) -> Found:
     pairs = read_pairs(config.pairs) if config.pairs and not config.templates else None
     weights = open_model(config.weights) if config.weights else None
     others = {name: None if is_stored(name) else open_model(name) for name in dict.fromkeys(config.compare)}
-    opened = [each for each in (weights, *others.values()) if each is not None]
-    distributed.check_alike({f"the weights {each.name}": each.fingerprint for each in opened})
+    opened = {"weights": weights} | {f"weights {name}": each for name, each in others.items()}
+    distributed.check_alike(
+        {f"the {name}": each.fingerprint for name, each in opened.items() if each is not None}
+    )
     if pairs is not None and pairs.fold is not None:
         check_folds(pairs.same, pairs.fold)
     images = read_images(config, pairs)
     gallery = open_set_of(config, config.gallery, "--gallery")
     cohort = open_set_of(config, config.cohort, "--cohort")
     sets = {"images": images, "gallery": gallery.images, "cohort": cohort.images}
-    claim_out(config, weights=weights, **sets, **{f"weights {name}": each for name, each in others.items()})
+    claim_out(config, **opened, **sets)
     images = with_faces(config, images, weights)
     table = EmbeddingTable.load(config.embeddings) if config.embeddings else None
     names: Names | None = table if table is not None else images

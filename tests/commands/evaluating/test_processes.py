@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_processes_with_other_data_or_options_are_refused(table: Path, tmp_path:
         assert f"process 1 has another value of {name} than process 0" in text
         assert "start all processes with the same options, files and versions" in text
         assert not (tmp_path / "0" / "out").exists()
+
+
+def test_weights_may_lie_elsewhere_on_another_machine(untrained: Path, faces: Path, tmp_path: Path) -> None:
+    for rank in range(2):
+        shutil.copytree(untrained, tmp_path / str(rank))
+
+    def process(rank: int) -> None:
+        evaluate(tmp_path / str(rank), data=faces, out=tmp_path / "out", device="cpu", workers=0)
+
+    said = tmp_path / "said"
+    in_processes(2, process, said)
+    assert (tmp_path / "out" / "metrics.json").exists(), said.read_text()
 
 
 def test_where_one_process_ends_the_others_do(table: Path, tmp_path: Path) -> None:
