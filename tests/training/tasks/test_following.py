@@ -172,7 +172,7 @@ def test_micro_batches_have_the_gradient_of_the_whole(
         grads = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
         found[microbatch] = figures, grads
     (figures, grads), (in_parts, part_grads) = found[0], found[7]
-    assert figures == pytest.approx(in_parts, rel=1e-5)
+    assert figures == pytest.approx(in_parts, rel=1e-4)
     assert grads.keys() == part_grads.keys()
     assert grads["to_teacher.weight"].abs().max() > 1e-5
     for name, grad in grads.items():
