@@ -130,8 +130,11 @@ def _texts(config: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _made_by(out: Path) -> dict[str, Any]:
     try:
-        return json.loads((out / MADE_BY).read_text(encoding="utf-8"))
+        note = json.loads((out / MADE_BY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise ConfigError(f"{out / MADE_BY} is damaged; {REMEDY}") from None
+        note = None
+    if not isinstance(note, dict) or not note.keys() >= {"command", "options", "content", "results"}:
+        raise ConfigError(f"{out / MADE_BY} is damaged; {REMEDY}")
+    return note

@@ -113,9 +113,10 @@ def test_what_a_start_without_results_left_is_removed(tmp_path: Path) -> None:
     claim_out(config)
     left = {path.name for path in config.out.iterdir()}
     assert left == {"made_by.json", "embeddings_gallery.npz"}  # the second is asked for
-    (config.out / "made_by.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"made_by\.json is damaged; name another --out, or remove it"):
-        claim_out(config)
+    for text in ("{", "[]", '{"command": "eval"}'):
+        (config.out / "made_by.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"made_by\.json is damaged; name another --out, or remove it"):
+            claim_out(config)
 
 
 def test_another_models_evaluation_is_kept(
