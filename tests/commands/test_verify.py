@@ -88,10 +88,11 @@ def test_the_mirror_image_counts_where_the_threshold_says_so(
     one, two = images_in(faces)[0], images_in(faces)[-1]
     scores = []
     for flip in (False, True):
-        calibrate(str(faces), weights=own_weights, far=0.1, flip=flip, out=tmp_path / "out", **FAST)
+        out = tmp_path / f"flip-{flip}"
+        calibrate(str(faces), weights=own_weights, far=0.1, flip=flip, out=out, **FAST)
         found = verify(one, two, weights=own_weights, far=0.1, device="cpu")
         scores.append(found.score)
-        table = EmbeddingTable.load(tmp_path / "out" / "embeddings.npz")
+        table = EmbeddingTable.load(out / "embeddings.npz")
         assert found.score == pytest.approx(float(table.embeddings[0] @ table.embeddings[-1]), abs=1e-4)
         assert found.stored.flip is flip
     assert scores[0] != pytest.approx(scores[1], abs=1e-5)
