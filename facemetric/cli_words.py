@@ -34,7 +34,7 @@ from facemetric.config.build import SYNONYMS, read_toml
 from facemetric.config.checks import check_cluster, check_verify
 from facemetric.config.recipe import KINDS
 from facemetric.errors import ConfigError, DataError, nearest_beside
-from facemetric.machine import import_timm
+from facemetric.machine import import_timm, processes
 from facemetric.model.weights.folder import find_onnx, find_weights, is_onnx
 from facemetric.training.run.folder import check_run_folder
 
@@ -150,7 +150,7 @@ def with_config_file(tokens: list[str], app: cyclopts.App) -> list[str]:
 
 def check_processes(tokens: Sequence[str]) -> None:
     """Raise ConfigError where torchrun started several processes of a command that is for one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and tokens and tokens[0] in OF_ONE_PROCESS:
+    if processes() > 1 and tokens and tokens[0] in OF_ONE_PROCESS:
         raise ConfigError(
             f"facemetric {tokens[0]} is for one process; start it without torchrun, which shares out pretrain, "
             "finetune, eval, embed and identify"

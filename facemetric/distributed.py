@@ -36,7 +36,7 @@ def start(device: str) -> str:
     """Join the processes of torchrun, where there are several; the device of this one (`cuda` -> `cuda:1`).
 
     Raises ConfigError where the machine has no GPU for it, TrainingError where the others do not come (JOIN)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if machine.processes() == 1:
         return device
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
@@ -69,7 +69,7 @@ def join(backend: str) -> None:
         own = met(store, number, world)
         dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=TIMEOUT)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        who = f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
+        who = f"process {os.environ.get('RANK', '?')} of {machine.processes()}"
         raise TrainingError(
             f"{who} cannot join the others ({str(error).splitlines()[0]}); see what these said, and start all with "
             "torchrun"

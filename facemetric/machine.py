@@ -232,6 +232,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def processes() -> int:
+    """Processes that torchrun started, on all machines; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def own_cores() -> int:
     """Cores for this process: those of the machine, shared out over the processes that torchrun started on it."""
     return max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

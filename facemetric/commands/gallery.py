@@ -108,9 +108,12 @@ def check_identify(config: IdentifyConfig) -> None:
         )
     for photo in config.photos:
         if not Path(photo).exists():
-            raise DataError(
-                f"{photo}: no such file or folder{nearest_beside(Path(photo)) or '; give photographs'}"
-            )
+            raise no_photographs(photo)
+
+
+def no_photographs(path: str) -> DataError:
+    """The error for a path that is not there."""
+    return DataError(f"{path}: no such file or folder{nearest_beside(Path(path)) or '; give photographs'}")
 
 
 def photos_of(config: GalleryAddConfig) -> list[tuple[str, Any]]:
@@ -167,8 +170,7 @@ def loose_photos(source: str) -> Iterator[tuple[str, Any]]:
             label = f"{source.rstrip('/')}{':' if archive else '/'}{index.name(row)}"
             yield label, reader(index, row, label)
     elif not os.path.exists(source):
-        what = nearest_beside(Path(source)) or "; give photographs"
-        raise DataError(f"{source}: no such file or folder{what}")
+        raise no_photographs(source)
     else:
         yield source, lambda: read_photo(source)
 

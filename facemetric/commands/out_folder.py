@@ -65,15 +65,13 @@ def claim_out(config: Any, **of: Fingerprinted | None) -> None:
         for path in [*left, *([] if before["results"] else out.glob("embeddings*.npz"))]:
             if os.path.realpath(path) not in named:
                 path.unlink()
-    results = bool(before) and before["results"]
     note = {"command": COMMANDS[type(config)], "options": _options(config), "content": content}
-    write_text_whole(out / MADE_BY, json.dumps(note | {"results": results}, indent=2) + "\n")
+    _write(config.out, note | {"results": bool(before.get("results"))})
 
 
 def results_come(config: Any) -> None:
     """Note that results are written from here on, so that those of other options are refused."""
-    note = _made_by(config.out) | {"results": True}
-    write_text_whole(config.out / MADE_BY, json.dumps(note, indent=2) + "\n")
+    _write(config.out, _made_by(config.out) | {"results": True})
 
 
 def file_hashes(config: Any) -> dict[str, str]:
@@ -126,6 +124,10 @@ def _texts(config: Any) -> Iterator[tuple[str, list[str]]]:
     for name, value in config_dict(config).items():
         texts = value if isinstance(value, list) else [value]
         yield name, [text for text in texts if isinstance(text, str)]
+
+
+def _write(out: Path, note: dict[str, Any]) -> None:
+    write_text_whole(out / MADE_BY, json.dumps(note, indent=2) + "\n")
 
 
 def _made_by(out: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ with, and, when it is done, its figures, minutes and memory. `--resume` goes by 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -34,7 +33,7 @@ from facemetric.data.readers.sources import parse_source
 from facemetric.distributed import say
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import write_text_whole
-from facemetric.machine import Measured, measuring
+from facemetric.machine import Measured, measuring, processes
 from facemetric.model.weights.folder import find_weights
 from facemetric.report.figures import evaluation_text
 from facemetric.report.record import Evaluation
@@ -66,7 +65,7 @@ def run(config: RunConfig) -> pd.DataFrame:
     `facemetric run configs/mnist.toml --set finetune.margin=0.5,1`.
     Raises ConfigError, DataError, WeightsError or TrainingError, each with what to change."""
     require(
-        int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        processes() == 1,
         "facemetric run is for one process; under torchrun give the stages one after the other",
     )
     if config.dry:

@@ -249,9 +249,9 @@ def read_index(data: str | Path | Sequence[str | Path], *, loose: bool = False) 
     """Reads one or several sources (see the top of the module) into one index.
 
     With `loose`, images that belong to no identity are taken too (see `sources.is_loose`), and image files as sources:
-    together they are one, named from the folder that holds them all. What is skipped (files that
-    are no images, thumbnails, broken links: readers/skips.py) is counted in `ignored` and told in `notes`. DataError
-    where a source is missing, empty, damaged, or one image is listed for two identities.
+    together they are one, named from the folder that holds them all. What is skipped (files that are no images,
+    thumbnails, broken links: readers/skips.py) is counted in `ignored` and told in `notes`. DataError where a source is
+    missing, empty, damaged, or one image is listed for two identities.
     """
     texts = [data] if isinstance(data, str | Path) else list(data)
     if not texts:
@@ -260,15 +260,13 @@ def read_index(data: str | Path | Sequence[str | Path], *, loose: bool = False) 
     alone = [source for source in found if loose and not source.named and is_picture(source.path)]
     sources = [source for source in found if source not in alone]
     rows = Rows()
+    root = os.path.commonpath([os.path.abspath(source.path.parent) for source in alone]) if alone else ""
+    names = prefixes([*sources, *([Source(os.path.basename(root), Path(root), False)] if alone else [])])
+    for source, prefix in zip(sources, names, strict=False):
+        scan(rows, source, prefix, loose=loose)
     if alone:
-        root = os.path.commonpath([os.path.abspath(source.path.parent) for source in alone])
-        sources.append(Source(os.path.basename(root), Path(root), False))
-    for source, prefix in zip(sources, prefixes(sources), strict=True):
-        if alone and source is sources[-1]:
-            listed = [os.path.relpath(os.path.abspath(picture.path), root) for picture in alone]
-            rows.add_source(FileList(root, listed), prefix, loose=True)
-        else:
-            scan(rows, source, prefix, loose=loose)
+        listed = [os.path.relpath(os.path.abspath(picture.path), root) for picture in alone]
+        rows.add_source(FileList(root, listed), names[-1], loose=True)
     return _in_order(rows)
 
 

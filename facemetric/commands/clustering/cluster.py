@@ -202,10 +202,11 @@ def run_cluster(config: ClusterConfig) -> Clustered:
         claim_out(config)
     else:
         assert index is not None
-        claim_out(config, weights=open_weights(config.weights), images=index)
+        weights = open_weights(config.weights)
+        claim_out(config, weights=weights, images=index)
         index, quality = faces_of_data(config, index, config.out / "faces", every=True)
         flip = stored.flip if stored is not None else config.flip
-        table = embed_data(replace(config, flip=flip), index)
+        table = embed_data(replace(config, flip=flip), index, weights)
     threshold = stored.threshold.cosine if stored is not None else config.threshold
     assert threshold is not None
     known = look_up(given, table)

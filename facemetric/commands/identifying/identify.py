@@ -18,7 +18,7 @@ from facemetric.gallery.answers import PhotoAnswer
 from facemetric.gallery.gallery import Gallery
 from facemetric.gallery.look import Photo
 from facemetric.gallery.threshold import FpirThreshold
-from facemetric.machine import progress_bar
+from facemetric.machine import processes, progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def shared_answers(
         reads = (read() for read in bar)
         return list(gallery.answer(reads, fpir=config.fpir, threshold=config.threshold, top=config.top))
 
-    if alone():
+    if processes() == 1:
         return tuple(answers(photos))
     from facemetric import distributed
 
@@ -98,18 +98,13 @@ def shared_answers(
 def run_identify(config: IdentifyConfig) -> Identified:
     """identify, from a config."""
     check_identify(config)
-    if alone():
+    if processes() == 1:  # torch is not imported, where ONNX Runtime computes
         return identify_on(config.device, config)
     from facemetric.training import peers
 
     with peers.joined(config.device) as device:
         peers.same_program(config)
         return identify_on(device, config)
-
-
-def alone() -> bool:
-    """Whether there is one process: then torch is not imported, where ONNX Runtime computes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def identify_on(device: str, config: IdentifyConfig) -> Identified:
