@@ -1,9 +1,10 @@
-"""What LFW does not show of weights: who passes for whom by origin and age, worse pictures, turned heads, hard pairs.
+"""What LFW does not show of weights: who passes for whom by origin, age and sex; worse pictures, turned heads.
 
     python tools/measure_beyond_lfw.py WEIGHTS --data DATA [--flip] [--far 1e-3] [--hardest hardest.png]
 
-DATA holds `fairface112.tar` (images named `test_AGE_ORIGIN_NUMBER`, which no training of the weights saw) and LFW as in
-measure_weights.py. Prints Markdown tables for the weights' card. LFW's View 2 is read here too: run this for weights
+DATA holds `fairface112.tar` (images named `test_AGE_ORIGIN_NUMBER`, which no training of the weights saw),
+`utkface112.tar` (`AGE_SEX_ORIGIN_TIME`, which training saw without names) and LFW as in measure_weights.py. Prints
+Markdown tables for the weights' card, and draws the hardest pairs. LFW's View 2 is read here too: run this for weights
 that are chosen already.
 """
 
@@ -35,6 +36,9 @@ from facemetric.model.weights.folder import find_weights
 from facemetric.model.weights.save_load import load_embedder
 
 HELD = re.compile(r"test_(?P<age>[^_]+)_(?P<origin>\D+)_\d+\.")
+SEEN = re.compile(r"/(?P<age>\d+)_(?P<sex>[01])_(?P<origin>[0-4])_")  # UTKFace
+SEXES = {"0": "men and boys", "1": "women and girls"}
+ORIGINS = {"0": "White", "1": "Black", "2": "Asian", "3": "Indian", "4": "others"}
 OLD = re.compile(r"than_70_")  # of "more than 70", which the names write as more_than_70
 AGES = {"0-2": "0 to 9", "3-9": "0 to 9", "40-49": "40 to 59", "50-59": "40 to 59", "60-69": "60 and older"}
 DRAWS = 1000
@@ -122,11 +126,30 @@ def by_group(embedder: Embedder, data: Path, flip: bool, threshold: float) -> st
         raise SystemExit(f"{len(table) - len(found)} names of FairFace's test part were not understood")
     ages = np.array([age_group(match["age"]) for match in found])
     origins = np.array([m["origin"].replace("_", " ") for m in found])
-    score_NN = table.embeddings @ table.embeddings.T
-    everybody = next(group_rates(score_NN, np.array(["all"] * len(found)), threshold))
-    lines = ["| FairFace, one image a person | people | FAR among them [95 % over people] |", "|---|---|---|"]
-    rows = [everybody, *group_rates(score_NN, origins, threshold), *group_rates(score_NN, ages, threshold)]
-    lines += [f"| {name} | {count} | {r.value:.4f} [{r.low:.4f}, {r.high:.4f}] |" for name, count, r in rows]
+    return group_table("FairFace, one image a person", table.embeddings, [origins, ages], threshold)
+
+
+def by_sex(embedder: Embedder, data: Path, flip: bool, threshold: float) -> str:
+    """FAR by sex, and by sex and origin, over pairs of two images of UTKFace, which is taken to hold a person once."""
+    index = read_index([str(data / "utkface112.tar")], loose=True)
+    table = embed_index(embedder, index, flip=flip, progress="UTKFace").table
+    found = [match for match in map(SEEN.search, table.paths.tolist()) if match]
+    rows = [row for row, path in enumerate(table.paths.tolist()) if SEEN.search(path)]
+    sexes = np.array([SEXES[match["sex"]] for match in found])
+    both = np.array([f"{ORIGINS[match['origin']]}, {SEXES[match['sex']]}" for match in found])
+    head = f"UTKFace, {len(table) - len(rows)} of {len(table)} names not understood"
+    return group_table(head, table.embeddings[rows], [sexes, both], threshold)
+
+
+def group_table(head: str, emb_ND: np.ndarray, kinds: list[np.ndarray], threshold: float) -> str:
+    """FAR among all, then among the groups of each kind, as a Markdown table."""
+    score_NN = emb_ND @ emb_ND.T
+    lines = [f"| {head} | people | FAR among them [95 % over people] |", "|---|---|---|"]
+    for groups in [np.array(["all"] * len(emb_ND)), *kinds]:
+        lines += [
+            f"| {name} | {count} | {rate.value:.4f} [{rate.low:.4f}, {rate.high:.4f}] |"
+            for name, count, rate in group_rates(score_NN, groups, threshold)
+        ]
     return "\n".join(lines)
 
 
@@ -221,6 +244,7 @@ def main() -> None:
     threshold = stored_threshold(folder, options.far).threshold.cosine
     embedder = load_embedder(folder)
     print(by_group(embedder, options.data, options.flip, threshold), "\n")
+    print(by_sex(embedder, options.data, options.flip, threshold), "\n")
     lfw = read_lfw(options.data)
     clean_ND = embedded(embedder, lfw.images, options.flip)
     score = np.asarray(pair_scores(clean_ND, lfw.rows_a, lfw.rows_b))

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from measure_beyond_lfw import HELD, OLD, WORSE, age_group, group_rates
+from measure_beyond_lfw import HELD, OLD, ORIGINS, SEEN, SEXES, WORSE, age_group, group_rates, group_table
 from PIL import Image
 
 
@@ -46,3 +46,26 @@ def test_names_of_fairface_say_age_and_origin(name: str, age: str, origin: str) 
     match = HELD.search(OLD.sub("70_", name.replace("more_", "more")))
     assert match is not None
     assert (age_group(match["age"]), match["origin"]) == (age, origin)
+
+
+def test_names_of_utkface_say_sex_and_origin() -> None:
+    match = SEEN.search("unlabelled/100_1_2_20170105174847679.webp")
+    assert match is not None
+    assert (match["age"], SEXES[match["sex"]], ORIGINS[match["origin"]]) == (
+        "100",
+        "women and girls",
+        "Asian",
+    )
+    assert (
+        SEEN.search("unlabelled/61_1_20170109142408075.webp") is None
+    )  # an origin lacks, as in the set itself
+
+
+def test_a_table_has_all_and_each_group() -> None:
+    emb_ND = np.array([[1, 0], [1, 0], [0, 1], [-1, 0]], np.float32)
+    lines = group_table("set", emb_ND, [np.array(["a", "a", "b", "b"])], 0.5).splitlines()
+    assert [line.split(" [")[0] for line in lines[2:]] == [
+        "| all | 4 | 0.1667",
+        "| a | 2 | 1.0000",
+        "| b | 2 | 0.0000",
+    ]
