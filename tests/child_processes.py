@@ -42,6 +42,7 @@ def in_processes(world: int, work: Callable[[int], object], said: Path) -> list[
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world)
             )
             sys.stdout = sys.stderr = open(said, "a", buffering=1)  # noqa: SIM115
+            os.dup2(sys.stderr.fileno(), 2)  # what torch's C++ says, too
             return work(rank)
 
         return run

@@ -64,7 +64,7 @@ class Gradients:
             if self.summed is None:
                 self.amp.backward(loss)
                 return
-            with silent(), contextlib.nullcontext() if last else self.summed.no_sync():
+            with contextlib.nullcontext() if last else self.summed.no_sync():
                 self.amp.backward(self.summed(loss))
 
 
@@ -74,6 +74,8 @@ class PassedOn(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # Used by nothing, so that torch does not advise, in every process, against looking for what is not used.
+        self.spare = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
 
     def forward(self, loss: Tensor) -> Tensor:
         """The loss."""
@@ -88,9 +90,7 @@ def add_up(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.F
 
 @contextlib.contextmanager
 def silent() -> Iterator[Any]:
-    """Without torch's advice not to look for unused weights, where a batch used all, and on the new name of
-    `broadcast_buffers`, which does not yet do what the old one does."""
+    """Without torch's advice on the new name of `broadcast_buffers`, which does not yet do what the old one does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         yield
