@@ -21,6 +21,19 @@ def people(identities: int, seed: int = 0, dims: int = 24) -> tuple[np.ndarray, 
     return (emb @ basis + 20).astype(np.float32), np.repeat(np.arange(identities), IMAGES)
 
 
+def exact_people(images: int, people: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings (images, 64) of sixteen quarters each, many of them alike, and labels: their products are
+    multiples of 1 / 16, exact in float32 on any device and in any order."""
+    rng = np.random.default_rng(seed)
+    centre = np.zeros((people, 64), np.float32)
+    at = rng.random(centre.shape).argsort(1)[:, :16]
+    np.put_along_axis(centre, at, rng.choice([0.25, -0.25], size=at.shape).astype(np.float32), 1)
+    labels = rng.integers(people, size=images)
+    emb = centre[labels] * np.where(rng.random((images, 64)) < 0.2, np.float32(-1), np.float32(1))
+    emb[3::9] = emb[2::9][: len(emb[3::9])]  # copies, some of another person
+    return emb, labels
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 

@@ -32,6 +32,7 @@ from facemetric.evaluation.verification import (
     figures_of_scores,
 )
 from facemetric.machine import progress_bar
+from facemetric.mining.kernels.choice import exact_products
 from facemetric.mining.tiles import Tile, default_budget_mib, triangle_in_threads
 
 ROOT = 128.0  # both factors of the product carry one root
@@ -81,15 +82,17 @@ class Tally:
         self.count[0] -= left_out
 
     def add_tile(self, tile: torch.Tensor) -> None:
-        """`add` of scores that lie on any device, counted there: the counts and the high scores alone leave it."""
+        """`add` of scores that lie on any device, counted there: the counts and the high scores alone leave it. Those
+        that are LEFT_OUT are told by their bin, which has no others."""
         flat = tile.reshape(-1)
         bins = flat.floor().add_(OFFSET).to(torch.int32)
         found = torch.bincount(bins, minlength=BINS).cpu().numpy()
+        found[0] = 0
         self.count += found
-        if self.lowest_bin == 0:
-            self._keep(flat.cpu().numpy())
-        elif found[self.lowest_bin :].any():
-            self._keep(flat[flat >= self.lowest_bin - OFFSET].cpu().numpy())
+        if self.used + int(found[self.lowest_bin :].sum()) > len(self.kept):
+            self._prune(self.kept[:0])
+        if found[self.lowest_bin :].any():
+            self._append(flat[flat >= max(self.lowest_bin, 1) - OFFSET].cpu().numpy())
 
     def _keep(self, fresh: npt.NDArray[np.float32]) -> None:
         if self.used + len(fresh) > len(self.kept):
@@ -208,24 +211,27 @@ class _Hardest:
         self.hardness = np.empty(0, np.float32)
         self.places = np.empty((2, 0), np.int64)
 
-    def may_gain(self, highest: float) -> bool:
-        """Whether a tile of this highest score (of hardness, where the sign is -1) may have one of the hardest."""
-        return len(self.hardness) < HARDEST or highest >= float(self.hardness.min())
+    def add_tile(self, tile: torch.Tensor, rows: slice, cols: slice) -> None:
+        """`add` of a tile that lies on any device, where the sign is 1: what may be among the hardest leaves it."""
+        flat, bound = tile.reshape(-1), float(self._bound())
+        if float(flat.max()) < bound:  # nearly always
+            return
+        least = flat.topk(min(HARDEST, len(flat))).values[-1].clamp(min=bound)
+        at = (flat >= least).nonzero().squeeze(1)
+        self.add(flat[at].cpu().numpy(), rows, cols, at.cpu().numpy())
 
     def add(
         self,
         score: npt.NDArray[np.float32],
         rows: slice,
         cols: slice,
-        mask: npt.NDArray[np.bool_] | None = None,
+        places: Ints | None = None,
     ) -> None:
-        """Scores of a whole tile, or those where `mask` (R, C) holds."""
+        """Scores of a whole tile, or those of its `places`, rising, counted along its rows."""
         flat = score.reshape(-1)
         if not len(flat):
             return
-        bound = (
-            self.hardness.min() if len(self.hardness) == HARDEST else np.nextafter(LEFT_OUT, np.float32(0))
-        )
+        bound = self._bound()
         if (flat.max() if self.sign > 0 else -flat.min()) < bound:  # nearly always: one read of the tile
             return
         hardness = flat * self.sign
@@ -234,9 +240,13 @@ class _Hardest:
             bound = np.partition(hardness[found], -HARDEST)[-HARDEST]
             found = found[hardness[found] > bound]
         found = np.concatenate([found, np.flatnonzero(hardness == bound)[:HARDEST]])
-        at = found if mask is None else np.flatnonzero(mask)[found]
+        at = found if places is None else places[found]
         row, col = np.divmod(at, cols.stop - cols.start)
         self._merge(hardness[found], np.array([row + rows.start, col + cols.start]))
+
+    def _bound(self) -> np.float32:
+        """The hardness below which no pair is among the hardest: above that of LEFT_OUT."""
+        return self.hardness.min() if len(self.hardness) == HARDEST else np.nextafter(LEFT_OUT, np.float32(0))
 
     def merge(self, other: _Hardest) -> None:
         self._merge(other.hardness, other.places)
@@ -286,7 +296,8 @@ def walk_pairs(
         if budget_mib is None:
             budget_mib = TILE_MIB * threads if device is None else default_budget_mib(device)
         emb = torch.from_numpy(emb_ND).to(device or "cpu")
-        triangle_in_threads(emb, step, threads=threads, budget_mib=budget_mib, share=share)
+        with exact_products(emb.device):
+            triangle_in_threads(emb, step, threads=threads, budget_mib=budget_mib, share=share)
 
 
 def walking_threads(n: int) -> int:
@@ -299,6 +310,7 @@ def _count(
 ) -> tuple[_Kind, _Kind]:
     """Genuine and impostor pairs, each thread by itself, then put together; a device has one thread."""
     emb_ND, identity_N = by_person.emb_ND, by_person.identity_N
+    identity = torch.from_numpy(identity_N).to(device or "cpu")
     counters = [
         (
             _Kind(Tally(by_person.n_genuine, keep), _Hardest(-1)),
@@ -309,13 +321,12 @@ def _count(
 
     def work(thread: int, tile: Tile) -> None:
         rows, cols = tile.rows, tile.cols
-        if device is not None and identity_N[rows.stop - 1] < identity_N[cols.start]:
-            counters[thread][1].tally.add_tile(tile.values)
-            if counters[thread][1].hardest.may_gain(float(tile.values.max())):
-                counters[thread][1].hardest.add(tile.values.cpu().numpy(), rows, cols)
+        one_kind = identity_N[rows.stop - 1] < identity_N[cols.start]
+        if device is not None:
+            _count_on_device(counters[thread], tile, None if one_kind else identity)
             return
-        score = tile.values.cpu().numpy()
-        if identity_N[rows.stop - 1] < identity_N[cols.start]:
+        score = tile.values.numpy()
+        if one_kind:
             counters[thread][1].tally.add(score)
             counters[thread][1].hardest.add(score, rows, cols)
         else:
@@ -344,11 +355,30 @@ def _count_mixed(
     same = identity_N[rows, None] == identity_N[None, cols]
     if rows == cols:
         same = np.triu(same, 1)
-    some = score[same]
+    places = np.flatnonzero(same)
+    some = score.reshape(-1)[places]
     genuine.tally.add(some)
-    genuine.hardest.add(some, rows, cols, same)
+    genuine.hardest.add(some, rows, cols, places)
     if rows == cols:
         same |= np.tri(len(same), dtype=bool)
     score[same] = LEFT_OUT
     impostor.tally.add(score, int(np.count_nonzero(same)))
     impostor.hardest.add(score, rows, cols)
+
+
+def _count_on_device(kinds: tuple[_Kind, _Kind], tile: Tile, identity_N: torch.Tensor | None) -> None:
+    """A tile where it lies; people (N,) where it may have pairs of both kinds, or is on the diagonal."""
+    genuine, impostor = kinds
+    rows, cols, score = tile
+    if identity_N is not None:
+        same = identity_N[rows, None] == identity_N[None, cols]
+        left_out = same
+        if rows == cols:
+            left_out, same = same | torch.ones_like(same).tril(), same.triu(1)
+        at = same.reshape(-1).nonzero().squeeze(1)
+        some, places = score.reshape(-1)[at].cpu().numpy(), at.cpu().numpy()
+        genuine.tally.add(some)
+        genuine.hardest.add(some, rows, cols, places)
+        score.masked_fill_(left_out, float(LEFT_OUT))
+    impostor.tally.add_tile(score)
+    impostor.hardest.add_tile(score, rows, cols)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from facemetric.evaluation.intervals.draws import DRAWS, numbered_identities, pa
 from facemetric.evaluation.intervals.listed import Ranked
 from facemetric.evaluation.intervals.records import Interval, figure_intervals
 from facemetric.evaluation.nearest import nearest
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDS = 10  # parts of the people
 BINS = 4096  # of the scores of many pairs, to fit on
@@ -50,12 +53,15 @@ class CohortStatistics(NamedTuple):
     deviation: Floats
 
 
-def cohort_statistics(embeddings: npt.ArrayLike, cohort: npt.ArrayLike, top: int) -> CohortStatistics:
+def cohort_statistics(
+    embeddings: npt.ArrayLike, cohort: npt.ArrayLike, top: int, *, device: torch.device | None = None
+) -> CohortStatistics:
     """Of the `top` highest cosines of embeddings (N, D) with those of a cohort (C, D), all C where they are fewer.
+    `device` as for `nearest`.
 
     Raises DataError where an image's highest scores are all alike."""
     count = min(top, len(np.asarray(cohort)))
-    score_NK = nearest(embeddings, cohort, count).score.astype(np.float64)
+    score_NK = nearest(embeddings, cohort, count, device=device).score.astype(np.float64)
     found = CohortStatistics(score_NK.mean(1), score_NK.std(1))
     if (found.deviation <= 1e-9).any():
         raise DataError(

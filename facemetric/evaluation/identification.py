@@ -1,7 +1,7 @@
 """Who is it: identification against a gallery, closed set (ranks) and open set (TPIR and FNIR at FPIR).
 
 Shapes: N gallery images, Q probe images, D embedding, M probes of people in the gallery, O of others, W people,
-B draws, K wanted FPIRs, T thresholds, C gallery rows of a tile.
+B draws, K wanted FPIRs, T thresholds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from facemetric import distributed
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import (
     CURVE_POINTS,
@@ -30,13 +29,10 @@ from facemetric.evaluation.intervals.draws import DRAWS, person_weights
 from facemetric.evaluation.intervals.listed import Ranked, tar_at
 from facemetric.evaluation.intervals.records import Interval, figure_intervals, mean_intervals
 from facemetric.evaluation.nearest import nearest
-from facemetric.evaluation.table import unit_rows
-from facemetric.mining.tiles import product_tiles
+from facemetric.evaluation.ranks import NEVER, own_ranks
 
-NEVER = -2.0  # below every cosine: a known probe whose best match is wrong is identified at no threshold
 RANKS = (5, 10, 20)  # beside 1
 FNIR_FPIRS = (1e-2, 3e-3, 1e-3)  # 0.003 is that of NIST's FRTE tables
-ROWS, COLS = 1024, 2048  # probes and gallery rows of one tile: 8 MiB
 
 
 @dataclass(frozen=True)
@@ -150,103 +146,6 @@ class Identification:
         ]
 
 
-class OwnRanks(NamedTuple):
-    """Of each probe (Q,): the place of its own person among the people of the gallery, 0 where it is not there, and
-    the score of that person's best image, NEVER where it is not there."""
-
-    rank: Ints
-    mate: npt.NDArray[np.float32]
-
-
-def own_ranks(
-    gallery: npt.ArrayLike, gallery_labels: npt.ArrayLike, probe: npt.ArrayLike, probe_labels: npt.ArrayLike
-) -> OwnRanks:
-    """Where each probe's (Q, D) own person comes among all people of a gallery (N, D), each by the best image.
-
-    Of people with equal scores the one of the lower gallery row comes first. Two walks over the tiles of
-    probes x gallery, the first only where somebody's own person is: their products are the same to the bit.
-    """
-    gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
-    people, code_N = np.unique(np.asarray(gallery_labels), return_inverse=True)
-    code_Q = np.searchsorted(people, np.asarray(probe_labels)).clip(max=len(people) - 1)
-    asked = np.flatnonzero(people[code_Q] == np.asarray(probe_labels))
-    asked = asked[np.argsort(code_Q[asked], kind="stable")]  # both sides in the order of people
-    order = np.argsort(code_N, kind="stable")
-    walk = _Walk(probe_QD[asked], code_Q[asked], gallery_ND[order], code_N[order], order)
-    mate, row = walk.mates()
-    rank_Q, mate_Q = np.zeros(len(probe_QD), np.int64), np.full(len(probe_QD), NEVER, np.float32)
-    rank_Q[asked], mate_Q[asked] = 1 + walk.ahead(mate, row), mate.clip(-1, 1)
-    return OwnRanks(rank_Q, mate_Q)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """Probes and gallery, both in the order of their people; `row` (N,): where each gallery row was before."""
-
-    probe_QD: npt.NDArray[np.float32]
-    code_Q: Ints
-    gallery_ND: npt.NDArray[np.float32]
-    code_N: Ints
-    row: Ints
-
-    def blocks(self) -> list[tuple[int, int]]:
-        """Pieces of about COLS gallery rows, no person in two of them."""
-        starts = np.append(np.flatnonzero(np.diff(self.code_N, prepend=-1)), len(self.code_N))
-        wanted = np.arange(0, len(self.code_N), COLS)
-        ends = np.unique(np.append(starts[np.searchsorted(starts, wanted)], len(self.code_N)))
-        return list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-
-    def tile(self, at: int, low: int, high: int) -> npt.NDArray[np.float32]:
-        """Scores (R, C) of ROWS probes from `at` on with a block."""
-        probe, block = (
-            torch.from_numpy(x) for x in (self.probe_QD[at : at + ROWS], self.gallery_ND[low:high])
-        )
-        size = max(len(probe) * len(block) * 4 / 2**20, 1e-3)
-        ((_, _, score),) = product_tiles(probe, block, budget_mib=2 * size, whole_rows=True)
-        return score.numpy()
-
-    def mates(self) -> tuple[npt.NDArray[np.float32], Ints]:
-        """Score and row of the best image of each probe's own person (Q,)."""
-        best, row = np.full(len(self.code_Q), np.float32(-np.inf)), np.zeros(len(self.code_Q), np.int64)
-        own = np.zeros(len(self.code_Q), bool)
-        for low, high in self.blocks():
-            first, last = np.searchsorted(self.code_Q, [self.code_N[low], self.code_N[high - 1] + 1])
-            for at in distributed.own_share(range(first // ROWS * ROWS, last, ROWS)):
-                score = self.tile(at, low, high)
-                q = np.arange(max(first, at), min(last, at + ROWS))
-                own[q] = True
-                start, end = (
-                    np.searchsorted(self.code_N, self.code_Q[q], side=side) for side in ("left", "right")
-                )
-                for k in range(int((end - start).max(initial=0))):
-                    held = start + k < end
-                    col = (start + k)[held]
-                    value = score[q[held] - at, col - low]
-                    better = value > best[q[held]]
-                    best[q[held][better]] = value[better]
-                    row[q[held][better]] = self.row[col[better]]
-        for values in (best, row):
-            distributed.merged_rows(values, np.flatnonzero(own))
-        return best, row
-
-    def ahead(self, mate: npt.NDArray[np.float32], row: Ints) -> Ints:
-        """How many other people come before each probe's own (Q,)."""
-        count = np.zeros(len(self.code_Q), np.int64)
-        for low, high in self.blocks():
-            alone = np.diff(self.code_N[low:high]).all()  # one image of each person
-            for at in distributed.own_share(range(0, len(self.code_Q), ROWS)):
-                score = self.tile(at, low, high)
-                part = slice(at, at + len(score))
-                r, c = np.nonzero(score >= mate[part, None])
-                before = (score[r, c] > mate[part][r]) | (self.row[low:high][c] < row[part][r])
-                before &= self.code_N[low:high][c] != self.code_Q[part][r]
-                r, person = r[before], self.code_N[low:high][c[before]]
-                if not alone:
-                    r = np.unique(np.stack([r, person]), axis=1)[0]
-                count[part] += np.bincount(r, minlength=len(score))
-        return distributed.summed(count)
-
-
 def identify(
     gallery: npt.ArrayLike,
     gallery_labels: npt.ArrayLike,
@@ -255,18 +154,19 @@ def identify(
     *,
     fpirs: Sequence[float] = (1e-1, 1e-2),
     closed: bool = False,
+    device: torch.device | None = None,
 ) -> Identification:
     """Ranks, and TPIR and FNIR at FPIR, of probes (Q, D) against a gallery (N, D). Probes of people in the gallery are
     known ones.
 
     No probe may be in the gallery itself: leave such out (see `retrieval.same_images`), it would be found with 1.
-    `closed`: there may be no unknown probes, and then there is nothing at FPIRs.
+    `closed`: there may be no unknown probes, and then there is nothing at FPIRs. `device` as for `nearest`.
 
     Source of the terms: ISO/IEC 19795-1; of FNIR at FPIR, NIST IR 8271. Raises DataError where known or unknown probes
     lack.
     """
     identity_N, identity_Q = np.asarray(gallery_labels), np.asarray(probe_labels)
-    best = nearest(probe, gallery, 1)
+    best = nearest(probe, gallery, 1, device=device)
     if identity_N.shape != (len(np.asarray(gallery)),) or identity_Q.shape != (len(best.rows),):
         raise DataError(
             f"labels of shapes {identity_N.shape} and {identity_Q.shape}; needed one an embedding"
@@ -277,7 +177,7 @@ def identify(
             f"{known.sum()} known and {(~known).sum()} unknown probes; open-set identification needs both"
         )
     score, right = best.score[:, 0], identity_N[best.rows[:, 0]] == identity_Q
-    own = own_ranks(gallery, identity_N, probe, identity_Q)
+    own = own_ranks(gallery, identity_N, probe, identity_Q, device=device)
     # `nearest` decides who is first, to the bit.
     rank = np.where(right, 1, np.maximum(own.rank, 2 * known))
     mate = np.where(right, score, np.minimum(own.mate, score)).astype(np.float32)

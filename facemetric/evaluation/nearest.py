@@ -1,7 +1,10 @@
 """The k nearest of a gallery by cosine, exactly and in bounded memory: the one kNN of the house.
 
-torch computes the products; a few queries in a process that has not imported it go to numpy, which saves the seconds
-that the import takes."""
+torch computes the products, on the threads of the CPU or on a GPU; a few queries in a process that has not imported it
+go to numpy, which saves the seconds that the import takes.
+
+Shapes: Q queries, N gallery rows, D embedding, K neighbours, C gallery rows of a tile, R queries of a tile on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,9 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.curves import Ints
 from facemetric.evaluation.table import unit_rows
 from facemetric.machine import MIB
+
+if TYPE_CHECKING:
+    import torch
 
 BUDGET_MIB = 8.0  # the tile of each thread
 LEAST_A_THREAD = 256  # queries; a product of fewer is shared by the threads itself
@@ -28,6 +34,7 @@ ROWS_OF_NUMPY = 16_384  # of a gallery, in a product by numpy: 8 MiB of 128 numb
 FEW = 16  # queries, so few that the product is faster with them as its rows
 VERY_FEW = 8  # as its columns: half the time for one, a third for three, where MKL computes
 MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
+KEY_BYTES = 32  # of a key on a GPU: int64, and what it is made of
 NOBODY = np.iinfo(np.int64).max  # a key after all others
 LOW = (1 << 32) - 1  # where a key holds the row
 
@@ -39,21 +46,43 @@ class Neighbours(NamedTuple):
     score: npt.NDArray[np.float32]
 
 
-def nearest(queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int) -> Neighbours:
-    """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first."""
-    query_QD, gallery_ND = unit_rows(queries), unit_rows(gallery)
-    check_k([k], len(gallery_ND))
-    return _nearest(query_QD, gallery_ND, k)
+def nearest(
+    queries: npt.ArrayLike, gallery: npt.ArrayLike, k: int, *, device: torch.device | None = None
+) -> Neighbours:
+    """The k most similar gallery rows (N, D) of each query (Q, D); equal scores: the lower row first.
+
+    `device`: where tiles are made and searched, such as a GPU; None uses the threads of the CPU."""
+    query_QD, searched = unit_rows(queries), SearchedRows(unit_rows(gallery), device)
+    check_k([k], len(searched.rows_ND))
+    return searched.nearest(query_QD, k)
 
 
-def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], k: int) -> Neighbours:
-    """`nearest` of unit rows. Inside distributed.work_shared each process looks for some of the queries."""
-    import torch  # here and below: not every question needs it
+class SearchedRows:
+    """Unit rows (N, D) to be searched several times: by the threads of the CPU, or on a device, which has a copy."""
+
+    def __init__(self, rows_ND: npt.NDArray[np.float32], device: torch.device | None = None) -> None:
+        import torch  # here and below: not every question needs it
+
+        self.rows_ND = rows_ND
+        self.on_device = None if device is None else torch.from_numpy(rows_ND).to(device)
+
+    def nearest(self, query_QD: npt.NDArray[np.float32], k: int) -> Neighbours:
+        """The k best (Q, K) of unit rows (Q, D). Inside distributed.work_shared each process looks for some of them."""
+        best_QK = np.full((len(query_QD), k), NOBODY)
+        if self.on_device is None:
+            _search(query_QD, self.rows_ND, best_QK)
+        else:
+            _search_on_device(query_QD, self.on_device, best_QK)
+        return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))  # rounded cosines pass 1
+
+
+def _search(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float32], best_QK: Ints) -> None:
+    """Fill the keys of the best (Q, K) by the threads of the CPU."""
+    import torch
 
     from facemetric import distributed
     from facemetric.mining.tiles import in_threads, tile_shape
 
-    best_QK = np.full((len(query_QD), k), NOBODY)
     height, width = tile_shape(len(gallery_ND), len(query_QD), budget_mib=BUDGET_MIB)
     if distributed.workers() > 1 and len(query_QD) > width:
         mine = distributed.own_share(range(0, len(query_QD), width))
@@ -62,9 +91,8 @@ def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float
         ]
         for each in range(0, len(walks), torch.get_num_threads()):
             in_threads(walks[each : each + torch.get_num_threads()])
-        own = np.concatenate([np.arange(at, min(at + width, len(query_QD))) for at in mine] or [np.arange(0)])
-        distributed.merged_rows(best_QK, own)
-        return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))
+        distributed.merged_rows(best_QK, _rows_of(mine, width, len(query_QD)))
+        return
     parts = min(torch.get_num_threads(), -(-len(query_QD) // LEAST_A_THREAD))
     ends = [len(query_QD) * part // parts for part in range(parts + 1)]
     walks = [
@@ -74,7 +102,11 @@ def _nearest(query_QD: npt.NDArray[np.float32], gallery_ND: npt.NDArray[np.float
         walks[0]()
     else:
         in_threads(walks)
-    return Neighbours(best_QK & LOW, _scores(best_QK).clip(-1, 1))  # rounded cosines pass 1
+
+
+def _rows_of(starts: Sequence[int], size: int, rows: int) -> Ints:
+    """The rows (M,) of groups of `size` that begin at `starts`, below `rows`."""
+    return np.concatenate([np.arange(at, min(at + size, rows)) for at in starts] or [np.arange(0)])
 
 
 def nearest_in_parts(queries: npt.ArrayLike, parts: Sequence[npt.NDArray[np.float32]], k: int) -> Neighbours:
@@ -181,10 +213,68 @@ def _walk(
         _merge(best_QK[cols], values.numpy(), start + rows.start)
 
 
+def _search_on_device(query_QD: npt.NDArray[np.float32], gallery_ND: torch.Tensor, best_QK: Ints) -> None:
+    """Fill the keys of the best (Q, K) where the gallery (N, D) lies, one group of queries after the other: these
+    go there, the keys come back, and between nothing waits."""
+    import torch
+
+    from facemetric import distributed
+    from facemetric.mining.kernels.choice import exact_products
+    from facemetric.mining.tiles import product_tiles
+
+    device, k = gallery_ND.device, best_QK.shape[1]
+    height, width = _shape_on_device(len(query_QD), len(gallery_ND), k, device)
+    mine = distributed.own_share(range(0, len(query_QD), height))
+    with exact_products(device):
+        for at in mine:
+            query_RD = torch.from_numpy(query_QD[at : at + height]).to(device)
+            best_RK = torch.full((len(query_RD), k), int(NOBODY), device=device)
+            budget_mib = (4 * len(query_RD) * width + 2) / MIB
+            for _, cols, score in product_tiles(query_RD, gallery_ND, budget_mib=budget_mib):
+                best_RK = _merged_on_device(best_RK, score, cols.start)
+            best_QK[at : at + height] = best_RK.cpu().numpy()
+    distributed.merged_rows(best_QK, _rows_of(mine, height, len(query_QD)))
+
+
+def _shape_on_device(queries: int, gallery: int, k: int, device: torch.device) -> tuple[int, int]:
+    """Queries and gallery rows of a tile there, so that its scores and all keys made of them fit in the budget."""
+    from facemetric.mining.tiles import budget_bytes, default_budget_mib, tile_shape
+
+    budget_mib = default_budget_mib(device)
+    height, width = tile_shape(queries, gallery, budget_mib=budget_mib, buffers=4)
+    group = _group(width, k)
+    keys = width // group + k * (1 + group) + group
+    return max(min(height, budget_bytes(budget_mib) // (4 * width + KEY_BYTES * keys)), 1), width
+
+
+def _group(rows: int, k: int) -> int:
+    """How many gallery rows of a tile are first looked at as one."""
+    return min(max(rows // (8 * k), 1), MOST_IN_A_GROUP)
+
+
+def _merged_on_device(best_RK: torch.Tensor, score_RC: torch.Tensor, first: int) -> torch.Tensor:
+    """The best keys (R, K) so far and of a tile, whose gallery rows are `first` and up.
+
+    The k best rows are among the k groups whose best come first: each other group has k rows before all of its own."""
+    import torch
+
+    C, k = score_RC.shape[1], best_RK.shape[1]
+    group = _group(C, k)
+    whole = C // group * group
+    score_RGg = score_RC[:, :whole].unflatten(1, (-1, group))
+    number_C = torch.arange(C, device=score_RC.device)
+    keys_RG = _keys_on_device(score_RGg.amax(2), number_C[: whole // group])
+    chosen = keys_RG.topk(min(k, whole // group), dim=1, largest=False, sorted=False).values[:, :, None] & LOW
+    fresh = score_RGg.gather(1, chosen.expand(-1, -1, group))
+    fresh = _keys_on_device(fresh, chosen * group + number_C[:group] + first).flatten(1)
+    rest = _keys_on_device(score_RC[:, whole:], number_C[whole:] + first)
+    return torch.cat([best_RK, fresh, rest], 1).topk(k, dim=1, largest=False).values
+
+
 def _merge(best_QK: Ints, score_CQ: npt.NDArray[np.float32], first: int) -> None:
     """Put the scores of a tile, whose gallery rows are `first` and up, among the best keys so far, in place."""
     C, k = len(score_CQ), best_QK.shape[1]
-    group = min(max(C // (8 * k), 1), MOST_IN_A_GROUP)
+    group = _group(C, k)
     best_GQ = _best_of_groups(score_CQ, group)
     if len(best_GQ) >= k and (best_QK == NOBODY).all():  # at least k rows reach the k-th best of the groups
         kth_Q = np.partition(best_GQ, len(best_GQ) - k, axis=0)[-k]
@@ -233,6 +323,14 @@ def _keys(score: npt.NDArray[np.float32], row: Ints) -> Ints:
     The bits of a positive float32 rise with it; those of a negative one fall, so all but its sign are turned.
     """
     bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: minus zero equals zero
+    return (~(bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 32) | row
+
+
+def _keys_on_device(score: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """`_keys` of tensors of any shape."""
+    import torch
+
+    bits = (score + 0.0).view(torch.int32).to(torch.int64)
     return (~(bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 32) | row
 
 

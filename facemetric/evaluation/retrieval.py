@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,11 @@ import numpy.typing as npt
 from facemetric.errors import DataError, plural
 from facemetric.evaluation.figures import Figure, Heading
 from facemetric.evaluation.intervals.records import Interval
-from facemetric.evaluation.nearest import LEAST_A_THREAD, Neighbours, _nearest, check_k
+from facemetric.evaluation.nearest import LEAST_A_THREAD, Neighbours, SearchedRows, check_k
 from facemetric.evaluation.table import unit_rows
+
+if TYPE_CHECKING:
+    import torch
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,14 +47,17 @@ class Overlap(NamedTuple):
 NO_OVERLAP = Overlap(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def same_images(probe: npt.ArrayLike, gallery: npt.ArrayLike) -> Overlap:
+def same_images(
+    probe: npt.ArrayLike, gallery: npt.ArrayLike, *, device: torch.device | None = None
+) -> Overlap:
     """Probes (Q, D) that are in the gallery (N, D): the embeddings of one file, or of its copy, are equal.
 
     Equal is a cosine within 1e-6 of 1, which a network's rounding leaves and two photographs do not reach. A probe
     that MOST_COPIES of the gallery are equal to is `unsure`: none of them is taken for the probe itself.
+    `device` as for `nearest`.
     """
     probe_QD, gallery_ND = unit_rows(probe), unit_rows(gallery)
-    found = _nearest(probe_QD, gallery_ND, min(MOST_COPIES, len(gallery_ND)))
+    found = SearchedRows(gallery_ND, device).nearest(probe_QD, min(MOST_COPIES, len(gallery_ND)))
     probes, place = np.nonzero(found.score >= 1 - 4 * EQUAL)  # float32 products round by some 1e-6
     rows = found.rows[probes, place]
     difference = probe_QD[probes].astype(np.float64) - gallery_ND[rows]
@@ -162,16 +168,18 @@ def leave_one_out(
     *,
     knn: Sequence[int] = (1, 5),
     recall: Sequence[int] = (1, 5, 10),
+    device: torch.device | None = None,
 ) -> Retrieval:
     """Every image of embeddings (N, D) looks for its person, labels (N,), among all others.
 
     Images of people with a single image are no queries (they are counted) but stay in the gallery.
-    Sources: Musgrave et al. 2020, arXiv:2003.08505, for R-precision and MAP@R.
+    `device` as for `nearest`. Sources: Musgrave et al. 2020, arXiv:2003.08505, for R-precision and MAP@R.
     """
     emb_ND, identity_N = unit_rows(embeddings), _numbered(labels, len(np.asarray(embeddings)))
-    images, itself = _Images(emb_ND, identity_N), np.arange(len(identity_N))
+    images, gallery = _Images(emb_ND, identity_N), _Gallery(SearchedRows(emb_ND, device), identity_N)
+    itself = np.arange(len(identity_N))
     lacking = "no image has another of its person to find; kNN needs people with two images or more"
-    return _retrieve(images, images, knn, recall, Overlap(itself, itself), lacking)
+    return _retrieve(images, gallery, knn, recall, Overlap(itself, itself), lacking)
 
 
 def gallery_probe(
@@ -183,22 +191,27 @@ def gallery_probe(
     knn: Sequence[int] = (1, 5),
     recall: Sequence[int] = (1, 5, 10),
     itself: Overlap = NO_OVERLAP,
+    device: torch.device | None = None,
 ) -> Retrieval:
     """Every probe (Q, D) looks for its person in the gallery (N, D); where nobody is there to find it is left out.
 
-    `itself` (see `same_images`): probes that are in the gallery, which then do not find themselves.
+    `itself` (see `same_images`): probes that are in the gallery, which then do not find themselves. `device` as for
+    `nearest`.
     """
     gallery_ND, probe_QD = unit_rows(gallery), unit_rows(probe)
     both = np.concatenate([np.asarray(gallery_labels), np.asarray(probe_labels)])
     identities = _numbered(both, len(gallery_ND) + len(probe_QD))
     identity_N, identity_Q = identities[: len(gallery_ND)], identities[len(gallery_ND) :]
-    gallery_images, probe_images = _Images(gallery_ND, identity_N), _Images(probe_QD, identity_Q)
+    enrolled, probes = (
+        _Gallery(SearchedRows(gallery_ND, device), identity_N),
+        _Images(probe_QD, identity_Q),
+    )
     beside = " beside itself" if len(itself.probes) else ""
     lacking = (
         f"none of {len(identity_Q)} probes is of a person in the gallery{beside}; do their identities have one "
         "name?"
     )
-    return _retrieve(probe_images, gallery_images, knn, recall, itself, lacking)
+    return _retrieve(probes, enrolled, knn, recall, itself, lacking)
 
 
 def _numbered(labels: npt.ArrayLike, n: int) -> Ints:
@@ -213,9 +226,14 @@ class _Images(NamedTuple):
     identity_N: Ints
 
 
+class _Gallery(NamedTuple):
+    searched: SearchedRows
+    identity_N: Ints
+
+
 def _retrieve(
     probes: _Images,
-    gallery: _Images,
+    gallery: _Gallery,
     knn: Sequence[int],
     recall: Sequence[int],
     itself: Overlap,
@@ -242,7 +260,7 @@ def _retrieve(
     for part in _parts_of(total_Q):
         total_R, identity_R = total_Q[part], identity_Q[part]
         most = min(max(*ks, int(total_R.max())) + most_copies, len(identity_N))
-        found = _nearest(query_QD[part], gallery.emb_ND, most)
+        found = gallery.searched.nearest(query_QD[part], most)
         found, identity_RK = _without_own(found, identity_N, rows_Q[part], itself)
         nearest_Q[part], score_Q[part] = found.rows[:, 0], found.score[:, 0]
         right = identity_RK == identity_R[:, None]

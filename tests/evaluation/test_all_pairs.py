@@ -97,13 +97,17 @@ def test_beyond_the_kept_scores_counts_stay_exact(keep, pieces, ties, people):
     assert (record.exact_from > -np.inf) == (max(record.n_genuine, record.n_impostor) > 2 * keep)
 
 
+@pytest.mark.parametrize("device", [False, True])
 @pytest.mark.parametrize(("spread", "step"), [(0.2, 2**-40), (0.002, 2**-40), (0.2, 2**-11), (0.2, 2**-7)])
-def test_the_kept_scores_are_the_highest(spread, step):
+def test_the_kept_scores_are_the_highest(spread, step, device):
     rng = np.random.default_rng(0)
     score = (np.round(rng.normal(size=50_000).clip(-5, 5) * spread / step) * step).astype(np.float32)
     tally = Tally(len(score), keep=1000)
     for piece in np.array_split(score * np.float32(STEPS), 37):
-        tally.add(piece.copy())
+        if device:
+            tally.add_tile(torch.from_numpy(np.append(piece, allpairs.LEFT_OUT)))
+        else:
+            tally.add(piece.copy())
     counted = tally.scores()
     assert 250 < len(counted.kept) <= 2000
     np.testing.assert_array_equal(counted.kept, np.sort(score)[-len(counted.kept) :])
@@ -202,6 +206,18 @@ def test_the_bins_beyond_1_and_below_minus_1():
     at = np.array([-1 - 1 / STEPS, -1, 0, 1, 1 + 1 / STEPS])
     assert counted.at_least(at).tolist() == [5, 5, 3, 1, 0]
     assert counted.kept.tolist() == [1]
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_the_lowest_score_that_can_be_kept(device):
+    tally = Tally(12, keep=4)
+    for piece in ([100, 100, 50.5, 50.5, 50.5, 1, 2, 3, 4], [51, 50.9, 3]):  # three of one bin are too many
+        scores = np.array(piece, np.float32)
+        if device:
+            tally.add_tile(torch.from_numpy(scores))
+        else:
+            tally.add(scores)
+    assert (tally.scores().kept * STEPS).tolist() == [51, 100, 100]
 
 
 def test_no_genuine_pair_and_wrong_labels():

@@ -5,7 +5,7 @@ import pytest
 import reference_metrics as slow
 
 from facemetric.errors import DataError
-from facemetric.evaluation import identification
+from facemetric.evaluation import ranks
 from facemetric.evaluation.identification import (
     draw_open_set,
     identification_intervals,
@@ -59,8 +59,8 @@ def test_identification_needs_both_kinds():
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_ranks_and_fnir_as_slow_loops(images, monkeypatch):
-    monkeypatch.setattr(identification, "ROWS", 16)  # several tiles each way
-    monkeypatch.setattr(identification, "COLS", 7)
+    monkeypatch.setattr(ranks, "ROWS", 16)  # several tiles each way
+    monkeypatch.setattr(ranks, "COLS", 7)
     rng = np.random.default_rng(images)
     centre = rng.normal(size=(50, 8))
     gallery_labels = rng.permutation(np.repeat(np.arange(30), images))

@@ -21,9 +21,11 @@ from facemetric.evaluation.all_pairs import verify_all_pairs
 from facemetric.evaluation.embed import embed_index
 from facemetric.evaluation.identification import identify
 from facemetric.evaluation.intervals import all_pairs as intervals_room
-from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
+from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals, count_by_person
 from facemetric.evaluation.nearest import nearest
+from facemetric.evaluation.ranks import own_ranks
 from facemetric.evaluation.retrieval import leave_one_out
+from facemetric.mining import tiles
 from facemetric.model.weights.save_load import load_embedder
 from facemetric.training.tasks.feature_cache import cached_features
 
@@ -52,6 +54,8 @@ def found_of_pairs() -> dict[str, str]:
     """What is measured of pairs and neighbours, with so little kept that every process must let go of some."""
     intervals_room.LISTED = 300
     nearest_room.BUDGET_MIB = 0.3  # several groups of queries
+    tiles.CPU_BUDGET_MIB = 0.3  # the same where tiles are a device's
+    at = torch.device("cpu")
     emb_ND, label_N = drawn()
     pairs = verify_all_pairs(emb_ND, label_N, keep=2000)
     bounds = all_pairs_intervals(emb_ND, label_N, pairs, draws=100)
@@ -62,6 +66,9 @@ def found_of_pairs() -> dict[str, str]:
     who = identify(emb_ND[gallery], label_N[gallery], emb_ND[probes], label_N[probes])
     hardest = pairs.hardest
     assert hardest is not None
+    counts = count_by_person(emb_ND, label_N, np.arange(-16, 17) / 16, device=at)
+    near_there = nearest(emb_ND, emb_ND, 3, device=at)
+    ranks_there = own_ranks(emb_ND[gallery], label_N[gallery], emb_ND[probes], label_N[probes], device=at)
     return {
         "pairs": mark(pairs.to_dict(), pairs.exact_from, pairs.roc.far, pairs.roc.tar),
         "hardest": mark(*hardest.genuine, *hardest.impostor),
@@ -69,6 +76,7 @@ def found_of_pairs() -> dict[str, str]:
         "nearest": mark(near.rows, near.score),
         "retrieval": mark(itself.to_dict(), itself.each.nearest, itself.each.score),
         "identification": mark(who.to_dict(), who.rank, who.mate),
+        "on a device": mark(*near_there, *ranks_there, *counts),
     }
 
 

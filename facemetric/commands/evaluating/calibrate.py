@@ -70,12 +70,12 @@ def normalize_listed(
     listed, table, cohort = inputs.listed, inputs.table, inputs.cohort
     assert listed is not None
     assert cohort is not None
-    if shared := same_images(table.embeddings, cohort.embeddings).images():
+    if shared := same_images(table.embeddings, cohort.embeddings, device=inputs.device).images():
         raise DataError(
             f"{shared:,} of the {len(table):,} images are in the cohort too; give a cohort of other images, of other "
             "people"
         )
-    found = cohort_statistics(table.embeddings, cohort.embeddings, config.cohort_top)
+    found = cohort_statistics(table.embeddings, cohort.embeddings, config.cohort_top, device=inputs.device)
     sides = [
         CohortStatistics(found.mean[rows], found.deviation[rows]) for rows in (listed.rows_a, listed.rows_b)
     ]

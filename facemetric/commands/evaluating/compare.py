@@ -69,12 +69,13 @@ def compare_pairs(
         return verified, listed_differences(config, listed, identities, (cosines, score), verified)
     if not isinstance(before, Verified):
         return None, {}
-    verified = verify_all(config, model.table, first.identities)
+    verified = verify_all(config, inputs, model.table)
     differences = all_pairs_differences(
         (first.embeddings, model.table.embeddings),
         first.identities,
         (before.verification, verified.verification),
         seed=config.seed,
+        device=inputs.device,
     )
     return verified, differences
 
@@ -88,7 +89,11 @@ def compare_neighbours(
         return None, {}
     before, first = retrieved.retrieval, inputs.table
     found = leave_one_out(
-        model.table.embeddings, first.identities, knn=list(before.knn), recall=list(before.recall)
+        model.table.embeddings,
+        first.identities,
+        knn=list(before.knn),
+        recall=list(before.recall),
+        device=inputs.device,
     )
     people = first.identities[before.each.rows]
     intervals = mean_intervals(found.each.figures, people, seed=config.seed)

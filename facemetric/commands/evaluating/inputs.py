@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric import distributed
 from facemetric.commands.embedding import (
@@ -36,7 +37,7 @@ from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.templates import Pooled
 from facemetric.faces.align import AlignOptions, cut_faces
-from facemetric.machine import say
+from facemetric.machine import pick_device, say
 from facemetric.model.weights.opened import Weights, open_model
 
 
@@ -106,6 +107,8 @@ class EvalInputs:
     """That images of `images` are training images of the weights, and what was guessed of ONNX files."""
     cohort: EmbeddingTable | None = None
     pooled: Pooled | None = None
+    device: torch.device | None = None
+    """Where tiles of pairs and neighbours are made; None for the threads of the CPU."""
 
 
 def open_inputs(config: EvalConfig) -> EvalInputs:
@@ -123,6 +126,7 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         table, bad = embed(config, weights, images, needed)
         listed = listed.among_readable(bad) if listed is not None and pairs_of_images else listed
     assert table is not None
+    device = device_of_tiles(config.device)
     own = ImageSet(table, among_readable(images, bad) if weights is not None else None)
     others = open_others(config, found.others, table, images, needed)
     gallery, cohort = (
@@ -148,13 +152,20 @@ def open_inputs(config: EvalConfig) -> EvalInputs:
         images,
         listed,
         None if gallery is None else gallery.table,
-        NO_OVERLAP if gallery is None else find_overlap(own, gallery),
+        NO_OVERLAP if gallery is None else find_overlap(own, gallery, device),
         others,
         weights,
         warnings_of(images, weights, *found.others.values()),
         None if cohort is None else cohort.table,
         pooled,
+        device,
     )
+
+
+def device_of_tiles(wanted: str) -> torch.device | None:
+    """The GPU that makes the tiles of pairs and neighbours, where --device is one; None for the threads of the CPU."""
+    device = pick_device(wanted)
+    return device if device.type == "cuda" else None
 
 
 class Sources(NamedTuple):

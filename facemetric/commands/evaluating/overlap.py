@@ -8,6 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from facemetric.data.index import ImageIndex
 from facemetric.evaluation.retrieval import NO_OVERLAP, Overlap, same_images
@@ -21,9 +22,10 @@ class ImageSet(NamedTuple):
     images: ImageIndex | None = None
 
 
-def find_overlap(own: ImageSet, gallery: ImageSet) -> Overlap:
-    """The images that are in the gallery too: one file, a file of the same bytes, or the same embedding."""
-    found = same_images(own.table.embeddings, gallery.table.embeddings)
+def find_overlap(own: ImageSet, gallery: ImageSet, device: torch.device | None = None) -> Overlap:
+    """The images that are in the gallery too: one file, a file of the same bytes, or the same embedding. `device` as
+    for `nearest`."""
+    found = same_images(own.table.embeddings, gallery.table.embeddings, device=device)
     if own.images is None or gallery.images is None:
         return found
     files = same_files(own.images, gallery.images)

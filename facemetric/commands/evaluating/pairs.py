@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from facemetric.commands.evaluating.inputs import EvalInputs, ListedPairs
 from facemetric.config import EvalConfig
@@ -21,7 +20,6 @@ from facemetric.evaluation.intervals.records import Interval
 from facemetric.evaluation.slices.measure import groups_of_pairs, slice_all_pairs, slice_pairs
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.evaluation.verification import Verification, hardest_pairs, pair_scores, verify_pairs
-from facemetric.machine import pick_device
 from facemetric.report.record import Family, Sliced, Verified
 
 
@@ -131,18 +129,12 @@ def fold_of(found: Verification) -> npt.NDArray:
     return found.accuracy.fold
 
 
-def verify_all(config: EvalConfig, table: EmbeddingTable, identities: npt.NDArray) -> Verified:
-    """Verification of all pairs of a table whose rows are of these identities (N,)."""
-    arguments = table.embeddings, identities
-    found = verify_all_pairs(*arguments, fars=config.fars, device=device_of_tiles(config.device))
-    bounds = all_pairs_intervals(*arguments, found, seed=config.seed)
+def verify_all(config: EvalConfig, inputs: EvalInputs, table: EmbeddingTable) -> Verified:
+    """Verification of all pairs of a table whose rows are the images of the first."""
+    arguments = table.embeddings, inputs.table.identities
+    found = verify_all_pairs(*arguments, fars=config.fars, device=inputs.device)
+    bounds = all_pairs_intervals(*arguments, found, seed=config.seed, device=inputs.device)
     return Verified("all", found, bounds.figures, bounds.band)
-
-
-def device_of_tiles(wanted: str) -> torch.device | None:
-    """The GPU that makes and counts the tiles of all pairs, where --device is one; None for the threads of the CPU."""
-    device = pick_device(wanted)
-    return device if device.type == "cuda" else None
 
 
 def score_listed(
@@ -165,9 +157,14 @@ def score_listed(
 def score_all_pairs(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> None:
     """Verification of all pairs, and its slices."""
     table = inputs.table
-    verified = scored.families["verification"] = verify_all(config, table, table.identities)
+    verified = scored.families["verification"] = verify_all(config, inputs, table)
     slices = slice_all_pairs(
-        table.embeddings, table.identities, verified.verification.points, table.groups, seed=config.seed
+        table.embeddings,
+        table.identities,
+        verified.verification.points,
+        table.groups,
+        seed=config.seed,
+        device=inputs.device,
     )
     if slices:
         scored.families["slices"] = Sliced(slices)

@@ -75,7 +75,11 @@ def score_neighbours(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> 
         return
     most = len(table) - 1
     found = leave_one_out(
-        table.embeddings, table.identities, knn=up_to(most, KNN), recall=up_to(most, RECALL)
+        table.embeddings,
+        table.identities,
+        knn=up_to(most, KNN),
+        recall=up_to(most, RECALL),
+        device=inputs.device,
     )
     intervals = retrieval_intervals(found, table, config.seed)
     scored.families["neighbours"] = Retrieved(found, intervals, NEIGHBOURS, thing_of(inputs))
@@ -117,6 +121,7 @@ def score_gallery(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> Non
             knn=up_to(len(gallery), KNN),
             recall=up_to(len(gallery), RECALL),
             itself=inputs.overlap,
+            device=inputs.device,
         )
     except DataError as error:
         if not inputs.overlap.images():  # nobody has a name of the gallery: most often a slip in the names
@@ -145,7 +150,7 @@ def score_open_set(config: EvalConfig, inputs: EvalInputs, scored: Scored) -> No
     closed = bool(np.isin(probes.identities, gallery.identities).all())
     if closed:
         scored.notes.append("no open-set identification: every image is of a person in the gallery")
-    identified = identify(*arguments, fpirs=FPIRS, closed=closed)
+    identified = identify(*arguments, fpirs=FPIRS, closed=closed, device=inputs.device)
     bounds = identification_intervals(identified, probes.identities, seed=config.seed)
     scored.families["identification"] = Identified(identified, bounds)
 

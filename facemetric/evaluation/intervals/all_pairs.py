@@ -37,10 +37,11 @@ from facemetric.evaluation.intervals.counts import (
 from facemetric.evaluation.intervals.draws import DRAWS
 from facemetric.evaluation.intervals.records import Bounds, Interval, figure_intervals
 from facemetric.evaluation.verification import Verification
-from facemetric.mining.tiles import Tile
+from facemetric.mining.tiles import Tile, default_budget_mib
 
 EXACT = 8  # thresholds that are compared one by one, wherever they lie
 MOST_CELLS = 255  # thresholds: the cell of a score is one byte
+TILE_BYTES = 32  # of a score on a GPU, with the codes made of it
 LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
 
 
@@ -51,13 +52,19 @@ def curve_thresholds(curve: Roc, fars: Floats) -> Floats:
 
 
 def count_by_person(
-    embeddings: npt.ArrayLike, labels: npt.ArrayLike, threshold: Floats, *, budget_mib: float | None = None
+    embeddings: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    threshold: Floats,
+    *,
+    budget_mib: float | None = None,
+    device: torch.device | None = None,
 ) -> PersonCounts:
     """Counts over all pairs of embeddings (N, D) of the identities labels (N,), at rising thresholds (T,).
 
     More than EXACT thresholds must lie on the grid of the tally, and be at most MOST_CELLS.
     Identities are in the order of their sorted labels. `alone` is exact up to LISTED accepted impostor pairs;
     where there are more, the accepted pairs are taken to share identities as the highest LISTED do.
+    `budget_mib` and `device` as for `verify_all_pairs`.
     """
     steps = np.asarray(threshold) * STEPS
     assert len(steps) <= EXACT or (len(steps) <= MOST_CELLS and (steps == np.floor(steps)).all()), (
@@ -69,7 +76,10 @@ def count_by_person(
     W, cells = int(identity_N[-1]) + 1, len(threshold) + 1
     counts = np.zeros((2, W, cells), np.int64)
     tail = _Tail()
-    _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
+    if device is None:
+        _walk(by_person, _Cells(threshold), counts, tail, budget_mib)
+    else:
+        _walk_on_device(by_person, _Cells(threshold), counts, tail, budget_mib, device)
     counts = distributed.summed(counts)
     if distributed.workers() > 1:
         parts = distributed.from_all(tail)
@@ -96,8 +106,8 @@ class _Cells:
     def __init__(self, threshold: Floats) -> None:
         edge = ((np.arange(BINS) - OFFSET) / STEPS).clip(-1)
         self.of_bin = np.searchsorted(threshold, edge, side="right").astype(np.uint8)
-        steps = np.where(threshold > -1, threshold * STEPS, -OFFSET)
-        self.exact = steps.astype(np.float32) if len(threshold) <= EXACT else None
+        self.steps = np.where(threshold > -1, threshold * STEPS, -OFFSET).astype(np.float32)
+        self.exact = self.steps if len(threshold) <= EXACT else None
 
     def of(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """Cells (R, C) of scores in steps (R, C), which are used up."""
@@ -130,16 +140,19 @@ class _Tail:
     ) -> None:
         """Cells (R, C) of impostor pairs; 0 is below all thresholds."""
         at = np.flatnonzero(cell >= self.lowest)
-        if not len(at):
-            return
-        row, col = np.divmod(at, cell.shape[1])
-        high, pair = cell.reshape(-1)[at], identity_R[row].astype(np.int64) * identities + identity_C[col]
-        with lock:
-            self.cell.append(high)
-            self.pair.append(pair)
-            self.used += len(at)
-            if self.used > 2 * LISTED:
-                self._prune()
+        if len(at):
+            row, col = np.divmod(at, cell.shape[1])
+            pair = identity_R[row].astype(np.int64) * identities + identity_C[col]
+            with lock:
+                self.add_listed(cell.reshape(-1)[at], pair)
+
+    def add_listed(self, high: npt.NDArray[np.uint8], pair: Ints) -> None:
+        """Cells (I,) of impostor pairs from `lowest` up, and the number (I,) of both identities of each."""
+        self.cell.append(high)
+        self.pair.append(pair)
+        self.used += len(high)
+        if self.used > 2 * LISTED:
+            self._prune()
 
     def merge(self, other: _Tail) -> None:
         """Add what another process has listed."""
@@ -224,6 +237,46 @@ def _add(
             counts[first : first + len(found)] += found
 
 
+def _walk_on_device(
+    by_person: ByPerson,
+    cells_of: _Cells,
+    counts: npt.NDArray[np.int64],
+    tail: _Tail,
+    budget_mib: float | None,
+    device: torch.device,
+) -> None:
+    """`_walk` where the tiles are made and counted on a device; the pairs of the tail leave it, and the counts at the
+    end."""
+    W, cells = counts.shape[1:]
+    steps, identity_N = (
+        torch.from_numpy(values).to(device) for values in (cells_of.steps, by_person.identity_N)
+    )
+    found = torch.zeros(counts.size, dtype=torch.int64, device=device)
+    one = torch.ones((), dtype=torch.int64, device=device)
+
+    def work(_: int, tile: Tile) -> None:
+        cell = torch.bucketize(tile.values, steps, right=True, out_int32=True)
+        identity_R1, identity_1C = identity_N[tile.rows, None], identity_N[None, tile.cols]
+        other = identity_R1 != identity_1C
+        counted = one.expand_as(cell)
+        if tile.rows == tile.cols:
+            counted = torch.ones_like(cell, dtype=torch.int64).triu(1)
+        for identity in (identity_R1, identity_1C):
+            code = (other * W + identity) * cells + cell
+            found.scatter_add_(0, code.reshape(-1), counted.reshape(-1))
+        at = (cell.mul_(other & (counted > 0)) >= tail.lowest).reshape(-1).nonzero().squeeze(1)
+        if len(at):
+            row, col = at // cell.shape[1], at % cell.shape[1]
+            pair = identity_R1[row, 0] * W + identity_1C[0, col]
+            high = cell.reshape(-1)[at].to(torch.uint8)
+            tail.add_listed(high.cpu().numpy(), pair.cpu().numpy())
+
+    if budget_mib is None:
+        budget_mib = default_budget_mib(device) * 4 / TILE_BYTES
+    walk_pairs(by_person.emb_ND, work, 1, budget_mib, "intervals", device)
+    counts += found.cpu().numpy().reshape(counts.shape)
+
+
 def all_pairs_intervals(
     embeddings: npt.ArrayLike,
     labels: npt.ArrayLike,
@@ -231,9 +284,11 @@ def all_pairs_intervals(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> Bounds:
-    """Intervals of the figures that `verify_all_pairs` found for the same embeddings and labels."""
-    figures = _counted(embeddings, labels, found)
+    """Intervals of the figures that `verify_all_pairs` found for the same embeddings and labels, there where they
+    were found (`device`)."""
+    figures = _counted(embeddings, labels, found, device)
     return figures.bounds(figures.draws(draws, seed))
 
 
@@ -244,6 +299,7 @@ def all_pairs_differences(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> dict[str, Interval]:
     """Second model minus first over all pairs of the same images: the same people are drawn for both."""
     if found[0].n_genuine != found[1].n_genuine or found[0].n_impostor != found[1].n_impostor:
@@ -251,18 +307,20 @@ def all_pairs_differences(
             f"{found[0].n_genuine + found[0].n_impostor} pairs of the first model and "
             f"{found[1].n_genuine + found[1].n_impostor} of the second; needed the same images"
         )
-    first, second = (_counted(e, labels, f) for e, f in zip(embeddings, found, strict=True))
+    first, second = (_counted(e, labels, f, device) for e, f in zip(embeddings, found, strict=True))
     before = first.measured.values
     values = {name: value - before[name] for name, value in second.measured.values.items()}
     draws_BF = second.draws(draws, seed) - first.draws(draws, seed)
     return figure_intervals(values, draws_BF[:, : len(values)])
 
 
-def _counted(embeddings: npt.ArrayLike, labels: npt.ArrayLike, found: Verification) -> CountedFigures:
+def _counted(
+    embeddings: npt.ArrayLike, labels: npt.ArrayLike, found: Verification, device: torch.device | None
+) -> CountedFigures:
     fars = band_fars(found.n_impostor)
     threshold_T = curve_thresholds(found.roc, watched_fars(found.roc, found.n_impostor))
     supported = [p for p in found.points if p.supported]
     values = {"auc": found.auc, "eer": found.eer} | {tar_name(p.wanted): p.true_rate for p in supported}
     place = np.searchsorted(found.roc.far, fars * (1 + 1e-9), side="right") - 1
     measured = Measured(values, np.array([p.wanted for p in supported]), fars, found.roc.tar[place])
-    return CountedFigures(measured, count_by_person(embeddings, labels, threshold_T))
+    return CountedFigures(measured, count_by_person(embeddings, labels, threshold_T, device=device))

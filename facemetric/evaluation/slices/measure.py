@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from facemetric.errors import DataError
 from facemetric.evaluation.curves import MANY_PAIRS, Floats, Ints, OperatingPoint
@@ -174,10 +175,12 @@ def slice_all_pairs(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> tuple[Slicing, ...]:
     """Slices of all pairs of images: embeddings (N, D), identities (N,) and the groups (N,) of each column.
 
-    A group's pairs are those of two of its images; otherwise as `slice_pairs`.
+    A group's pairs are those of two of its images; otherwise as `slice_pairs`. `device` as for
+    `verify_all_pairs`.
     """
     emb_ND, label_N = np.asarray(embeddings), np.asarray(labels)
     identity_N = np.unique(label_N, return_inverse=True)[1]
@@ -200,7 +203,9 @@ def slice_all_pairs(
                 )
                 # Thresholds that are scores lie on no grid: so many at once can be counted.
                 parts = [threshold_T[at : at + EXACT] for at in range(0, len(threshold_T), EXACT)]
-                counts = [count_by_person(emb_ND[rows], identity_N[rows], part) for part in parts]
+                counts = [
+                    count_by_person(emb_ND[rows], identity_N[rows], part, device=device) for part in parts
+                ]
                 accepted_T2, drawn_BT2 = _draw(counts, weights)
                 total_2 = np.array([n_genuine, n_impostor])
                 counted = _Counted(accepted_T2[place_K], total_2, drawn_BT2[:, place_K])
