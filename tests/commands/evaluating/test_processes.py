@@ -13,7 +13,10 @@ from child_processes import in_processes
 
 from facemetric import evaluate
 from facemetric.commands.evaluating import eval as eval_room
+from facemetric.data.pair_images import make_pairs, name_pairs
+from facemetric.data.pairs import write_pairs
 from facemetric.errors import DataError, FacemetricError
+from facemetric.evaluation import nearest, ranks
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.training import peers
 
@@ -60,6 +63,54 @@ def test_stored_embeddings_all_pairs(table: Path, tmp_path: Path) -> None:
     assert {"metrics.json", "roc.csv"} <= set(one)
     assert b'"tpir_at_fpir"' in one["metrics.json"]
     assert two == one
+    assert three == one
+
+
+@pytest.fixture
+def beside(table: Path, tmp_path: Path) -> Path:
+    """Beside the table: pairs of its images, a cohort, a gallery, and two lists of templates with pairs of them."""
+    first = EmbeddingTable.load(table)
+    rng = np.random.default_rng(3)
+    pairs = make_pairs(first.identities, count=400, folds=4)
+    write_pairs(tmp_path / "pairs.csv", name_pairs(pairs, first.paths.tolist()))
+    cohort = rng.normal(size=(700, 16))
+    EmbeddingTable(cohort, np.arange(700), np.arange(700).astype(str)).save(tmp_path / "cohort.npz")
+    first.rows(np.flatnonzero(first.identities < "p150")[::4]).save(tmp_path / "gallery.npz")
+    lists: dict[bool, list[str]] = {True: [], False: []}
+    for row, (path, name) in enumerate(zip(first.paths.tolist(), first.identities.tolist(), strict=True)):
+        enrolled = row % 3 == 0 and name < "p150"
+        lists[enrolled].append(f"{1000 * (row % 3 + 1) + int(name[1:])},{name},{path}\n")
+    for enrolled, lines in lists.items():
+        text = "TEMPLATE_ID,SUBJECT_ID,FILENAME\n" + "".join(lines)
+        (tmp_path / ("enrolled.csv" if enrolled else "probes.csv")).write_text(text)
+    known = sorted({line.split(",")[0] for line in lists[False]})
+    genuine = [(a, f"3{a[1:]}") for a in known if a[0] == "2" and f"3{a[1:]}" in known]
+    several = [*genuine, *(tuple(rng.choice(known, 2, replace=False)) for _ in range(500))]
+    (tmp_path / "matches.csv").write_text("".join(f"{a},{b}\n" for a, b in several))
+    return tmp_path
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "gallery": {
+        "pairs": "pairs.csv",
+        "cohort": "cohort.npz",
+        "cohort_top": 20,
+        "gallery": "gallery.npz",
+    },
+    "templates": {"templates": "probes.csv", "gallery_templates": "enrolled.csv", "pairs": "matches.csv"},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_scored_beside_the_images(
+    name: str, table: Path, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "BUDGET_MIB", 0.3)  # several groups of queries: each process has some
+    monkeypatch.setattr(ranks, "ROWS", 100)
+    options = {key: beside / value if "." in str(value) else value for key, value in BESIDE[name].items()}
+    one, three = (files_of(in_worlds(world, beside, embeddings=table, **options)) for world in (1, 3))
+    for family in (name, "neighbours", "identification", "verification"):
+        assert f'"{family}":'.encode() in one["metrics.json"]
     assert three == one
 
 
