@@ -84,7 +84,7 @@ def bench_all_pairs(images: int, device: torch.device | None, clock: Clock) -> N
     """Figures, on a device where one is given, then their intervals, against the product that both must form."""
     emb, person = faces(images)
     found = verify_all_pairs(emb[:500], person[:500], device=device)
-    all_pairs_intervals(emb[:500], person[:500], found, draws=100)
+    all_pairs_intervals(emb[:500], person[:500], found, draws=100, device=device)
     before = peak_mib()
     took, floor = in_turn(
         lambda: verify_all_pairs(emb, person, device=device),
@@ -94,7 +94,7 @@ def bench_all_pairs(images: int, device: torch.device | None, clock: Clock) -> N
     )
     memory = peak_mib() - before
     found = verify_all_pairs(emb, person, device=device)
-    intervals = seconds(lambda: all_pairs_intervals(emb, person, found), clock)
+    intervals = seconds(lambda: all_pairs_intervals(emb, person, found, device=device), clock)
     figures = (
         f"{took:.2f} s, {took / floor:.2f} x the matrix product of {floor:.2f} s, {memory:.0f} MiB; "
         f"with intervals {took + intervals:.2f} s, {peak_mib() - before:.0f} MiB"
@@ -135,10 +135,26 @@ def bench_listed(clock: Clock) -> None:
     tell("6,000 pairs, ten folds", f"{1000 * figures:.1f} ms; intervals of 1,000 draws {bounds:.2f} s")
 
 
-def bench_neighbours(clock: Clock) -> None:
-    gallery, _ = faces(20_000)
-    probe, _ = faces(5_000, seed=1)
-    what = "5 nearest of 20,000 for 5,000"
+def bench_neighbours_on(device: torch.device, images: int, probes: int, clock: Clock) -> None:
+    """Neighbours by tiles on a device against one matrix there and torch's topk of it."""
+    gallery_ND, probe_QD = faces(images)[0], faces(probes, seed=1)[0]
+
+    def dense() -> None:
+        one, other = (torch.from_numpy(x).to(device) for x in (probe_QD, gallery_ND))
+        (one @ other.T).topk(5).indices.cpu()
+
+    nearest(probe_QD[:100], gallery_ND, 5, device=device)
+    ours, theirs = in_turn(lambda: nearest(probe_QD, gallery_ND, 5, device=device), dense, clock, 5)
+    tell(
+        f"5 nearest of {images:,} for {probes:,} on {device}",
+        f"{ours:.3f} s, one product and topk {theirs:.3f} s: {ours / theirs:.2f} x",
+    )
+
+
+def bench_neighbours(images: int, probes: int, clock: Clock) -> None:
+    gallery, _ = faces(images)
+    probe, _ = faces(probes, seed=1)
+    what = f"5 nearest of {images:,} for {probes:,}"
     try:
         import faiss
     except ImportError:
@@ -153,7 +169,7 @@ def bench_neighbours(clock: Clock) -> None:
     tell(what, figures, ("<= 1.5 x", ours <= 1.5 * theirs))
 
 
-def bench_templates(templates: int, images: int, clock: Clock) -> None:
+def bench_templates(templates: int, images: int, device: torch.device | None, clock: Clock) -> None:
     """As many probe as gallery templates of `images` images each: pooled, searched, and all pairs of probe and gallery
     ranked; half of the probes' people are not enrolled."""
     rng = np.random.default_rng(0)
@@ -174,11 +190,11 @@ def bench_templates(templates: int, images: int, clock: Clock) -> None:
     pooled: dict[str, np.ndarray] = {}
     took = [seconds(lambda: pooled.update(emb=pool_templates(emb_RD, rows, "media")), clock)]
     parts = pooled["emb"][:templates], person_T[:templates], pooled["emb"][templates:], person_T[templates:]
-    found = identify(*parts, fpirs=[1e-2])
-    took.append(seconds(lambda: identify(*parts, fpirs=[1e-2]), clock))
+    found = identify(*parts, fpirs=[1e-2], device=device)
+    took.append(seconds(lambda: identify(*parts, fpirs=[1e-2], device=device), clock))
     took.append(seconds(lambda: identification_intervals(found, parts[3]), clock))
     tell(
-        f"1:N of {templates:,} probe templates against {templates:,}, {images} images each",
+        f"1:N of {templates:,} probe templates against {templates:,}, {images} images each, on {device or 'the CPU'}",
         f"pooling {took[0]:.2f} s, ranks and FNIR at FPIR {took[1]:.2f} s, their intervals {took[2]:.2f} s; "
         f"{peak_mib():.0f} MiB at most in all",
         ("<= 60 s", sum(took) <= 60),
@@ -232,7 +248,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=list(LIMITS), help="sizes of all pairs")
     parser.add_argument("--cpu", action="store_true", help="CPU time, where others use the same cores")
     parser.add_argument(
-        "--device", default="cpu", help="of the tiles of all pairs; their intervals are the CPU's"
+        "--device", default="cpu", help="of the tiles of all pairs, their intervals, nearest and templates"
+    )
+    parser.add_argument("--templates", type=int, default=20_000, help="probe templates, and gallery ones")
+    parser.add_argument(
+        "--gallery", type=int, default=20_000, help="rows in which a quarter as many look for neighbours"
     )
     parser.add_argument(
         "--share", nargs="+", metavar="ARG", help="WEIGHTS PAIRS DATA: where eval's time goes"
@@ -245,9 +265,16 @@ def main() -> None:
     device = None if options.device == "cpu" else torch.device(options.device)
     parts: dict[str, list[Callable[[], None]]] = {
         "list": [partial(bench_scikit_learn, 10_000, clock)],
-        "nearest": [partial(bench_neighbours, clock)],
+        "nearest": [
+            partial(
+                bench_neighbours if device is None else partial(bench_neighbours_on, device),
+                options.gallery,
+                options.gallery // 4,
+                clock,
+            )
+        ],
         "pairs": [partial(bench_listed, clock)],
-        "templates": [partial(bench_templates, 20_000, 5, clock)],
+        "templates": [partial(bench_templates, options.templates, 5, device, clock)],
         "all": [partial(bench_all_pairs, images, device, clock) for images in options.images],
         "share": [],
     }

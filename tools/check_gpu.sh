@@ -109,13 +109,13 @@ if [ "$quick" ]; then
     mining=(--sizes 64 256 --rounds 2) sizes="32" images="4"
     losses=(--sizes 64 256 --rounds 1 --measure time)
     head=(--identities 2000 --dim 32 --batch 32 --steps 2 --processes 1)
-    pairs=2000
+    pairs=2000 gallery=2000 templates=500
     loader=(--arch lcnet_050 --size 64 --batch 16 --steps 3 --rounds 1 --workers 0)
 else
     mining=(--sizes 1024 4096 16384 65536 --rounds 5) sizes="128 512" images="4 32"
     losses=(--sizes 1024 4096 16384 --measure time)
     head=(--identities 1000000 --dim 512 --batch 512 --steps 10 --processes 1)
-    pairs=200000
+    pairs=200000 gallery=100000 templates=100000
     loader=(--arch resnet50 --size 112 --batch 256 --workers "$(nproc)")
 fi
 bench=("$python" tools/bench_mining.py --device "$device" "${mining[@]}")
@@ -125,7 +125,7 @@ if [ "$device" = cuda ]; then
     step machine 60 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     step tests-compiled 540 env TRITON_INTERPRET=0 CUDA_VISIBLE_DEVICES=0 "${tests[@]}" tests/mining/kernels/test_gpu.py
     step tests-on-device 300 env CUDA_VISIBLE_DEVICES=0 "${tests[@]}" tests/data/test_device_transforms.py \
-        tests/evaluation/test_all_pairs.py
+        tests/evaluation/test_all_pairs.py tests/evaluation/test_devices.py
 fi
 for dim in $sizes; do
     for many in $images; do
@@ -141,6 +141,8 @@ for where in cpu device; do
 done
 step losses 540 "$python" tools/bench_losses.py --device "$device" "${losses[@]}"
 step all-pairs 300 "$python" tools/bench_eval.py --only all --images $pairs --device "$device"
+step neighbours 300 "$python" tools/bench_eval.py --only nearest --gallery $gallery --device "$device"
+step templates 300 "$python" tools/bench_eval.py --only templates --templates $templates --device "$device"
 for kind in copied sampled; do
     step "head-$kind" 300 "$python" tools/bench_head.py --device "$device" --heads $kind "${head[@]}"
 done
