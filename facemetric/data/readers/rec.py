@@ -104,7 +104,7 @@ def walk_rec(path: str, fd: int, total: int) -> tuple[np.ndarray, np.ndarray]:
         inside = kind not in (WHOLE, LAST)
         at += FRAME + (size + 3) // 4 * 4
     if at > total or inside or not starts:
-        raise _cut(path, total, at)
+        raise _cut(path, total, starts[-1] if starts else at)
     return np.arange(len(starts)), np.array(starts, np.int64)
 
 

@@ -93,10 +93,11 @@ def test_cut_short_at_every_byte(tmp_path: Path) -> None:
         assert "cut short" in with_idx, size
         assert "copy" in with_idx
     (tmp_path / "train.idx").unlink()
-    ends = {0, *(at for at in range(1, len(whole)) if whole[at : at + 4] == MAGIC)}
-    for size in set(range(len(whole))) - ends:
+    begins = [at for at in range(len(whole)) if whole[at : at + 4] == MAGIC]
+    for size in set(range(len(whole))) - set(begins):
         path.write_bytes(whole[:size])
-        assert "cut short" in message(path), size
+        record = max(at for at in begins if at < size)
+        assert f"cut short at byte {size:,}, in the record at byte {record:,}" in message(path), size
 
 
 def test_an_idx_that_is_wrong(tmp_path: Path) -> None:
