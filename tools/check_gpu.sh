@@ -110,12 +110,14 @@ if [ "$quick" ]; then
     losses=(--sizes 64 256 --rounds 1 --measure time)
     head=(--identities 2000 --dim 32 --batch 32 --steps 2 --processes 1)
     pairs=2000 gallery=2000 templates=500
+    changes=(--sizes 256 --batches 1)
     loader=(--arch lcnet_050 --size 64 --batch 16 --steps 3 --rounds 1 --workers 0)
 else
     mining=(--sizes 1024 4096 16384 65536 --rounds 5) sizes="128 512" images="4 32"
     losses=(--sizes 1024 4096 16384 --measure time)
     head=(--identities 1000000 --dim 512 --batch 512 --steps 10 --processes 1)
     pairs=200000 gallery=100000 templates=100000
+    changes=(--sizes 1024 4096)
     loader=(--arch resnet50 --size 112 --batch 256 --workers "$(nproc)")
 fi
 bench=("$python" tools/bench_mining.py --device "$device" "${mining[@]}")
@@ -153,6 +155,7 @@ if [ "$device" = cuda ]; then
             --miners semihard hard --dim 128 --images 4 --measure time
     done
 fi
+step picking-changes 300 "$python" tools/compare_picking.py --device "$device" "${changes[@]}"
 step compiled-for 540 "$python" tools/compile_kernels.py --capability 80 90
 step tests-interpreted 540 "${tests[@]}" tests/mining/kernels
 [ -n "$list" ] && exit 0

@@ -39,7 +39,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for p in ("ieee", "tf32", "bf16")
     ],
     "settle": [{"GAP": gap, "CAP": 8} for gap in (False, True)],
-    "draw": [{"PRECISION": "ieee"}],
+    "draw": [{"PRECISION": p} for p in ("ieee", "tf32", "bf16")],
     "weigh": [
         {"OWN": own, "DOWN": down, "ROOT": root, "SOFT": soft}
         for own, down in ((True, True), (True, False), (False, True))

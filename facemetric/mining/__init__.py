@@ -1,6 +1,7 @@
 """Exact online mining of triplets and pairs in tiles: no B x B x B tensor, memory as B, time as B^2."""
 
 from facemetric.mining.given import pair_losses, triplet_losses
+from facemetric.mining.kernels.choice import picking
 from facemetric.mining.losses import LOSSES, Loss, LossOptions, TripletLoss, resolve_loss
 from facemetric.mining.memory import CrossBatchMemory
 from facemetric.mining.miners import (
@@ -36,6 +37,7 @@ __all__ = [
     "distance_weighted",
     "multi_similarity",
     "pair_losses",
+    "picking",
     "proxy_anchor",
     "resolve_loss",
     "resolve_miner",

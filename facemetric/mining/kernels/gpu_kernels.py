@@ -19,6 +19,13 @@ def blocks(count: int, size: int) -> int:
 
 
 @triton.jit
+def rounded_to_tf32(operand):
+    """The nearest numbers of 10 bits after the first, ties away from 0."""
+    bits = (operand.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def squared(
     x, y, x_square, y_square, rows, columns, row_ok, column_ok, width,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
@@ -41,6 +48,8 @@ def squared(
         if PRECISION == "bf16":
             product = tl.dot(a.to(tl.bfloat16), tl.trans(b.to(tl.bfloat16)), product)
         else:
+            if PRECISION == "tf32":  # a tensor core drops the bits that it has no room for
+                a, b = rounded_to_tf32(a), rounded_to_tf32(b)
             product = tl.dot(a, tl.trans(b), product, input_precision=PRECISION)
     row_square = tl.load(x_square + rows, mask=row_ok, other=0.0)
     column_square = tl.load(y_square + columns, mask=column_ok, other=0.0)
