@@ -73,7 +73,8 @@ def main() -> None:
     ray.init(
         address=given.address, num_cpus=None if given.address else given.workers, include_dashboard=False
     )
-    done = ray.data.from_items(rows).map(embed_shard, concurrency=given.workers).take_all()
+    tasks = ray.data.TaskPoolStrategy(size=given.workers)
+    done = ray.data.from_items(rows).map(embed_shard, compute=tasks).take_all()
     parts = sorted(row["part"] for row in done)
     if given.parts:
         print(f"{len(parts)} parts in {folder}")

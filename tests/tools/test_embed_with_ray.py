@@ -34,8 +34,8 @@ class OneByOne:
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
 
-    def map(self, work: Any, *, concurrency: int) -> OneByOne:
-        assert concurrency == 2
+    def map(self, work: Any, *, compute: int) -> OneByOne:
+        assert compute == 2
         return OneByOne([work(row) for row in reversed(self.rows)])
 
     def take_all(self) -> list[dict[str, Any]]:
@@ -56,7 +56,10 @@ def test_shards_one_by_one_are_the_table_of_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ray: Any = ModuleType("ray")
-    ray.init, ray.data = lambda **options: None, SimpleNamespace(from_items=OneByOne)
+    ray.init, ray.data = (
+        lambda **options: None,
+        SimpleNamespace(from_items=OneByOne, TaskPoolStrategy=lambda size: size),
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     fm.embed(shards, weights=str(untrained), out=tmp_path / "one.parquet", workers=0)
     out = tmp_path / "E.parquet"
