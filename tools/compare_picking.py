@@ -11,8 +11,8 @@ batch-all stays in float32 (it weighs every distance): what rounding would chang
 Columns: `other` is the share of picks (an anchor of hard, else an anchor and its positive; of `all` the active
 triplets, those that come and those that go) which float32 does not make, `wrong` the share that breaks the miner's
 rule by distances in float64: hard, not the nearest negative; semihard, not farther than the positive where one is; all,
-not within the margin. `farther` is the mean change of the picked negative's squared distance (-1e-4: nearer) over the
-other picks, `loss` the change of the loss in parts of it, `1 - cos` how far the gradient turns. Means over --batches.
+not within the margin. `moved` is the mean size of the change of the picked negative's squared distance over the other
+picks, `loss` the change of the loss in parts of it, `1 - cos` how far the gradient turns. Means over --batches.
 
 Rows that are drawn: `random` unit vectors, as pairs of an untrained network are in the worst case; `narrow`, the same
 within a cone (all cosines 0.99); `people`, rows around a centre for each identity.
@@ -173,7 +173,7 @@ class Change(NamedTuple):
 
     other: float
     wrong: float
-    farther: float
+    moved: float
     loss: float
     turn: float
 
@@ -202,9 +202,9 @@ def change_of_picks(miner: str, batch: Batch, known_T3: Tensor, precision: str) 
     else:
         wrong_T = torch.zeros_like(other_T)
     (loss, grad_BD), (other_loss, other_grad_BD) = (paid(rows_BD, t) for t in (known_T3, found_T3))
-    farther = float((after_T - before_T)[other_T].mean()) if bool(other_T.any()) else 0.0
+    moved = float((after_T - before_T)[other_T].abs().mean()) if bool(other_T.any()) else 0.0
     shares = float(other_T.double().mean()), float(wrong_T.double().mean())
-    return Change(*shares, farther, relative(loss, other_loss), turn(grad_BD, other_grad_BD))
+    return Change(*shares, moved, relative(loss, other_loss), turn(grad_BD, other_grad_BD))
 
 
 def squared(rows_BD: Tensor, pairs_T2: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def changes(miner: str, batches: list[Batch], precisions: list[str]) -> dict[str
 
 
 def line(name: str, size: int, images: int, miner: str, precision: str, change: Change) -> str:
-    shares = f"{change.other:.3%} | {change.wrong:.3%} | {change.farther:+.1e}"
+    shares = f"{change.other:.3%} | {change.wrong:.3%} | {change.moved:.1e}"
     return f"| {name} | {size} | {images} | {miner} | {precision} | {shares} | {change.loss:+.1e} | {change.turn:.1e} |"
 
 
@@ -305,7 +305,7 @@ def main() -> None:
     if uneven := [(size, images) for size in options.sizes for images in options.images if size % images]:
         parser.error(f"a batch of {uneven[0][0]} is not a multiple of {uneven[0][1]} images an identity")
     tables = {name: read(files) for name, _, files in (each.partition("=") for each in options.tables)}
-    print("| rows | B | images | miner | picked in | other | wrong | farther | loss | 1 - cos |")
+    print("| rows | B | images | miner | picked in | other | wrong | moved | loss | 1 - cos |")
     print("|" + "---|" * 10)
     for name in [*options.rows, *tables]:
         for size, images in ((size, images) for size in options.sizes for images in options.images):

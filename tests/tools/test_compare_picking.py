@@ -59,13 +59,16 @@ def test_a_wrong_pick_is_counted_and_paid(monkeypatch: pytest.MonkeyPatch) -> No
         known_T3 = picks(miner, batch(), "float32")
         found_T3 = known_T3.clone()
         row = int((known_T3[:, 0] == 7).nonzero()[0])
-        found_T3[row, 2] = Emulated(batch(), "float32").dist_BB[7].argsort()[place]
+        dist_B = Emulated(batch(), "float32").dist_BB[7]
+        found_T3[row, 2] = dist_B.argsort()[place]
+        gap = float(dist_B[found_T3[row, 2]] - dist_B[known_T3[row, 2]])
         monkeypatch.setattr(compare_picking, "picks", lambda *_, found=found_T3: found)
         change = change_of_picks(miner, batch(), known_T3, "tf32")
         monkeypatch.undo()
         assert change.other == pytest.approx(1 / len(known_T3))
         assert change.wrong == change.other
-        assert (change.farther > 0) == (miner == "hard") == (change.loss < 0)
+        assert change.moved == pytest.approx(abs(gap), rel=1e-5)
+        assert (gap > 0) == (miner == "hard") == (change.loss < 0)
         assert 1e-6 < change.turn < 0.1
 
 
