@@ -91,12 +91,18 @@ def exact_products(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul = torch.backends.cuda.matmul  # pragma: no cover - CUDA
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    matmul = torch.backends.cuda.matmul
+    before: bool | str
+    exact: bool | str
+    try:
+        setting, before, exact = "allow_tf32", matmul.allow_tf32, False
+    except RuntimeError:  # it was set by torch's newer word (2.9), and this one refuses to look
+        setting, before, exact = "fp32_precision", matmul.fp32_precision, "ieee"
+    setattr(matmul, setting, exact)
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        setattr(matmul, setting, before)
 
 
 @contextmanager

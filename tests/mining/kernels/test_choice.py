@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +45,30 @@ def test_a_cpu_has_its_own() -> None:
     assert not choice.is_gpu(torch.device("cpu"))
     assert not choice.fused(torch.device("cpu"), torch.float32)
     assert not choice.is_gpu(torch.device("mps"))
+
+
+@pytest.fixture
+def tf32() -> Iterator[Any]:
+    """Where torch keeps whether products on CUDA round to TF32; put back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has no newer word for it")
+    newer, older = matmul.fp32_precision, torch.get_float32_matmul_precision()
+    yield matmul
+    torch.set_float32_matmul_precision(older)
+    matmul.fp32_precision = newer
+
+
+@pytest.mark.parametrize(("word", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")])
+def test_products_are_exact_however_tf32_was_switched_on(tf32: Any, word: str, value: Any) -> None:
+    """torch's older word is an error to read after the newer one was set."""
+    setattr(tf32, word, value)
+    with choice.exact_products(CUDA):
+        assert tf32.fp32_precision == "ieee"
+    assert getattr(tf32, word) == value
+    assert tf32.fp32_precision == "tf32"
+    with choice.exact_products(torch.device("cpu")):
+        assert tf32.fp32_precision == "tf32"
 
 
 def test_no_memory_left_names_the_batch_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
