@@ -19,6 +19,7 @@ from facemetric.data.batches import IdentityBatches
 from facemetric.data.index import ImageIndex
 from facemetric.distributed import say
 from facemetric.machine import pick_workers
+from facemetric.mining.kernels import choice
 from facemetric.model.embedder import Embedder
 from facemetric.training.run.folder import judged_by
 from facemetric.training.run.run import Run
@@ -73,6 +74,9 @@ class StageTwo:
         self.embedder = embedder
         assert setup.loss is not None
         self.objective = Objective(config, setup.loss, run)
+        reason = choice.why_not_fused(device, torch.float32)
+        if reason is not None and choice.is_gpu(device) and config.loss == "triplet":
+            say(f"triplets are mined by plain torch, not by the fused kernels: {reason}")
 
     def read_teacher(self) -> np.ndarray | None:
         """What the teacher says of every image (N, T), the unlabelled ones last; None where none is followed."""

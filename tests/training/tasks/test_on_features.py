@@ -18,6 +18,7 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.machine import pick_device
+from facemetric.mining.kernels import choice
 from facemetric.model.projections import refit
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
@@ -43,6 +44,23 @@ def test_it_starts_exactly_at_stage_one(stage_one: Trained, faces: Path, tmp_pat
     assert torch.equal(task.model(features), features)
     for name in stage_one.metrics.keys() - {"closed_set_accuracy"}:
         assert stage_one.metrics[name] == pytest.approx(task.start_figures[name], abs=1e-3)
+
+
+def test_a_gpu_without_the_fused_kernels_is_told_why(
+    stage_one: Trained,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = "triplets are mined by plain torch, not by the fused kernels: they need CUDA"
+    task_of(faces, stage_one, tmp_path / "cpu")
+    assert told not in capsys.readouterr().out
+    monkeypatch.setattr(choice, "is_gpu", lambda device: True)
+    task_of(faces, stage_one, tmp_path / "gpu")
+    assert told in capsys.readouterr().out
+    task_of(faces, stage_one, tmp_path / "pairs", loss="supcon")
+    assert told not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "none"])
