@@ -101,8 +101,8 @@ def keep_thresholds(run: Run, split: Split, emb_ND: np.ndarray, label_N: np.ndar
     except DataError as error:  # the weights are there all the same
         spread = spread_of(emb_ND)
         collapsed = (
-            f"the embeddings have collapsed to nearly one point (spread {spread:.3f}), so the training failed; lower "
-            "--lr, and start again"
+            f"the embeddings have collapsed to nearly one point (spread {spread:.3f}); train longer if it has hardly "
+            "begun, else lower --lr and start again"
         )
         say(f"no threshold is stored: {collapsed if spread < COLLAPSED else error}")
         return
