@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -92,17 +92,20 @@ def exact_products(device: torch.device) -> Iterator[None]:
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before: bool | str
-    exact: bool | str
-    try:
-        setting, before, exact = "allow_tf32", matmul.allow_tf32, False
-    except RuntimeError:  # it was set by torch's newer word (2.9), and this one refuses to look
-        setting, before, exact = "fp32_precision", matmul.fp32_precision, "ieee"
-    setattr(matmul, setting, exact)
+    if matmul.fp32_precision != "tf32":
+        yield
+        return
+    try:  # back by the word that switched it on: torch refuses to read either where they are at odds
+        before, exact = torch.get_float32_matmul_precision(), "highest"
+        switch: Callable[[str], None] = torch.set_float32_matmul_precision
+    except RuntimeError:
+        before, exact = matmul.fp32_precision, "ieee"
+        switch = functools.partial(setattr, matmul, "fp32_precision")
+    switch(exact)
     try:
         yield
     finally:
-        setattr(matmul, setting, before)
+        switch(before)
 
 
 @contextmanager

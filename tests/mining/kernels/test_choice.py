@@ -48,27 +48,54 @@ def test_a_cpu_has_its_own() -> None:
 
 
 @pytest.fixture
-def tf32() -> Iterator[Any]:
+def matmul() -> Iterator[Any]:
     """Where torch keeps whether products on CUDA round to TF32; put back afterwards."""
     matmul = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):
-        pytest.skip("this torch has no newer word for it")
     newer, older = matmul.fp32_precision, torch.get_float32_matmul_precision()
     yield matmul
     torch.set_float32_matmul_precision(older)
     matmul.fp32_precision = newer
 
 
-@pytest.mark.parametrize(("word", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")])
-def test_products_are_exact_however_tf32_was_switched_on(tf32: Any, word: str, value: Any) -> None:
-    """torch's older word is an error to read after the newer one was set."""
-    setattr(tf32, word, value)
+def words(matmul: Any) -> list[Any]:
+    """What each of torch's three words for it says; an error where it is at odds with another."""
+    said = [matmul.fp32_precision]
+    for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32):
+        try:
+            said.append(read())
+        except RuntimeError:
+            said.append("at odds")
+    return said
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda matmul: setattr(matmul, "allow_tf32", True),
+        lambda matmul: setattr(matmul, "fp32_precision", "tf32"),
+        lambda matmul: torch.set_float32_matmul_precision("high"),
+        lambda matmul: torch.set_float32_matmul_precision("medium"),
+    ],
+    ids=["allow_tf32", "fp32_precision", "high", "medium"],
+)
+def test_products_are_exact_however_tf32_was_switched_on(matmul: Any, switch: Any) -> None:
+    switch(matmul)
+    before = words(matmul)
+    assert before[0] == "tf32"
     with choice.exact_products(CUDA):
-        assert tf32.fp32_precision == "ieee"
-    assert getattr(tf32, word) == value
-    assert tf32.fp32_precision == "tf32"
+        assert matmul.fp32_precision == "ieee"
+        assert matmul.allow_tf32 is False
+    assert words(matmul) == before
     with choice.exact_products(torch.device("cpu")):
-        assert tf32.fp32_precision == "tf32"
+        assert matmul.fp32_precision == "tf32"
+
+
+def test_products_that_are_exact_are_left_alone(matmul: Any) -> None:
+    matmul.fp32_precision = "none"
+    before = words(matmul)
+    with choice.exact_products(CUDA):
+        assert words(matmul) == before
+    assert words(matmul) == before
 
 
 def test_no_memory_left_names_the_batch_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
