@@ -149,21 +149,25 @@ class _WalkOnDevice:
         self.probe_QD, self.code_Q, self.gallery_ND, self.code_N, self.row, self.start = (
             torch.from_numpy(x).to(device) for x in (*sides, start_N)
         )
-        self.side = math.isqrt(budget_bytes(default_budget_mib(device)) // TILE_BYTES)
+        self.side = max(math.isqrt(budget_bytes(default_budget_mib(device)) // TILE_BYTES), 1)
+
+    def height(self, low: int, high: int) -> int:
+        """Probes of a tile of this block: fewer where it is wide, as where a person has very many images."""
+        return max(min(self.side, self.side**2 // (high - low)), 1)
 
     def tile(self, at: int, low: int, high: int) -> torch.Tensor:
         """Scores (R, C) of the probes from `at` on with a block."""
         with exact_products(self.device):
-            return self.probe_QD[at : at + self.side] @ self.gallery_ND[low:high].T
+            return self.probe_QD[at : at + self.height(low, high)] @ self.gallery_ND[low:high].T
 
     def mates(self) -> tuple[npt.NDArray[np.float32], Ints]:
         """Score and row of the best image of each probe's own person (Q,)."""
         best = torch.full((len(self.code_Q),), -math.inf, device=self.device)
         row, own = torch.zeros_like(self.code_Q), np.zeros(len(self.code_Q), bool)
         for low, high in self.sides.blocks(self.side):
-            first, last = self.sides.asking(low, high)
-            for at in distributed.own_share(range(first // self.side * self.side, last, self.side)):
-                part = slice(max(first, at), min(last, at + self.side))
+            (first, last), height = self.sides.asking(low, high), self.height(low, high)
+            for at in distributed.own_share(range(first // height * height, last, height)):
+                part = slice(max(first, at), min(last, at + height))
                 other = self.code_Q[part, None] != self.code_N[low:high]
                 score = self.tile(at, low, high)[part.start - at : part.stop - at].masked_fill(
                     other, -math.inf
@@ -182,8 +186,9 @@ class _WalkOnDevice:
         count = torch.zeros_like(self.code_Q)
         for low, high in self.sides.blocks(self.side):
             alone = np.diff(self.sides.code_N[low:high]).all()  # one image of each person
-            for at in distributed.own_share(range(0, len(self.code_Q), self.side)):
-                part = slice(at, at + self.side)
+            height = self.height(low, high)
+            for at in distributed.own_share(range(0, len(self.code_Q), height)):
+                part = slice(at, at + height)
                 score, own = self.tile(at, low, high), mate_Q[part, None]
                 # Never one of its own person: `own` and `row_Q` are of the first of these.
                 before = (score > own) | ((score == own) & (self.row[low:high] < row_Q[part, None]))

@@ -11,7 +11,7 @@ from synthetic_people import exact_people
 
 from facemetric.evaluation import nearest as nearest_room
 from facemetric.evaluation.all_pairs import verify_all_pairs
-from facemetric.evaluation.intervals.all_pairs import all_pairs_intervals
+from facemetric.evaluation.intervals.all_pairs import TILE_BYTES, all_pairs_intervals
 from facemetric.evaluation.nearest import nearest
 from facemetric.evaluation.ranks import own_ranks
 from facemetric.mining import tiles
@@ -75,7 +75,7 @@ def test_a_tile_of_pairs_waits_a_few_times(monkeypatch: pytest.MonkeyPatch) -> N
             3,
         ),
     ):
-        found, launches, waits = counted(work, 0.1 * 32 / 4, monkeypatch)
+        found, launches, waits = counted(work, 0.1 * TILE_BYTES / 4, monkeypatch)
         assert found == usual
         side = tiles.tile_shape(600, 600, budget_mib=0.1, triangle=True)[0]
         rows = -(-600 // side)

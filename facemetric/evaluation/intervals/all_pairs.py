@@ -41,7 +41,7 @@ from facemetric.mining.tiles import Tile, default_budget_mib
 
 EXACT = 8  # thresholds that are compared one by one, wherever they lie
 MOST_CELLS = 255  # thresholds: the cell of a score is one byte
-TILE_BYTES = 32  # of a score on a GPU, with the codes made of it
+TILE_BYTES = 56  # of a score on a GPU, with the codes made of it and its place among those that are listed
 LISTED = 1 << 20  # accepted impostor pairs that are looked at one by one: some 40 MiB
 
 
