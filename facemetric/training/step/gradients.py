@@ -41,13 +41,13 @@ class Gradients:
             return
         self.trained, self.summed = trained, None
         gc.collect()  # the buckets of before, and their hooks
-        passed_on = PassedOn(self.model)
-        shards = [name for name, each in passed_on.named_parameters() if distributed.is_shard(each)]
+        whole = PassedOn(self.model)
+        shards = [name for name, each in whole.named_parameters() if distributed.is_shard(each)]
         # a process's own rows of a head have their whole gradient already
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(passed_on, shards)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(whole, shards)
         with silent():
             self.summed = DistributedDataParallel(
-                passed_on,
+                whole,
                 process_group=self.group,
                 init_sync=False,  # `same_weights` did it; running statistics are each process's own
                 broadcast_buffers=False,
@@ -65,7 +65,7 @@ class Gradients:
                 self.amp.backward(loss)
                 return
             with contextlib.nullcontext() if last else self.summed.no_sync():
-                self.amp.backward(self.summed(loss))
+                self.amp.backward(passed_on(self.summed, loss))
 
 
 class PassedOn(nn.Module):
@@ -74,12 +74,27 @@ class PassedOn(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # Used by nothing, so that torch does not advise, in every process, against looking for what is not used.
-        self.spare = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
 
     def forward(self, loss: Tensor) -> Tensor:
         """The loss."""
         return loss
+
+
+def passed_on(summed: DistributedDataParallel, loss: Tensor) -> Tensor:
+    """The loss, once torch knows which weights it uses; where it uses all, without torch's advice not to look.
+
+    That comes from C++, and onto stderr, but for what is called inside an operation of torch, such as `apply_`: there
+    it becomes a warning of Python. (A weight that is never used would silence it too, and have the host wait for the
+    GPU in each step.)"""
+    found = []
+
+    def look(number: float) -> float:
+        found.append(summed(loss))
+        return number
+
+    with silent():
+        torch.zeros(1).apply_(look)
+    return found[0]
 
 
 def add_up(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -90,7 +105,9 @@ def add_up(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.F
 
 @contextlib.contextmanager
 def silent() -> Iterator[Any]:
-    """Without torch's advice on the new name of `broadcast_buffers`, which does not yet do what the old one does."""
+    """Without torch's advice not to look for unused weights, where a batch used all, and on the new name of
+    `broadcast_buffers`, which does not yet do what the old one does."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         yield

@@ -10,6 +10,7 @@ import torch
 from child_processes import in_processes
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from facemetric import distributed
 from facemetric.mining.miners import semihard
@@ -79,6 +80,37 @@ def test_nothing_is_said_where_every_weight_is_used(tmp_path: Path) -> None:
 
     assert in_processes(2, process, tmp_path / "said") == [0, 0]
     assert "Warning" not in (tmp_path / "said").read_text()
+
+
+class Copies(TorchDispatchMode):
+    """How often torch copies its map of the used weights, one int32 for each: to the device, and where a weight of this
+    process is unused back again, for which the host waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and args[0].dtype == torch.int32 and args[0].dim() == 1:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_where_every_weight_is_used(tmp_path: Path) -> None:
+    def process(rank: int) -> None:
+        distributed.start("cpu")
+        found = []
+        for used in ((0, 1), (0,)):
+            layers = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+            backward = Gradients(layers, Amp(torch.device("cpu"), "off"))
+            for _ in range(3):
+                backward.follow()
+                with Copies() as seen:
+                    backward(sum(layers[at](torch.ones(2, 4)).sum() for at in used))  # type: ignore[arg-type]
+                found.append(seen.count)
+        torch.save(found, tmp_path / f"{rank}.pt")
+
+    ended = in_processes(2, process, tmp_path / "said")
+    assert ended == [0, 0], (tmp_path / "said").read_text()
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [[1, 1, 1, 2, 2, 2]] * 2
 
 
 def test_two_processes_have_the_sum_of_their_gradients(tmp_path: Path) -> None:
