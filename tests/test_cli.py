@@ -61,7 +61,7 @@ from commands_typed import FAST, Ran, images_in
         ("calibrate FACES --weights RUN --max-bad 2", "--max-bad is 2.0; it is a share, choose 0..1"),
         ("calibrate FACES --weights RUN --identities NOWHERE", "NOWHERE: cannot be read"),
         ("verify --weights RUN", "verify needs two images: `facemetric verify A.jpg B.jpg --weights W`"),
-        ("verify A.jpg B.jpg", "or a shipped name (faces-112, faces-96)"),
+        ("verify A.jpg B.jpg", "or a shipped name (faces-112, faces-160, faces-96)"),
         ("verify IMAGE IMAGE --weights RUN --far 1e-9", "make one with `facemetric calibrate DATA --weights"),
         ("verify A.jpg B.jpg --weights RUN --far 0.1", "A.jpg: no such file; give an image"),
         ("cluster", "nothing to group: name images, or give --embeddings"),

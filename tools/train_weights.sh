@@ -59,9 +59,11 @@ faces[-1]=$runs/leave_out_images.txt
 stage pretrain "$runs/joint" "$last" --config "$configs/shipped_joint.toml" --weights "$runs/followed" "${taught[@]}"
 stage pretrain "$runs/more" "$last" --config "$configs/shipped_more.toml" --weights "$runs/joint" "${taught[@]}"
 
-settle() {  # name, run: the triplets, and the layer of least squares
-    stage finetune "$runs/$1-triplets" "$last" --config "$configs/shipped_more_triplets.toml" --weights "$runs/$2"
-    stage finetune "$runs/$1" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$1-triplets"
+settle() {  # name, run, options of the refit: the triplets, and the layer of least squares
+    local name=$1 run=$2
+    shift 2
+    stage finetune "$runs/$name-triplets" "$last" --config "$configs/shipped_more_triplets.toml" --weights "$runs/$run"
+    stage finetune "$runs/$name" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$name-triplets" "$@"
 }
 
 settle settled more
@@ -69,9 +71,11 @@ stage pretrain "$runs/long" "$last" --config "$configs/shipped_long.toml" --weig
 stage pretrain "$runs/small" "$last" --config "$configs/shipped_small.toml" --weights "$runs/long" "${taught[@]}"
 settle faces-112 long
 settle faces-96 small
-for name in faces-112 faces-96; do
+stage pretrain "$runs/large" "$last" --config "$configs/shipped_large.toml" --weights "$runs/faces-112" "${taught[@]}"
+settle faces-160 large --refit-penalty 3
+for name in faces-160 faces-112 faces-96; do
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
-# Then, for both names: tools/measure_weights.py "$runs/$name" --data "$data" --flip --ship weights/$name, and
+# Then, for each name: tools/measure_weights.py "$runs/$name" --data "$data" --flip --ship weights/$name, and
 # tools/measure_beyond_lfw.py weights/$name --data "$data".
