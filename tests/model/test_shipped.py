@@ -38,5 +38,6 @@ def test_cards_say_what_was_measured(folder: Path) -> None:
     assert "for research" in card
 
 
-def test_they_are_small() -> None:
-    assert sum(file.stat().st_size for folder in FOLDERS for file in folder.iterdir()) < 20e6
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_they_are_small(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
