@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,8 @@ MOST_IN_A_GROUP = 16  # gallery rows of which only the best is looked at first
 KEY_BYTES = 32  # of a key on a GPU: int64, and what it is made of
 NOBODY = np.iinfo(np.int64).max  # a key after all others
 LOW = (1 << 32) - 1  # where a key holds the row
+
+Whole = TypeVar("Whole", Ints, "torch.Tensor")  # whole numbers, here or on a device
 
 
 class Neighbours(NamedTuple):
@@ -323,14 +325,18 @@ def _keys(score: npt.NDArray[np.float32], row: Ints) -> Ints:
     The bits of a positive float32 rise with it; those of a negative one fall, so all but its sign are turned.
     """
     bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # + 0: minus zero equals zero
-    return (~(bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 32) | row
+    return _packed(bits, row)
 
 
 def _keys_on_device(score: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """`_keys` of tensors of any shape."""
     import torch
 
-    bits = (score + 0.0).view(torch.int32).to(torch.int64)
+    return _packed((score + 0.0).view(torch.int32).to(torch.int64), row)
+
+
+def _packed(bits: Whole, row: Whole) -> Whole:
+    """Keys of the bits of scores and of rows."""
     return (~(bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 32) | row
 
 
