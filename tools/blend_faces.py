@@ -1,7 +1,7 @@
 """Faces that nobody has, for a teacher to speak of: two aligned crops blended, and bent a little.
 
     python tools/blend_faces.py RUN --count 200000 --seed 1 --out blends.tar
-    facemetric embed blends.tar --weights dlib.onnx --out blends.npz
+    facemetric embed blends.tar --weights dlib.onnx --faces off --out blends.npz
     facemetric pretrain ... --unlabelled blends=blends.tar --teacher blends=blends.npz
 
 RUN is the folder of a training that followed a teacher, or a folder with its config.toml: its pictures are taken,
@@ -36,6 +36,7 @@ from facemetric.config import PretrainConfig
 from facemetric.config.build import make_config, read_toml
 from facemetric.data.images import BadImage, decode
 from facemetric.errors import ConfigError, FacemetricError
+from facemetric.files import write_whole
 from facemetric.training.run.folder import CONFIG
 from facemetric.training.split import read_split
 from facemetric.training.tasks.teacher_rows import Joined, Teacher, teacher_rows
@@ -139,9 +140,9 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def write_blends(pictures: Pictures, out: Path, *, count: int, seed: int, side: int) -> None:
-    """`count` of them into a .tar, `blends/SEED_NUMBER.jpg`; a picture that cannot be read ends it with BadImage."""
+    """`count` of them as `blends/SEED_NUMBER.jpg` of a .tar. Raises BadImage where a picture cannot be read."""
     rng, torch_rng = np.random.default_rng([seed, 29]), torch.Generator().manual_seed(seed)
-    with tarfile.open(out, "x") as tar:
+    with tarfile.open(out, "w") as tar:
         for start in range(0, count, BLOCK):
             size = min(BLOCK, count - start)
             first, second = draw_pairs(pictures, size, rng)
@@ -164,11 +165,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=112, help="of the pictures, pixels")
     parser.add_argument("--out", type=Path, required=True, help="the .tar to write")
     options = parser.parse_args()
+    if options.out.exists():
+        parser.error(f"{options.out} is there already; give another --out")
     try:
         pictures = read_pictures(options.run)
-        write_blends(pictures, options.out, count=options.count, seed=options.seed, side=options.side)
-    except FileExistsError:
-        parser.error(f"{options.out} is there already; give another --out")
+        how = {"count": options.count, "seed": options.seed, "side": options.side}
+        write_whole(options.out, lambda part: write_blends(pictures, part, **how))
     except (FacemetricError, BadImage) as error:
         parser.error(str(error))
     print(f"{options.out}: {options.count:,} pictures, {options.out.stat().st_size / 1e6:,.0f} MB")
