@@ -266,6 +266,8 @@ def finetune(
     embedding_size: int = ...,
     projection_init: Literal["identity", "refit", "pca", "lda", "random"] = ...,
     refit_penalty: float = ...,
+    refit_teacher: float = ...,
+    refit_constant: float = ...,
     loss: str = ...,
     loss_args: str = ...,
     loss_lr: float = ...,

@@ -128,9 +128,15 @@ def check_batch(config: FinetuneConfig) -> None:
         config.projection_init in ("identity", "refit") or config.embedding_size > 0,
         f"--embedding-size is 0, and --projection-init {config.projection_init} needs one: choose such as 128",
     )
+    for name in ("penalty", "teacher", "constant"):
+        option = f"refit_{name}"
+        require(
+            config.projection_init == "refit" or getattr(config, option) == getattr(FinetuneConfig, option),
+            f"--refit-{name} is for --projection-init refit, and that is {config.projection_init}; leave out one",
+        )
     require(
-        config.projection_init == "refit" or config.refit_penalty == FinetuneConfig.refit_penalty,
-        f"--refit-penalty is for --projection-init refit, and that is {config.projection_init}; leave out one",
+        config.refit_teacher == 0 or bool(config.teacher),
+        "--refit-teacher needs --teacher: give a table of its embeddings, or leave it out",
     )
 
 

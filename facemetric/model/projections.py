@@ -1,9 +1,11 @@
 """Where the projection of stage two starts: the weights' own, its refit, PCA or LDA of the features, or random.
 
-Shapes: N images, F features, D embedding, C identities.
+Shapes: N images, F features, D embedding, C identities, T teacher's embedding, K numbers that a refit aims at.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -22,6 +24,14 @@ MOST_IMAGES = 50_000  # images that these look at
 CHUNK = 4096  # rows at once
 
 
+class Refit(NamedTuple):
+    """How a refit is fitted: see `refit`."""
+
+    penalty: float = 0.1
+    teacher_share: float = 0.0
+    constant: float = 0.0
+
+
 def sample_for(kind: str, count: int, seed: int) -> np.ndarray:
     """Which of `count` images a start looks at: up to MOST_IMAGES of them for those of LOOKING, none for the others."""
     if kind not in LOOKING:
@@ -37,15 +47,16 @@ def start_projection(
     *,
     size: int,
     seed: int,
-    penalty: float = 0.1,
+    how: Refit = Refit(),  # noqa: B008 (it cannot change)
+    teacher_NT: np.ndarray | None = None,
 ) -> nn.Linear:
     """A linear layer F -> D to start stage two from.
 
-    `identity` is the embedder's own projection (its size, not `size`), so that stage two starts exactly at
-    stage one; `refit` the layer of least squares to its unit embeddings (of the same size, with a
-    `penalty`); `pca` the directions of
-    most variance of the features; `lda` those that part identities best, scaled so that the variance within identities
-    is the same along each; `random` orthogonal.
+    `identity` is the embedder's own projection (its size, not `size`), so that stage two starts exactly at stage one;
+    `refit` the layer of least squares to its unit embeddings (of the same size), as `how` says, and to the teacher's
+    unit vectors of the same images where they have a share in it; `pca` the directions of most variance of the
+    features; `lda` those that part identities best, scaled so that the variance within identities is the same along
+    each; `random` orthogonal.
     Raises ConfigError where the data cannot give so many directions."""
     if kind not in INITS:
         raise ConfigError(f"unknown projection start {kind!r}{did_you_mean(kind, INITS)}")
@@ -55,40 +66,92 @@ def start_projection(
             return own
         return linear_of(np.eye(embedder.num_features), np.zeros(embedder.num_features))
     if kind == "refit":
-        return refit(embedder, features_NF, penalty)
+        return refit(embedder, features_NF, how, teacher_NT)
     if not len(features_NF):  # random looks at none
         features_NF = np.empty((0, embedder.num_features))
     return start_directions(kind, features_NF, labels_N, size=size, seed=seed)
 
 
 @torch.no_grad()
-def refit(embedder: Embedder, features_NF: np.ndarray, penalty: float) -> nn.Linear:
+def refit(
+    embedder: Embedder, features_NF: np.ndarray, how: Refit, teacher_NT: np.ndarray | None = None
+) -> nn.Linear:
     """The linear layer F -> D nearest to the embedder's own unit embeddings: ridge regression on N images' features.
 
     The length of an embedding before it is put on the sphere says little of who is seen. The layer of least squares
     has lengths near 1 where the picture is like those that it was fitted to, and shorter ones, hence embeddings nearer
     to their mean, where it is not: strangers of other origins then pass less often (see the card of faces-112). The
-    penalty on the squared weights is `penalty` times the features' mean variance. The layer is scaled to the mean
-    length of the embedder's own, so that learning rates mean the same."""
+    penalty on the squared weights is `how.penalty` times the features' mean variance. The layer is scaled to the mean
+    length of the embedder's own, so that learning rates mean the same.
+
+    With `how.teacher_share`, it aims at the teacher's unit vectors too: centred, with so many times the deviation of
+    the own ones. With `how.constant` every embedding has a part of this length in a direction that all share, so that
+    a pair of short ones scores low, where cosines alone would not see how long they are. Of these K directions the D
+    with the largest share of all embeddings are kept, turned onto the embedding's axes."""
     own = embedder.folded_projection().cpu()
-    mean_F = np.asarray(features_NF.mean(0, dtype=np.float64))
     size = own.out_features if isinstance(own, nn.Linear) else embedder.num_features
-    gram_FF, cross_FD = np.zeros((len(mean_F), len(mean_F))), np.zeros((len(mean_F), size))
-    sum_D, length = np.zeros(size), 0.0
+    taught_NT = teacher_NT if how.teacher_share else None
+    sums = sums_of(own, features_NF, taught_NT)
+    penalised_FF = sums.moment_FF.copy()
+    penalised_FF[np.diag_indices_from(penalised_FF)] += (
+        how.penalty * sums.moment_FF.trace() / len(sums.mean_F)
+    )
+    weight_KF = scipy.linalg.solve(penalised_FF, sums.cross_FK, assume_a="pos").T
+    mean_K, scale = sums.mean_K, sums.length
+    if taught_NT is not None:
+        taught = sums.variance_K[size:].sum()
+        weight_KF[size:] *= how.teacher_share * np.sqrt(sums.variance_K[:size].sum() / max(taught, 1e-12))
+        mean_K[size:] = 0
+    if how.constant:
+        weight_KF = np.concatenate([weight_KF, np.zeros((1, weight_KF.shape[1]))])
+        mean_K = np.append(mean_K, how.constant)
+    if len(weight_KF) > size:
+        moment_KK = weight_KF @ sums.moment_FF @ weight_KF.T + np.outer(mean_K, mean_K)
+        turn_KD = scipy.linalg.eigh(moment_KK)[1][:, : -size - 1 : -1]
+        weight_KF, mean_K = turn_KD.T @ weight_KF, turn_KD.T @ mean_K
+    bias_D = mean_K - weight_KF @ sums.mean_F
+    return linear_of(weight_KF * scale, bias_D * scale)
+
+
+class Sums(NamedTuple):
+    """What least squares need of N images: means, second moments of the centred features, and between these and the
+    targets, the targets' variances, and the mean length of the embedder's own embeddings."""
+
+    mean_F: np.ndarray
+    moment_FF: np.ndarray
+    cross_FK: np.ndarray
+    mean_K: np.ndarray
+    variance_K: np.ndarray
+    length: float
+
+
+def sums_of(own: nn.Module, features_NF: np.ndarray, teacher_NT: np.ndarray | None) -> Sums:
+    """The sums with the own unit embeddings as targets, and behind them the teacher's unit vectors."""
+    mean_F = np.asarray(features_NF.mean(0, dtype=np.float64))
+    moment_FF, cross_FK, sum_K, squares_K, length = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(features_NF), CHUNK):
-        some_nF = np.ascontiguousarray(features_NF[start : start + CHUNK], np.float32)
+        some_nF = np.array(features_NF[start : start + CHUNK], np.float32)
         emb_nD = own(torch.from_numpy(some_nF))
-        unit_nD = functional.normalize(emb_nD, dim=1).numpy()
+        targets_nK = functional.normalize(emb_nD, dim=1).numpy()
+        if teacher_NT is not None:
+            targets_nK = np.concatenate([targets_nK, teacher_NT[start : start + CHUNK]], axis=1)
         centred_nF = some_nF - mean_F.astype(np.float32)
-        gram_FF += centred_nF.T @ centred_nF
-        cross_FD += centred_nF.T @ unit_nD
-        sum_D += unit_nD.sum(0, dtype=np.float64)
+        moment_FF = moment_FF + (centred_nF.T @ centred_nF).astype(np.float64)
+        cross_FK = cross_FK + (centred_nF.T @ targets_nK).astype(np.float64)
+        sum_K = sum_K + targets_nK.sum(0, dtype=np.float64)
+        squares_K = squares_K + np.square(targets_nK, dtype=np.float64).sum(0)
         length += float(emb_nD.norm(dim=1).sum(dtype=torch.float64))
     count = len(features_NF)
-    gram_FF[np.diag_indices_from(gram_FF)] += penalty * gram_FF.trace() / len(mean_F)
-    weight_DF = scipy.linalg.solve(gram_FF, cross_FD, assume_a="pos").T
-    bias_D = sum_D / count - weight_DF @ mean_F
-    return linear_of(weight_DF * (length / count), bias_D * (length / count))
+    mean_K = np.asarray(sum_K / count)
+    variance_K = np.asarray(squares_K / count - mean_K**2)
+    return Sums(
+        mean_F,
+        np.asarray(moment_FF / count),
+        np.asarray(cross_FK / count),
+        mean_K,
+        variance_K,
+        length / count,
+    )
 
 
 def start_directions(

@@ -13,8 +13,9 @@ from sklearn.linear_model import Ridge
 
 from facemetric.data.images import Preprocess
 from facemetric.errors import ConfigError
+from facemetric.evaluation.table import unit_rows
 from facemetric.model.embedder import Embedder, build_embedder
-from facemetric.model.projections import lda, pca, start_projection
+from facemetric.model.projections import Refit, lda, pca, start_projection
 
 C, PER, F = 9, 14, 20
 
@@ -163,12 +164,59 @@ def test_refit_is_scikit_learns_ridge_to_the_unit_embeddings(
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     expected = Ridge(alpha=0.03 * float((centred**2).sum()) / 512).fit(features.astype(np.float64), unit)
     found = start_projection(
-        "refit", embedder, features, np.zeros(count, np.int64), size=7, seed=0, penalty=0.03
+        "refit", embedder, features, np.zeros(count, np.int64), size=7, seed=0, how=Refit(0.03)
     )
     np.testing.assert_allclose(found.weight.detach().numpy() / length, expected.coef_, atol=2e-5)
     values = found(torch.from_numpy(features)).detach().numpy() / length
     np.testing.assert_allclose(values, expected.predict(features), atol=2e-4)
     assert np.abs(values - unit).max() > 1e-2  # it is another layer than the embedder's own
+
+
+@pytest.mark.parametrize(("share", "constant"), [(0.6, 0.0), (0.0, 0.5), (0.6, 0.5)])
+def test_a_refit_aims_at_the_teacher_and_at_what_all_share(
+    share: float, constant: float, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cosines are those of scikit-learn's ridge to all targets, in their 24 main directions."""
+    from facemetric.model import projections
+
+    monkeypatch.setattr(projections, "CHUNK", 100)
+    rng = np.random.default_rng(2)
+    count = 600
+    features = (rng.normal(size=(count, 40)) @ rng.normal(size=(40, 512))).astype(np.float32) + 2
+    teacher = unit_rows(2 + rng.normal(size=(count, 10)) + features[:, :10] / 20)
+    layer = torch.nn.Linear(512, 24)
+    monkeypatch.setattr(type(embedder), "folded_projection", lambda self: layer)
+    with torch.no_grad():
+        emb = layer(torch.from_numpy(features))
+    unit = torch.nn.functional.normalize(emb, dim=1).numpy().astype(np.float64)
+    plain = features.astype(np.float64)
+    ridge = Ridge(alpha=0.5 * float(((plain - plain.mean(0)) ** 2).sum()) / 512)
+    weight = share * np.sqrt(unit.var(0).sum() / teacher.var(0).sum())
+    parts = [ridge.fit(plain, unit).predict(plain)]
+    if share:
+        parts.append(weight * ridge.fit(plain, teacher - teacher.mean(0)).predict(plain))
+    values = np.concatenate([*parts, np.full((count, 1), constant)], axis=1)
+    left, sizes, _ = np.linalg.svd(values, full_matrices=False)
+    expected = left[:, :24] * sizes[:24]
+    how = Refit(0.5, share, constant)
+    found = start_projection(
+        "refit",
+        embedder,
+        features,
+        np.zeros(count, np.int64),
+        size=7,
+        seed=0,
+        how=how,
+        teacher_NT=teacher.astype(np.float32),
+    )
+    seen = found(torch.from_numpy(features)).detach().double().numpy() / float(emb.norm(dim=1).mean())
+    assert seen.shape == (count, 24)
+    np.testing.assert_allclose(seen @ seen.T, expected @ expected.T, atol=1e-3)
+    without = start_projection(
+        "refit", embedder, features, np.zeros(count, np.int64), size=7, seed=0, how=Refit(0.5)
+    )
+    before = without(torch.from_numpy(features)).detach().double().numpy()
+    assert np.abs(unit_rows(before) @ unit_rows(before).T - unit_rows(seen) @ unit_rows(seen).T).max() > 0.02
 
 
 def test_refit_to_a_layer_that_gives_unit_vectors_already_is_that_layer(
@@ -181,7 +229,7 @@ def test_refit_to_a_layer_that_gives_unit_vectors_already_is_that_layer(
     layer = torch.nn.Identity()
     monkeypatch.setattr(type(embedder), "folded_projection", lambda self: layer)
     found = start_projection(
-        "refit", embedder, features, np.zeros(300, np.int64), size=7, seed=0, penalty=1e-4
+        "refit", embedder, features, np.zeros(300, np.int64), size=7, seed=0, how=Refit(1e-4)
     )
     values = found(torch.from_numpy(features)).detach()
     torch.testing.assert_close(

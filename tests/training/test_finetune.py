@@ -417,6 +417,8 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         ({"projection_init": "lda"}, "lda gives at most 13 directions"),
         ({"refit_penalty": 0.5}, "refit_penalty is for projection_init='refit', and that is identity"),
         ({"projection_init": "refit", "refit_penalty": 0.0}, "refit_penalty is 0"),
+        ({"refit_constant": 0.5}, "refit_constant is for projection_init='refit', and that is identity"),
+        ({"projection_init": "refit", "refit_teacher": 0.5}, "refit_teacher= needs teacher="),
         ({"batch_size": 4}, "batch_size=4 holds 1 identity of 4 images; two are needed"),
         ({"images_per_identity": 1}, "images_per_identity is 1; it must be at least 2"),
         ({"margin": -0.1}, "margin is -0.1"),

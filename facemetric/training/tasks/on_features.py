@@ -66,7 +66,8 @@ class OnFeatures(StageTwo):
             labels[sample],
             size=config.embedding_size,
             seed=config.seed,
-            penalty=config.refit_penalty,
+            how=self.refit_how,
+            teacher_NT=None if teacher_NT is None else teacher_NT[self.rows[sample]],
         )
         self.projection = projection.to(self.device)
         self.follow(teacher_NT)

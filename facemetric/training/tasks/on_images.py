@@ -51,7 +51,7 @@ class OnImages(StageTwo):
     def prepare(self) -> None:
         """The projection that training starts from; refit, PCA and LDA run the backbone over all images once."""
         teacher_NT = self.read_teacher()
-        self.embedder.projection = self.first_projection(self.embedder).to(self.device)
+        self.embedder.projection = self.first_projection(self.embedder, teacher_NT).to(self.device)
         freeze(self.embedder, widest(self.config.freeze))  # the optimizer holds all that trains at any time
         self.embedder.to(memory_format=torch.channels_last)
         self.follow(teacher_NT)
@@ -70,10 +70,11 @@ class OnImages(StageTwo):
         )
         return functional.normalize(self.embedder.project(features).float(), dim=1), rows
 
-    def first_projection(self, embedder: Embedder) -> nn.Linear:
+    def first_projection(self, embedder: Embedder, teacher_NT: np.ndarray | None) -> nn.Linear:
         """Where the projection starts; refit, PCA and LDA need the features of the plain images, once."""
         config, index = self.config, self.split.train
         values, labels = np.empty((0, embedder.num_features), np.float32), np.empty(0, np.int32)
+        rows = np.empty(0, np.int64)
         if config.projection_init in LOOKING:
             features = self.cached(index, 1)
             note_bad(self.bad_images, index, features.bad)
@@ -87,7 +88,8 @@ class OnImages(StageTwo):
             labels,
             size=config.embedding_size,
             seed=config.seed,
-            penalty=config.refit_penalty,
+            how=self.refit_how,
+            teacher_NT=None if teacher_NT is None else teacher_NT[rows],
         )
 
     @cached_property

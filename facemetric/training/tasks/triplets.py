@@ -21,6 +21,7 @@ from facemetric.distributed import say
 from facemetric.machine import pick_workers
 from facemetric.mining.kernels import choice
 from facemetric.model.embedder import Embedder
+from facemetric.model.projections import Refit
 from facemetric.training.run.folder import judged_by
 from facemetric.training.run.run import Run
 from facemetric.training.split import Split
@@ -85,6 +86,12 @@ class StageTwo:
             return None
         teacher = Teacher(config.teacher, config.out.parent / "teacher", self.workers, self.device)
         return teacher_rows(teacher, self.images)
+
+    @property
+    def refit_how(self) -> Refit:
+        """What the options say of a refit."""
+        config = self.config
+        return Refit(config.refit_penalty, config.refit_teacher, config.refit_constant)
 
     @property
     def images(self) -> Joined:

@@ -17,11 +17,13 @@ from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
 from facemetric.evaluation.table import EmbeddingTable
 from facemetric.machine import pick_device
+from facemetric.model.projections import Refit, refit
 from facemetric.training.finetune import task_of as task_of_config
 from facemetric.training.run.folder import read_log
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
+from facemetric.training.tasks.feature_cache import cached_features
 from facemetric.training.tasks.following import Following
 from facemetric.training.tasks.on_features import OnFeatures
 from facemetric.training.tasks.on_images import OnImages
@@ -227,3 +229,36 @@ def test_unlabelled_rows_come_behind_the_labelled(faces: Path, table: str) -> No
     following = Following(FinetuneConfig(("x",)), joined, np.eye(2 * len(index), SIZE, dtype=np.float32), 4)
     alone = Following(FinetuneConfig(("x",)), Joined(index, None), following.teacher.numpy(), 4)
     assert following.mark != alone.mark  # a run does not go on with other unlabelled images
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "none"])
+def test_a_refit_aims_at_the_teachers_rows_of_its_images(
+    stage_one: Trained, some_single: Path, tmp_path: Path, freeze: str
+) -> None:
+    """Some images cannot be read: what the teacher says of the others is what the layer is fitted to."""
+    next(iter(sorted(some_single.iterdir())[0].iterdir())).write_bytes(b"not an image")
+    kept = read_index([str(some_single)])
+    rng = np.random.default_rng(4)
+    rows = 2 + rng.normal(size=(len(kept), SIZE))
+    names = np.array([kept.name(i) for i in range(len(kept))])
+    path = tmp_path / "teacher.npz"
+    EmbeddingTable(rows, np.array(["x"] * len(kept)), names).save(path)
+    options: dict[str, Any] = {"teacher": (str(path),), "projection_init": "refit", "val_fraction": 0.0}
+    options |= {"freeze": (freeze,), "max_bad": 0.5, "refit_penalty": 0.5, "refit_teacher": 2.0}
+    task = task_of(some_single, stage_one, tmp_path / "run", refit_constant=0.3, **options)
+    own = load_embedder(stage_one.weights)
+    found = cached_features(own, task.split.train, tmp_path / "cache")
+    # Two people have one image, which a task on features leaves out.
+    good = task.rows if isinstance(task, OnFeatures) else np.flatnonzero(found.valid)
+    assert len(good) == 26 - 1 - 2 * isinstance(task, OnFeatures)
+    said = {name: row / np.linalg.norm(row) for name, row in zip(names, rows, strict=True)}
+    teacher = np.array([said[task.split.train.name(i)] for i in good], np.float32)
+    expected = refit(own, found.values[0][good], Refit(0.5, 2.0, 0.3), teacher)
+    layer = task.projection if isinstance(task, OnFeatures) else task.embedder.projection
+    assert isinstance(layer, torch.nn.Linear)
+    seen = torch.from_numpy(found.values[0][good])
+    ours, theirs = (functional.normalize(one(seen), dim=1).detach() for one in (layer, expected))
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T, atol=1e-3, rtol=0)
+    other = refit(own, found.values[0][good], Refit(0.5, 2.0, 0.3), np.roll(teacher, 1, axis=0))
+    wrong = functional.normalize(other(seen), dim=1).detach()
+    assert (wrong @ wrong.T - theirs @ theirs.T).abs().max() > 0.05

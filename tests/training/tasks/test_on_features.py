@@ -19,7 +19,7 @@ from facemetric.errors import ConfigError
 from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.machine import pick_device
 from facemetric.mining.kernels import choice
-from facemetric.model.projections import refit
+from facemetric.model.projections import Refit, refit
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.stage import check_training
@@ -74,7 +74,7 @@ def test_refit_starts_at_the_layer_nearest_to_the_weights_own(
     assert embedder.embedding_size == own.num_features  # stage one's embedding is its features
     index = read_index([str(faces)])
     found = cached_features(own, index, tmp_path / "cache")
-    expected = refit(own, found.values[0], 0.5)
+    expected = refit(own, found.values[0], Refit(0.5))
     layer = embedder.folded_projection()
     assert isinstance(layer, torch.nn.Linear)
     torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
