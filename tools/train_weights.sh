@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The recipe of the shipped weights: six runs of stage one on labels, each from the one before; from the sixth two short
-# ones, whose mean with it goes to stage two; and from there one that follows a teacher's embeddings, also of people
-# without a name, with labels and without. Start it again after a stop, it goes on.
-#   tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, RUNS a folder for the runs; OPTIONS
-#   go to every stage: with --epochs 1 it is a rehearsal, of minutes where DATA is a cut (tars and teacher's tables of the
-#   same names with some of the people, the validation people among them; the lists may name others)
+# ones, whose mean with it goes to stage two; from there some that follow a teacher's embeddings, with labels and without;
+# and last those that the teacher also asks about faces blended of two. Start it again after a stop, it goes on.
+#   BLENDS=50048 tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, and teacher/dlib.onnx in
+#   it (tools/dlib_to_onnx.py); RUNS a folder for the runs; OPTIONS go to every stage: with --epochs 1 and few BLENDS it is
+#   a rehearsal, of minutes where DATA is a cut (tars and teacher's tables of the same names with some of the people, the
+#   validation people among them; the lists may name others)
 set -euo pipefail
-data=$1 runs=$2
+data=$1 runs=$2 blends=${BLENDS:-50048}
 shift 2
 options=("$@")
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
@@ -66,14 +67,40 @@ settle() {  # name, run, options of the refit: the triplets, and the layer of le
     stage finetune "$runs/$name" "$last" --config "$configs/shipped_refit.toml" --weights "$runs/$name-triplets" "$@"
 }
 
-settle settled more
+plain=(--refit-teacher 0 --refit-constant 0)
+settle settled more "${plain[@]}"
 stage pretrain "$runs/long" "$last" --config "$configs/shipped_long.toml" --weights "$runs/settled" "${taught[@]}"
-stage pretrain "$runs/small" "$last" --config "$configs/shipped_small.toml" --weights "$runs/long" "${taught[@]}"
-settle faces-112 long
-settle faces-96 small
-stage pretrain "$runs/large" "$last" --config "$configs/shipped_large.toml" --weights "$runs/faces-112" "${taught[@]}"
-settle faces-160 large --refit-penalty 3
+settle before long "${plain[@]}"
+
+# Faces blended from those of the run before, which the teacher is asked about; no other pictures without a name.
+blended() {  # run, config, weights, numbers of the blends
+    local run=$1 config=$2 weights=$3 unlabelled=() teacher=()
+    shift 3
+    for name in fiw pins celeba celeba_more; do teacher+=("$name=$data/teacher/$name.npz"); done
+    for seed in "$@"; do
+        unlabelled+=("blends$seed=$runs/blends$seed.tar") teacher+=("blends$seed=$runs/blends$seed.npz")
+    done
+    stage pretrain "$runs/$run" "$last" --config "$configs/$config" --weights "$runs/$weights" \
+        --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}"
+}
+
+for seed in 1 2 3 4; do
+    [ -e "$runs/blends$seed.tar" ] || python "$(dirname "$0")/blend_faces.py" "$runs/long" --count "$blends" --seed "$seed" \
+        --out "$runs/blends$seed.tar"
+    [ -e "$runs/blends$seed.npz" ] || facemetric embed "$runs/blends$seed.tar" --weights "$data/teacher/dlib.onnx" \
+        --faces off --out "$runs/blends$seed.npz"
+done
+blended blended shipped_blended.toml before 1 2 3 4
+blended large shipped_large.toml blended 1
+blended small shipped_small.toml blended 2
+named=()
+for name in fiw pins celeba celeba_more; do named+=("$name=$data/teacher/$name.npz"); done
+settle faces-112 blended --teacher "${named[@]}"
+settle faces-160 large --teacher "${named[@]}"
+settle faces-96 small --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
+    # The photographs behind the blends, and no hashes of the blends, which nobody has.
+    cp "$runs/long/best/training_images.npz" "$runs/$name/best/"
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
