@@ -1,19 +1,21 @@
-"""Faces that nobody has, for a teacher to speak of: two aligned crops blended, and bent a little.
+"""Blended faces for a teacher to embed: two aligned crops in one, bent a little.
 
     python tools/blend_faces.py RUN --count 200000 --seed 1 --out blends.tar
     facemetric embed blends.tar --weights dlib.onnx --faces off --out blends.npz
     facemetric pretrain ... --unlabelled blends=blends.tar --teacher blends=blends.npz
 
-RUN is the folder of a training that followed a teacher, or a folder with its config.toml: its pictures are taken,
-those of the validation people and those left out are not. A student soon knows its teacher's answers to a few ten
-thousand pictures by heart; of pictures that are made it can be asked about as many as there is time for. Sources: mixup
+RUN is the folder of a stage one that followed a teacher, or a folder with its config.toml (call this from where the run
+was started: its paths may be relative). Its pictures are taken, those of the validation people and those left out are
+not. A student soon knows its teacher's answers to tens of thousands of pictures by heart; pictures that are made can be
+as many as there is time for. The teacher sees each blend once, not its mirror image: there are other blends for that
+time. Sources: mixup
 (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), with the teacher asked about the
 mixture itself (Beyer et al. 2022, arXiv:2106.05237).
 
 Of the pictures 35 % are a mean of two with a weight of 0.3 to 0.7, 40 % take some regions from the one and some from
 the other, 25 % are of one; all of these last and half of the others are bent smoothly, by some pixels. Half of the
-partners look like the first by the teacher, the other half are drawn. The same RUN, seed and version of torch give the
-same pictures.
+partners look like the first by the teacher, the other half are drawn. The same RUN and seed give the same pictures with
+the same versions of torch, numpy and Pillow.
 
 Shapes: B pictures of a block, N of the training, S side, T teacher's embedding.
 """
@@ -35,7 +37,7 @@ from torch.nn import functional
 from facemetric.config import PretrainConfig
 from facemetric.config.build import make_config, read_toml
 from facemetric.data.images import BadImage, decode
-from facemetric.errors import ConfigError, FacemetricError
+from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.files import write_whole
 from facemetric.training.run.folder import CONFIG
 from facemetric.training.split import read_split
@@ -63,46 +65,68 @@ class Pictures(NamedTuple):
         return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float()
 
     def _pixels(self, row: int, side: int) -> np.ndarray:
-        part, at = (0, row) if row < self.images.first else (1, row - self.images.first)
-        image = decode(self.images.parts[part].read(at))
+        try:
+            image = decode(self.images.read(row))
+        except (BadImage, OSError) as error:
+            raise DataError(
+                f"{self.images.name(row)}: {error}; mend it, or name it in --leave-out-images of the training"
+            ) from error
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image)
 
 
 def read_pictures(run: Path) -> Pictures:
-    """The pictures that a training with a teacher learned from. Raises ConfigError where it had no teacher."""
-    config = make_config(PretrainConfig, **read_toml(run / CONFIG, remedy="; name the folder of a run"))
-    if not config.teacher:
-        raise ConfigError(f"{run / CONFIG} has no teacher; name a run of `facemetric pretrain --teacher`")
+    """The pictures that a stage one with a teacher learned from. Raises ConfigError for another run, or one that cut
+    faces out of photographs, DataError where all pictures show one person."""
+    options = read_toml(run / CONFIG, remedy="; name the folder of a run")
+    if "arch" not in options or not options.get("teacher"):
+        raise ConfigError(
+            f"{run / CONFIG} is not of a stage one with a teacher; name a run of `facemetric pretrain --teacher`"
+        )
+    config = make_config(PretrainConfig, **options)
+    if config.align:
+        raise ConfigError(
+            f"{run / CONFIG} was trained with --align; cut the faces by `facemetric align`, and train on these"
+        )
     split = read_split(config)
     images = Joined(split.train, split.unlabelled)
     nobody = np.flatnonzero(images.identity < 0)
     person = images.identity.astype(np.int64)
     person[nobody] = len(split.train.identities) + np.arange(len(nobody))
-    # A person with many pictures comes oftener, not as often as there are pictures.
+    if len(np.unique(person)) < 2:
+        raise DataError(f"{run / CONFIG}: all pictures show one person; a blend needs two")
+    # A person with many pictures is drawn more often, by the root of their number.
     chance = 1 / np.sqrt(np.bincount(person)[person])
     share = NAMED if len(nobody) else 1.0
     chance[: images.first] *= share / chance[: images.first].sum()
     chance[nobody] *= (1 - share) / max(chance[nobody].sum(), 1e-12)
-    return Pictures(images, teacher_rows(Teacher(config.teacher, run / "teacher"), images), person, chance)
+    return Pictures(
+        images, teacher_rows(Teacher(config.teacher, config.out.parent / "teacher"), images), person, chance
+    )
 
 
 def draw_pairs(pictures: Pictures, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of first pictures and of their partners, who are other people."""
+    """Rows (B,) of first pictures and of their partners, who are other people."""
     total = len(pictures.chance)
     first = rng.choice(total, count, p=pictures.chance)
     sought = rng.choice(total, SOUGHT, p=pictures.chance)
-    cosines = pictures.teacher_NT[first] @ pictures.teacher_NT[sought].T
-    cosines[pictures.person[first][:, None] == pictures.person[sought]] = -2
+    other = pictures.person[first][:, None] != pictures.person[sought]
+    alone = np.flatnonzero(~other.any(1))  # where the drawn ones all show that person: a little set
+    for row in alone:
+        others = np.flatnonzero(pictures.person != pictures.person[first[row]])
+        sought[row % SOUGHT] = rng.choice(others)
+    other = pictures.person[first][:, None] != pictures.person[sought]
+    cosines = np.where(other, pictures.teacher_NT[first] @ pictures.teacher_NT[sought].T, -2)
     nearest = np.argpartition(-cosines, ALIKE, axis=1)[:, :ALIKE]
-    alike = sought[nearest[np.arange(count), rng.integers(ALIKE, size=count)]]
-    others = sought[np.argmax((cosines > -2) * rng.random(cosines.shape), axis=1)]
-    return first, np.where(rng.random(count) < 0.5, alike, others)
+    places = nearest[np.arange(count), rng.integers(ALIKE, size=count)]
+    drawn = np.argmax(other * (1 + rng.random(cosines.shape)), axis=1)
+    alike = (rng.random(count) < 0.5) & other[np.arange(count), places]
+    return first, sought[np.where(alike, places, drawn)]
 
 
 def smooth_noise(count: int, channels: int, knots: int, side: int, rng: torch.Generator) -> Tensor:
-    """Random fields (B, channels, S, S) of unit deviation at `knots` x `knots` places, smooth between."""
+    """Random fields (B, channels, S, S), of about unit deviation, with `knots` x `knots` values of their own."""
     coarse = torch.randn(count, channels, knots, knots, generator=rng)
     return functional.interpolate(coarse, size=side, mode="bicubic", align_corners=False)
 
@@ -120,7 +144,8 @@ def blend(first_B3SS: Tensor, second_B3SS: Tensor, kinds_B: np.ndarray, rng: tor
 
 
 def bend(images_B3SS: Tensor, rng: torch.Generator) -> Tensor:
-    """Stretched by some percent along each side, and moved by up to some 3 of 112 pixels from place to place."""
+    """Stretched by some percent along each side, and moved from place to place by some pixels: of 112, with a deviation
+    of 0.35 to 2.8."""
     count, _, side, _ = images_B3SS.shape
     steps = (torch.arange(side) + 0.5) / side * 2 - 1
     down, across = torch.meshgrid(steps, steps, indexing="ij")
@@ -140,7 +165,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def write_blends(pictures: Pictures, out: Path, *, count: int, seed: int, side: int) -> None:
-    """`count` of them as `blends/SEED_NUMBER.jpg` of a .tar. Raises BadImage where a picture cannot be read."""
+    """`count` of them as `blends/SEED_NUMBER.jpg` of a .tar. Raises DataError where a picture cannot be read."""
     rng, torch_rng = np.random.default_rng([seed, 29]), torch.Generator().manual_seed(seed)
     with tarfile.open(out, "w") as tar:
         for start in range(0, count, BLOCK):
@@ -158,20 +183,23 @@ def write_blends(pictures: Pictures, out: Path, *, count: int, seed: int, side: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "run", type=Path, help="folder of a training with a teacher, or one with its config.toml"
+        "run", type=Path, help="folder of a stage one with a teacher, or one with its config.toml"
     )
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--side", type=int, default=112, help="of the pictures, pixels")
     parser.add_argument("--out", type=Path, required=True, help="the .tar to write")
     options = parser.parse_args()
+    for name, least in (("count", 1), ("seed", 0), ("side", 8)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} is {getattr(options, name)}; give {least} or more")
     if options.out.exists():
         parser.error(f"{options.out} is there already; give another --out")
     try:
         pictures = read_pictures(options.run)
         how = {"count": options.count, "seed": options.seed, "side": options.side}
         write_whole(options.out, lambda part: write_blends(pictures, part, **how))
-    except (FacemetricError, BadImage) as error:
+    except FacemetricError as error:
         parser.error(str(error))
     print(f"{options.out}: {options.count:,} pictures, {options.out.stat().st_size / 1e6:,.0f} MB")
 

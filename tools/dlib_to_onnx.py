@@ -22,6 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from facemetric.errors import DataError, FacemetricError
+from facemetric.files import write_text_whole, write_whole
 
 BLOCKS = (32,) * 3 + (64,) * 4 + (128,) * 3 + (256,) * 4  # channels of the residual blocks
 HALVING = (3, 7, 10, 13)  # the blocks that halve the picture
@@ -31,6 +32,12 @@ CROP, SIDE = 112, 150  # of the aligned crop and of dlib's chip, pixels
 CHIP = (7, 22, 106, 121)
 MEAN = (122.782, 117.001, 104.298)
 SIZE = 128
+PIXELS = f"""size = [{CROP}, {CROP}]
+color = "rgb"
+mean = {[round(value / 255, 8) for value in MEAN]}
+std = {[round(256 / 255, 8)] * 3}
+pictures = "faces"
+"""  # of the .toml: the network takes (pixel - MEAN) / 256
 OPSET, IR = 17, 8
 MARK = b"\x01\x02"  # dlib's version of a tensor, before its four sizes
 
@@ -170,20 +177,18 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="dlib_face_recognition_resnet_model_v1.dat")
     parser.add_argument("--out", type=Path, default=Path("dlib.onnx"))
     options = parser.parse_args()
-    try:
-        model = build(options.file.read_bytes())
-    except (FacemetricError, OSError) as error:
-        parser.error(str(error))
     beside = options.out.with_suffix(".toml")
+    if options.out.suffix != ".onnx":
+        parser.error(f"--out is {options.out}; give a name that ends in .onnx")
     for path in (options.out, beside):
         if path.exists():
             parser.error(f"{path} is there already; give another --out")
-    onnx.save(model, options.out)
-    mean = ", ".join(f"{value / 255:.8f}" for value in MEAN)
-    std = ", ".join([f"{256 / 255:.8f}"] * 3)
-    beside.write_text(
-        f'size = [112, 112]\ncolor = "rgb"\nmean = [{mean}]\nstd = [{std}]\npictures = "faces"\n'
-    )
+    try:
+        model = build(options.file.read_bytes())
+        write_text_whole(beside, PIXELS)
+        write_whole(options.out, lambda part: onnx.save(model, part))
+    except (FacemetricError, OSError) as error:
+        parser.error(str(error))
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.0f} MB; {beside} says which pixels it takes")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recipe of the shipped weights: six runs of stage one on labels, each from the one before; from the sixth two short
 # ones, whose mean with it goes to stage two; from there some that follow a teacher's embeddings, with labels and without;
-# and last those that the teacher also asks about faces blended of two. Start it again after a stop, it goes on.
+# and last some whose teacher is asked about blended faces too. Start it again after a stop, it goes on.
 #   BLENDS=50048 tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, and teacher/dlib.onnx in
 #   it (tools/dlib_to_onnx.py); RUNS a folder for the runs; OPTIONS go to every stage: with --epochs 1 and few BLENDS it is
 #   a rehearsal, of minutes where DATA is a cut (tars and teacher's tables of the same names with some of the people, the
@@ -10,6 +10,9 @@ set -euo pipefail
 data=$1 runs=$2 blends=${BLENDS:-50048}
 shift 2
 options=("$@")
+for file in "$data/teacher/dlib.onnx" "$data/teacher/dlib.toml"; do
+    [ -e "$file" ] || { echo "$file is missing; make it by tools/dlib_to_onnx.py" >&2; exit 2; }
+done
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 faces=(fiw="$data/fiw112.tar" pins="$data/pins112.tar" celeba="$data/celeba112.tar"
     --merge "$configs/shipped_merge.csv" --leave-out "$configs/shipped_leave_out.txt")
@@ -99,7 +102,7 @@ settle faces-112 blended --teacher "${named[@]}"
 settle faces-160 large --teacher "${named[@]}"
 settle faces-96 small --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
-    # The photographs behind the blends, and no hashes of the blends, which nobody has.
+    # The hashes of the photographs behind the blends, not of the blends, which show nobody.
     cp "$runs/long/best/training_images.npz" "$runs/$name/best/"
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"

@@ -205,10 +205,10 @@ class FinetuneConfig(StageConfig):
     """Start of the projection: identity (the weights' own embedding), refit (its least squares), pca, lda or random."""
     refit_penalty: Annotated[float, MODEL, POSITIVE] = 0.1
     """Ridge penalty of --projection-init refit, in units of the features' mean variance."""
-    refit_teacher: Annotated[float, MODEL, AT_LEAST_0] = 0.0
-    """Deviation of --teacher's embedding beside the own one in --projection-init refit, the own one's being 1."""
-    refit_constant: Annotated[float, MODEL, AT_LEAST_0] = 0.0
-    """Length of what all embeddings share after --projection-init refit: what is unlike the images then scores low."""
+    refit_teacher: Annotated[float, MODEL, Range(0, 1e3)] = 0.0
+    """Weight of --teacher's embedding in --projection-init refit: 1 is as much as the own, 0 none."""
+    refit_constant: Annotated[float, MODEL, Range(0, 1e3)] = 0.0
+    """Length of a part that --projection-init refit adds to all embeddings: pairs unlike the training score low."""
     loss: Annotated[str, COMMON] = "triplet"
     """triplet, contrastive, supcon, multi-similarity, circle, proxy-anchor, pml:NAME, or your package.module:name."""
     loss_args: Annotated[str, OPTIMISATION] = ""

@@ -27,9 +27,9 @@ CHUNK = 4096  # rows at once
 class Refit(NamedTuple):
     """How a refit is fitted: see `refit`."""
 
-    penalty: float = 0.1
-    teacher_share: float = 0.0
-    constant: float = 0.0
+    penalty: float = 0.1  # on the squared weights, in units of the features' mean variance
+    teacher: float = 0.0  # weight of the teacher's embedding, 1: as much as the own
+    constant: float = 0.0  # length of a part of all embeddings, whose own length is near 1
 
 
 def sample_for(kind: str, count: int, seed: int) -> np.ndarray:
@@ -81,41 +81,51 @@ def refit(
     The length of an embedding before it is put on the sphere says little of who is seen. The layer of least squares
     has lengths near 1 where the picture is like those that it was fitted to, and shorter ones, hence embeddings nearer
     to their mean, where it is not: strangers of other origins then pass less often (see the card of faces-112). The
-    penalty on the squared weights is `how.penalty` times the features' mean variance. The layer is scaled to the mean
-    length of the embedder's own, so that learning rates mean the same.
+    penalty on the squared weights is `how.penalty` times the features' mean variance. The layer is multiplied by the
+    mean length of the embedder's own, so that learning rates mean the same.
 
-    With `how.teacher_share`, it aims at the teacher's unit vectors too: centred, with so many times the deviation of
-    the own ones. With `how.constant` every embedding has a part of this length in a direction that all share, so that
-    a pair of short ones scores low, where cosines alone would not see how long they are. Of these K directions the D
-    with the largest share of all embeddings are kept, turned onto the embedding's axes."""
+    With `how.teacher`, it aims at the teacher's unit vectors too: centred, with so many times the deviation of the own
+    ones. With `how.constant`, embeddings have a part of this length in a direction that all share, so that a pair of
+    short ones scores low, where cosines alone would not see how long they are. Of these K directions the D with the
+    largest share of all embeddings are kept, turned onto the embedding's axes. Raises ConfigError where the penalty is
+    too small for the images, or the teacher says the same of all."""
     own = embedder.folded_projection().cpu()
     size = own.out_features if isinstance(own, nn.Linear) else embedder.num_features
-    taught_NT = teacher_NT if how.teacher_share else None
-    sums = sums_of(own, features_NF, taught_NT)
-    penalised_FF = sums.moment_FF.copy()
+    taught_NT = teacher_NT if how.teacher else None
+    moments = moments_of(own, features_NF, taught_NT)
+    penalised_FF = moments.moment_FF.copy()
     penalised_FF[np.diag_indices_from(penalised_FF)] += (
-        how.penalty * sums.moment_FF.trace() / len(sums.mean_F)
+        how.penalty * moments.moment_FF.trace() / len(moments.mean_F)
     )
-    weight_KF = scipy.linalg.solve(penalised_FF, sums.cross_FK, assume_a="pos").T
-    mean_K, scale = sums.mean_K, sums.length
+    try:
+        weight_KF = scipy.linalg.solve(penalised_FF, moments.cross_FK, assume_a="pos").T
+    except scipy.linalg.LinAlgError as error:
+        raise ConfigError(
+            f"--refit-penalty is {how.penalty}, too small for {len(features_NF)} images; raise it"
+        ) from error
+    mean_K, scale = moments.mean_K, moments.length
     if taught_NT is not None:
-        taught = sums.variance_K[size:].sum()
-        weight_KF[size:] *= how.teacher_share * np.sqrt(sums.variance_K[:size].sum() / max(taught, 1e-12))
+        own_variance, taught = moments.variance_K[:size].sum(), moments.variance_K[size:].sum()
+        if taught < 1e-9:
+            raise ConfigError(
+                "--teacher says the same of all images; look at its table, or leave out --refit-teacher"
+            )
+        weight_KF[size:] *= how.teacher * np.sqrt(own_variance / taught)
         mean_K[size:] = 0
     if how.constant:
         weight_KF = np.concatenate([weight_KF, np.zeros((1, weight_KF.shape[1]))])
         mean_K = np.append(mean_K, how.constant)
     if len(weight_KF) > size:
-        moment_KK = weight_KF @ sums.moment_FF @ weight_KF.T + np.outer(mean_K, mean_K)
+        moment_KK = weight_KF @ moments.moment_FF @ weight_KF.T + np.outer(mean_K, mean_K)
         turn_KD = scipy.linalg.eigh(moment_KK)[1][:, : -size - 1 : -1]
         weight_KF, mean_K = turn_KD.T @ weight_KF, turn_KD.T @ mean_K
-    bias_D = mean_K - weight_KF @ sums.mean_F
+    bias_D = mean_K - weight_KF @ moments.mean_F
     return linear_of(weight_KF * scale, bias_D * scale)
 
 
-class Sums(NamedTuple):
-    """What least squares need of N images: means, second moments of the centred features, and between these and the
-    targets, the targets' variances, and the mean length of the embedder's own embeddings."""
+class Moments(NamedTuple):
+    """What least squares need of N images, all as means over them: features and targets, products of the centred
+    features with one another and with the targets, the targets' variances, the length of the embedder's embeddings."""
 
     mean_F: np.ndarray
     moment_FF: np.ndarray
@@ -125,10 +135,14 @@ class Sums(NamedTuple):
     length: float
 
 
-def sums_of(own: nn.Module, features_NF: np.ndarray, teacher_NT: np.ndarray | None) -> Sums:
-    """The sums with the own unit embeddings as targets, and behind them the teacher's unit vectors."""
+def moments_of(own: nn.Module, features_NF: np.ndarray, teacher_NT: np.ndarray | None) -> Moments:
+    """With the own unit embeddings as targets, and behind them the teacher's unit vectors."""
     mean_F = np.asarray(features_NF.mean(0, dtype=np.float64))
-    moment_FF, cross_FK, sum_K, squares_K, length = 0.0, 0.0, 0.0, 0.0, 0.0
+    features = len(mean_F)
+    targets = own.out_features if isinstance(own, nn.Linear) else features
+    targets += 0 if teacher_NT is None else teacher_NT.shape[1]
+    moment_FF, cross_FK = np.zeros((features, features)), np.zeros((features, targets))
+    sum_K, squares_K, length = np.zeros(targets), np.zeros(targets), 0.0
     for start in range(0, len(features_NF), CHUNK):
         some_nF = np.array(features_NF[start : start + CHUNK], np.float32)
         emb_nD = own(torch.from_numpy(some_nF))
@@ -136,22 +150,15 @@ def sums_of(own: nn.Module, features_NF: np.ndarray, teacher_NT: np.ndarray | No
         if teacher_NT is not None:
             targets_nK = np.concatenate([targets_nK, teacher_NT[start : start + CHUNK]], axis=1)
         centred_nF = some_nF - mean_F.astype(np.float32)
-        moment_FF = moment_FF + (centred_nF.T @ centred_nF).astype(np.float64)
-        cross_FK = cross_FK + (centred_nF.T @ targets_nK).astype(np.float64)
-        sum_K = sum_K + targets_nK.sum(0, dtype=np.float64)
-        squares_K = squares_K + np.square(targets_nK, dtype=np.float64).sum(0)
+        moment_FF += centred_nF.T @ centred_nF
+        cross_FK += centred_nF.T @ targets_nK
+        sum_K += targets_nK.sum(0, dtype=np.float64)
+        squares_K += np.square(targets_nK, dtype=np.float64).sum(0)
         length += float(emb_nD.norm(dim=1).sum(dtype=torch.float64))
     count = len(features_NF)
-    mean_K = np.asarray(sum_K / count)
-    variance_K = np.asarray(squares_K / count - mean_K**2)
-    return Sums(
-        mean_F,
-        np.asarray(moment_FF / count),
-        np.asarray(cross_FK / count),
-        mean_K,
-        variance_K,
-        length / count,
-    )
+    mean_K = sum_K / count
+    variance_K = squares_K / count - mean_K**2
+    return Moments(mean_F, moment_FF / count, cross_FK / count, mean_K, variance_K, length / count)
 
 
 def start_directions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -57,6 +58,31 @@ def test_the_people_are_those_of_the_training(run: Path) -> None:
     assert alike > drawn  # half of the partners are the nearest of others
 
 
+def test_pictures_without_a_name_are_a_quarter(run: Path, faces: Path, tmp_path: Path) -> None:
+    table = EmbeddingTable.load(run / "teacher.npz")
+    names = np.array([f"more/{name}" for name in table.paths])
+    EmbeddingTable(table.embeddings, table.identities, names).save(tmp_path / "more.npz")
+    text = (run / "config.toml").read_text().replace('.npz"]', f'.npz", "{tmp_path / "more.npz"}"]')
+    (tmp_path / "config.toml").write_text(f'unlabelled = ["more={faces}"]\n{text}')
+    pictures = blend_faces.read_pictures(tmp_path)
+    first = pictures.images.first
+    assert len(pictures.images) == first + 16 * 6
+    assert pictures.chance[:first].sum() == pytest.approx(0.75)
+    assert pictures.chance.sum() == pytest.approx(1)
+    assert len(np.unique(pictures.person[first:])) == 16 * 6  # each a person of its own
+    shown = pictures.pixels(np.array([0, first]), 32)
+    assert shown.shape == (2, 3, 32, 32)
+
+
+def test_nobody_is_blended_with_himself_where_others_are_rare(run: Path) -> None:
+    pictures = blend_faces.read_pictures(run)
+    person = np.where(np.arange(len(pictures.chance)) < len(pictures.chance) - 1, 0, 1)
+    chance = np.where(person == 0, 1.0, 1e-6)
+    rare = pictures._replace(person=person, chance=chance / chance.sum())
+    first, second = blend_faces.draw_pairs(rare, 300, np.random.default_rng(0))
+    assert (person[first] != person[second]).all()
+
+
 def test_each_kind_is_what_it_says() -> None:
     """A black and a white picture: what share of the white one is seen where."""
     black, white = torch.zeros(60, 3, 32, 32), torch.full((60, 3, 32, 32), 255.0)
@@ -100,6 +126,37 @@ def test_a_seed_gives_its_pictures_again(
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (["--count", 0], "--count is 0; give 1 or more"),
+        (["--seed", -1], "--seed is -1; give 0 or more"),
+        ([], "mend it, or name it in --leave-out-images"),
+    ],
+)
+def test_what_cannot_be_is_told(
+    spoil: list[object],
+    why: str,
+    run: Path,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(faces, tmp_path / "faces")
+    text = (
+        (run / "config.toml").read_text().replace(f'data = ["{faces}"]', f'data = ["{tmp_path / "faces"}"]')
+    )
+    (tmp_path / "config.toml").write_text(text)
+    if not spoil:
+        for image in (tmp_path / "faces").glob("*/*"):
+            image.write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, tmp_path, *spoil, "--out", tmp_path / "a.tar")
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.tar*"))
+
+
 def test_a_run_without_a_teacher_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,5 +164,5 @@ def test_a_run_without_a_teacher_is_refused(
     (tmp_path / "config.toml").write_text("\n".join(x for x in text.splitlines() if "teacher" not in x))
     with pytest.raises(SystemExit):
         call(monkeypatch, tmp_path, "--out", tmp_path / "a.tar")
-    assert "has no teacher" in capsys.readouterr().err
+    assert "is not of a stage one with a teacher" in capsys.readouterr().err
     assert not (tmp_path / "a.tar").exists()

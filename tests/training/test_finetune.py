@@ -417,6 +417,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         ({"projection_init": "lda"}, "lda gives at most 13 directions"),
         ({"refit_penalty": 0.5}, "refit_penalty is for projection_init='refit', and that is identity"),
         ({"projection_init": "refit", "refit_penalty": 0.0}, "refit_penalty is 0"),
+        ({"refit_teacher": 0.5}, "refit_teacher is for projection_init='refit', and that is identity"),
         ({"refit_constant": 0.5}, "refit_constant is for projection_init='refit', and that is identity"),
         ({"projection_init": "refit", "refit_teacher": 0.5}, "refit_teacher= needs teacher="),
         ({"batch_size": 4}, "batch_size=4 holds 1 identity of 4 images; two are needed"),
