@@ -74,6 +74,8 @@ plain=(--refit-teacher 0 --refit-constant 0)
 settle settled more "${plain[@]}"
 stage pretrain "$runs/long" "$last" --config "$configs/shipped_long.toml" --weights "$runs/settled" "${taught[@]}"
 settle before long "${plain[@]}"
+stage pretrain "$runs/large" "$last" --config "$configs/shipped_large.toml" --weights "$runs/before" "${taught[@]}"
+settle faces-160 large --refit-penalty 3 "${plain[@]}"
 
 # Faces blended from those of the run before, which the teacher is asked about; no other pictures without a name.
 blended() {  # run, config, weights, numbers of the blends
@@ -94,16 +96,14 @@ for seed in 1 2 3 4; do
         --faces off --out "$runs/blends$seed.npz"
 done
 blended blended shipped_blended.toml before 1 2 3 4
-blended large shipped_large.toml blended 1
-blended small shipped_small.toml blended 2
+blended small shipped_small.toml blended 1
 named=()
 for name in fiw pins celeba celeba_more; do named+=("$name=$data/teacher/$name.npz"); done
 settle faces-112 blended --teacher "${named[@]}"
-settle faces-160 large --teacher "${named[@]}"
 settle faces-96 small --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
     # The hashes of the photographs behind the blends, not of the blends, which show nobody.
-    cp "$runs/long/best/training_images.npz" "$runs/$name/best/"
+    [ "$name" = faces-160 ] || cp "$runs/long/best/training_images.npz" "$runs/$name/best/"
     facemetric calibrate "${faces[@]:0:3}" --merge "$configs/shipped_merge.csv" --identities "$last" --weights "$runs/$name" \
         --far 0.1 0.01 0.001 0.0001 --out "$runs/calibrate-$name"
 done
