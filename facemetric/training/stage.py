@@ -120,6 +120,7 @@ def faster(config: StageConfig, embedder: Embedder) -> Embedder:
     if config.checkpoint_activations:
         checkpoint_activations(embedder)
     if config.compile:
+        say("compiling the backbone: the first step of each picture size waits, for minutes on few cores")
         compile_backbone(embedder)
     return embedder
 

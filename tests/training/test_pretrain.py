@@ -276,7 +276,11 @@ def test_a_compiled_network_computes_no_activations_again(
 
 
 def test_compiled_and_plain_runs_go_on_from_each_other(
-    faces: Path, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path,
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Compiled by a backend that runs the graph as it is, so that the bits are those of a plain run."""
     graphs: list[Any] = []
@@ -289,7 +293,9 @@ def test_compiled_and_plain_runs_go_on_from_each_other(
     options = small | {"val_fraction": 0.0}
     whole = pretrain(str(faces), **options, out=tmp_path / "whole", max_steps=5)
     assert not graphs
+    assert "compiling" not in capsys.readouterr().out
     pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=2, compile=True)
+    assert "compiling the backbone" in capsys.readouterr().out
     compiled = len(graphs)
     assert compiled >= 2  # a sum, to see whether it works, and the backbone
     pretrain(str(faces), **options, out=tmp_path / "parts", max_steps=4, resume=True)
