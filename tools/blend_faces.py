@@ -30,12 +30,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from keep_training_images import config_of
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from facemetric.config import PretrainConfig
-from facemetric.config.build import make_config, read_toml
 from facemetric.data.images import BadImage, decode
 from facemetric.errors import ConfigError, DataError, FacemetricError
 from facemetric.files import write_whole
@@ -79,15 +79,10 @@ class Pictures(NamedTuple):
 def read_pictures(run: Path) -> Pictures:
     """The pictures that a stage one with a teacher learned from. Raises ConfigError for another run, or one that cut
     faces out of photographs, DataError where all pictures show one person."""
-    options = read_toml(run / CONFIG, remedy="; name the folder of a run")
-    if "arch" not in options or not options.get("teacher"):
+    config = config_of(run)
+    if not isinstance(config, PretrainConfig) or not config.teacher:
         raise ConfigError(
             f"{run / CONFIG} is not of a stage one with a teacher; name a run of `facemetric pretrain --teacher`"
-        )
-    config = make_config(PretrainConfig, **options)
-    if config.align:
-        raise ConfigError(
-            f"{run / CONFIG} was trained with --align; cut the faces by `facemetric align`, and train on these"
         )
     split = read_split(config)
     images = Joined(split.train, split.unlabelled)
@@ -111,11 +106,8 @@ def draw_pairs(pictures: Pictures, count: int, rng: np.random.Generator) -> tupl
     total = len(pictures.chance)
     first = rng.choice(total, count, p=pictures.chance)
     sought = rng.choice(total, SOUGHT, p=pictures.chance)
-    other = pictures.person[first][:, None] != pictures.person[sought]
-    alone = np.flatnonzero(~other.any(1))  # where the drawn ones all show that person: a little set
-    for row in alone:
-        others = np.flatnonzero(pictures.person != pictures.person[first[row]])
-        sought[row % SOUGHT] = rng.choice(others)
+    # Two people at least, of whom one is another: all that were drawn may show one, in a lopsided set.
+    sought[-1] = rng.choice(np.flatnonzero(pictures.person != pictures.person[sought[0]]))
     other = pictures.person[first][:, None] != pictures.person[sought]
     cosines = np.where(other, pictures.teacher_NT[first] @ pictures.teacher_NT[sought].T, -2)
     nearest = np.argpartition(-cosines, ALIKE, axis=1)[:, :ALIKE]

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import cast
 
-from facemetric.config import FinetuneConfig, PretrainConfig
+from facemetric.config import FinetuneConfig, PretrainConfig, StageConfig
 from facemetric.config.build import make_config, read_toml
 from facemetric.data.index import ImageIndex
 from facemetric.data.lists import with_at_least
@@ -26,10 +26,15 @@ from facemetric.training.split import read_split
 from facemetric.training.tasks.teacher_rows import Joined
 
 
+def config_of(run: Path) -> StageConfig:
+    """The options of a run, of either stage."""
+    options = read_toml(run / CONFIG, remedy="; name the folder of a run")
+    return make_config(PretrainConfig if "arch" in options else FinetuneConfig, **options)
+
+
 def images_of(run: Path) -> ImageIndex | Joined:
     """The images that a run was trained on, with a name or without."""
-    options = read_toml(run / CONFIG, remedy="; name the folder of a run")
-    config = make_config(PretrainConfig if "arch" in options else FinetuneConfig, **options)
+    config = config_of(run)
     split = read_split(config)
     train = with_at_least(split.train, 2)[0] if isinstance(config, FinetuneConfig) else split.train
     return Joined(train, split.unlabelled)

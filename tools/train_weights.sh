@@ -45,6 +45,7 @@ faces=() unlabelled=() teacher=()
 for name in fiw pins celeba celeba_more; do
     faces+=("$name=$data/${name}112.tar") teacher+=("$name=$data/teacher/$name.npz")
 done
+named=("${teacher[@]}")
 for name in fairface aaf celeba256 utkface; do
     unlabelled+=("$name=$data/${name}112.tar") teacher+=("$name=$data/teacher/$name.npz")
 done
@@ -79,9 +80,8 @@ settle faces-160 large --refit-penalty 3 "${plain[@]}"
 
 # Faces blended from those of the run before, which the teacher is asked about; no other pictures without a name.
 blended() {  # run, config, weights, numbers of the blends
-    local run=$1 config=$2 weights=$3 unlabelled=() teacher=()
+    local run=$1 config=$2 weights=$3 unlabelled=() teacher=("${named[@]}")
     shift 3
-    for name in fiw pins celeba celeba_more; do teacher+=("$name=$data/teacher/$name.npz"); done
     for seed in "$@"; do
         unlabelled+=("blends$seed=$runs/blends$seed.tar") teacher+=("blends$seed=$runs/blends$seed.npz")
     done
@@ -97,8 +97,6 @@ for seed in 1 2 3 4; do
 done
 blended blended shipped_blended.toml before 1 2 3 4
 blended small shipped_small.toml blended 1
-named=()
-for name in fiw pins celeba celeba_more; do named+=("$name=$data/teacher/$name.npz"); done
 settle faces-112 blended --teacher "${named[@]}"
 settle faces-96 small --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do

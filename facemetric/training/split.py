@@ -16,7 +16,7 @@ from facemetric.data.images import Preprocess
 from facemetric.data.index import ImageIndex, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list, unknown_note
 from facemetric.distributed import say
-from facemetric.errors import DataError, FacemetricError, plural
+from facemetric.errors import ConfigError, DataError, FacemetricError, plural
 from facemetric.faces.align import AlignOptions, cut_faces
 from facemetric.faces.template import SIDE
 from facemetric.model.pictures import crop_side
@@ -68,7 +68,11 @@ def read_split(config: StageConfig, run: Path | None = None, *, side: int = SIDE
     check_identities(index, allow_case_twins=config.case_twins)
     unlabelled = read_unlabelled(config)
     if config.align:
-        assert run is not None
+        if run is None:
+            raise ConfigError(
+                "a training with --align is read with its run folder alone; cut the faces by `facemetric align`, and "
+                "train on these"
+            )
         index = faces_alone(index, run / "faces", side)
         if unlabelled is not None:
             unlabelled = faces_alone(unlabelled, run / "faces_unlabelled", side)

@@ -165,4 +165,8 @@ def test_a_run_without_a_teacher_is_refused(
     with pytest.raises(SystemExit):
         call(monkeypatch, tmp_path, "--out", tmp_path / "a.tar")
     assert "is not of a stage one with a teacher" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text(f"align = true\n{text}")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, tmp_path, "--out", tmp_path / "a.tar")
+    assert "cut the faces by `facemetric align`" in capsys.readouterr().err
     assert not (tmp_path / "a.tar").exists()

@@ -15,7 +15,7 @@ from facemetric import distributed, finetune, load_embedder
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
-from facemetric.evaluation.table import EmbeddingTable
+from facemetric.evaluation.table import EmbeddingTable, unit_rows
 from facemetric.machine import pick_device
 from facemetric.model.projections import Refit, refit
 from facemetric.training.finetune import task_of as task_of_config
@@ -251,8 +251,8 @@ def test_a_refit_aims_at_the_teachers_rows_of_its_images(
     # Two people have one image, which a task on features leaves out.
     good = task.rows if isinstance(task, OnFeatures) else np.flatnonzero(found.valid)
     assert len(good) == 26 - 1 - 2 * isinstance(task, OnFeatures)
-    said = {name: row / np.linalg.norm(row) for name, row in zip(names, rows, strict=True)}
-    teacher = np.array([said[task.split.train.name(i)] for i in good], np.float32)
+    said = dict(zip(names, unit_rows(rows), strict=True))
+    teacher = np.array([said[task.split.train.name(i)] for i in good])
     expected = refit(own, found.values[0][good], Refit(0.5, 2.0, 0.3), teacher)
     layer = task.projection if isinstance(task, OnFeatures) else task.embedder.projection
     assert isinstance(layer, torch.nn.Linear)
