@@ -89,16 +89,18 @@ blended() {  # run, config, weights, numbers of the blends
         --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}"
 }
 
-for seed in 1 2 3 4; do
+for seed in 1 2 3 4 5 6 7 8; do
     [ -e "$runs/blends$seed.tar" ] || python "$(dirname "$0")/blend_faces.py" "$runs/long" --count "$blends" --seed "$seed" \
         --out "$runs/blends$seed.tar"
     [ -e "$runs/blends$seed.npz" ] || facemetric embed "$runs/blends$seed.tar" --weights "$data/teacher/dlib.onnx" \
         --faces off --out "$runs/blends$seed.npz"
 done
 blended blended shipped_blended.toml before 1 2 3 4
-blended small shipped_small.toml blended 1
-settle faces-112 blended --teacher "${named[@]}"
-settle faces-96 small --teacher "${named[@]}"
+settle mixed blended --teacher "${named[@]}"
+blended clear shipped_clear.toml mixed 5 6 7 8
+blended small shipped_small.toml clear 5
+settle faces-112 clear --teacher "${named[@]}"
+settle faces-96 small --refit-teacher 0.5 --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
     # The hashes of the photographs behind the blends, not of the blends, which show nobody.
     [ "$name" = faces-160 ] || cp "$runs/long/best/training_images.npz" "$runs/$name/best/"
