@@ -29,6 +29,8 @@ def main() -> None:
     embedder = load_embedder(options.run)
     kept = state["ema"] or state["model"]
     own = {name.removeprefix(PART): value for name, value in kept.items() if name.startswith(PART)}
+    if not own:
+        parser.error(f"{options.run} is no run of stage one; its checkpoint has no embedder")
     if any(name.startswith("neck.") for name in own):  # saved weights have it in their projection
         embedder.neck = nn.BatchNorm1d(embedder.embedding_size)
     embedder.load_state_dict(own)

@@ -29,3 +29,18 @@ def test_the_checkpoints_weights_open_as_a_folder(
     record = json.loads((tmp_path / "out" / "config.json").read_text())["facemetric"]
     steps = [json.loads(line)["step"] for line in (run.run / "log.jsonl").read_text().splitlines()]
     assert record["provenance"]["steps"] == steps[-1]
+
+
+def test_a_run_of_stage_two_is_told(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretrain(str(faces), **SMALL, out=tmp_path / "one")
+    state = torch.load(run.run / "checkpoint.pt", weights_only=True)
+    names = dict.fromkeys(name for name in state["model"] if not name.startswith("embedder."))
+    state["model"], state["ema"] = {name: state["model"][name] for name in names}, None
+    torch.save(state, run.run / "checkpoint.pt")
+    monkeypatch.setattr("sys.argv", ["unfinished_weights", str(run.run), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        unfinished_weights.main()
+    assert "no run of stage one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
