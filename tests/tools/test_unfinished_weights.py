@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import unfinished_weights
-from small_trainings import SMALL, tensors
+from small_trainings import FAST, SMALL, tensors
 
-from facemetric import pretrain
+from facemetric import finetune, pretrain
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
@@ -34,11 +34,8 @@ def test_the_checkpoints_weights_open_as_a_folder(
 def test_a_run_of_stage_two_is_told(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = pretrain(str(faces), **SMALL, out=tmp_path / "one")
-    state = torch.load(run.run / "checkpoint.pt", weights_only=True)
-    names = dict.fromkeys(name for name in state["model"] if not name.startswith("embedder."))
-    state["model"], state["ema"] = {name: state["model"][name] for name in names}, None
-    torch.save(state, run.run / "checkpoint.pt")
+    start = pretrain(str(faces), **SMALL, out=tmp_path / "one")
+    run = finetune(str(faces), **FAST, weights=start.run, freeze="backbone", out=tmp_path / "two")
     monkeypatch.setattr("sys.argv", ["unfinished_weights", str(run.run), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         unfinished_weights.main()
