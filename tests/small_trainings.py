@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Toy:
     """A task of the loop (see task.Task): a regression with batch norm, dropout, numpy's random numbers and a
     memory of the last batch's mean."""
 
-    judged_by = staticmethod(lambda figures: "score")
+    judge = SimpleNamespace(score=lambda figures: figures.get("score"))
     steps_per_epoch = 5
 
     def __init__(

@@ -11,15 +11,14 @@ from facemetric.config.build import read_toml
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.model.weights.folder import MODEL, read_config, shipped_weights
+from facemetric.training.run.best import EER, SCORE, Judge
 from facemetric.training.run.folder import (
     CHECKPOINT,
     CONFIG,
     LOCK,
     LOG,
-    SCORE,
     has_checkpoint,
     in_words,
-    judged_by,
     read_log,
 )
 
@@ -29,7 +28,6 @@ FIGURES = {
     "TAR @ FAR=1e-3": ("lfw_tar_at_far_0.001", "{:.3f}"),
     "images/s, 2 cores": ("images_per_second", "{:,.0f}"),
 }
-EER = "val_eer"
 BEYOND = 1e15  # no figure, step or minute of a run is as large
 
 
@@ -90,8 +88,7 @@ def standing(folder: Path) -> Standing:
     options = read_options(folder / CONFIG)
     stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
     seen = [numbers(line) for line in log if line.get("event") == "validation"]
-    judged = [line for line in seen if judged_by(line) in line]
-    best = max(judged, key=lambda line: line[judged_by(line)], default={})
+    best = best_of(seen, Judge(options.get("best_by", Judge().by)))
     trained = [numbers(line) for line in log if line.get("event") == "train"]
     state = state_of(folder, log)
     left = trained[-1].get("minutes_left") if trained and state == "running" else None
@@ -105,6 +102,15 @@ def standing(folder: Path) -> Standing:
         best.get("epoch"),
         (folder / LOG).stat().st_mtime,
     )
+
+
+def best_of(validations: list[dict[str, Any]], judge: Judge) -> dict[str, Any]:
+    """The validation that a run keeps the weights of, the first of equals; the last where nothing compares them."""
+    scores = [judge.score(each) for each in validations]
+    judged = [(score, each) for score, each in zip(scores, validations, strict=True) if score is not None]
+    if judged:
+        return max(judged, key=lambda pair: pair[0])[1]
+    return validations[-1] if validations and judge.by == "last" else {}
 
 
 def numbers(line: dict[str, Any]) -> dict[str, Any]:

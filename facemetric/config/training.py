@@ -31,6 +31,7 @@ Amp = Literal["auto", "bfloat16", "float16", "off"]
 AugmentOn = Literal["cpu", "device"]
 Freeze = Literal["backbone", "batchnorm", "none"]
 ValBy = Literal["identities", "images"]
+BestBy = Literal["tar@0.01", "tar@0.001", "eer", "auc", "knn", "last"]
 Init = Literal["identity", "refit", "pca", "lda", "random"]
 Track = Literal["off", "wandb", "mlflow", "trackio"]
 Distance = Literal["squared", "euclidean", "cosine"]
@@ -128,6 +129,8 @@ class StageConfig:
     """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     validate_every: Annotated[int, VALIDATION, AT_LEAST_1] = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
+    best_by: Annotated[BestBy, VALIDATION] = "tar@0.01"
+    """Picks the epoch to keep: TAR at a FAR (AUC where pairs are few), eer, auc, knn; last: the last one."""
     max_steps: Annotated[int, RUN, AT_LEAST_0] = 0
     """End after so many steps, with a validation, as a trial: loss, memory and the time of the whole; 0 for no end."""
     resume: Annotated[bool, COMMON] = False

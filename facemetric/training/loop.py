@@ -296,9 +296,9 @@ class Trainer:
             metrics = distributed.from_first(self.task.validate(self.kept))  # all agree on the best epoch
         epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
         self.run.log("validation", self.done, epoch=epoch, **metrics)
-        name = self.task.judged_by(metrics)
-        score, best = metrics.get(name), self.at.best
-        better = score is None or best is None or score > best.get(name, -math.inf)
+        score = self.task.judge.score(metrics)
+        best = None if self.at.best is None else self.task.judge.score(self.at.best)
+        better = score is None or best is None or score > best
         if better:
             self.at.best, self.at.best_epoch = metrics, epoch
             if distributed.rank() == 0:

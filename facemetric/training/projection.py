@@ -20,7 +20,7 @@ from facemetric.config.checks import check_batch
 from facemetric.data.batches import IdentityBatches
 from facemetric.errors import DataError, TrainingError
 from facemetric.mining.losses import Loss, LossOptions, resolve_loss
-from facemetric.training.run.folder import judged_by
+from facemetric.training.run.best import Judge
 from facemetric.training.step.optim import make_optimizer, make_scheduler
 from facemetric.training.validation import open_set_figures
 
@@ -128,7 +128,7 @@ class Best:
         if self.validation is not None:
             emb_ND = functional.normalize(model(self.validation.features), dim=1)
             figures = open_set_figures(emb_ND.numpy(), self.validation.labels.numpy())
-            score = figures[judged_by(figures)]
+            score = figures[Judge().figure(figures)]
             self.scores.append(score)
         if self.validation is None or score > self.best:
             self.best, self.epoch, self.model = score, epoch, copy.deepcopy(model)

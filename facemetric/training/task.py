@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from facemetric.training.run.best import Judge
 from facemetric.training.step.readings import Figure
 
 
@@ -51,8 +52,8 @@ class Task(Protocol):
         """Figures of the model on held-out data; {} where there is none."""
 
     @property
-    def judged_by(self) -> Callable[[Mapping[str, Any]], str]:
-        """From the figures of a validation to the name of the one, up is better, that picks the best epoch."""
+    def judge(self) -> Judge:
+        """By which figure of the validations the best epoch is picked."""
 
     def save(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """Write the weights folder of the best epoch."""

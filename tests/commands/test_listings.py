@@ -17,7 +17,7 @@ from facemetric.errors import DataError
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import folder as weights_folder
 from facemetric.model.weights.save_load import save_weights
-from facemetric.training.run.folder import SCORE
+from facemetric.training.run.best import SCORE
 from facemetric.training.run.run import Run
 
 

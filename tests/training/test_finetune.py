@@ -16,6 +16,7 @@ import torch
 from small_trainings import FAST, KEY, changed, same, stop_in_step, tensors
 
 from facemetric import finetune, load_embedder
+from facemetric.commands.listings import standing
 from facemetric.config import FinetuneConfig
 from facemetric.data.index import read_index
 from facemetric.errors import ConfigError, DataError, TrainingError
@@ -23,7 +24,7 @@ from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.mining.losses import RESERVED
 from facemetric.model.weights.folder import amend_config
-from facemetric.training.run.folder import SCORE
+from facemetric.training.run.best import SCORE
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.tasks import triplets as stage_two
@@ -150,6 +151,43 @@ def test_the_better_of_start_and_end_is_kept(
     else:
         assert torch.equal(found[f"{KEY}.weight"], epochs[kept])
         assert len({float(weight.sum()) for weight in epochs}) == 3
+
+
+@pytest.mark.parametrize(
+    ("best_by", "kept", "said"),
+    [
+        ("tar@0.01", -1, "stage two did not help (val_tar_at_far_0.01 0.8000, before 0.9000)"),
+        ("eer", 1, "kept epoch 1: val_eer 0.1000, before stage two 0.3000"),
+        ("auc", 0, "kept the start of the projection: val_auc 0.9000, before stage two 0.7000"),
+        ("last", 2, "kept the last epoch, as --best-by last asks"),
+    ],
+)
+def test_the_figure_that_is_asked_for_picks_what_is_kept(
+    stage_one: Trained,
+    faces: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    best_by: str,
+    kept: int,
+    said: str,
+) -> None:
+    # before, the start of the projection, two epochs
+    figures = [
+        {SCORE: tar, "val_eer": eer, "val_auc": auc}
+        for tar, eer, auc in [(0.9, 0.3, 0.7), (0.5, 0.4, 0.9), (0.8, 0.1, 0.8), (0.6, 0.2, 0.6)]
+    ]
+    left = list(figures)
+    monkeypatch.setattr(stage_two, "open_set_figures", lambda *args: left.pop(0))
+    options = FAST | {"epochs": 2, "weights": str(stage_one.run), "best_by": best_by}
+    run = finetune(str(faces), **options, out=tmp_path / "run")
+    assert said in capsys.readouterr().out
+    metrics = json.loads((run.weights / "config.json").read_text())["facemetric"]["metrics"]
+    assert run.metrics.items() >= figures[kept + 1].items()
+    assert metrics == run.metrics
+    assert log_of(run, "kept")[0]["epoch"] == kept
+    if kept >= 0:  # where stage one is kept, the list shows the best epoch of the run all the same
+        assert standing(run.run).best_epoch == kept
 
 
 def test_weights_of_an_epoch_that_was_cut_are_not_called_the_start(

@@ -13,8 +13,6 @@ from facemetric.machine import MIB, resident_peak
 
 CONFIG, LOG, CHECKPOINT, BAD_IMAGES = "config.toml", "log.jsonl", "checkpoint.pt", "bad_images.csv"
 LOCK = "run.lock"
-# The validation figure that picks the best epoch; AUC where the validation pairs cannot support that FAR.
-SCORE, AUC = "val_tar_at_far_0.01", "val_auc"
 # How the names of figures begin that a validation has of the weights alone; all others are of the objective.
 OF_WEIGHTS = ("val_tar_at_far_", "val_eer", "val_auc", "val_knn_accuracy", "closed_set_accuracy")
 COLUMNS = 120  # of a line of figures
@@ -111,11 +109,6 @@ def in_words(minutes: float) -> str:
         return f"{60 * minutes:.0f} s"
     whole = round(minutes)
     return f"{whole // 60} h {whole % 60:02d} min" if whole >= 60 else f"{whole} min"
-
-
-def judged_by(figures: Mapping[str, Any]) -> str:
-    """The name of the figure, up is better, that epochs with these validation figures are judged by."""
-    return SCORE if SCORE in figures else AUC
 
 
 def has_checkpoint(path: Path) -> bool:

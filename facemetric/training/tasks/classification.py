@@ -27,7 +27,7 @@ from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
 from facemetric.model.heads import Head, MarginHead, make_head
 from facemetric.model.sharded_head import ShardedHead
-from facemetric.training.run.folder import judged_by
+from facemetric.training.run.best import Judge
 from facemetric.training.run.run import Run
 from facemetric.training.split import Split, hold_back
 from facemetric.training.stage import Setup, same_origin, save_best, start_embedder
@@ -92,11 +92,11 @@ class Classification:
     """The task of stage one (see task.Task)."""
 
     model: Any  # a Classifier; a Student where a teacher is followed
-    judged_by = staticmethod(judged_by)
 
     def __init__(self, setup: Setup[PretrainConfig], split: Split, run: Run, device: torch.device) -> None:
         self.setup, self.split, self.run, self.device = setup, split, run, device
         self.config = config = setup.config
+        self.judge = Judge(config.best_by)
         self.workers = pick_workers(config.workers)
         embedder = start_embedder(setup)
         total = len(split.train) + (len(split.val) if split.val is not None else 0)

@@ -22,7 +22,7 @@ from facemetric.machine import pick_workers
 from facemetric.mining.kernels import choice
 from facemetric.model.embedder import Embedder
 from facemetric.model.projections import Refit
-from facemetric.training.run.folder import judged_by
+from facemetric.training.run.best import Judge
 from facemetric.training.run.run import Run
 from facemetric.training.split import Split
 from facemetric.training.stage import Setup, same_origin, save_best
@@ -55,8 +55,6 @@ def net_of(model: nn.Module) -> nn.Module:
 class StageTwo:
     """What the two tasks of stage two share (see task.Task)."""
 
-    judged_by = staticmethod(judged_by)
-
     def __init__(
         self,
         setup: Setup[FinetuneConfig],
@@ -67,6 +65,7 @@ class StageTwo:
     ) -> None:
         self.setup, self.split, self.run, self.device = setup, split, run, device
         self.config = config = setup.config
+        self.judge = Judge(config.best_by)
         self.workers = pick_workers(config.workers)
         parts = (split.train, split.val, split.unlabelled)
         total = sum(len(part) for part in parts if part is not None)
@@ -239,13 +238,19 @@ class StageTwo:
         save_best(self.run, embedder, self.split, self.config, metrics)
 
     def keep_better(self, before: dict[str, float], after: dict[str, float], epoch: int) -> dict[str, float]:
-        """Keep the better of the weights before stage two and its best epoch, and say which."""
+        """Keep the better of the weights before stage two and its best epoch, and say which; of `--best-by last` the
+        last epoch, better or not."""
         if not before:
             say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
             return after
-        score = self.judged_by(before)
+        score = self.judge.figure(before)
+        if not score:
+            say(f"kept the last epoch, as --best-by last asks; weights in {self.run.best}")
+            self.run.log("kept", 0, epoch=epoch)
+            return after
         old, new = before[score], after[score]
-        if old > new:
+        worse = (self.judge.score(before) or 0.0) > (self.judge.score(after) or 0.0)
+        if worse:
             self.save_embedder(self.original, before)
             say(
                 f"stage two did not help ({score} {new:.4f}, before {old:.4f}): kept the weights it began with"
@@ -254,5 +259,5 @@ class StageTwo:
             moment = f"epoch {epoch}" if epoch else "the start of the projection"
             say(f"kept {moment}: {score} {new:.4f}, before stage two {old:.4f}")
         say(f"weights in {self.run.best}")
-        self.run.log("kept", 0, epoch=epoch if new >= old else -1, before=old, after=new)
-        return before if old > new else after
+        self.run.log("kept", 0, epoch=-1 if worse else epoch, before=old, after=new)
+        return before if worse else after
