@@ -6,6 +6,7 @@ of workers and ranks, and after a restart in the middle of an epoch. Shapes: B b
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -202,7 +203,8 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
         # The loader draws a seed for its workers from here, and not from the training's random numbers.
         generator=torch.Generator(),
     )
-    batches = iter(loader)
+    with _interrupts_held():
+        batches = iter(loader)
     try:
         yield from batches
     except RuntimeError as error:
@@ -215,6 +217,19 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
     finally:
         # A traceback may keep the iterator alive, and with it the processes.
         batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: processes that begin in it are never interrupted, not even before `_quiet`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_it_is(batch: Any) -> Any:

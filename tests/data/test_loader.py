@@ -264,6 +264,21 @@ def test_a_worker_that_dies_is_a_clear_error(index: ImageIndex) -> None:
     assert "\n" not in str(caught.value)
 
 
+class TellsMask(Dies):
+    """A transform that tells, by its error, whether its process can be interrupted."""
+
+    def draw(self, image: Image.Image) -> Plan:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        raise ZeroDivisionError(f"held: {signal.SIGINT in blocked}")
+
+
+def test_a_worker_is_never_interrupted_not_even_as_it_begins(index: ImageIndex) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(ZeroDivisionError, match="held: True"):
+        list(load_batches(index, chunks(20, 6), TellsMask(), workers=1))  # type: ignore[arg-type]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bug_keeps_its_traceback(index: ImageIndex, workers: int) -> None:
     with pytest.raises(ZeroDivisionError, match="a bug of ours"):
@@ -302,7 +317,8 @@ def test_interrupt_ends_all_processes(index: ImageIndex, tmp_path: Path) -> None
         try:
             for batch in load_batches(index, chunks(20, 1), eval_transform(Preprocess()), workers=2):
                 print("ready", flush=True)
-                time.sleep(600)
+                while True:  # not one long sleep: a signal between the line and the sleep would not end that
+                    time.sleep(0.01)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
         """
