@@ -6,7 +6,6 @@ of workers and ranks, and after a restart in the middle of an epoch. Shapes: B b
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import signal
@@ -25,6 +24,7 @@ from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Transform
 from facemetric.errors import DataError
+from facemetric.machine import interrupts_held
 
 MAX_BYTES = 256 << 20  # of one image file
 DRAWING = threading.Lock()  # held by the one thread that draws from the global generators
@@ -203,7 +203,7 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
         # The loader draws a seed for its workers from here, and not from the training's random numbers.
         generator=torch.Generator(),
     )
-    with _interrupts_held():
+    with interrupts_held():
         batches = iter(loader)
     try:
         yield from batches
@@ -219,24 +219,11 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
         batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: processes that begin in it are never interrupted, not even before `_quiet`."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes: the main one answers, and ends the workers."""
+    """Ctrl-C reaches the whole group of processes, where it was not held back: the main one answers, and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.filterwarnings("ignore", module="PIL")  # what matters about an image comes as BadImage
