@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from facemetric.commands.embedding import announced, check_config, embed_data, seen_in_training
 from facemetric.commands.out_folder import claim_out, results_come
-from facemetric.config import CalibrateConfig, require
+from facemetric.config import CalibrateConfig, VerifyConfig, require
 from facemetric.config.calls import takes_options
 from facemetric.data.index import ImageIndex, parse_source, read_index
 from facemetric.data.lists import apply_lists, check_identities, read_identity_list
@@ -56,7 +57,8 @@ class Calibrated:
     def text(self) -> str:
         """Notes, a line for each threshold, then what they were chosen on, where they are, and the command that uses
         them: verify does not find a copy of shipped weights under their name."""
-        first = self.thresholds[0]
+        first, usual = self.thresholds[0], VerifyConfig().far
+        far = min((t.wanted_far for t in self.thresholds), key=lambda far: abs(math.log(far / usual)))
         lines = [
             *self.notes,
             *map(text_of, self.thresholds),
@@ -65,7 +67,7 @@ class Calibrated:
             f"{self.chosen_on}",
             f"stored in {self.config}",
             f"use: facemetric verify A.jpg B.jpg {shlex.join(['--weights', str(self.weights)])} "
-            f"--far {first.wanted_far:g}",
+            f"--far {far:g}",
         ]
         return "\n".join(lines)
 

@@ -184,7 +184,7 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     monkeypatch.setattr("facemetric.model.weights.folder.SHIPPED", (tmp_path / "shipped",))
     before = (tmp_path / "shipped" / "faces-9" / "config.json").read_bytes()
     options: dict[str, Any] = {"weights": "faces-9", "out": tmp_path / "out"} | FAST
-    found = calibrate(str(faces), far=0.1, **options)
+    found = calibrate(str(faces), far=(0.5, 0.1), **options)  # the nearer to verify's own is named
     assert (tmp_path / "shipped" / "faces-9" / "config.json").read_bytes() == before
     assert found.weights == tmp_path / "out" / "faces-9"
     *_, command = found.text().splitlines()
@@ -197,7 +197,7 @@ def test_shipped_weights_are_copied_and_stay_as_they_are(
     with pytest.raises(WeightsError, match=r"faces-9 holds no threshold for FAR 0\.1; make one with"):
         Verifier("faces-9", far=0.1, device="cpu")
     calibrate(str(faces), far=0.01, **options)
-    assert list(config_of(found.weights)["facemetric"]["thresholds"]) == ["0.1", "0.01"]
+    assert list(config_of(found.weights)["facemetric"]["thresholds"]) == ["0.5", "0.1", "0.01"]
     assert load_embedder(found.weights).embedding_size == load_embedder("faces-9").embedding_size
     image = str(next(path for path in faces.rglob("*") if path.is_file()))
     assert Verifier(found.weights, far=0.01, device="cpu")(image, image).same

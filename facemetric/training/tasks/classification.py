@@ -21,7 +21,8 @@ from facemetric.data.device_transforms import pixels_on
 from facemetric.data.images import normalise, upload
 from facemetric.data.index import ImageIndex
 from facemetric.data.loader import Batch, load_batches
-from facemetric.errors import DataError
+from facemetric.distributed import say
+from facemetric.errors import DataError, plural
 from facemetric.evaluation.embed import embed_index, images_of
 from facemetric.machine import pick_workers
 from facemetric.model.embedder import Embedder, check_backbone, in_pieces
@@ -77,6 +78,7 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 
     A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2
     (imprinted weights)."""
+    say(f"embedding {plural(len(index), 'image')}: each identity begins at the mean of its own")
     full = embedder.preprocess
     embedder.preprocess = replace(full, size=(side, side))
     table = embed_index(embedder, index, workers=workers, progress="identities' means").table
