@@ -79,27 +79,29 @@ stage pretrain "$runs/large" "$last" --config "$configs/shipped_large.toml" --we
 settle faces-160 large --refit-penalty 3 "${plain[@]}"
 
 # Faces blended from those of the run before, which the teacher is asked about; no other pictures without a name.
-blended() {  # run, config, weights, numbers of the blends
-    local run=$1 config=$2 weights=$3 unlabelled=() teacher=("${named[@]}")
-    shift 3
-    for seed in "$@"; do
+blended() {  # run, config, weights, numbers of the blends, further options
+    local run=$1 config=$2 weights=$3 numbers=$4 unlabelled=() teacher=("${named[@]}")
+    shift 4
+    for seed in $numbers; do
         unlabelled+=("blends$seed=$runs/blends$seed.tar") teacher+=("blends$seed=$runs/blends$seed.npz")
     done
     stage pretrain "$runs/$run" "$last" --config "$configs/$config" --weights "$runs/$weights" \
-        --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}"
+        --unlabelled "${unlabelled[@]}" --teacher "${teacher[@]}" "$@"
 }
 
-for seed in 1 2 3 4 5 6 7 8; do
+for seed in 1 2 3 4 5 6 7 8 9 10 11 12; do
     [ -e "$runs/blends$seed.tar" ] || python "$(dirname "$0")/blend_faces.py" "$runs/long" --count "$blends" --seed "$seed" \
         --out "$runs/blends$seed.tar"
     [ -e "$runs/blends$seed.npz" ] || facemetric embed "$runs/blends$seed.tar" --weights "$data/teacher/dlib.onnx" \
         --faces off --out "$runs/blends$seed.npz"
 done
-blended blended shipped_blended.toml before 1 2 3 4
+blended blended shipped_blended.toml before "1 2 3 4"
 settle mixed blended --teacher "${named[@]}"
-blended clear shipped_clear.toml mixed 5 6 7 8
-blended small shipped_small.toml clear 5
-settle faces-112 clear --teacher "${named[@]}"
+blended clear shipped_clear.toml mixed "5 6 7 8"
+settle cleared clear --teacher "${named[@]}"
+blended clearer shipped_clear.toml cleared "9 10 11 12" --seed 32
+blended small shipped_small.toml clearer 9
+settle faces-112 clearer --teacher "${named[@]}"
 settle faces-96 small --refit-teacher 0.5 --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
     # The hashes of the photographs behind the blends, not of the blends, which show nobody.
