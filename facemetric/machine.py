@@ -10,7 +10,6 @@ import functools
 import gc
 import importlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -256,21 +255,6 @@ def pick_workers(workers: int) -> int:
     if cores <= 2 and not torch.cuda.is_available():
         return 0
     return max(1, min(8, cores // 2))
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back from this thread for a moment, and from the processes that begin in it for all their life.
-
-    Ctrl-C reaches every process of a terminal's job. One that ignores it only once it runs can be hit as it begins."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sigterm_handler(main_process: int) -> Callable[[int, Any], None]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from facemetric import distributed
 from facemetric.model.weights.save_load import classifier_key
 from facemetric.training.pretrain import pretrain
+from facemetric.training.run.best import Judge
 from facemetric.training.run.run import Trained
 
 SMALL = {"arch": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 16}
@@ -112,11 +112,18 @@ def some_single(faces: Path, tmp_path: Path) -> Path:
     return tmp_path / "some"
 
 
+class ByScore(Judge):
+    """Epochs of `Toy` are compared by the figure that it is given."""
+
+    def score(self, figures: Mapping[str, Any]) -> float | None:
+        return figures.get("score")
+
+
 class Toy:
     """A task of the loop (see task.Task): a regression with batch norm, dropout, numpy's random numbers and a
     memory of the last batch's mean."""
 
-    judge = SimpleNamespace(score=lambda figures: figures.get("score"))
+    judge = ByScore()
     steps_per_epoch = 5
 
     def __init__(

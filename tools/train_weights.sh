@@ -3,9 +3,10 @@
 # ones, whose mean with it goes to stage two; from there some that follow a teacher's embeddings, with labels and without;
 # and last some whose teacher is asked about blended faces too. Start it again after a stop, it goes on.
 #   BLENDS=50048 tools/train_weights.sh DATA RUNS [OPTIONS]     DATA as in the README's results, and teacher/dlib.onnx in
-#   it (tools/dlib_to_onnx.py); RUNS a folder for the runs; OPTIONS go to every stage: with --epochs 1 and few BLENDS it is
-#   a rehearsal, of minutes where DATA is a cut (tars and teacher's tables of the same names with some of the people, the
-#   validation people among them; the lists may name others)
+#   it (tools/dlib_to_onnx.py); RUNS a folder for the runs of this recipe alone, as what is complete is not looked at
+#   again; OPTIONS go to every stage: with --epochs 1 and few BLENDS it is a rehearsal, of minutes where DATA is a cut
+#   (tars and teacher's tables of the same names with some of the people, the validation people among them; the lists may
+#   name others)
 set -euo pipefail
 data=$1 runs=$2 blends=${BLENDS:-50048}
 shift 2
@@ -98,10 +99,10 @@ done
 blended blended shipped_blended.toml before "1 2 3 4"
 settle mixed blended --teacher "${named[@]}"
 blended clear shipped_clear.toml mixed "5 6 7 8"
-settle cleared clear --teacher "${named[@]}"
-blended clearer shipped_clear.toml cleared "9 10 11 12" --seed 32
-blended small shipped_small.toml clearer 9
-settle faces-112 clearer --teacher "${named[@]}"
+settle clear-settled clear --teacher "${named[@]}"
+blended fresh shipped_clear.toml clear-settled "9 10 11 12" --seed 32
+blended small shipped_small.toml fresh 9
+settle faces-112 fresh --teacher "${named[@]}"
 settle faces-96 small --refit-teacher 0.5 --teacher "${named[@]}"
 for name in faces-160 faces-112 faces-96; do
     # The hashes of the photographs behind the blends, not of the blends, which show nobody.

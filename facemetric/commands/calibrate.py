@@ -58,7 +58,8 @@ class Calibrated:
         """Notes, a line for each threshold, then what they were chosen on, where they are, and the command that uses
         them: verify does not find a copy of shipped weights under their name."""
         first, usual = self.thresholds[0], VerifyConfig().far
-        far = min((t.wanted_far for t in self.thresholds), key=lambda far: abs(math.log(far / usual)))
+        fars = sorted((t.wanted_far for t in self.thresholds), reverse=True)
+        far = min(fars, key=lambda far: round(abs(math.log(far / usual)), 6))  # of two as near, the larger
         lines = [
             *self.notes,
             *map(text_of, self.thresholds),

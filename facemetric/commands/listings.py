@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from facemetric.config import RunsConfig
 from facemetric.config.build import read_toml
+from facemetric.config.training import BestBy
 from facemetric.errors import ConfigError, DataError
 from facemetric.files import is_locked
 from facemetric.model.weights.folder import MODEL, read_config, shipped_weights
-from facemetric.training.run.best import EER, SCORE, Judge
+from facemetric.training.run.best import EER, TAR, Judge
 from facemetric.training.run.folder import (
     CHECKPOINT,
     CONFIG,
@@ -88,7 +89,8 @@ def standing(folder: Path) -> Standing:
     options = read_options(folder / CONFIG)
     stage = "finetune" if "miner" in options else "pretrain" if "head" in options else "-"
     seen = [numbers(line) for line in log if line.get("event") == "validation"]
-    best = best_of(seen, Judge(options.get("best_by", Judge().by)))
+    asked = options.get("best_by")
+    best = best_of(seen, next((Judge(by) for by in get_args(BestBy) if by == asked), Judge()))
     trained = [numbers(line) for line in log if line.get("event") == "train"]
     state = state_of(folder, log)
     left = trained[-1].get("minutes_left") if trained and state == "running" else None
@@ -105,7 +107,8 @@ def standing(folder: Path) -> Standing:
 
 
 def best_of(validations: list[dict[str, Any]], judge: Judge) -> dict[str, Any]:
-    """The validation that a run keeps the weights of, the first of equals; the last where nothing compares them."""
+    """The validation that a run keeps the weights of: the best, the first of equals; of `last` the last. {} where none
+    has the figure."""
     scores = [judge.score(each) for each in validations]
     judged = [(score, each) for score, each in zip(scores, validations, strict=True) if score is not None]
     if judged:
@@ -156,7 +159,7 @@ def runs_text(found: list[Standing], root: Path) -> str:
     for run in found:
         name = str(run.folder.relative_to(root)) if run.folder != root else str(root)
         epoch = "-" if run.best_epoch is None else str(run.best_epoch)
-        figures = [f"{run.best[key]:.4f}" if key in run.best else "-" for key in (SCORE, EER)]
+        figures = [f"{run.best[key]:.4f}" if key in run.best else "-" for key in (TAR, EER)]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.changed))
         rows.append([name, run.stage, run.state, run.epochs, run.left or "-", epoch, *figures, when])
     return aligned(rows)

@@ -6,6 +6,8 @@ of workers and ranks, and after a restart in the middle of an epoch. Shapes: B b
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import random
 import re
 import signal
@@ -24,7 +26,6 @@ from facemetric.data.images import BadImage, decode
 from facemetric.data.index import ImageIndex
 from facemetric.data.transforms import Transform
 from facemetric.errors import DataError
-from facemetric.machine import interrupts_held
 
 MAX_BYTES = 256 << 20  # of one image file
 DRAWING = threading.Lock()  # held by the one thread that draws from the global generators
@@ -203,9 +204,10 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
         # The loader draws a seed for its workers from here, and not from the training's random numbers.
         generator=torch.Generator(),
     )
-    with interrupts_held():
-        batches = iter(loader)
+    batches = None
     try:
+        with _interrupts_held():
+            batches = iter(loader)
         yield from batches
     except RuntimeError as error:
         if not re.search("worker.*(exited|killed)", str(error)):
@@ -216,7 +218,22 @@ def _in_workers(made: _Batches, steps: range, workers: int, pin: bool) -> Iterat
         ) from None
     finally:
         # A traceback may keep the iterator alive, and with it the processes.
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        if batches is not None:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back from this thread: a worker that is forked meanwhile is never interrupted, not even before
+    `_quiet`. Workers of another start method are no children of this thread, and would not know."""
+    if multiprocessing.get_start_method() != "fork":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -224,6 +241,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes, where it was not held back: the main one answers, and ends them."""
+    """Ctrl-C reaches the whole group of processes: the main one answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.filterwarnings("ignore", module="PIL")  # what matters about an image comes as BadImage

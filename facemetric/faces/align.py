@@ -43,7 +43,7 @@ from facemetric.faces.detector import load_detector
 from facemetric.faces.photographs import open_photograph
 from facemetric.faces.quality import sharpness
 from facemetric.files import write_whole
-from facemetric.machine import interrupts_held, progress_bar, say
+from facemetric.machine import progress_bar, say
 
 WAS_CROP = "an aligned crop already"
 CHUNK = 64  # photographs that a process is given at once
@@ -292,8 +292,7 @@ def lines_of(
     try:
         while True:
             while len(under_way) < 2 * workers and (chunk := next(todo, None)) is not None:
-                with interrupts_held():  # processes may begin
-                    under_way[pool.submit(_work, chunk)] = len(chunk)
+                under_way[pool.submit(_work, chunk)] = len(chunk)
             if not under_way:
                 return
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:

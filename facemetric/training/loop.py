@@ -296,9 +296,7 @@ class Trainer:
             metrics = distributed.from_first(self.task.validate(self.kept))  # all agree on the best epoch
         epoch = self.at.epoch + (self.at.step > 0)  # that of --max-steps may be cut; 0 is the start
         self.run.log("validation", self.done, epoch=epoch, **metrics)
-        score = self.task.judge.score(metrics)
-        best = None if self.at.best is None else self.task.judge.score(self.at.best)
-        better = score is None or best is None or score > best
+        better = self.task.judge.better(metrics, self.at.best)
         if better:
             self.at.best, self.at.best_epoch = metrics, epoch
             if distributed.rank() == 0:
@@ -309,7 +307,7 @@ class Trainer:
         """One line, of the validation's figures, or the last ones of the training where there is no validation."""
         shown = metrics or {f"train_{name}": value for name, value in self.last.items()}
         if shown:
-            star = " *" if metrics and better else ""
+            star = " *" if metrics and better and self.task.judge.by != "last" else ""
             end = star + self.pace.left(self.done, self.total)
             say(figures_line(f"epoch {epoch}/{self.settings.epochs}", shown, end))
 

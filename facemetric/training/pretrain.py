@@ -54,5 +54,12 @@ def pretrain_on(device: torch.device, config: PretrainConfig) -> Trained:
             keep_hashes(run, task.index, config.weights, config.workers)
             list_noise(task.model, split.train, run.folder, task.workers)
         run.log("finished" if finished else "stopped", at.epoch * task.steps_per_epoch + at.step)
-    say(f"best epoch {at.best_epoch}; weights in {run.best}")
-    return Trained(run.folder, run.best, at.best or {})
+    metrics = at.best or {}
+    judged = task.judge.score(metrics) is not None
+    kept = (
+        f"best epoch by {task.judge.figure(metrics)}: {at.best_epoch}"
+        if judged
+        else f"kept epoch {at.best_epoch}"
+    )
+    say(f"{kept}; weights in {run.best}")
+    return Trained(run.folder, run.best, metrics)

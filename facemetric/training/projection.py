@@ -128,7 +128,9 @@ class Best:
         if self.validation is not None:
             emb_ND = functional.normalize(model(self.validation.features), dim=1)
             figures = open_set_figures(emb_ND.numpy(), self.validation.labels.numpy())
-            score = figures[Judge().figure(figures)]
+            found = Judge().score(figures)
+            assert found is not None  # validated
+            score = found
             self.scores.append(score)
         if self.validation is None or score > self.best:
             self.best, self.epoch, self.model = score, epoch, copy.deepcopy(model)

@@ -17,7 +17,7 @@ from facemetric.errors import DataError
 from facemetric.model.embedder import build_embedder
 from facemetric.model.weights import folder as weights_folder
 from facemetric.model.weights.save_load import save_weights
-from facemetric.training.run.best import SCORE
+from facemetric.training.run.best import TAR
 from facemetric.training.run.run import Run
 
 
@@ -32,7 +32,7 @@ def write(folder: Path, *events: tuple[str, int, dict[str, Any]], checkpoint: bo
 
 
 def validation(epoch: int, score: float) -> tuple[str, int, dict[str, Any]]:
-    return "validation", 10 * epoch, {"epoch": epoch, SCORE: score, "val_eer": 1 - score}
+    return "validation", 10 * epoch, {"epoch": epoch, TAR: score, "val_eer": 1 - score}
 
 
 def test_every_state_and_the_best_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_a_running_one_says_how_long_it_takes(tmp_path: Path) -> None:
 
 def test_figures_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
     """A figure that was not finite is written as text; a damaged line may hold anything."""
-    odd: dict[str, Any] = {"epoch": "two", SCORE: "nan", "val_eer": 10**400}
+    odd: dict[str, Any] = {"epoch": "two", TAR: "nan", "val_eer": 10**400}
     events = validation(1, 0.3), ("validation", 20, odd), ("train", "?", {"minutes_left": math.inf})
     folder = write(tmp_path / "a", *events)  # type: ignore[arg-type]
     (found,) = find_runs(tmp_path)
@@ -81,6 +81,20 @@ def test_figures_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
     for file in folder.glob("checkpoint*"):
         file.unlink()
     assert runs_text(find_runs(tmp_path), tmp_path).splitlines()[1].split()[2] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("best_by", "epoch"),
+    [('"eer"', 2), ('"auc"', 1), ('"last"', 3), ('"tar@0.01"', 2), ('"of next year"', 2), ('["eer"]', 2)],
+)
+def test_the_best_epoch_is_that_of_the_run(tmp_path: Path, best_by: str, epoch: int) -> None:
+    events = [validation(1, 0.2), validation(2, 0.7), validation(3, 0.5)]
+    for number, (_, _, figures) in enumerate(events):
+        figures["val_auc"] = 0.9 - number / 10
+    folder = write(tmp_path / "a", *events)
+    (folder / "config.toml").write_text(f"epochs = 3\nbest_by = {best_by}\n")
+    (found,) = find_runs(tmp_path)
+    assert found.best_epoch == epoch
 
 
 @pytest.mark.parametrize("options", [b"epochs = 9" + b"[" * 100_000, b"a = " + b"[" * 100_000, b"\xff"])

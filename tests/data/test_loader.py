@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,11 +274,37 @@ class TellsMask(Dies):
         raise ZeroDivisionError(f"held: {signal.SIGINT in blocked}")
 
 
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="of forked workers")
 def test_a_worker_is_never_interrupted_not_even_as_it_begins(index: ImageIndex) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(ZeroDivisionError, match="held: True"):
         list(load_batches(index, chunks(20, 6), TellsMask(), workers=1))  # type: ignore[arg-type]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="of forked workers")
+def test_an_interrupt_as_the_workers_begin_ends_them(
+    index: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes once they are there; whoever keeps the traceback does not keep them."""
+    before = set(multiprocessing.active_children())
+    begin = loader.DataLoader.__iter__
+
+    def interrupted(self: Any) -> Any:
+        signal.pthread_kill(
+            threading.get_ident(), signal.SIGINT
+        )  # this thread's, or another would take it at once
+        return begin(self)
+
+    monkeypatch.setattr(loader.DataLoader, "__iter__", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            list(load_batches(index, chunks(20, 1), eval_transform(PRE), workers=2))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert caught.traceback
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -24,7 +24,7 @@ from facemetric.evaluation.audit.seen import read_training_images
 from facemetric.evaluation.embed import embed_index
 from facemetric.mining.losses import RESERVED
 from facemetric.model.weights.folder import amend_config
-from facemetric.training.run.best import SCORE
+from facemetric.training.run.best import TAR
 from facemetric.training.run.run import Run, Trained
 from facemetric.training.split import read_split
 from facemetric.training.tasks import triplets as stage_two
@@ -104,16 +104,16 @@ def test_another_crop_and_size_of_picture(
 def script(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     """Validation gives these scores, one after the other: before, the start of the projection, the epochs."""
     left = list(scores)
-    monkeypatch.setattr(stage_two, "open_set_figures", lambda *args: {SCORE: left.pop(0)})
+    monkeypatch.setattr(stage_two, "open_set_figures", lambda *args: {TAR: left.pop(0)})
 
 
 @pytest.mark.parametrize(
     ("scores", "kept", "said"),
     [
-        ([0.5, 0.5, 0.6, 0.8], 2, f"kept epoch 2: {SCORE} 0.8000, before stage two 0.5000"),
-        ([0.5, 0.5, 0.7, 0.6], 1, f"kept epoch 1: {SCORE} 0.7000, before stage two 0.5000"),
+        ([0.5, 0.5, 0.6, 0.8], 2, f"kept epoch 2: {TAR} 0.8000, before stage two 0.5000"),
+        ([0.5, 0.5, 0.7, 0.6], 1, f"kept epoch 1: {TAR} 0.7000, before stage two 0.5000"),
         ([0.5, 0.5, 0.5, 0.4], 0, "kept the start of the projection"),
-        ([0.9, 0.4, 0.6, 0.5], -1, f"stage two did not help ({SCORE} 0.6000, before 0.9000)"),
+        ([0.9, 0.4, 0.6, 0.5], -1, f"stage two did not help ({TAR} 0.6000, before 0.9000)"),
     ],
     ids=["the end", "the middle", "the start", "stage one"],
 )
@@ -140,7 +140,7 @@ def test_the_better_of_start_and_end_is_kept(
         str(faces), weights=str(stage_one.run), lr=0.01, **FAST | {"epochs": 2}, out=tmp_path / "run"
     )
     assert said in capsys.readouterr().out
-    assert run.metrics[SCORE] == (scores[0] if kept < 0 else scores[kept + 1])
+    assert run.metrics[TAR] == (scores[0] if kept < 0 else scores[kept + 1])
     assert log_of(run, "kept")[0]["epoch"] == kept
     config = json.loads((run.weights / "config.json").read_text())["facemetric"]
     assert config["metrics"] == run.metrics
@@ -174,7 +174,7 @@ def test_the_figure_that_is_asked_for_picks_what_is_kept(
 ) -> None:
     # before, the start of the projection, two epochs
     figures = [
-        {SCORE: tar, "val_eer": eer, "val_auc": auc}
+        {TAR: tar, "val_eer": eer, "val_auc": auc}
         for tar, eer, auc in [(0.9, 0.3, 0.7), (0.5, 0.4, 0.9), (0.8, 0.1, 0.8), (0.6, 0.2, 0.6)]
     ]
     left = list(figures)
@@ -218,7 +218,7 @@ def test_the_gain_is_said_with_its_interval(
         [0.1, 0.2, 0.3, 0.4]
     )  # each validation is better than the one before: the last epoch is kept
     monkeypatch.setattr(
-        stage_two, "open_set_figures", lambda *args: open_set_figures(*args) | {SCORE: next(scores)}
+        stage_two, "open_set_figures", lambda *args: open_set_figures(*args) | {TAR: next(scores)}
     )
     options = FAST | {"freeze": freeze, "epochs": 2, "val_fraction": 0.5, "lr": 0.03, "seed": 1}
     run = finetune(str(faces), weights=str(stage_one.run), **options, out=tmp_path / "run")

@@ -466,7 +466,7 @@ def test_another_seed_is_refused_by_its_name(tmp_path: Path) -> None:
     run.close()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"a run")
     with pytest.raises(
-        ConfigError, match="--seed is 1, before 0; resume with the seed that it was started with"
+        ConfigError, match="--seed is 1, before 0; resume with the one that it was started with"
     ):
         Run(tmp_path / "run", config_toml="seed = 1\n", resume=True)
     Run(tmp_path / "run", config_toml="seed = 0\nmax_steps = 0\n", resume=True).close()

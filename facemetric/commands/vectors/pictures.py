@@ -30,7 +30,7 @@ from facemetric.data.loader import MAX_BYTES, load_batches
 from facemetric.errors import DataError
 from facemetric.faces.crops import Face, FacesFound
 from facemetric.faces.finder import FaceFinder, face_finder
-from facemetric.machine import interrupts_held, own_cores, pick_workers
+from facemetric.machine import own_cores, pick_workers
 from facemetric.model.pictures import crop_side
 
 NO_FACE, UNREADABLE = "no face", "unreadable"
@@ -219,8 +219,7 @@ def in_processes(
     try:
         while True:
             while len(under_way) < 2 * workers and (rows := next(todo, None)) is not None:
-                with interrupts_held():  # processes may begin
-                    under_way.append(pool.submit(_look, rows.tolist()))
+                under_way.append(pool.submit(_look, rows.tolist()))
             if not under_way:
                 return
             yield under_way.popleft().result()

@@ -25,7 +25,6 @@ from facemetric.data.drawn.pen import Pen
 from facemetric.data.drawn.traits import Identity, Nuisance, draw_traits
 from facemetric.errors import ConfigError
 from facemetric.files import write_whole
-from facemetric.machine import interrupts_held
 
 MIN_SIZE = 16  # pixels; below it nothing of a face is left
 _CANVAS = 120  # pixels; drawn at least this large and then reduced, which smooths the edges
@@ -113,9 +112,7 @@ def _all_jpegs(
     # spawn, as the caller may hold torch threads that a fork would leave locked
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            with interrupts_held():  # the processes begin
-                found = pool.map(job, range(identities), chunksize=4)
-            yield from found
+            yield from pool.map(job, range(identities), chunksize=4)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from torch.utils.tensorboard import SummaryWriter
 
 from facemetric import distributed
+from facemetric.config import FinetuneConfig, PretrainConfig
+from facemetric.config.build import config_dict
 from facemetric.distributed import say
 from facemetric.errors import ConfigError, writing
 from facemetric.files import Lock, write_bytes_whole
@@ -79,11 +81,13 @@ class Run:
             self.resume = False
         if self.resume:
             self.changed = changed_options(self.folder / CONFIG, self._config)
-            if "seed" in self.changed:  # the order of the images and every random number follow it
-                raise ConfigError(
-                    f"--seed is {self.changed['seed']}; resume with the seed that it was started with, or name "
-                    "another --out"
-                )
+            # Every random number follows the seed; the epoch in `best/` was picked by one figure.
+            for name in ("seed", "best_by"):
+                if name in self.changed:
+                    raise ConfigError(
+                        f"--{name.replace('_', '-')} is {self.changed[name]}; resume with the one that it was started "
+                        "with, or name another --out"
+                    )
             mend_folder(self.best)
         else:
             self.write_config()
@@ -170,7 +174,9 @@ def changed_options(path: Path, config: str) -> dict[str, str]:
         before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(config)
     except (OSError, ValueError):  # a path that is no text
         return {}
-    # An option that is younger than the run and not used is no change.
+    # An option that is younger than the run was at its default.
+    usual = config_dict((PretrainConfig if "arch" in now else FinetuneConfig)())
+    before = {name: usual[name] for name in now if name in usual} | before
     names = [name for name in {**before, **now} if (before.get(name) or None) != (now.get(name) or None)]
     return {name: f"{now.get(name, 'none')}, before {before.get(name, 'none')}" for name in names}
 

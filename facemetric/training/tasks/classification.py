@@ -78,7 +78,6 @@ def identity_means(embedder: Embedder, index: ImageIndex, side: int, workers: in
 
     A margin head on trained weights starts from them. Source: Qi et al. 2018, arXiv:1712.07136, section 3.2
     (imprinted weights)."""
-    say(f"embedding {plural(len(index), 'image')}: each identity begins at the mean of its own")
     full = embedder.preprocess
     embedder.preprocess = replace(full, size=(side, side))
     table = embed_index(embedder, index, workers=workers, progress="identities' means").table
@@ -147,6 +146,9 @@ class Classification:
             return None
         train = self.split.train
         index = train.select(self.rows[self.rows < len(train)])
+        say(
+            f"embedding {plural(len(index), 'image')} once: the head starts from each identity's mean embedding"
+        )
         return identity_means(self.model.embedder, index, self.sizes[0], self.workers)
 
     @property

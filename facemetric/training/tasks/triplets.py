@@ -243,13 +243,15 @@ class StageTwo:
         if not before:
             say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
             return after
-        score = self.judge.figure(before)
-        if not score:
-            say(f"kept the last epoch, as --best-by last asks; weights in {self.run.best}")
-            self.run.log("kept", 0, epoch=epoch)
-            return after
+        score, asked = self.judge.figure(before), self.judge.by != "last"
+        score = score or Judge().figure(before)
         old, new = before[score], after[score]
-        worse = (self.judge.score(before) or 0.0) > (self.judge.score(after) or 0.0)
+        if not asked:
+            say(f"kept the last epoch, as --best-by last asks: {score} {new:.4f}, before stage two {old:.4f}")
+            say(f"weights in {self.run.best}")
+            self.run.log("kept", 0, epoch=epoch, before=old, after=new)
+            return after
+        worse = self.judge.better(before, than=after)
         if worse:
             self.save_embedder(self.original, before)
             say(

@@ -27,6 +27,14 @@ def test_epochs_are_judged_by_the_figure_that_is_asked_for() -> None:
     assert {Judge(by).score({}) for by in get_args(BestBy)} == {None}
 
 
+def test_the_nearest_tar_that_the_pairs_support_judges() -> None:
+    figures = {"val_tar_at_far_0.01": 0.5, "val_auc": 0.7}
+    assert Judge("tar@0.001").figure(figures) == "val_tar_at_far_0.01"
+    assert Judge("tar@0.001").better(figures, {"val_tar_at_far_0.01": 0.4, "val_auc": 0.8})
+    assert not Judge("tar@0.001").better(figures, figures)
+    assert Judge("last").better({}, figures)
+
+
 def test_epochs_are_judged_by_auc_where_the_pairs_are_too_few() -> None:
     random = np.random.default_rng(0)
     emb_ND = random.normal(size=(8, 4))
