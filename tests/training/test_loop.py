@@ -470,3 +470,16 @@ def test_another_seed_is_refused_by_its_name(tmp_path: Path) -> None:
     ):
         Run(tmp_path / "run", config_toml="seed = 1\n", resume=True)
     Run(tmp_path / "run", config_toml="seed = 0\nmax_steps = 0\n", resume=True).close()
+
+
+def test_another_figure_that_picks_the_epoch_is_refused(tmp_path: Path) -> None:
+    """The best epoch by it may be gone; a run older than the option is one at its default."""
+    run = Run(tmp_path / "run", config_toml="seed = 0\n", resume=False)
+    run.log("train", 1, loss=1.0)
+    run.close()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"a run")
+    with pytest.raises(ConfigError, match=r"--best-by is eer, before tar@0\.01; resume with the one that"):
+        Run(tmp_path / "run", config_toml='seed = 0\nbest_by = "eer"\n', resume=True)
+    again = Run(tmp_path / "run", config_toml='seed = 0\nbest_by = "tar@0.01"\n', resume=True)
+    assert again.changed == {}
+    again.close()
