@@ -28,13 +28,13 @@ from facemetric.faces.template import POINTS, SIDE, TEMPLATE
 from facemetric.files import write_text_whole
 from facemetric.model.embedder import Embedder, embed_batch
 from facemetric.model.onnx.export import OnnxEmbedder, export_onnx, quantize_onnx, required
+from facemetric.model.onnx.fast_path import LARGEST_DIFFERENCE
 from facemetric.model.weights.folder import FACES, expected_pictures, find_weights, read_config
 from facemetric.model.weights.save_load import load_embedder
 
 PARITY_IMAGES = 200  # crops on which both are compared
 CALIBRATION_IMAGES = 512  # crops that give the ranges of int8
 BATCH = 32
-LARGEST_DIFFERENCE = 1e-4  # of one number of a unit vector; more means that the exported file is wrong
 
 Crops = npt.NDArray[np.uint8]
 Embed = Callable[[Crops], npt.NDArray[np.float32]]

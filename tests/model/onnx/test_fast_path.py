@@ -23,6 +23,7 @@ from facemetric.model.embedder import build_embedder
 from facemetric.model.onnx import fast_path
 from facemetric.model.onnx.graph import fold_affine
 from facemetric.model.weights import opened as door
+from facemetric.model.weights.folder import shipped_weights
 from facemetric.model.weights.opened import open_model
 from facemetric.model.weights.save_load import save_weights
 
@@ -73,6 +74,14 @@ def test_the_network_answers_as_torch_does(weights: Path, made: Path) -> None:
     for flip in (False, True):
         wanted = embedder.embed(pictures, flip=flip)
         np.testing.assert_allclose(network.embed(pictures, flip=flip), wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("folder", shipped_weights(), ids=lambda folder: folder.name)
+def test_shipped_weights_have_a_file_that_answers_as_they_do(folder: Path, tmp_path: Path) -> None:
+    """`embed` makes it for many pictures, and would refuse weights whose file differs."""
+    embedder = fm.load_embedder(folder, "cpu")
+    apart = fast_path.make_network(embedder, tmp_path / "network.onnx")
+    assert 0 < apart < fast_path.LARGEST_DIFFERENCE / 3
 
 
 def test_the_file_of_other_weights_is_not_used(
