@@ -243,15 +243,11 @@ class StageTwo:
         if not before:
             say(f"no validation identities: kept the weights of the last epoch in {self.run.best}")
             return after
-        score, asked = self.judge.figure(before), self.judge.by != "last"
-        score = score or Judge().figure(before)
+        last = self.judge.by == "last"
+        judge = Judge() if last else self.judge  # both ends are told by a figure all the same
+        score = judge.figure(before)
         old, new = before[score], after[score]
-        if not asked:
-            say(f"kept the last epoch, as --best-by last asks: {score} {new:.4f}, before stage two {old:.4f}")
-            say(f"weights in {self.run.best}")
-            self.run.log("kept", 0, epoch=epoch, before=old, after=new)
-            return after
-        worse = self.judge.better(before, than=after)
+        worse = not last and judge.better(before, than=after)
         if worse:
             self.save_embedder(self.original, before)
             say(
@@ -259,6 +255,8 @@ class StageTwo:
             )
         else:
             moment = f"epoch {epoch}" if epoch else "the start of the projection"
+            if last:
+                moment = "the last epoch, as --best-by last asks"
             say(f"kept {moment}: {score} {new:.4f}, before stage two {old:.4f}")
         say(f"weights in {self.run.best}")
         self.run.log("kept", 0, epoch=-1 if worse else epoch, before=old, after=new)
